@@ -1,0 +1,38 @@
+"""Transformer attention for CPUs: NumPy arrays in, NumPy arrays out.
+
+A map of the package. One room per operation: its signature, docstring and a few lines.
+
+attention.py      scaled_dot_product_attention, merge_states
+softmax.py        softmax, log_softmax
+normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
+reference.py      the same names in float64 NumPy: the definition of every operation
+_runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
+_arguments.pyx    the only place that judges what a user passes in
+_core/            the compiled half: a .pyx for each operation family; kernels/ holds the C, one template for each
+                  algorithm, compiled once for each target
+commands/         python -m fastattn info | check | bench
+
+A call goes one way: room -> _core -> _arguments -> items on OpenMP's threads -> kernel.
+"""
+
+__version__ = "0.1.0"
+
+from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
+from fastattn.attention import merge_states, scaled_dot_product_attention
+from fastattn.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from fastattn.softmax import log_softmax, softmax
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "get_num_threads",
+    "layer_norm",
+    "log_softmax",
+    "merge_states",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "targets",
+]

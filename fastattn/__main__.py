@@ -1,0 +1,45 @@
+"""The command line: ``python -m fastattn COMMAND``.
+
+A command is a row of :data:`COMMANDS` and a module of :mod:`fastattn.commands` with two functions,
+``add_arguments(parser)`` and ``run(arguments) -> exit code``. Only the chosen module is imported.
+"""
+
+import argparse
+import importlib
+import sys
+
+import fastattn
+
+COMMANDS = {
+    "info": "show what was built, and what this machine uses of it",
+    "check": "compare every operation, on every target of this machine, with the float64 oracle",
+    "bench": "time real model shapes beside NumPy and, with --peers, other engines",
+}
+
+
+def main(argv=None):
+    """Run one command and return its exit code."""
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="python -m fastattn",
+        description="Transformer attention for CPUs on NumPy arrays.",
+        epilog="commands:\n" + "\n".join(f"  {name:{width}}  {does}" for name, does in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments; try COMMAND --help")
+    chosen = parser.parse_args(argv)
+
+    module = importlib.import_module(f"fastattn.commands.{chosen.command}")
+    command = argparse.ArgumentParser(
+        prog=f"{parser.prog} {chosen.command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(command)
+    return module.run(command.parse_args(chosen.arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

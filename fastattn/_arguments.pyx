@@ -1,0 +1,238 @@
+"""The only room that judges what a user passes in.
+
+Each function takes the argument's name and value and returns it as the compiled half wants it, or raises: TypeError for
+a wrong type, ValueError for a wrong shape or value; the message names the argument, what came and what is needed.
+Compiled, because it stands in front of calls that take less than a microsecond.
+"""
+
+import numpy as np
+
+cimport numpy as np
+from cpython.bool cimport PyBool_Check
+from cpython.float cimport PyFloat_Check
+from cpython.long cimport PyLong_Check
+from libc.math cimport isfinite
+from libc.stddef cimport ptrdiff_t
+
+from fastattn._core.targets cimport FA_F32, FA_F64, fa_type
+
+np.import_array()
+
+cdef object MaskedArray = None  # numpy.ma is imported by its users only
+
+
+# --- arrays ---
+
+cdef np.ndarray array(str name, object x):
+    if type(x) is not np.ndarray:
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+        if hasattr(x, "mask"):
+            raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}, whose mask would be ignored")
+    return <np.ndarray>x
+
+
+cdef bint is_real(np.ndarray x) noexcept:
+    cdef int number = np.PyArray_TYPE(x)
+    return (number == np.NPY_FLOAT32 or number == np.NPY_FLOAT64) and np.PyArray_ISNOTSWAPPED(x)
+
+
+cdef np.ndarray real_array(str name, object x):
+    """An array of one of the types that the kernels compute with."""
+    cdef np.ndarray a = array(name, x)
+    if not is_real(a):
+        raise TypeError(f"{name} must have dtype float32 or float64 in native byte order, got {described(a)}")
+    return a
+
+
+cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_name):
+    """Likewise, of the model's type or a narrower one."""
+    cdef np.ndarray a = real_array(name, x)
+    if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model):
+        raise TypeError(
+            f"{name} must not be wider than {model_name} ({model.dtype}), got dtype {a.dtype}; convert one of them"
+        )
+    return a
+
+
+cdef np.ndarray bool_array(str name, object x):
+    cdef np.ndarray a = array(name, x)
+    if np.PyArray_TYPE(a) != np.NPY_BOOL:
+        raise TypeError(f"{name} must have dtype bool, got {described(a)}")
+    return a
+
+
+cdef np.ndarray vector_like(str name, object x, np.ndarray model, str model_name):
+    """None, or a parameter for each element of the model's last axis, side by side and of the model's type."""
+    if x is None:
+        return None
+    cdef np.ndarray a = real_array_like(name, x, model, model_name)
+    cdef ptrdiff_t length = model.shape[model.ndim - 1]
+    if a.ndim != 1 or a.shape[0] != length:
+        raise ValueError(f"{name} must have shape ({length},), the last axis of {model_name}, got {shape_of(a)}")
+    if np.PyArray_TYPE(a) == np.PyArray_TYPE(model) and np.PyArray_ISCARRAY_RO(a):
+        return a
+    return np.require(a, dtype=model.dtype, requirements=["C", "A"])
+
+
+cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_name):
+    """An array of the model's shape and type."""
+    cdef np.ndarray a = real_array(name, x)
+    if np.PyArray_TYPE(a) != np.PyArray_TYPE(model):
+        raise TypeError(f"{name} must have dtype {model.dtype}, as {model_name} has, got dtype {a.dtype}")
+    if not np.PyArray_SAMESHAPE(a, model):
+        raise ValueError(f"{name} must have {model_name}'s {shape_of(model)}, got {shape_of(a)}")
+    return a
+
+
+cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name):
+    """Where a result of this shape and the model's type goes: the caller's array or, for None, a new one."""
+    if out is None:
+        return new_array(model, ndim, shape)
+    cdef np.ndarray a = array(name, out)
+    cdef int i
+    if np.PyArray_TYPE(a) != np.PyArray_TYPE(model) or not np.PyArray_ISNOTSWAPPED(a):
+        raise TypeError(f"{name} must have dtype {model.dtype}, as {model_name} has, got {described(a)}")
+    if a.ndim != ndim or any([a.shape[i] != shape[i] for i in range(ndim)]):
+        needed = tuple([shape[i] for i in range(ndim)])
+        raise ValueError(f"{name} must have shape {needed}, got {shape_of(a)}")
+    if not np.PyArray_ISWRITEABLE(a):
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    if overlaps_itself(a):
+        raise ValueError(f"{name} must not hold an element twice, got strides {(<object>a).strides}")
+    return a
+
+
+cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape):
+    """A new array of the model's type and, where the axes correspond, in its memory order (NumPy's order="K")."""
+    if ndim != model.ndim or np.PyArray_IS_C_CONTIGUOUS(model):
+        return np.PyArray_EMPTY(ndim, <np.npy_intp *>shape, np.PyArray_TYPE(model), 0)
+    return np.empty_like(model, shape=tuple([shape[i] for i in range(ndim)]), subok=False)
+
+
+cdef bint overlaps_itself(np.ndarray a) noexcept:
+    """A writable array with a zero stride: numpy.broadcast_to does not make one, as_strided does."""
+    cdef int i
+    for i in range(a.ndim):
+        if a.strides[i] == 0 and a.shape[i] > 1:
+            return True
+    return False
+
+
+cdef fa_type type_of(np.ndarray x):
+    return FA_F32 if np.PyArray_TYPE(x) == np.NPY_FLOAT32 else FA_F64
+
+
+cdef str shape_of(np.ndarray x):
+    return f"shape {(<object>x).shape}"
+
+
+cdef str described(np.ndarray x):
+    return f"dtype {x.dtype.str if not np.PyArray_ISNOTSWAPPED(x) else x.dtype}"
+
+
+cpdef tuple states(object outs, object lses):
+    """Results and log-sum-exps of parts, as two lists of the same length."""
+    cdef np.ndarray out, lse, first
+    if isinstance(outs, np.ndarray) and outs.ndim == 0 or not hasattr(outs, "__len__"):
+        raise TypeError(f"outs must be a sequence of arrays, got {type(outs).__name__}")
+    if isinstance(lses, np.ndarray) and lses.ndim == 0 or not hasattr(lses, "__len__"):
+        raise TypeError(f"lses must be a sequence of arrays, got {type(lses).__name__}")
+    if not len(outs) or len(outs) != len(lses):
+        raise ValueError(f"outs and lses must hold the same number of parts, at least 1, got {len(outs)} and {len(lses)}")
+    outs, lses = list(outs), list(lses)
+    first = real_array("outs[0]", outs[0])
+    if first.ndim < 1:
+        raise ValueError("outs[0] must have at least one axis, got shape ()")
+    for i in range(len(outs)):
+        out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
+        needed = (<object>out).shape[: out.ndim - 1]
+        if (<object>lse).shape != needed:
+            raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")
+    return outs, lses
+
+
+# --- numbers ---
+
+cdef ptrdiff_t integer(str name, object x) except? -1:
+    if not PyLong_Check(x) or PyBool_Check(x):
+        if not isinstance(x, np.integer):
+            raise TypeError(f"{name} must be an int, got {type(x).__name__}")
+    try:
+        return <ptrdiff_t>x
+    except OverflowError:
+        raise ValueError(f"{name} must fit 64 bits, got {x}") from None
+
+
+cdef double finite(str name, object x) except? -1:
+    if PyBool_Check(x) or not (PyFloat_Check(x) or PyLong_Check(x) or isinstance(x, (np.floating, np.integer))):
+        raise TypeError(f"{name} must be a float, got {type(x).__name__}")
+    cdef double value = <double>x
+    if not isfinite(value):
+        raise ValueError(f"{name} must be finite, got {x}")
+    return value
+
+
+cdef bint flag(str name, object x) except -1:
+    if x is True:
+        return True
+    if x is False:
+        return False
+    if not isinstance(x, np.bool):
+        raise TypeError(f"{name} must be a bool, got {type(x).__name__}")
+    return bool(x)
+
+
+cpdef int thread_limit(object num_threads) except -1:
+    """The caller's limit; 0 for None."""
+    if num_threads is None:
+        return 0
+    cdef ptrdiff_t count = integer("num_threads", num_threads)
+    if count < 1:
+        raise ValueError(f"num_threads must be at least 1, got {count}")
+    return <int>min(count, 1 << 20)
+
+
+cdef int axis_of(object axis, int ndim) except -1:
+    cdef ptrdiff_t index = integer("axis", axis)
+    if not -ndim <= index < ndim:
+        raise ValueError(f"axis must lie between {-ndim} and {ndim - 1} for an array of {ndim} axes, got {index}")
+    return <int>(index + ndim if index < 0 else index)
+
+
+# --- memory ---
+
+cdef void extent(np.ndarray a, char **low, char **high) noexcept:
+    """The addresses that the array's elements span, the end excluded."""
+    cdef int i
+    low[0] = high[0] = <char *>np.PyArray_DATA(a)
+    if np.PyArray_SIZE(a) == 0:
+        return
+    for i in range(a.ndim):
+        if a.strides[i] < 0:
+            low[0] += (a.shape[i] - 1) * a.strides[i]
+        else:
+            high[0] += (a.shape[i] - 1) * a.strides[i]
+    high[0] += np.PyArray_ITEMSIZE(a)
+
+
+cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept:
+    """Whether the two may have an element in common: their address ranges meet."""
+    cdef char *low_a
+    cdef char *high_a
+    cdef char *low_b
+    cdef char *high_b
+    extent(a, &low_a, &high_a)
+    extent(b, &low_b, &high_b)
+    return low_a < high_b and low_b < high_a
+
+
+cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
+    """Whether element for element they are one and the same: an operation by rows may then work in place."""
+    cdef int i
+    if np.PyArray_DATA(a) != np.PyArray_DATA(b) or np.PyArray_TYPE(a) != np.PyArray_TYPE(b) or a.ndim != b.ndim:
+        return False
+    for i in range(a.ndim):
+        if a.shape[i] != b.shape[i] or a.strides[i] != b.strides[i]:
+            return False
+    return True

@@ -1,0 +1,300 @@
+"""Scaled dot-product attention: a call is judged, laid out, cut into items, and the items run on OpenMP's threads.
+
+An item is a tile of rows of one kv head; where the items of a sequence are too few to share out, its keys are cut into
+parts as well, and the parts merged in their order. How a sequence is cut depends on its own shape alone, never on the
+threads or on the rest of the batch: so its result is the same to the bit whatever surrounds it.
+"""
+
+import numpy as np
+
+cimport numpy as np
+from cython.parallel cimport parallel, prange
+from libc.math cimport sqrt
+from libc.stddef cimport ptrdiff_t
+from libc.stdlib cimport free, malloc
+
+from fastattn cimport _arguments as arguments
+from fastattn._core cimport strides
+from fastattn._core.targets cimport (
+    FA_FEW_MOST, FA_MOST_PARTS, fa_attention, fa_attention_item, fa_kernels, fa_type, kernels_of, scratch,
+)
+from fastattn._core.threads cimport threads_for
+
+np.import_array()
+
+cdef double LOG2_E = 1.4426950408889634
+cdef ptrdiff_t UNBOUNDED = 1 << 48  # farther than any position, and sums of it do not overflow
+
+cdef enum:
+    QUERY, KEY, VALUE, OUT, LSE  # rows of Axes.stride
+    ENOUGH_ITEMS = 32            # a sequence with fewer has its keys cut into parts too
+    SHORTEST_PART = 512          # keys; merging a part costs about as much as attending to 10 keys
+    PART_ALIGNMENT = 128         # keys: the kernels' own step
+    WAVE = 1024                  # parts computed before they are merged: bounds their memory
+
+# What a core does per nanosecond, for the choice of the number of threads: FLOPs, and bytes of keys and values.
+cdef double FLOPS = 60.0
+cdef double BYTES = 15.0
+
+
+cdef struct Plan:
+    fa_attention call
+    strides.Axes batch
+    char *query
+    char *key
+    char *value
+    char *out
+    char *lse
+    ptrdiff_t query_group, key_head, value_head, out_group, lse_group  # bytes from one kv head to the next
+    ptrdiff_t kv_heads, tiles, tile_vectors, wide_tiles, lanes, parts, part_keys, items
+    bint few
+    const fa_kernels *kernels
+    # parts of a wave
+    ptrdiff_t part_rows, itemsize
+    char *part_out
+    char *part_max
+    char *part_sum
+
+
+# --- laying a call out ---
+
+cdef void lay_out(Plan *p, fa_type type) noexcept nogil:
+    """Cut one sequence's rows into tiles of one to `widest` vectors, as even as can be, and its keys into parts."""
+    cdef ptrdiff_t rows = p.call.queries * p.call.group, vectors
+    p.kernels = kernels_of(type)
+    p.few = rows <= p.kernels.few_rows
+    p.lanes = rows if p.few else p.kernels.lanes
+    vectors = 1 if p.few else (rows + p.lanes - 1) // p.lanes
+    p.tiles = 1 if p.few else (vectors + p.kernels.widest - 1) // p.kernels.widest
+    p.tile_vectors = vectors // p.tiles
+    p.wide_tiles = vectors % p.tiles
+    p.part_rows = p.lanes * (p.tile_vectors + (p.wide_tiles > 0))
+    p.items = strides.total(&p.batch) * p.kv_heads * p.tiles
+
+    p.parts = min(p.call.keys // SHORTEST_PART, ENOUGH_ITEMS // max(1, p.kv_heads * p.tiles), <ptrdiff_t>FA_MOST_PARTS)
+    p.parts = max(p.parts, 1)
+    p.part_keys = (p.call.keys + p.parts - 1) // p.parts
+    if p.parts > 1:
+        p.part_keys = (p.part_keys + PART_ALIGNMENT - 1) // PART_ALIGNMENT * PART_ALIGNMENT
+
+
+cdef fa_attention_item item_of(const Plan *p, ptrdiff_t index) noexcept nogil:
+    """Item `index` of the call. The last tiles of a head come first: under a causal mask they are the largest."""
+    cdef fa_attention_item item
+    cdef ptrdiff_t tile = p.tiles - 1 - index % p.tiles
+    cdef ptrdiff_t head = index // p.tiles % p.kv_heads, batch = index // p.tiles // p.kv_heads
+    cdef ptrdiff_t first_vector = tile * p.tile_vectors + min(tile, p.wide_tiles)
+    cdef ptrdiff_t vectors = p.tile_vectors + (tile < p.wide_tiles)
+    item.query = p.query + strides.offset(&p.batch, QUERY, batch) + head * p.query_group
+    item.key = p.key + strides.offset(&p.batch, KEY, batch) + head * p.key_head
+    item.value = p.value + strides.offset(&p.batch, VALUE, batch) + head * p.value_head
+    item.out = p.out + strides.offset(&p.batch, OUT, batch) + head * p.out_group
+    item.lse = p.lse + strides.offset(&p.batch, LSE, batch) + head * p.lse_group if p.lse != NULL else NULL
+    item.first_row = first_vector * p.lanes
+    item.rows = min(vectors * p.lanes, p.call.queries * p.call.group - item.first_row)
+    item.key_begin, item.key_end = 0, p.call.keys
+    item.part_out = item.part_max = item.part_sum = NULL
+    return item
+
+
+cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, ptrdiff_t part) noexcept nogil:
+    """Let the item's results go to part `part` of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
+    cdef ptrdiff_t first = slot * p.parts * p.part_rows + part * item.rows
+    item.part_out = p.part_out + first * p.call.value_size * p.itemsize
+    item.part_max = p.part_max + first * p.itemsize
+    item.part_sum = p.part_sum + first * p.itemsize
+
+
+cdef void run(const Plan *p, ptrdiff_t index, ptrdiff_t first_item, void *memory) noexcept nogil:
+    """One item or, where there are parts, part `index` of the wave that begins with `first_item`."""
+    cdef ptrdiff_t part = index % p.parts, slot = index // p.parts
+    cdef fa_attention_item item = item_of(p, first_item + slot)
+    if p.parts > 1:
+        item.key_begin = min(part * p.part_keys, p.call.keys)
+        item.key_end = min(item.key_begin + p.part_keys, p.call.keys)
+        point_to_part(p, &item, slot, part)
+    if p.few:
+        p.kernels.attention_few(&p.call, &item, memory)
+    else:
+        p.kernels.attention_tile(&p.call, &item, memory)
+
+
+cdef void merge(const Plan *p, ptrdiff_t slot, ptrdiff_t first_item) noexcept nogil:
+    cdef fa_attention_item item = item_of(p, first_item + slot)
+    point_to_part(p, &item, slot, 0)
+    p.kernels.attention_merge(&p.call, &item, p.parts)
+
+
+# --- running it ---
+
+cdef bint run_items(const Plan *p, ptrdiff_t first_item, ptrdiff_t count, int threads) noexcept nogil:
+    """All parts of `count` items. False where a thread found no memory."""
+    cdef ptrdiff_t index, size = p.kernels.attention_scratch(&p.call)
+    cdef void *memory = NULL
+    cdef int failed = 0
+    if threads == 1:  # without OpenMP: entering a parallel region costs as much as a small call
+        memory = scratch(size)
+        if memory == NULL:
+            return False
+        for index in range(count * p.parts):
+            run(p, index, first_item, memory)
+        return True
+    with parallel(num_threads=threads):
+        memory = scratch(size)
+        for index in prange(count * p.parts, schedule="dynamic", chunksize=1):
+            if memory == NULL:
+                failed += 1
+            else:
+                run(p, index, first_item, memory)
+    return failed == 0
+
+
+cdef bint run_waves(Plan *p, int threads) noexcept nogil:
+    """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
+    cdef ptrdiff_t wave = max(1, WAVE // p.parts), first = 0, count, slot
+    cdef ptrdiff_t rows = min(wave, p.items) * p.parts * p.part_rows
+    cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.itemsize)
+    cdef bint done = memory != NULL
+    p.part_max, p.part_sum = memory, memory + rows * p.itemsize
+    p.part_out = memory + 2 * rows * p.itemsize
+    while done and first < p.items:
+        count = min(wave, p.items - first)
+        done = run_items(p, first, count, threads)
+        for slot in prange(count if done else 0, num_threads=threads, schedule="static"):
+            merge(p, slot, first)
+        first += count
+    free(memory)
+    return done
+
+
+cdef bint run_call(Plan *p, int asked) noexcept nogil:
+    cdef double pairs = <double>p.items / p.tiles * p.call.queries * p.call.group * p.call.keys
+    cdef double sizes = p.call.head_size + p.call.value_size
+    cdef double stored = <double>p.items / p.tiles * p.call.keys * sizes * p.itemsize
+    if p.call.right < UNBOUNDED and p.call.queries > 1:
+        pairs /= 2
+    cdef int threads = threads_for(asked, p.items * p.parts, max(2 * pairs * sizes / FLOPS, stored / BYTES))
+    return run_items(p, 0, p.items, threads) if p.parts == 1 else run_waves(p, threads)
+
+
+# --- the boundary ---
+
+cdef int shape_error(str name, np.ndarray x, str needed) except -1:
+    raise ValueError(f"{name} must have {needed}, got shape {(<object>x).shape}")
+
+
+cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:
+    """Length of an axis counted from the end; 1 where the array has no such axis."""
+    return x.shape[x.ndim - from_the_end] if x.ndim >= from_the_end else 1
+
+
+cdef inline ptrdiff_t stride(np.ndarray x, int from_the_end) noexcept:
+    return x.strides[x.ndim - from_the_end] if x.ndim >= from_the_end and length(x, from_the_end) != 1 else 0
+
+
+cdef int judge_shapes(np.ndarray query, np.ndarray key, np.ndarray value) except -1:
+    if query.ndim < 2:
+        shape_error("query", query, "at least 2 axes (..., queries, head size)")
+    if key.ndim < 2:
+        shape_error("key", key, "at least 2 axes (..., keys, head size)")
+    if value.ndim < 2:
+        shape_error("value", value, "at least 2 axes (..., keys, value size)")
+    if length(query, 1) == 0:
+        shape_error("query", query, "a head size (last axis) of at least 1")
+    if length(key, 1) != length(query, 1):
+        shape_error("key", key, f"the head size of query, {length(query, 1)}, as its last axis")
+    if length(value, 2) != length(key, 2):
+        shape_error("value", value, f"as many rows as key, {length(key, 2)}, in its last axis but one")
+    if length(value, 3) != length(key, 3):
+        shape_error("value", value, f"as many heads as key, {length(key, 3)}, in its last axis but two")
+    if length(query, 3) != 0 if length(key, 3) == 0 else length(query, 3) % length(key, 3):
+        shape_error("query", query, f"a multiple of key's {length(key, 3)} heads in its last axis but two")
+    return 0
+
+
+cdef int lead(Plan *p, np.ndarray query, np.ndarray key, np.ndarray value) except -1:
+    """Broadcast the axes before (heads, rows, size); the strides of query, key and value go into the plan."""
+    cdef int i, array, ndim = max(query.ndim, key.ndim, value.ndim)
+    cdef np.ndarray x
+    p.batch.count = max(ndim - 3, 0)
+    for i in range(p.batch.count):
+        p.batch.length[i] = 1
+    for array, x, name in ((QUERY, query, "query"), (KEY, key, "key"), (VALUE, value, "value")):
+        for i in range(p.batch.count):
+            p.batch.stride[array][i] = stride(x, ndim - i)
+            if length(x, ndim - i) == 1 or length(x, ndim - i) == p.batch.length[i]:
+                continue
+            if p.batch.length[i] != 1:
+                shape_error(name, x, f"leading axes that broadcast with query {(<object>query).shape}")
+            p.batch.length[i] = length(x, ndim - i)
+    return 0
+
+
+def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, out, return_lse, num_threads):
+    """See fastattn.attention."""
+    cdef np.ndarray q = arguments.real_array("query", query)
+    cdef np.ndarray k = arguments.real_array_like("key", key, q, "query")
+    cdef np.ndarray v = arguments.real_array_like("value", value, q, "query")
+    cdef bint causal = arguments.flag("is_causal", is_causal), with_lse = arguments.flag("return_lse", return_lse)
+    cdef int asked = arguments.thread_limit(num_threads), i, axes, ndim = max(q.ndim, k.ndim, v.ndim)
+    cdef np.npy_intp shape[strides.MOST_AXES]
+    cdef Plan p
+    cdef fa_attention *call = &p.call
+    cdef np.ndarray result, target, lse = None
+
+    judge_shapes(q, k, v)
+    lead(&p, q, k, v)
+    p.kv_heads = length(k, 3)
+    p.itemsize = np.PyArray_ITEMSIZE(q)
+    call.group = length(q, 3) // p.kv_heads if p.kv_heads else 0
+    call.queries, call.keys = length(q, 2), length(k, 2)
+    call.head_size, call.value_size = length(q, 1), length(v, 1)
+    call.scale = LOG2_E * (1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale))
+    call.q_offset = call.keys - call.queries if q_offset is None else arguments.integer("q_offset", q_offset)
+    call.q_offset = max(-UNBOUNDED // 4, min(call.q_offset, UNBOUNDED // 4))
+    call.left, call.right = UNBOUNDED, 0 if causal else UNBOUNDED
+
+    for i in range(p.batch.count):
+        shape[i] = p.batch.length[i]
+    axes = p.batch.count
+    if ndim > 2:
+        shape[axes] = length(q, 3)
+        axes += 1
+    shape[axes] = call.queries
+    shape[axes + 1] = call.value_size
+    result = target = arguments.output("out", out, ndim, shape, q, "query")
+    if out is not None and (
+        arguments.share_memory(result, q) or arguments.share_memory(result, k) or arguments.share_memory(result, v)
+    ):
+        target = np.PyArray_EMPTY(ndim, shape, np.PyArray_TYPE(q), 0)
+    if with_lse:
+        lse = np.PyArray_EMPTY(ndim - 1, shape, np.PyArray_TYPE(q), 0)
+
+    p.query, p.key, p.value = <char *>np.PyArray_DATA(q), <char *>np.PyArray_DATA(k), <char *>np.PyArray_DATA(v)
+    p.out, p.lse = <char *>np.PyArray_DATA(target), <char *>np.PyArray_DATA(lse) if with_lse else NULL
+    call.query_head, call.query_row, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
+    call.key_row, call.key_element = stride(k, 2), stride(k, 1)
+    call.value_row, call.value_element = stride(v, 2), stride(v, 1)
+    call.out_head, call.out_row, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
+    if with_lse:
+        call.lse_head, call.lse_row = stride(lse, 2), stride(lse, 1)
+    call.key_type, call.value_type = arguments.type_of(k), arguments.type_of(v)
+    for i in range(p.batch.count):
+        p.batch.stride[OUT][i] = target.strides[i]
+        p.batch.stride[LSE][i] = lse.strides[i] if with_lse else 0
+    p.query_group, p.out_group, p.lse_group = (
+        call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
+    )
+    p.key_head, p.value_head = stride(k, 3), stride(v, 3)
+
+    cdef fa_type type = arguments.type_of(q)
+    cdef bint done = True
+    if strides.total(&p.batch) and call.group and call.queries:
+        with nogil:
+            lay_out(&p, type)
+            done = run_call(&p, asked)
+    if not done:
+        raise MemoryError("no scratch memory for attention")
+    if target is not result:
+        result[...] = target
+    return (result, lse) if with_lse else result

@@ -1,0 +1,204 @@
+/* Attention with the head's components in the lanes: few rows per kv head, as in decoding.
+ *
+ * Bound by memory, so each key and value row is read once for all rows of the group. Scores: four keys at a time, their
+ * products folded together in one transposed reduction. While the keys of a block are multiplied its values are
+ * prefetched, and while its values are, the next block's keys: the two streams then never stall. */
+
+#define FEW_KEYS 64 /* keys a block: 32 KB of keys at 128 float32 components */
+
+typedef struct {
+    ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
+    R *query, *scores, *out, *key_panel, *value_panel;
+    R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
+    fa_interval keys[FA_FEW_MOST], any;
+} OP(few);
+
+/* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
+FA_INLINE void OP(few_scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
+                              OP(rows) ahead, const int NR) {
+    for (ptrdiff_t t = 0; t < count; t += FOLD) {
+        V acc[4][FOLD];
+        const R *row[FOLD], *next[FOLD];
+        FA_UNROLL for (int i = 0; i < FOLD; i++) {
+            ptrdiff_t at = t + i < count ? t + i : count - 1;
+            row[i] = key.data + at * key.stride;
+            next[i] = ahead.data + at * ahead.stride;
+            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
+        }
+        for (ptrdiff_t d = 0; d < width; d += LANES) {
+            V k[FOLD];
+            FA_UNROLL for (int i = 0; i < FOLD; i++) {
+                k[i] = OP(load)(row[i] + d);
+                __builtin_prefetch(next[i] + d);
+            }
+            FA_UNROLL for (int r = 0; r < NR; r++) {
+                V q = OP(load)(query + r * width + d);
+                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] += q * k[i];
+            }
+        }
+        FA_UNROLL for (int r = 0; r < NR; r++) OP(store_part)(scores + r * FEW_KEYS + t, OP(fold)(acc[r]), FOLD);
+    }
+}
+
+/* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values. */
+FA_INLINE void OP(few_value_block)(OP(rows) value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
+                                   ptrdiff_t width, const R *decay, OP(rows) ahead, const int NR, const int NC) {
+    V acc[4][8];
+    FA_UNROLL for (int r = 0; r < NR; r++)
+        FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = OP(load)(out + r * width + c * LANES) * decay[r];
+    for (ptrdiff_t t = begin; t < end; t++) {
+        V v[8];
+        FA_UNROLL for (int c = 0; c < NC; c++) {
+            v[c] = OP(load)(value.data + t * value.stride + c * LANES);
+            __builtin_prefetch(ahead.data + t * ahead.stride + c * LANES);
+        }
+        FA_UNROLL for (int r = 0; r < NR; r++) {
+            V p = OP(splat)(weights[r * FEW_KEYS + t]);
+            FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] += p * v[c];
+        }
+    }
+    FA_UNROLL for (int r = 0; r < NR; r++)
+        FA_UNROLL for (int c = 0; c < NC; c++) OP(store)(out + r * width + c * LANES, acc[r][c]);
+}
+
+FA_INLINE void OP(few_values)(OP(rows) value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
+                              ptrdiff_t width, const R *decay, OP(rows) ahead, const int NR, const int NC) {
+    ptrdiff_t d = 0;
+#define CALL(C)                                                                                                        \
+    OP(few_value_block)((OP(rows)){value.data + d, value.stride}, begin, end, weights, out + d, width, decay,          \
+                        (OP(rows)){ahead.data + d, ahead.stride}, NR, C)
+    for (; d + NC * LANES <= width; d += NC * LANES) CALL(NC);
+    for (; d < width; d += LANES) CALL(1);
+#undef CALL
+}
+
+/* One row's scores become weights. Scores outside its keys become -inf; so does what fills up the last vector. */
+static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t first_key, ptrdiff_t count) {
+    R *scores = few->scores + row * FEW_KEYS;
+    ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
+    ptrdiff_t end = fa_clamp(few->keys[row].end - first_key, begin, count);
+    ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
+    for (ptrdiff_t t = 0; t < begin; t++) scores[t] = (R)-INFINITY;
+    for (ptrdiff_t t = end; t < whole; t++) scores[t] = (R)-INFINITY;
+
+    V top = OP(splat)(few->max[row]), sum = {0};
+    for (ptrdiff_t t = 0; t < whole; t += LANES) top = OP(max)(OP(load)(scores + t), top);
+    R max = OP(lane_max)(top), shift = max == (R)-INFINITY ? 0 : max;
+    for (ptrdiff_t t = 0; t < whole; t += LANES) {
+        V weight = OP(exp2)(OP(load)(scores + t) - shift);
+        OP(store)(scores + t, weight);
+        sum += weight;
+    }
+    few->decay[row] = OP(exp2)(OP(splat)(few->max[row] - shift))[0];
+    few->sum[row] = few->sum[row] * few->decay[row] + OP(lane_sum)(sum);
+    few->max[row] = max;
+}
+
+FA_INLINE void OP(few_score_rows)(const OP(few) *few, OP(rows) key, ptrdiff_t count, ptrdiff_t row, OP(rows) ahead,
+                                  const int NR) {
+    OP(few_scores)(key, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS, ahead,
+                   NR);
+}
+
+FA_INLINE void OP(few_value_rows)(const OP(few) *few, OP(rows) value, fa_interval keys, ptrdiff_t row, OP(rows) ahead,
+                                  const int NR, const int NC) {
+    OP(few_values)(value, keys.begin, keys.end, few->scores + row * FEW_KEYS, few->out + row * few->value_width,
+                   few->value_width, few->decay + row, ahead, NR, NC);
+}
+
+static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, ptrdiff_t first_key,
+                         ptrdiff_t count) {
+    OP(rows) key = OP(rows_at)(few->key_panel, few->key_width, item->key + first_key * a->key_row, a->key_type,
+                               a->key_row, a->key_element, count, a->head_size);
+    OP(rows) value = OP(rows_at)(few->value_panel, few->value_width, item->value + first_key * a->value_row,
+                                 a->value_type, a->value_row, a->value_element, count, a->value_size);
+    OP(rows) next = {key.data + count * key.stride, key.stride};
+    const fa_interval whole = {0, count};
+    ptrdiff_t row = 0;
+    for (; row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
+        OP(few_score_rows)(few, key, count, row, value, FA_FEW_ROWS);
+    for (; row < item->rows; row++) OP(few_score_rows)(few, key, count, row, value, 1);
+
+    int edge = 0;
+    for (row = 0; row < item->rows; row++) {
+        OP(few_weigh)(few, row, first_key, count);
+        edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
+    }
+    row = 0;
+    for (; !edge && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
+        OP(few_value_rows)(few, value, whole, row, next, FA_FEW_ROWS, FA_FEW_COLUMNS);
+    for (; row < item->rows; row++) { /* a key that this row does not see is not multiplied either: 0 · NaN is NaN */
+        ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
+        fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
+        OP(few_value_rows)(few, value, keys, row, next, 1, 8);
+    }
+}
+
+static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few) {
+    few->any = (fa_interval){item->key_end, item->key_begin};
+    for (ptrdiff_t row = 0; row < item->rows; row++) {
+        ptrdiff_t at = item->first_row + row;
+        const char *from = item->query + OP(row_offset)(a, at, a->query_head, a->query_row);
+        R *to = few->query + row * few->key_width;
+        for (ptrdiff_t d = 0; d < few->key_width; d++) {
+            R x = 0;
+            if (d < a->head_size) memcpy(&x, from + d * a->query_element, sizeof x);
+            to[d] = x * (R)a->scale;
+        }
+        fa_interval keys = few->keys[row] = fa_keys_of(a, at / a->group, item->key_begin, item->key_end);
+        few->max[row] = (R)-INFINITY;
+        few->sum[row] = 0;
+        if (keys.begin == keys.end) continue;
+        if (keys.begin < few->any.begin) few->any.begin = keys.begin;
+        if (keys.end > few->any.end) few->any.end = keys.end;
+    }
+    memset(few->out, 0, (size_t)(item->rows * few->value_width) * sizeof(R));
+}
+
+static void OP(few_finish)(const fa_attention *a, const fa_attention_item *item, const OP(few) *few) {
+    int part = item->part_sum != NULL;
+    for (ptrdiff_t row = 0; row < item->rows; row++) {
+        ptrdiff_t at = item->first_row + row, element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
+        char *to = part ? (char *)((R *)item->part_out + row * a->value_size)
+                        : item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
+        R inverse = few->sum[row] == 0 ? 0 : 1 / few->sum[row];
+        for (ptrdiff_t d = 0; d < a->value_size; d++) {
+            R x = few->out[row * few->value_width + d] * inverse;
+            memcpy(to + d * element, &x, sizeof x);
+        }
+        if (part) {
+            ((R *)item->part_max)[row] = few->max[row];
+            ((R *)item->part_sum)[row] = few->sum[row];
+        } else if (item->lse) {
+            R lse = OP(natural_lse)(few->max[row], few->sum[row]);
+            memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+        }
+    }
+}
+
+/* Scratch of `rows` rows; its size where `at` is NULL. */
+static ptrdiff_t OP(lay_out_few)(const fa_attention *a, OP(few) *few, char *at, ptrdiff_t rows) {
+    const char *begin = at;
+    few->key_width = (a->head_size + LANES - 1) / LANES * LANES;
+    few->value_width = (a->value_size + LANES - 1) / LANES * LANES;
+    few->query = OP(carve)(&at, rows * few->key_width);
+    few->scores = OP(carve)(&at, rows * FEW_KEYS);
+    few->out = OP(carve)(&at, rows * few->value_width);
+    few->key_panel = OP(carve)(&at, FEW_KEYS * few->key_width);
+    few->value_panel = OP(carve)(&at, FEW_KEYS * few->value_width);
+    return at - begin;
+}
+
+static ptrdiff_t OP(few_scratch)(const fa_attention *a) {
+    OP(few) few;
+    return OP(lay_out_few)(a, &few, NULL, FA_FEW_MOST);
+}
+
+static void EXPORT(attention_few)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+    OP(few) few;
+    OP(lay_out_few)(a, &few, scratch, item->rows);
+    OP(few_begin)(a, item, &few);
+    for (ptrdiff_t key = few.any.begin; key < few.any.end; key += FEW_KEYS)
+        OP(few_step)(a, item, &few, key, fa_clamp(few.any.end - key, 0, FEW_KEYS));
+    OP(few_finish)(a, item, &few);
+}

@@ -1,0 +1,28 @@
+/* Parts of the keys, each attended on its own, become one result: weights by the parts' maxima and sums, added in the
+ * order of the parts, whoever computed them. */
+
+static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_item *item, ptrdiff_t parts) {
+    const R *out = item->part_out, *max = item->part_max, *sum = item->part_sum;
+    for (ptrdiff_t row = 0; row < item->rows; row++) {
+        ptrdiff_t at = item->first_row + row;
+        char *to = item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
+        R top = (R)-INFINITY, total = 0, weight[FA_MOST_PARTS];
+        for (ptrdiff_t p = 0; p < parts; p++) top = max[p * item->rows + row] > top ? max[p * item->rows + row] : top;
+        R shift = top == (R)-INFINITY ? 0 : top;
+        for (ptrdiff_t p = 0; p < parts; p++) {
+            weight[p] = OP(exp2)(OP(splat)(max[p * item->rows + row] - shift))[0] * sum[p * item->rows + row];
+            total += weight[p];
+        }
+        R inverse = total == 0 ? 0 : 1 / total;
+        for (ptrdiff_t d = 0; d < a->value_size; d++) {
+            R x = 0;
+            for (ptrdiff_t p = 0; p < parts; p++) x += weight[p] * out[(p * item->rows + row) * a->value_size + d];
+            x *= inverse;
+            memcpy(to + d * a->out_element, &x, sizeof x);
+        }
+        if (item->lse) {
+            R lse = OP(natural_lse)(top, total);
+            memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+/* Key and value rows as the attention kernels want them: reals of the kernel's own type, side by side.
+ *
+ * Rows stored so are read in place, at any distance from row to row. Others (another type, another element stride,
+ * unaligned, or narrower than the `width` asked for) are first copied to `panel`, padded with zeros; the copy serves
+ * all rows of an item. */
+
+typedef struct { const R *data; ptrdiff_t stride; } OP(rows); /* stride in elements */
+
+/* from[i] for i < size, widened; `step` bytes apart. One loop a type, so that the compiler can vectorise each. */
+FA_INLINE void OP(widen)(R *to, const char *from, fa_type type, ptrdiff_t step, ptrdiff_t size) {
+    if (type == FA_F32) for (ptrdiff_t d = 0; d < size; d++) { float x; memcpy(&x, from + d * step, sizeof x); to[d] = (R)x; }
+    else for (ptrdiff_t d = 0; d < size; d++) { double x; memcpy(&x, from + d * step, sizeof x); to[d] = (R)x; }
+}
+
+static OP(rows) OP(rows_at)(R *panel, ptrdiff_t width, const char *source, fa_type type, ptrdiff_t row,
+                            ptrdiff_t element, ptrdiff_t count, ptrdiff_t size) {
+    if (type == STORED && width == size && OP(plain)(source, row, element))
+        return (OP(rows)){(const R *)source, row / (ptrdiff_t)sizeof(R)};
+    for (ptrdiff_t i = 0; i < count; i++) {
+        OP(widen)(panel + i * width, source + i * row, type, element, size);
+        memset(panel + i * width + size, 0, (size_t)(width - size) * sizeof(R));
+    }
+    return (OP(rows)){panel, width};
+}
+
+/* Where row `row` of the call stands: query row / group of the group's head row % group. */
+FA_INLINE ptrdiff_t OP(row_offset)(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {
+    return row / a->group * row_stride + row % a->group * head_stride;
+}
+
+/* Natural log-sum-exp of weights that are powers of two; -inf where there was nothing to attend. */
+FA_INLINE R OP(natural_lse)(R max, R sum) { return (R)(0.693147180559945309 * ((double)max + log2((double)sum))); }
+
+/* A piece of scratch memory, whole cache lines. */
+FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {
+    R *piece = (R *)*scratch;
+    *scratch += (elements * (ptrdiff_t)sizeof(R) + 63) / 64 * 64;
+    return piece;
+}

@@ -1,0 +1,48 @@
+/* Which targets this build holds and which of them this machine can run: asked of the processor (CPUID) and of the
+ * operating system, which must save the wider registers (XGETBV). */
+
+#include "dispatch.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+
+static uint64_t enabled_state(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0; /* OSXSAVE */
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (uint64_t)d << 32 | a;
+}
+
+enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6 };
+
+static int has(unsigned leaf_1_c, unsigned leaf_7_b, uint64_t state) {
+    unsigned a, b, c, d;
+    if ((enabled_state() & state) != state) return 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf_1_c) != leaf_1_c) return 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & leaf_7_b) == leaf_7_b;
+}
+
+enum {
+    FMA = 1u << 12, AVX = 1u << 28, F16C = 1u << 29,                                         /* leaf 1, ecx */
+    AVX2 = 1u << 5, AVX512F = 1u << 16, AVX512DQ = 1u << 17, AVX512BW = 1u << 30,            /* leaf 7, ebx */
+};
+#define AVX512VL (1u << 31)
+
+int fa_supported_avx2(void) { return has(FMA | AVX | F16C, AVX2, STATE_AVX); }
+int fa_supported_avx512(void) {
+    return has(FMA | AVX | F16C, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL, STATE_AVX512);
+}
+#endif
+
+int fa_supported_portable(void) { return 1; }
+
+const fa_target *const fa_targets[] = {
+#ifdef FA_HAVE_AVX512
+    &fa_target_avx512,
+#endif
+#ifdef FA_HAVE_AVX2
+    &fa_target_avx2,
+#endif
+    &fa_target_portable,
+};
+const int fa_target_count = sizeof fa_targets / sizeof *fa_targets;

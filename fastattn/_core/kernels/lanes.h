@@ -1,0 +1,100 @@
+/* Operations across the lanes of a vector: interleaving, square transposition, sums and maxima. */
+
+#if LANES == 16
+#define FA_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define FA_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define FA_ROTATE_8 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7
+#define FA_ROTATE_4 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3
+#define FA_ROTATE_2 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1
+#define FA_ROTATE_1 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0
+#define FA_ROUNDS 4
+#elif LANES == 8
+#define FA_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define FA_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define FA_ROTATE_4 4, 5, 6, 7, 0, 1, 2, 3
+#define FA_ROTATE_2 2, 3, 4, 5, 6, 7, 0, 1
+#define FA_ROTATE_1 1, 2, 3, 4, 5, 6, 7, 0
+#define FA_ROUNDS 3
+#elif LANES == 4
+#define FA_LOW 0, 4, 1, 5
+#define FA_HIGH 2, 6, 3, 7
+#define FA_ROTATE_2 2, 3, 0, 1
+#define FA_ROTATE_1 1, 2, 3, 0
+#define FA_ROUNDS 2
+#else
+#define FA_LOW 0, 2
+#define FA_HIGH 1, 3
+#define FA_ROTATE_1 1, 0
+#define FA_ROUNDS 1
+#endif
+
+FA_INLINE V OP(interleave_low)(V a, V b) { return __builtin_shufflevector(a, b, FA_LOW); }
+FA_INLINE V OP(interleave_high)(V a, V b) { return __builtin_shufflevector(a, b, FA_HIGH); }
+
+/* log2(LANES) rounds of interleaving vector i with vector i + LANES/2: a permutation for each vector and round. */
+FA_INLINE void OP(transpose)(V x[LANES]) {
+    FA_UNROLL for (int round = 0; round < FA_ROUNDS; round++) {
+        V y[LANES];
+        FA_UNROLL for (int i = 0; i < LANES / 2; i++) {
+            y[2 * i] = OP(interleave_low)(x[i], x[i + LANES / 2]);
+            y[2 * i + 1] = OP(interleave_high)(x[i], x[i + LANES / 2]);
+        }
+        FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = y[i];
+    }
+}
+
+/* The sum over the lanes of x[i], for i < FOLD, in lane i of the result. */
+#define FOLD (LANES < 4 ? LANES : 4)
+FA_INLINE V OP(fold)(const V *x) {
+#if LANES == 2
+    return OP(interleave_low)(x[0], x[1]) + OP(interleave_high)(x[0], x[1]);
+#else
+    V even = OP(interleave_low)(x[0], x[2]) + OP(interleave_high)(x[0], x[2]);
+    V odd = OP(interleave_low)(x[1], x[3]) + OP(interleave_high)(x[1], x[3]);
+    V sum = OP(interleave_low)(even, odd) + OP(interleave_high)(even, odd);
+#if LANES >= 16
+    sum += __builtin_shufflevector(sum, sum, FA_ROTATE_8);
+#endif
+#if LANES >= 8
+    sum += __builtin_shufflevector(sum, sum, FA_ROTATE_4);
+#endif
+    return sum;
+#endif
+}
+
+/* A tree: log2(LANES) dependent steps. */
+FA_INLINE R OP(lane_sum)(V x) {
+#ifdef FA_ROTATE_8
+    x += __builtin_shufflevector(x, x, FA_ROTATE_8);
+#endif
+#ifdef FA_ROTATE_4
+    x += __builtin_shufflevector(x, x, FA_ROTATE_4);
+#endif
+#ifdef FA_ROTATE_2
+    x += __builtin_shufflevector(x, x, FA_ROTATE_2);
+#endif
+    x += __builtin_shufflevector(x, x, FA_ROTATE_1);
+    return x[0];
+}
+
+FA_INLINE R OP(lane_max)(V x) {
+#ifdef FA_ROTATE_8
+    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_8));
+#endif
+#ifdef FA_ROTATE_4
+    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_4));
+#endif
+#ifdef FA_ROTATE_2
+    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_2));
+#endif
+    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_1));
+    return x[0];
+}
+
+#undef FA_LOW
+#undef FA_HIGH
+#undef FA_ROTATE_8
+#undef FA_ROTATE_4
+#undef FA_ROTATE_2
+#undef FA_ROTATE_1
+#undef FA_ROUNDS

@@ -1,0 +1,32 @@
+/* What the machine can do at best: the yardsticks of the benchmarks. */
+
+/* Independent chains of multiply-add; the FLOPs done. */
+static double EXPORT(probe_fma)(ptrdiff_t rounds, double *result) {
+    V acc[10];
+    const V factor = OP(splat)((R)0.999), term = OP(splat)((R)0.001);
+    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)i);
+    for (ptrdiff_t n = 0; n < rounds; n++) {
+        FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = acc[i] * factor + term;
+    }
+    FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
+    double keep = (double)OP(lane_sum)(acc[0]);
+    if (result) *result = keep;
+    return 2.0 * 10 * LANES * (double)rounds + 0 * keep;
+}
+
+static double EXPORT(probe_read)(const void *memory, ptrdiff_t bytes) {
+    const R *p = memory;
+    V sum[8] = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    for (ptrdiff_t i = 0; i + 8 * LANES <= bytes / (ptrdiff_t)sizeof(R); i += 8 * LANES)
+        FA_UNROLL for (int j = 0; j < 8; j++) sum[j] += OP(load)(p + i + j * LANES);
+    FA_UNROLL for (int j = 1; j < 8; j++) sum[0] += sum[j];
+    return (double)OP(lane_sum)(sum[0]);
+}
+
+static void EXPORT(probe_copy)(void *to, const void *from, ptrdiff_t bytes) {
+    const R *x = from;
+#define SAME(i, n) OP(load_some)(x + i, n)
+    FA_MAP((R *)to, bytes / (ptrdiff_t)sizeof(R), 1, SAME);
+#undef SAME
+    stream_end();
+}

@@ -1,0 +1,92 @@
+/* What the compiled half knows of a kernel: its arguments, and one table of function pointers for each target and type.
+ *
+ * Kernels never thread, allocate, raise or see Python. Strides are in bytes, sizes in elements. `scratch` belongs to the
+ * calling thread, is aligned to 64 bytes and at least as large as the operation's own *_scratch says. */
+#ifndef FA_TABLE_H
+#define FA_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* How an array stores its elements; the order of fa_target.kernels. */
+typedef enum { FA_F32, FA_F64, FA_TYPES } fa_type;
+
+/* Attention: what the items of one sequence share.
+ *
+ * A row is one query of one head. The rows of a kv head are numbered query by query, the heads of the group side by
+ * side: row = query · group + head in group. So neighbouring rows stand at neighbouring positions, see nearly the same
+ * keys, and one stream of keys serves the whole group. */
+typedef struct {
+    ptrdiff_t group, queries, keys, head_size, value_size;
+    ptrdiff_t query_head, query_row, query_element;
+    ptrdiff_t key_row, key_element, value_row, value_element;
+    ptrdiff_t out_head, out_row, out_element, lse_head, lse_row;
+    fa_type key_type, value_type;
+    double scale;                    /* of the scores, times log2 e: the kernels work with powers of two */
+    ptrdiff_t q_offset, left, right; /* query i sees the keys i + q_offset - left <= j <= i + q_offset + right */
+} fa_attention;
+
+/* Rows [first_row, first_row + rows) of one kv head against the keys [key_begin, key_end).
+ * Where part_sum is given the result is one part of several, left normalised in part_out (rows, value_size), with the
+ * maximum (as a power of two) and the sum of its weights (rows,) for attention_merge. */
+typedef struct {
+    const char *query, *key, *value; /* the kv head's first row */
+    char *out, *lse;                 /* likewise; lse may be NULL */
+    ptrdiff_t first_row, rows, key_begin, key_end;
+    void *part_out, *part_max, *part_sum;
+} fa_attention_item;
+
+enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16 };
+
+typedef struct {
+    ptrdiff_t length;
+    ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element;
+    int logarithm; /* log_softmax */
+    int streaming; /* store around the cache */
+} fa_softmax;
+
+typedef struct {
+    ptrdiff_t length;
+    ptrdiff_t x_row, x_element, residual_row, residual_element, out_row, out_element, total_row, total_element;
+    const void *weight, *bias; /* (length,) side by side, or NULL */
+    double eps;
+    int centred;                                            /* layer_norm: the mean is subtracted */
+    int plain_x, plain_residual, plain_out, plain_total;    /* elements side by side and aligned */
+    int streaming;
+} fa_normalization;
+
+typedef struct {
+    ptrdiff_t itemsize;       /* bytes of an element */
+    ptrdiff_t lanes;          /* elements in a vector */
+    ptrdiff_t widest;         /* vectors in the widest tile */
+    ptrdiff_t few_rows;       /* up to this many rows a kv head attention_few is the faster one */
+    ptrdiff_t (*attention_scratch)(const fa_attention *);
+    void (*attention_tile)(const fa_attention *, const fa_attention_item *, void *scratch);
+    void (*attention_few)(const fa_attention *, const fa_attention_item *, void *scratch);
+    void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t parts);
+    ptrdiff_t (*softmax_scratch)(const fa_softmax *);
+    void (*softmax_rows)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows, void *scratch);
+    void (*softmax_columns)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows,
+                            void *scratch);
+    ptrdiff_t (*normalization_scratch)(const fa_normalization *);
+    void (*normalize_rows)(const fa_normalization *, const char *x, const char *residual, char *out, char *total,
+                           ptrdiff_t rows, void *scratch);
+    double (*probe_fma)(ptrdiff_t rounds, double *result);
+    double (*probe_read)(const void *memory, ptrdiff_t bytes);
+    void (*probe_copy)(void *to, const void *from, ptrdiff_t bytes);
+} fa_kernels;
+
+typedef struct {
+    const char *name;
+    int (*supported)(void); /* by this machine and its operating system */
+    const fa_kernels *kernels[FA_TYPES];
+} fa_target;
+
+/* All targets of this build, best first. */
+extern const fa_target *const fa_targets[];
+extern const int fa_target_count;
+
+/* Memory of the calling thread, aligned to 64 bytes; kept for its next call, freed when the thread ends. NULL: none left. */
+void *fa_scratch(size_t bytes);
+
+#endif

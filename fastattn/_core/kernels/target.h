@@ -1,0 +1,36 @@
+/* One target: every template for every type, and the table of what came out. Included by target_<name>.c after the
+ * target's vocabulary. */
+
+#include "attention_interval.h"
+#include "dispatch.h"
+
+#define FA_JOIN_(a, b) a##b
+#define FA_JOIN(a, b) FA_JOIN_(a, b)
+#define FA_TEXT_(a) #a
+#define FA_TEXT(a) FA_TEXT_(a)
+
+#define R float
+#define I int32_t
+#define V V_f32
+#define VI VI_f32
+#define STORED FA_F32
+#define LANES (FA_VECTOR_BYTES / 4)
+#define OP(name) name##_f32
+#define EXPORT(name) FA_JOIN(fa_##name##_f32_, FA_TARGET)
+#include "templates.h"
+
+#define R double
+#define I int64_t
+#define V V_f64
+#define VI VI_f64
+#define STORED FA_F64
+#define LANES (FA_VECTOR_BYTES / 8)
+#define OP(name) name##_f64
+#define EXPORT(name) FA_JOIN(fa_##name##_f64_, FA_TARGET)
+#include "templates.h"
+
+const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
+    FA_TEXT(FA_TARGET),
+    FA_JOIN(fa_supported_, FA_TARGET),
+    {&FA_JOIN(fa_kernels_f32_, FA_TARGET), &FA_JOIN(fa_kernels_f64_, FA_TARGET)},
+};

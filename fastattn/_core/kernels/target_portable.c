@@ -1,0 +1,3 @@
+#define FA_TARGET portable
+#include "vector_portable.h"
+#include "target.h"

@@ -1,0 +1,44 @@
+/* Every template for one type (R and its companions, set by target.h), and their table. */
+
+#include "lanes.h"
+#include "rows.h"
+#include "attention_rows.h"
+#include "attention_tile.h"
+#include "attention_few.h"
+#include "attention_merge.h"
+#include "softmax.h"
+#include "normalization.h"
+#include "probe.h"
+
+static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
+    ptrdiff_t tile = OP(tile_scratch)(a), few = OP(few_scratch)(a);
+    return tile > few ? tile : few;
+}
+
+static const fa_kernels EXPORT(kernels) = {
+    .itemsize = sizeof(R),
+    .lanes = LANES,
+    .widest = FA_TILE_WIDEST,
+    .few_rows = FA_FEW_BEST,
+    .attention_scratch = EXPORT(attention_scratch),
+    .attention_tile = EXPORT(attention_tile),
+    .attention_few = EXPORT(attention_few),
+    .attention_merge = EXPORT(attention_merge),
+    .softmax_scratch = EXPORT(softmax_scratch),
+    .softmax_rows = EXPORT(softmax_rows),
+    .softmax_columns = EXPORT(softmax_columns),
+    .normalization_scratch = EXPORT(normalization_scratch),
+    .normalize_rows = EXPORT(normalize_rows),
+    .probe_fma = EXPORT(probe_fma),
+    .probe_read = EXPORT(probe_read),
+    .probe_copy = EXPORT(probe_copy),
+};
+
+#undef R
+#undef I
+#undef V
+#undef VI
+#undef STORED
+#undef LANES
+#undef OP
+#undef EXPORT

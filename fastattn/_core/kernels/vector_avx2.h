@@ -1,0 +1,35 @@
+/* AVX2, FMA and F16C: 16 registers of 32 bytes. Two FMAs and two loads a cycle on every core since Haswell and Zen 2. */
+#include <immintrin.h>
+
+#define FA_VECTOR_BYTES 32
+
+/* 16 registers: 12 accumulators, the query vectors and one broadcast. */
+#define FA_TILE_ROWS_1 8
+#define FA_TILE_ROWS_2 4
+#define FA_TILE_ROWS_3 4
+#define FA_TILE_WIDEST 3
+#define FA_FEW_ROWS 2
+#define FA_FEW_COLUMNS 4
+#define FA_FEW_BEST 4
+
+#include "vector.h"
+
+FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm256_max_ps((__m256)a, (__m256)b); }
+FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm256_max_pd((__m256d)a, (__m256d)b); }
+
+FA_INLINE __m256i first_lanes_f32(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FA_INLINE __m256i first_lanes_f64(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+FA_INLINE V_f32 load_part_f32(const float *p, int n) { return (V_f32)_mm256_maskload_ps(p, first_lanes_f32(n)); }
+FA_INLINE V_f64 load_part_f64(const double *p, int n) { return (V_f64)_mm256_maskload_pd(p, first_lanes_f64(n)); }
+FA_INLINE void store_part_f32(float *p, V_f32 x, int n) { _mm256_maskstore_ps(p, first_lanes_f32(n), (__m256)x); }
+FA_INLINE void store_part_f64(double *p, V_f64 x, int n) { _mm256_maskstore_pd(p, first_lanes_f64(n), (__m256d)x); }
+FA_INLINE void stream_f32(float *p, V_f32 x) { _mm256_stream_ps(p, (__m256)x); }
+FA_INLINE void stream_f64(double *p, V_f64 x) { _mm256_stream_pd(p, (__m256d)x); }
+FA_INLINE void stream_end(void) { _mm_sfence(); }
+
+FA_INLINE V_f32 exp2_f32(V_f32 x) { return exp2_bits_f32(max_f32(splat_f32(-127.0f), x)); }
+FA_INLINE V_f64 exp2_f64(V_f64 x) { return exp2_bits_f64(max_f64(splat_f64(-1023.0), x)); }

@@ -1,0 +1,50 @@
+/* AVX-512 (F, BW, DQ, VL): 32 registers of 64 bytes, masks, a fused 2^n and a fused "fraction of".
+ * One 64-byte FMA a cycle on Zen 4 and on cores with one port for it, two on server Intel; loads: one or two a cycle.
+ * vmaxps, vaddps 1 cycle of issue; vreduceps, vscalefps 1 a cycle (Zen 4, latency 4 to 6).
+ */
+#include <immintrin.h>
+
+#define FA_VECTOR_BYTES 64
+
+/* Rows (keys or value components) per register tile, for a tile 1, 2, 3 or 4 vectors of queries wide.
+ * 24 accumulators hide the FMA latency and leave room for the query vectors and the broadcast. */
+#define FA_TILE_ROWS_1 8
+#define FA_TILE_ROWS_2 8
+#define FA_TILE_ROWS_3 8
+#define FA_TILE_ROWS_4 6
+#define FA_TILE_WIDEST 4
+/* Rows and value vectors at a time where the components are in the lanes. */
+#define FA_FEW_ROWS 4
+#define FA_FEW_COLUMNS 4
+#define FA_FEW_BEST 8
+
+#include "vector.h"
+
+FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm512_max_ps((__m512)a, (__m512)b); }
+FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm512_max_pd((__m512d)a, (__m512d)b); }
+
+FA_INLINE V_f32 load_part_f32(const float *p, int n) {
+    return (V_f32)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+FA_INLINE V_f64 load_part_f64(const double *p, int n) {
+    return (V_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+FA_INLINE void store_part_f32(float *p, V_f32 x, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+}
+FA_INLINE void store_part_f64(double *p, V_f64 x, int n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x);
+}
+FA_INLINE void stream_f32(float *p, V_f32 x) { _mm512_stream_ps(p, (__m512)x); }
+FA_INLINE void stream_f64(double *p, V_f64 x) { _mm512_stream_pd(p, (__m512d)x); }
+FA_INLINE void stream_end(void) { _mm_sfence(); }
+
+/* 2^x = 2^floor(x) · 2^(x - floor(x)): the fraction is one instruction and so is the scaling; -inf gives 0, NaN stays. */
+FA_INLINE V_f32 exp2_f32(V_f32 x) {
+    V_f32 f = (V_f32)_mm512_reduce_ps((__m512)x, 0x09);
+    return (V_f32)_mm512_scalef_ps((__m512)exp2_unit_f32(f), (__m512)x);
+}
+FA_INLINE V_f64 exp2_f64(V_f64 x) {
+    V_f64 f = (V_f64)_mm512_reduce_pd((__m512d)x, 0x09);
+    return (V_f64)_mm512_scalef_pd((__m512d)exp2_unit_f64(f), (__m512d)x);
+}

@@ -1,0 +1,53 @@
+/* The portable target: 16-byte vectors, whatever the machine makes of them. SSE2 on x86-64 (16 registers, no FMA), NEON
+ * on arm64 (32 registers, FMA contracted by the compiler), scalar code elsewhere. */
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define FA_VECTOR_BYTES 16
+
+#if defined(__aarch64__)
+#define FA_TILE_ROWS_1 8
+#define FA_TILE_ROWS_2 8
+#define FA_TILE_ROWS_3 8
+#else
+#define FA_TILE_ROWS_1 8
+#define FA_TILE_ROWS_2 4
+#define FA_TILE_ROWS_3 4
+#endif
+#define FA_TILE_WIDEST 3
+#define FA_FEW_ROWS 2
+#define FA_FEW_COLUMNS 4
+#define FA_FEW_BEST 2
+
+#include "vector.h"
+
+#if defined(__SSE2__)
+FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm_max_ps((__m128)a, (__m128)b); }
+FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm_max_pd((__m128d)a, (__m128d)b); }
+FA_INLINE void stream_f32(float *p, V_f32 x) { _mm_stream_ps(p, (__m128)x); }
+FA_INLINE void stream_f64(double *p, V_f64 x) { _mm_stream_pd(p, (__m128d)x); }
+FA_INLINE void stream_end(void) { _mm_sfence(); }
+#else
+FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return select_f32(a > b, a, b); }
+FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return select_f64(a > b, a, b); }
+FA_INLINE void stream_f32(float *p, V_f32 x) { *(V_f32 *)p = x; }
+FA_INLINE void stream_f64(double *p, V_f64 x) { *(V_f64 *)p = x; }
+FA_INLINE void stream_end(void) {}
+#endif
+
+FA_INLINE V_f32 load_part_f32(const float *p, int n) {
+    V_f32 x = {0};
+    memcpy(&x, p, (size_t)n * sizeof *p);
+    return x;
+}
+FA_INLINE V_f64 load_part_f64(const double *p, int n) {
+    V_f64 x = {0};
+    memcpy(&x, p, (size_t)n * sizeof *p);
+    return x;
+}
+FA_INLINE void store_part_f32(float *p, V_f32 x, int n) { memcpy(p, &x, (size_t)n * sizeof *p); }
+FA_INLINE void store_part_f64(double *p, V_f64 x, int n) { memcpy(p, &x, (size_t)n * sizeof *p); }
+
+FA_INLINE V_f32 exp2_f32(V_f32 x) { return exp2_bits_f32(max_f32(splat_f32(-127.0f), x)); }
+FA_INLINE V_f64 exp2_f64(V_f64 x) { return exp2_bits_f64(max_f64(splat_f64(-1023.0), x)); }

@@ -1,0 +1,209 @@
+"""Layer and RMS normalisation over the last axis, with or without a residual, shared out among OpenMP's threads."""
+
+cimport numpy as np
+from cython.parallel cimport parallel, prange
+from libc.stddef cimport ptrdiff_t
+
+from fastattn cimport _arguments as arguments
+from fastattn._core cimport strides
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_normalization, kernels_of, scratch
+from fastattn._core.threads cimport threads_for
+
+np.import_array()
+
+cdef enum:
+    X, OUT, RESIDUAL, TOTAL  # rows of Axes.stride
+    ITEM_ELEMENTS = 65536    # about 10 microseconds of work: enough to hide taking an item
+
+cdef double ELEMENTS = 5.0  # a core's per nanosecond, for the choice of the number of threads
+
+
+cdef struct Plan:
+    fa_normalization call
+    strides.Axes outer  # all axes but the last and the one of the rows
+    ptrdiff_t rows, item_rows, row_items, items
+    const char *x
+    const char *residual
+    char *out
+    char *total
+    const fa_kernels *kernels
+
+
+cdef bint plain(const Plan *p, int array, ptrdiff_t row, ptrdiff_t element, const void *data, ptrdiff_t size) noexcept nogil:
+    """Whether the rows of an array can be used as they lie: elements side by side, everything aligned."""
+    cdef ptrdiff_t bits = <ptrdiff_t>data | row
+    cdef int i
+    for i in range(p.outer.count):
+        bits |= p.outer.stride[array][i]
+    return element == size and bits % size == 0
+
+
+cdef void lay_out(Plan *p) noexcept nogil:
+    cdef strides.Axes *outer = &p.outer
+    cdef fa_normalization *call = &p.call
+    cdef int last
+    cdef ptrdiff_t itemsize = p.kernels.itemsize
+    strides.simplify(outer, 4)
+    p.rows, call.x_row, call.residual_row, call.out_row, call.total_row = 1, 0, 0, 0, 0
+    if outer.count:
+        last = outer.count = outer.count - 1
+        p.rows = outer.length[last]
+        call.x_row, call.residual_row = outer.stride[X][last], outer.stride[RESIDUAL][last]
+        call.out_row, call.total_row = outer.stride[OUT][last], outer.stride[TOTAL][last]
+    call.plain_x = plain(p, X, call.x_row, call.x_element, p.x, itemsize)
+    call.plain_out = plain(p, OUT, call.out_row, call.out_element, p.out, itemsize)
+    call.plain_residual = plain(p, RESIDUAL, call.residual_row, call.residual_element, p.residual, itemsize)
+    call.plain_total = plain(p, TOTAL, call.total_row, call.total_element, p.total, itemsize)
+    p.item_rows = max(1, ITEM_ELEMENTS // call.length)
+    p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
+    p.items = strides.total(outer) * p.row_items
+
+
+cdef void run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef ptrdiff_t block = index // p.row_items, row = index % p.row_items * p.item_rows
+    cdef const char *residual = NULL
+    cdef char *total = NULL
+    if p.residual != NULL:
+        residual = p.residual + strides.offset(&p.outer, RESIDUAL, block) + row * p.call.residual_row
+        total = p.total + strides.offset(&p.outer, TOTAL, block) + row * p.call.total_row
+    p.kernels.normalize_rows(
+        &p.call,
+        p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row,
+        residual,
+        p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row,
+        total,
+        min(p.item_rows, p.rows - row),
+        memory,
+    )
+
+
+cdef bint run_call(Plan *p, int asked) noexcept nogil:
+    """False where a thread found no scratch memory."""
+    cdef ptrdiff_t index, size = p.kernels.normalization_scratch(&p.call)
+    cdef int failed = 0
+    cdef int threads = threads_for(asked, p.items, <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS)
+    cdef void *memory = NULL
+    if threads == 1:
+        memory = scratch(size)
+        if memory == NULL:
+            return False
+        for index in range(p.items):
+            run(p, index, memory)
+        return True
+    with parallel(num_threads=threads):
+        memory = scratch(size)
+        for index in prange(p.items, schedule="dynamic", chunksize=1):
+            if memory == NULL:
+                failed += 1
+            else:
+                run(p, index, memory)
+    return failed == 0
+
+
+cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.ndarray bias, np.ndarray out,
+              np.ndarray total) except -1:
+    """Addresses and strides; `residual` and `total` may both be None."""
+    cdef fa_normalization *call = &p.call
+    cdef int i, last = x.ndim - 1
+    cdef ptrdiff_t itemsize = np.PyArray_ITEMSIZE(x)
+    cdef bint more = residual is not None, sized = x.shape[last] > 1  # the stride of a shorter axis says nothing
+    p.outer.count = last
+    for i in range(last):
+        p.outer.length[i] = x.shape[i]
+        p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], out.strides[i]
+        p.outer.stride[RESIDUAL][i] = residual.strides[i] if more else 0
+        p.outer.stride[TOTAL][i] = total.strides[i] if more else 0
+    call.length = x.shape[last]
+    call.x_element = x.strides[last] if sized else itemsize
+    call.out_element = out.strides[last] if sized else itemsize
+    call.residual_element = residual.strides[last] if more and sized else itemsize
+    call.total_element = total.strides[last] if more and sized else itemsize
+    call.weight = NULL if weight is None else np.PyArray_DATA(weight)
+    call.bias = NULL if bias is None else np.PyArray_DATA(bias)
+    call.streaming = beyond_cache(np.PyArray_NBYTES(out))
+    p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
+    p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
+    p.total = <char *>np.PyArray_DATA(total) if more else NULL
+    p.kernels = kernels_of(arguments.type_of(x))
+    return 0
+
+
+cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters):
+    """The result itself or, where writing it row by row would spoil what is still to be read, a stand-in for it."""
+    cdef np.ndarray x
+    for x in rows:
+        if arguments.share_memory(result, x) and not arguments.same_place(result, x):
+            return arguments.new_array(result, result.ndim, result.shape)
+    for x in parameters:
+        if x is not None and arguments.share_memory(result, x):
+            return arguments.new_array(result, result.ndim, result.shape)
+    return result
+
+
+cdef np.ndarray judged(object x):
+    cdef np.ndarray a = arguments.real_array("x", x)
+    if a.ndim == 0 or a.shape[a.ndim - 1] == 0:
+        raise ValueError(f"x must have a last axis of at least one element, got shape {(<object>a).shape}")
+    return a
+
+
+cdef double judged_eps(object eps) except -1:
+    cdef double epsilon = arguments.finite("eps", eps)
+    if epsilon < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    return epsilon
+
+
+cdef int run_all(Plan *p, np.ndarray x, int asked) except -1:
+    cdef bint done = True
+    if np.PyArray_SIZE(x):
+        with nogil:
+            lay_out(p)
+            done = run_call(p, asked)
+    if not done:
+        raise MemoryError("no scratch memory for the normalisation")
+    return 0
+
+
+def normalize(x, weight, bias, eps, out, num_threads, bint centred):
+    """See fastattn.normalization: layer_norm (centred) and rms_norm."""
+    cdef Plan p
+    cdef np.ndarray a = judged(x)
+    cdef np.ndarray w = arguments.vector_like("weight", weight, a, "x")
+    cdef np.ndarray b = arguments.vector_like("bias", bias, a, "x")
+    p.call.eps, p.call.centred = judged_eps(eps), centred
+    cdef int asked = arguments.thread_limit(num_threads)
+    cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
+    cdef np.ndarray target = result if out is None else unclashing(result, (a,), (w, b))
+    fill(&p, a, None, w, b, target, None)
+    run_all(&p, a, asked)
+    if target is not result:
+        result[...] = target
+    return result
+
+
+def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred):
+    """See fastattn.normalization: add_layer_norm (centred) and add_rms_norm."""
+    cdef Plan p
+    cdef np.ndarray a = judged(x)
+    cdef np.ndarray r = arguments.operand_like("residual", residual, a, "x")
+    cdef np.ndarray w = arguments.vector_like("weight", weight, a, "x")
+    cdef np.ndarray b = arguments.vector_like("bias", bias, a, "x")
+    p.call.eps, p.call.centred = judged_eps(eps), centred
+    cdef int asked = arguments.thread_limit(num_threads)
+    if out is None:
+        out = (None, None)
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(f"out must be a pair (y, total) of arrays, got {type(out).__name__}")
+    cdef np.ndarray result = arguments.output("out[0]", out[0], a.ndim, a.shape, a, "x")
+    cdef np.ndarray total = arguments.output("out[1]", out[1], a.ndim, a.shape, a, "x")
+    if arguments.share_memory(result, total):
+        raise ValueError("out must be a pair of arrays that do not overlap")
+    cdef np.ndarray target = unclashing(result, (a, r), (w, b)), total_target = unclashing(total, (a, r), (w, b))
+    fill(&p, a, r, w, b, target, total_target)
+    run_all(&p, a, asked)
+    if target is not result:
+        result[...] = target
+    if total_target is not total:
+        total[...] = total_target
+    return result, total

@@ -1,0 +1,147 @@
+"""softmax and log_softmax: the rows along one axis of a strided array, shared out among OpenMP's threads."""
+
+cimport numpy as np
+from cython.parallel cimport parallel, prange
+from libc.stddef cimport ptrdiff_t
+
+from fastattn cimport _arguments as arguments
+from fastattn._core cimport strides
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_softmax, kernels_of, scratch
+from fastattn._core.threads cimport threads_for
+
+np.import_array()
+
+cdef enum:
+    X, OUT, WHERE          # rows of Axes.stride
+    ITEM_ELEMENTS = 65536  # about 10 microseconds of work: enough to hide taking an item
+
+cdef double ELEMENTS = 3.0  # a core's per nanosecond, for the choice of the number of threads
+
+
+cdef struct Plan:
+    fa_softmax call
+    strides.Axes outer      # all axes but the one summed over and the one of the rows
+    ptrdiff_t rows, item_rows, row_items, items
+    const char *x
+    const char *where
+    char *out
+    const fa_kernels *kernels
+    bint columns            # rows lie side by side: they go into the lanes
+
+
+cdef void lay_out(Plan *p) noexcept nogil:
+    """Merge what can be merged; the axis with the smallest stride becomes that of the rows."""
+    cdef strides.Axes *outer = &p.outer
+    cdef fa_softmax *call = &p.call
+    cdef int last
+    cdef ptrdiff_t itemsize = p.kernels.itemsize
+    strides.simplify(outer, 3)
+    p.rows, call.x_row, call.out_row, call.where_row = 1, 0, 0, 0
+    if outer.count:
+        last = outer.count = outer.count - 1
+        p.rows = outer.length[last]
+        call.x_row, call.out_row = outer.stride[X][last], outer.stride[OUT][last]
+        call.where_row = outer.stride[WHERE][last]
+    p.columns = (
+        p.where == NULL and p.rows > 1 and call.x_row == itemsize and call.out_row == itemsize
+        and call.x_element % itemsize == 0 and call.out_element % itemsize == 0
+        and <size_t>p.x % itemsize == 0 and <size_t>p.out % itemsize == 0
+    )
+    p.item_rows = max(1, ITEM_ELEMENTS // max(1, call.length))
+    if p.columns:
+        p.item_rows = (p.item_rows + 63) // 64 * 64
+    p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
+    p.items = strides.total(outer) * p.row_items
+
+
+cdef void run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef ptrdiff_t block = index // p.row_items, row = index % p.row_items * p.item_rows
+    cdef ptrdiff_t rows = min(p.item_rows, p.rows - row)
+    cdef const char *x = p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row
+    cdef char *out = p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row
+    cdef const char *where = NULL
+    if p.where != NULL:
+        where = p.where + strides.offset(&p.outer, WHERE, block) + row * p.call.where_row
+    if p.columns:
+        p.kernels.softmax_columns(&p.call, x, where, out, rows, memory)
+    else:
+        p.kernels.softmax_rows(&p.call, x, where, out, rows, memory)
+
+
+cdef bint run_call(Plan *p, int asked) noexcept nogil:
+    """False where a thread found no scratch memory."""
+    cdef ptrdiff_t index, size = p.kernels.softmax_scratch(&p.call)
+    cdef int failed = 0
+    cdef int threads = threads_for(asked, p.items, <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS)
+    cdef void *memory = NULL
+    if threads == 1:
+        memory = scratch(size)
+        if memory == NULL:
+            return False
+        for index in range(p.items):
+            run(p, index, memory)
+        return True
+    with parallel(num_threads=threads):
+        memory = scratch(size)
+        for index in prange(p.items, schedule="dynamic", chunksize=1):
+            if memory == NULL:
+                failed += 1
+            else:
+                run(p, index, memory)
+    return failed == 0
+
+
+cdef np.ndarray broadcast_where(object where, np.ndarray x):
+    cdef np.ndarray mask = arguments.bool_array("where", where)
+    shape = (<object>x).shape
+    try:
+        import numpy
+        return numpy.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"where must broadcast to x's shape {shape}, got shape {(<object>mask).shape}") from None
+
+
+def softmax(x, axis, where, out, num_threads, bint logarithm):
+    """See fastattn.softmax."""
+    cdef np.ndarray a = arguments.real_array("x", x)
+    if a.ndim == 0:
+        raise ValueError("x must have at least one axis, got shape ()")
+    cdef int along = arguments.axis_of(axis, a.ndim), asked = arguments.thread_limit(num_threads), i, n
+    cdef np.ndarray mask = None if where is None else broadcast_where(where, a)
+    cdef np.ndarray result, target
+    result = target = arguments.output("out", out, a.ndim, a.shape, a, "x")
+    if out is not None and (
+        (arguments.share_memory(a, result) and not arguments.same_place(a, result))
+        or (mask is not None and arguments.share_memory(mask, result))
+    ):
+        target = arguments.new_array(a, a.ndim, a.shape)
+
+    cdef Plan p
+    n = 0
+    for i in range(a.ndim):
+        if i == along:
+            continue
+        p.outer.length[n] = a.shape[i]
+        p.outer.stride[X][n], p.outer.stride[OUT][n] = a.strides[i], target.strides[i]
+        p.outer.stride[WHERE][n] = 0 if mask is None else mask.strides[i]
+        n += 1
+    p.outer.count = n
+    p.call.length, p.call.logarithm = a.shape[along], logarithm
+    p.call.x_element, p.call.out_element = a.strides[along], target.strides[along]
+    if p.call.length == 1:  # the stride of such an axis says nothing
+        p.call.x_element = p.call.out_element = np.PyArray_ITEMSIZE(a)
+    p.call.where_element = 0 if mask is None else mask.strides[along]
+    p.call.streaming = beyond_cache(np.PyArray_NBYTES(target))
+    p.x, p.out = <char *>np.PyArray_DATA(a), <char *>np.PyArray_DATA(target)
+    p.where = NULL if mask is None else <char *>np.PyArray_DATA(mask)
+    p.kernels = kernels_of(arguments.type_of(a))
+    cdef bint done = True
+    if np.PyArray_SIZE(a):
+        with nogil:
+            lay_out(&p)
+            done = run_call(&p, asked)
+    if not done:
+        raise MemoryError("no scratch memory for softmax")
+    if target is not result:
+        result[...] = target
+    return result

@@ -1,0 +1,63 @@
+from libc.stddef cimport ptrdiff_t, size_t
+
+
+cdef extern from "table.h" nogil:
+    ctypedef enum fa_type:
+        FA_F32, FA_F64, FA_TYPES
+
+    ctypedef struct fa_attention:
+        ptrdiff_t group, queries, keys, head_size, value_size
+        ptrdiff_t query_head, query_row, query_element
+        ptrdiff_t key_row, key_element, value_row, value_element
+        ptrdiff_t out_head, out_row, out_element, lse_head, lse_row
+        fa_type key_type, value_type
+        double scale
+        ptrdiff_t q_offset, left, right
+
+    ctypedef struct fa_attention_item:
+        const char *query
+        const char *key
+        const char *value
+        char *out
+        char *lse
+        ptrdiff_t first_row, rows, key_begin, key_end
+        void *part_out
+        void *part_max
+        void *part_sum
+
+    ctypedef struct fa_softmax:
+        ptrdiff_t length
+        ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element
+        int logarithm, streaming
+
+    ctypedef struct fa_normalization:
+        ptrdiff_t length
+        ptrdiff_t x_row, x_element, residual_row, residual_element
+        ptrdiff_t out_row, out_element, total_row, total_element
+        const void *weight
+        const void *bias
+        double eps
+        int centred, plain_x, plain_residual, plain_out, plain_total, streaming
+
+    ctypedef struct fa_kernels:
+        ptrdiff_t itemsize, lanes, widest, few_rows
+        ptrdiff_t (*attention_scratch)(const fa_attention *) noexcept nogil
+        void (*attention_tile)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
+        void (*attention_few)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
+        void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
+        ptrdiff_t (*softmax_scratch)(const fa_softmax *) noexcept nogil
+        void (*softmax_rows)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
+        void (*softmax_columns)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
+        ptrdiff_t (*normalization_scratch)(const fa_normalization *) noexcept nogil
+        void (*normalize_rows)(const fa_normalization *, const char *, const char *, char *, char *, ptrdiff_t,
+                               void *) noexcept nogil
+        double (*probe_fma)(ptrdiff_t, double *) noexcept nogil
+        double (*probe_read)(const void *, ptrdiff_t) noexcept nogil
+        void (*probe_copy)(void *, const void *, ptrdiff_t) noexcept nogil
+
+    int FA_MOST_PARTS, FA_FEW_MOST
+
+
+cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil
+cdef void *scratch(size_t size) noexcept nogil
+cdef bint beyond_cache(ptrdiff_t size) noexcept nogil

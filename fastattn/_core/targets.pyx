@@ -1,0 +1,84 @@
+"""Which kernels run: the table of the chosen target, for every other compiled module."""
+
+import os
+
+from fastattn._core.targets cimport fa_kernels, fa_type
+
+
+cdef extern from "table.h" nogil:
+    ctypedef struct fa_target:
+        const char *name
+        int (*supported)() noexcept nogil
+        const fa_kernels *kernels[2]
+    const fa_target *fa_targets[]
+    int fa_target_count
+    void *fa_scratch(size_t size)
+
+cdef extern from *:
+    """
+    static const char *fa_compiler(void) {
+    #if defined(__clang__)
+        return "clang " __clang_version__;
+    #else
+        return "gcc " __VERSION__;
+    #endif
+    }
+    """
+    const char *fa_compiler()
+
+
+cdef const fa_target *chosen = NULL
+
+
+def _cache_size() -> int:
+    """Bytes of the last-level cache; 32 MiB where the system does not say."""
+    try:
+        return os.sysconf("SC_LEVEL3_CACHE_SIZE") or 1 << 25
+    except (AttributeError, ValueError, OSError):
+        return 1 << 25
+
+
+cdef ptrdiff_t cache_size = _cache_size()
+
+compiler = fa_compiler().decode().strip()
+
+
+cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil:
+    return chosen.kernels[<int>type]
+
+
+cdef void *scratch(size_t size) noexcept nogil:
+    """Memory of the calling thread; NULL where there is none left."""
+    return fa_scratch(size)
+
+
+cdef bint beyond_cache(ptrdiff_t size) noexcept nogil:
+    """Whether an output of so many bytes had better be stored around the cache than through it."""
+    return size > cache_size / 2
+
+
+def built() -> tuple:
+    """Names of all targets of this build, best first."""
+    return tuple(fa_targets[i].name.decode() for i in range(fa_target_count))
+
+
+def supported() -> tuple:
+    """Names of those that this machine can run, best first."""
+    return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].supported())
+
+
+def current() -> str:
+    return chosen.name.decode()
+
+
+def use(str name):
+    """Run this target's kernels from now on; `name` is one of supported()."""
+    global chosen
+    for i in range(fa_target_count):
+        if fa_targets[i].name.decode() == name and fa_targets[i].supported():
+            chosen = fa_targets[i]
+            return
+    raise ValueError(name)
+
+
+use(supported()[0])

@@ -1,0 +1,179 @@
+"""Threads and targets: what was chosen, by whom, and how to choose otherwise.
+
+The number of threads of a call, first match: its num_threads argument; set_num_threads; FASTATTN_NUM_THREADS; OpenMP's
+own setting (OMP_NUM_THREADS, threadpoolctl, else the processors this process may use), but no more than the container's
+CPU quota. Small work runs on the calling thread whatever is set, and so does a call inside another OpenMP region.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from fastattn import _arguments
+from fastattn._core import targets as _targets
+from fastattn._core import threads as _threads
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_asked_for = {"set_num_threads": 0, "FASTATTN_NUM_THREADS": 0}  # 0: not said; the first that is said holds
+
+
+def targets() -> tuple[str, ...]:
+    """Instruction-set targets that this machine can run, best first.
+
+    The first is used unless the environment variable FASTATTN_TARGET names another when fastattn is imported.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> "portable" in fastattn.targets()
+    True
+    """
+    return _targets.supported()
+
+
+def use_target(name: str) -> str:
+    """Run this target's kernels from now on, in all threads; return the name of the target used so far."""
+    former = _targets.current()
+    if name not in targets():
+        known = "this machine cannot run it" if name in _targets.built() else "there is no such target in this build"
+        raise ValueError(f"target must be one of {', '.join(targets())}, got {name!r}: {known}")
+    _targets.use(name)
+    return former
+
+
+def get_num_threads() -> int:
+    """How many threads a large call uses at most when it does not say so itself.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> fastattn.get_num_threads() >= 1
+    True
+    """
+    return _threads.available_threads()
+
+
+def set_num_threads(num_threads: int | None) -> None:
+    """Let calls use at most so many threads, in the whole process.
+
+    Parameters
+    ----------
+    num_threads : int or None
+        At least 1; None goes back to FASTATTN_NUM_THREADS and OpenMP's own setting.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `num_threads` is not an int, or less than 1.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> fastattn.set_num_threads(1)
+    >>> fastattn.get_num_threads()
+    1
+    >>> fastattn.set_num_threads(None)
+    """
+    _asked_for["set_num_threads"] = _arguments.thread_limit(num_threads)
+    _settle()
+
+
+def show_config() -> dict[str, str]:
+    """What this build is and what it chose: compiler, OpenMP, targets, threads and why.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> sorted(fastattn.show_config())
+    ['compiler', 'fastattn', 'numpy', 'openmp', 'python', 'target', 'targets built', 'targets here', 'threads']
+    """
+    from fastattn import __version__
+
+    return {
+        "fastattn": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "numpy": np.__version__,
+        "compiler": _targets.compiler,
+        "openmp": f"{_threads.openmp} (yyyymm of its version)" if _threads.openmp else "none: one thread only",
+        "targets built": ", ".join(_targets.built()),
+        "targets here": ", ".join(targets()),
+        "target": f"{_targets.current()} ({_why_target()})",
+        "threads": f"{get_num_threads()} ({_why_threads()})",
+    }
+
+
+def _why_target() -> str:
+    return "FASTATTN_TARGET" if os.environ.get("FASTATTN_TARGET") else "the best that this machine can run"
+
+
+def _why_threads() -> str:
+    for name, count in _asked_for.items():
+        if count:
+            return name
+    quota = _container_quota()
+    if quota and quota < _threads.openmp_threads():
+        return "the container's CPU quota"
+    return "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "OpenMP"
+
+
+def _settle() -> None:
+    _threads.choose(next(filter(None, _asked_for.values()), 0), _container_quota())
+
+
+def _container_quota() -> int:
+    """Processors' worth of time that the control groups grant this process, rounded up; 0 where there is no limit."""
+    quotas = [quota for group in _control_groups() if (quota := _group_quota(group))]
+    return max(1, math.ceil(min(quotas))) if quotas else 0
+
+
+def _control_groups() -> list[Path]:
+    """This process's group and those around it: version 2 in one tree, version 1 in the tree of the cpu controller."""
+    groups = []
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            root = _CGROUPS / controllers
+            group = root / path.strip("/")
+            groups += [parent for parent in (group, *group.parents) if parent == root or root in parent.parents]
+    return groups
+
+
+def _group_quota(group: Path) -> float:
+    words = _read(group / "cpu.max").split()  # "quota period" or "max period", microseconds
+    if not words:
+        words = [_read(group / "cpu.cfs_quota_us").strip(), _read(group / "cpu.cfs_period_us").strip()]
+    try:
+        quota, period = map(int, words)
+    except ValueError:  # "max", or no such files
+        return 0
+    return quota / period if quota > 0 and period > 0 else 0
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _read_environment() -> None:
+    if name := os.environ.get("FASTATTN_TARGET"):
+        try:
+            use_target(name)
+        except ValueError as error:
+            raise ImportError(f"FASTATTN_TARGET: {error}") from None
+    if text := os.environ.get("FASTATTN_NUM_THREADS"):
+        if not text.isdecimal() or int(text) < 1:
+            raise ImportError(f"FASTATTN_NUM_THREADS must be a number of at least 1, got {text!r}")
+        _asked_for["FASTATTN_NUM_THREADS"] = int(text)
+    _settle()
+
+
+_read_environment()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_threads.rest)

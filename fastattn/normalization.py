@@ -1,0 +1,222 @@
+"""Layer and RMS normalisation over the last axis, with or without adding a residual first.
+
+Compiled half: _core/normalization.pyx; kernel: _core/kernels/normalization.h; definition: reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastattn._core import normalization as _core
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def layer_norm(
+    x: NDArray,
+    weight: NDArray | None = None,
+    bias: NDArray | None = None,
+    *,
+    eps: float = 1e-5,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> NDArray:
+    """Shift and scale each row to mean 0 and variance 1, then apply weight and bias.
+
+    Parameters
+    ----------
+    x : ndarray, shape (..., D)
+        float32 or float64, any strides.
+    weight, bias : ndarray, shape (D,), optional
+        Of x's dtype or a narrower one.
+    eps : float
+        Added to the variance.
+    out : ndarray, shape (..., D), optional
+        Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    ndarray, shape (..., D)
+        In x's dtype and memory order.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape or value does not fit. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ``(x - mean) / sqrt(var + eps) * weight + bias`` with the biased variance: Ba, Kiros and Hinton, "Layer
+    Normalization" (2016); ONNX's LayerNormalization, torch.nn.functional.layer_norm.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> fastattn.layer_norm(np.array([1.0, 2.0, 3.0]), eps=0.0).round(4)
+    array([-1.2247,  0.    ,  1.2247])
+    """
+    return _core.normalize(x, weight, bias, eps, out, num_threads, True)
+
+
+def rms_norm(
+    x: NDArray,
+    weight: NDArray | None = None,
+    *,
+    eps: float = 1e-6,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> NDArray:
+    """Scale each row to a mean square of 1, then apply the weight.
+
+    Parameters
+    ----------
+    x : ndarray, shape (..., D)
+        float32 or float64, any strides.
+    weight : ndarray, shape (D,), optional
+        Of x's dtype or a narrower one.
+    eps : float
+        Added to the mean square.
+    out : ndarray, shape (..., D), optional
+        Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    ndarray, shape (..., D)
+        In x's dtype and memory order.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape or value does not fit. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ``x / sqrt(mean(x**2) + eps) * weight``: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019); ONNX's
+    RMSNormalization, torch.nn.functional.rms_norm.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> fastattn.rms_norm(np.array([3.0, 4.0]), eps=0.0).round(4)
+    array([0.8485, 1.1314])
+    """
+    return _core.normalize(x, weight, None, eps, out, num_threads, False)
+
+
+def add_layer_norm(
+    x: NDArray,
+    residual: NDArray,
+    weight: NDArray | None = None,
+    bias: NDArray | None = None,
+    *,
+    eps: float = 1e-5,
+    out: tuple[NDArray | None, NDArray | None] | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray, NDArray]:
+    """`layer_norm` of ``x + residual``, and that sum, in one pass.
+
+    Parameters
+    ----------
+    x : ndarray, shape (..., D)
+        float32 or float64, any strides.
+    residual : ndarray, shape (..., D)
+        Of x's shape and dtype.
+    weight, bias : ndarray, shape (D,), optional
+        Of x's dtype or a narrower one.
+    eps : float
+        Added to the variance.
+    out : pair of ndarray, each of shape (..., D), optional
+        Where the two results go; either may be None. ``out=(None, residual)`` updates the residual in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    y : ndarray, shape (..., D)
+        The normalised sum.
+    total : ndarray, shape (..., D)
+        ``x + residual``.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape or value does not fit. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ONNX Runtime's SkipLayerNormalization: the residual step of a post-norm layer, and of a pre-norm one with the next
+    layer's normalisation.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> y, total = fastattn.add_layer_norm(np.array([1.0, 2.0]), np.array([0.0, 1.0]), eps=0.0)
+    >>> y, total
+    (array([-1.,  1.]), array([1., 3.]))
+    """
+    return _core.add_normalize(x, residual, weight, bias, eps, out, num_threads, True)
+
+
+def add_rms_norm(
+    x: NDArray,
+    residual: NDArray,
+    weight: NDArray | None = None,
+    *,
+    eps: float = 1e-6,
+    out: tuple[NDArray | None, NDArray | None] | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray, NDArray]:
+    """`rms_norm` of ``x + residual``, and that sum, in one pass.
+
+    Parameters
+    ----------
+    x : ndarray, shape (..., D)
+        float32 or float64, any strides.
+    residual : ndarray, shape (..., D)
+        Of x's shape and dtype.
+    weight : ndarray, shape (D,), optional
+        Of x's dtype or a narrower one.
+    eps : float
+        Added to the mean square.
+    out : pair of ndarray, each of shape (..., D), optional
+        Where the two results go; either may be None. ``out=(None, residual)`` updates the residual in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    y : ndarray, shape (..., D)
+        The normalised sum.
+    total : ndarray, shape (..., D)
+        ``x + residual``.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape or value does not fit. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ONNX Runtime's SkipSimplifiedLayerNormalization: the residual step of Llama-like layers.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> y, total = fastattn.add_rms_norm(np.array([1.0, 2.0]), np.array([2.0, 2.0]), eps=0.0)
+    >>> y.round(4), total
+    (array([0.8485, 1.1314]), array([3., 4.]))
+    """
+    return _core.add_normalize(x, residual, weight, None, eps, out, num_threads, False)

@@ -1,0 +1,110 @@
+"""softmax and log_softmax along any axis.
+
+Compiled half: _core/softmax.pyx; kernel: _core/kernels/softmax.h; definition: reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastattn._core import softmax as _core
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def softmax(
+    x: NDArray,
+    axis: int = -1,
+    *,
+    where: NDArray | None = None,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> NDArray:
+    """Exponentials along an axis, scaled so that they sum to one.
+
+    Parameters
+    ----------
+    x : ndarray
+        float32 or float64, at least one axis, any strides.
+    axis : int
+        The axis to sum over.
+    where : ndarray of bool, optional
+        Broadcast to x's shape; elements where it is False are excluded: they come out as 0, whatever they are.
+    out : ndarray, optional
+        Where the result goes: a writable array of x's shape and dtype; ``out=x`` works in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape, dtype and memory order. Rows that are all -inf or all excluded are zero.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape does not fit or the axis does not exist. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ``exp(x - max) / sum(exp(x - max))``: ONNX's Softmax, torch.softmax, scipy.special.softmax.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> fastattn.softmax(np.array([[0.0, 0.0], [0.0, -np.inf]]))
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    return _core.softmax(x, axis, where, out, num_threads, False)
+
+
+def log_softmax(
+    x: NDArray,
+    axis: int = -1,
+    *,
+    where: NDArray | None = None,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> NDArray:
+    """The logarithm of `softmax`, computed without taking one of a small number.
+
+    Parameters
+    ----------
+    x : ndarray
+        float32 or float64, at least one axis, any strides.
+    axis : int
+        The axis to sum over.
+    where : ndarray of bool, optional
+        Broadcast to x's shape; elements where it is False are excluded: they come out as -inf, whatever they are.
+    out : ndarray, optional
+        Where the result goes: a writable array of x's shape and dtype; ``out=x`` works in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape, dtype and memory order. Rows that are all -inf or all excluded are -inf.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape does not fit or the axis does not exist. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ``x - max - log(sum(exp(x - max)))``: ONNX's LogSoftmax, torch.log_softmax, scipy.special.log_softmax.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> fastattn.log_softmax(np.array([1000.0, 0.0]))
+    array([    0., -1000.])
+    """
+    return _core.softmax(x, axis, where, out, num_threads, True)

@@ -1,0 +1,210 @@
+"""The build of fastattn's compiled half. All that is not compiled stands in pyproject.toml.
+
+1. Every fastattn/**/*.pyx becomes an extension module. Cython writes its C to build/, never into the source tree.
+2. The C files in fastattn/_core/kernels go into one module only, fastattn._core.targets; the other modules reach the
+   kernels through its table. kernels/target_<name>.c is compiled with the flags of its row in TARGETS below.
+3. What the compiler can do is found out by letting it try.
+
+Environment:
+    CC=clang                     another compiler: gcc >= 12, clang, or clang-cl on Windows
+    FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
+    FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
+
+Tested on Linux with gcc and clang. What stands here for macOS and Windows is untested.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+from setuptools.modified import newer_group
+
+
+class Target(NamedTuple):
+    """An instruction set that the kernels are compiled for."""
+
+    machines: tuple  # endings of the platform's name: "linux-x86_64", "win-amd64"; "" fits all
+    flags: str
+
+
+X86_64 = ("x86_64", "amd64")
+TARGETS = {
+    "portable": Target(("",), ""),
+    "avx2": Target(X86_64, "-mavx2 -mfma -mf16c"),
+    "avx512": Target(X86_64, "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"),
+}
+
+# Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.
+KERNEL_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden -Wno-psabi"
+KERNELS = Path("fastattn/_core/kernels")
+KERNEL_MODULE = "fastattn._core.targets"
+SERIAL_MODULES = {"fastattn._arguments", KERNEL_MODULE}  # the others may use prange
+
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
+MODULE_FLAGS = {"win32": ""}.get(sys.platform, "-fvisibility=hidden -Wno-unused-function")
+STRIP_FLAGS = {"linux": "-Wl,--strip-all"}.get(sys.platform, "")
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+    "freethreading_compatible": True,
+}
+
+# Where OpenMP may be: (compiler flags, linker flags), tried in this order. Apple's clang takes libomp from elsewhere.
+OPENMP = {
+    "win32": [("-fopenmp", "libomp.lib")],
+    "darwin": [("-Xpreprocessor -fopenmp", "-lomp")]
+    + [
+        (f"-Xpreprocessor -fopenmp -I{folder}/include", f"-L{folder}/lib -lomp")
+        for folder in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp", "/opt/local")
+    ],
+}.get(sys.platform, [("-fopenmp", "-fopenmp")])
+NO_OPENMP = ("", "")
+
+COMPILER_PROBE = """
+typedef int pair __attribute__((vector_size(8)));
+pair swap(pair x) { return __builtin_shufflevector(x, x, 1, 0); }
+"""
+TARGET_PROBE = """
+#include <immintrin.h>
+int size_of_a_pointer[sizeof(void *) == 8 ? 1 : -1];
+"""
+OPENMP_PROBE = """
+#include <omp.h>
+int main(void) { return omp_get_max_threads() < 1; }
+"""
+
+
+def announce(message):
+    """Say what a user must not miss (pip shows it with -v)."""
+    print(f"\n{'=' * 100}\nfastattn: {message}\n{'=' * 100}\n", file=sys.stderr, flush=True)
+
+
+def is_set(variable):
+    """Whether an environment variable is there and is not 0."""
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+class BuildExtensions(build_ext):
+    """Looks the compiler over, compiles the kernels, and then builds the extension modules as always."""
+
+    def build_extensions(self):
+        self.prepare_compiler()
+        targets, openmp = self.find_targets(), self.find_openmp()
+        macros = MACROS + [(f"FA_HAVE_{name.upper()}", "1") for name in targets]
+        settings = self.settings(macros, openmp)
+        note = Path(self.build_temp, "settings.txt")
+        self.force = self.force or not note.exists() or note.read_text() != settings
+
+        sources = self.write_c()
+        kernels = self.compile_kernels(targets, macros)
+        for module in self.extensions:
+            module.sources = sources[module.name]
+            module.define_macros = macros
+            module.extra_objects = kernels if module.name == KERNEL_MODULE else []
+            module.depends = [*module.extra_objects, *map(str, KERNELS.glob("*.h"))]
+            compile_openmp, link_openmp = NO_OPENMP if module.name in SERIAL_MODULES else openmp
+            module.extra_compile_args = [*MODULE_FLAGS.split(), *self.spell(compile_openmp)]
+            module.extra_link_args = [*("" if self.debug else STRIP_FLAGS).split(), *link_openmp.split()]
+        self.parallel = self.parallel or 2
+        super().build_extensions()
+        note.write_text(settings)
+
+    def prepare_compiler(self):
+        """Include folders for all, and a word to whoever has a compiler that cannot do it."""
+        import numpy
+
+        self.compiler.add_include_dir(str(KERNELS))
+        self.compiler.add_include_dir(numpy.get_include())
+        if self.compiler.compiler_type == "msvc":  # clang-cl takes the place of cl, which has no vector extensions
+            self.compiler.initialize()
+            self.compiler.cc = shutil.which("clang-cl") or self.compiler.cc
+        if not self.tries(COMPILER_PROBE):
+            raise SystemExit("fastattn: this C compiler cannot build the kernels; set CC to gcc >= 12 or to clang")
+
+    def find_targets(self):
+        """{name: flags} of the rows of TARGETS that fit this machine and that the compiler takes."""
+        targets = {name: row.flags for name, row in TARGETS.items() if self.plat_name.endswith(row.machines)}
+        refused = [name for name, flags in targets.items() if flags and not self.tries(TARGET_PROBE, flags)]
+        for name in refused:
+            announce(f"the target {name} is LEFT OUT: the compiler does not take {targets.pop(name)}")
+        return targets
+
+    def find_openmp(self):
+        """(compiler flags, linker flags) for OpenMP, or NO_OPENMP for a build that runs one thread."""
+        if is_set("FASTATTN_NO_OPENMP"):
+            return NO_OPENMP
+        for flags in OPENMP:
+            if self.tries(OPENMP_PROBE, *flags):
+                return flags
+        if is_set("FASTATTN_REQUIRE_OPENMP"):
+            raise SystemExit("fastattn: the compiler has no OpenMP, and FASTATTN_REQUIRE_OPENMP is set")
+        announce("the compiler has NO OPENMP: this build will run ONE THREAD only")
+        return NO_OPENMP
+
+    def tries(self, code, flags="", link_flags=None):
+        """Whether the compiler takes `code` with `flags` and, where link_flags are given, links it too."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(code)
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=self.spell(flags))
+                if link_flags is not None:
+                    self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=link_flags.split())
+            except (CompileError, LinkError):
+                return False
+        return True
+
+    def spell(self, flags):
+        """As a list, for this compiler: clang-cl takes clang's own flags behind /clang:."""
+        prefix = "/clang:" if self.compiler.compiler_type == "msvc" else ""
+        return [prefix + flag for flag in flags.split()]
+
+    def settings(self, macros, openmp):
+        """What build/ was made with; where that has changed, all is built anew."""
+        import Cython
+
+        compiler = getattr(self.compiler, "compiler_so", None) or self.compiler.cc
+        parts = (compiler, macros, openmp, TARGETS, KERNEL_FLAGS, MODULE_FLAGS, DIRECTIVES, Cython.__version__)
+        return "\n".join(map(str, (*parts, self.debug)))
+
+    def write_c(self):
+        """Let Cython write the modules' C. {name of the module: its C file}."""
+        from Cython.Build import cythonize
+
+        folder = str(Path(self.build_temp).with_name("cython"))
+        modules = cythonize(self.extensions, build_dir=folder, compiler_directives=DIRECTIVES, force=self.force)
+        return {module.name: module.sources for module in modules}
+
+    def compile_kernels(self, targets, macros):
+        """The object files of kernels/*.c: each target's own with its flags, then those that serve all targets."""
+        flags = {KERNELS / f"target_{name}.c": target_flags for name, target_flags in targets.items()}
+        flags |= {path: "" for path in sorted(KERNELS.glob("*.c")) if not path.name.startswith("target_")}
+        headers = [str(path) for path in KERNELS.glob("*.h")]
+
+        def compile_one(source):
+            [product] = self.compiler.object_filenames([str(source)], output_dir=self.build_temp)
+            if self.force or newer_group([str(source), *headers], product):
+                options = self.spell(f"{KERNEL_FLAGS} {flags[source]} {'' if self.debug else '-g0'}")
+                self.compiler.compile([str(source)], self.build_temp, macros, debug=self.debug, extra_postargs=options)
+            return product
+
+        with ThreadPoolExecutor(2) as jobs:
+            return list(jobs.map(compile_one, flags))
+
+
+MODULES = sorted(Path("fastattn").rglob("*.pyx"))
+setup(
+    ext_modules=[Extension(".".join(path.with_suffix("").parts), [str(path)]) for path in MODULES],
+    cmdclass={"build_ext": BuildExtensions},
+)
