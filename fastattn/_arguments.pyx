@@ -146,6 +146,8 @@ cpdef tuple states(object outs, object lses):
         raise ValueError("outs[0] must have at least one axis, got shape ()")
     for i in range(len(outs)):
         out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
+        if np.PyArray_TYPE(lse) != np.PyArray_TYPE(first):
+            raise TypeError(f"lses[{i}] must have dtype {first.dtype}, as outs[0] has, got dtype {lse.dtype}")
         needed = (<object>out).shape[: out.ndim - 1]
         if (<object>lse).shape != needed:
             raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")
@@ -167,7 +169,11 @@ cdef ptrdiff_t integer(str name, object x) except? -1:
 cdef double finite(str name, object x) except? -1:
     if PyBool_Check(x) or not (PyFloat_Check(x) or PyLong_Check(x) or isinstance(x, (np.floating, np.integer))):
         raise TypeError(f"{name} must be a float, got {type(x).__name__}")
-    cdef double value = <double>x
+    cdef double value
+    try:
+        value = <double>x
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float, got {x}") from None
     if not isfinite(value):
         raise ValueError(f"{name} must be finite, got {x}")
     return value

@@ -99,12 +99,17 @@ def show_config() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "numpy": np.__version__,
         "compiler": _targets.compiler,
-        "openmp": f"{_threads.openmp} (yyyymm of its version)" if _threads.openmp else "none: one thread only",
+        "openmp": f"{_threads.openmp} (yyyymm of its version)" if has_openmp() else "none: one thread only",
         "targets built": ", ".join(_targets.built()),
         "targets here": ", ".join(targets()),
         "target": f"{_targets.current()} ({_why_target()})",
         "threads": f"{get_num_threads()} ({_why_threads()})",
     }
+
+
+def has_openmp() -> bool:
+    """Whether this build has threads at all."""
+    return bool(_threads.openmp)
 
 
 def _why_target() -> str:

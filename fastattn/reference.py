@@ -223,9 +223,9 @@ def log_softmax(x, axis=-1, *, where=None):
     array([    0., -1000.])
     """
     x = _kept(_real(x), where)
-    _, lse = _softmax_and_lse(x, axis)
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(x), -np.inf, x - lse)
+    _, total, top = _exponentials(x, axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.isneginf(x), -np.inf, x - top - np.log(total))
 
 
 def _kept(x, where):
@@ -234,17 +234,21 @@ def _kept(x, where):
 
 def _softmax_and_lse(x, axis):
     """Softmax and logarithm of its denominator (that axis kept); zeros and -inf where all of x is -inf."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # 1. The maximum, so that no exponential overflows. Where all is -inf, 0 serves: -inf - -inf would be NaN.
-        top = x.max(axis=axis, keepdims=True, initial=-np.inf)
-        top = np.where(np.isneginf(top), 0, top)
-
-        # 2. The exponentials and their sum.
-        exponentials = np.exp(x - top)
-        total = exponentials.sum(axis=axis, keepdims=True)
-
-        # 3. Normalisation.
+    exponentials, total, top = _exponentials(x, axis)
+    with np.errstate(divide="ignore"):
         return exponentials / np.where(total == 0, 1, total), top + np.log(total)
+
+
+def _exponentials(x, axis):
+    """exp(x - top), their sum, and top; the last two with that axis kept."""
+    # 1. The maximum, so that no exponential overflows. Where all is -inf, 0 serves: -inf - -inf would be NaN.
+    top = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    top = np.where(np.isneginf(top), 0, top)
+
+    # 2. The exponentials and their sum.
+    with np.errstate(invalid="ignore"):
+        exponentials = np.exp(x - top)
+    return exponentials, exponentials.sum(axis=axis, keepdims=True), top
 
 
 # Normalisation

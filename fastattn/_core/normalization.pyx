@@ -193,12 +193,14 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
     cdef int asked = arguments.thread_limit(num_threads)
     if out is None:
         out = (None, None)
-    if not isinstance(out, (tuple, list)) or len(out) != 2:
-        raise TypeError(f"out must be a pair (y, total) of arrays, got {type(out).__name__}")
+    if not isinstance(out, tuple):
+        raise TypeError(f"out must be a tuple (y, total) of arrays, got {type(out).__name__}")
+    if len(out) != 2:
+        raise ValueError(f"out must hold two arrays, (y, total), got {len(out)}")
     cdef np.ndarray result = arguments.output("out[0]", out[0], a.ndim, a.shape, a, "x")
     cdef np.ndarray total = arguments.output("out[1]", out[1], a.ndim, a.shape, a, "x")
     if arguments.share_memory(result, total):
-        raise ValueError("out must be a pair of arrays that do not overlap")
+        raise ValueError("out must hold two arrays that do not overlap, got arrays that share memory")
     cdef np.ndarray target = unclashing(result, (a, r), (w, b)), total_target = unclashing(total, (a, r), (w, b))
     fill(&p, a, r, w, b, target, total_target)
     run_all(&p, a, asked)

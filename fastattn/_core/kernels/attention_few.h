@@ -5,6 +5,7 @@
  * prefetched, and while its values are, the next block's keys: the two streams then never stall. */
 
 #define FEW_KEYS 64 /* keys a block: 32 KB of keys at 128 float32 components */
+#define FEW_KEYS_PER_RUN 16
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
@@ -44,8 +45,7 @@ FA_INLINE void OP(few_scores)(OP(rows) key, ptrdiff_t count, const R *query, ptr
 FA_INLINE void OP(few_value_block)(OP(rows) value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
                                    ptrdiff_t width, const R *decay, OP(rows) ahead, const int NR, const int NC) {
     V acc[4][8];
-    FA_UNROLL for (int r = 0; r < NR; r++)
-        FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = OP(load)(out + r * width + c * LANES) * decay[r];
+    FA_UNROLL for (int r = 0; r < NR; r++) FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = (V){0};
     for (ptrdiff_t t = begin; t < end; t++) {
         V v[8];
         FA_UNROLL for (int c = 0; c < NC; c++) {
@@ -58,7 +58,10 @@ FA_INLINE void OP(few_value_block)(OP(rows) value, ptrdiff_t begin, ptrdiff_t en
         }
     }
     FA_UNROLL for (int r = 0; r < NR; r++)
-        FA_UNROLL for (int c = 0; c < NC; c++) OP(store)(out + r * width + c * LANES, acc[r][c]);
+        FA_UNROLL for (int c = 0; c < NC; c++) {
+            R *at = out + r * width + c * LANES;
+            OP(store)(at, decay ? OP(load)(at) * decay[r] + acc[r][c] : OP(load)(at) + acc[r][c]);
+        }
 }
 
 FA_INLINE void OP(few_values)(OP(rows) value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
@@ -102,8 +105,15 @@ FA_INLINE void OP(few_score_rows)(const OP(few) *few, OP(rows) key, ptrdiff_t co
 
 FA_INLINE void OP(few_value_rows)(const OP(few) *few, OP(rows) value, fa_interval keys, ptrdiff_t row, OP(rows) ahead,
                                   const int NR, const int NC) {
-    OP(few_values)(value, keys.begin, keys.end, few->scores + row * FEW_KEYS, few->out + row * few->value_width,
-                   few->value_width, few->decay + row, ahead, NR, NC);
+    const R *decay = few->decay + row;
+    ptrdiff_t t = keys.begin, end;
+    do { /* a run's sum is made on its own: rounding errors grow with the length of a chain of additions */
+        end = keys.end - t < FEW_KEYS_PER_RUN ? keys.end : t + FEW_KEYS_PER_RUN;
+        OP(few_values)(value, t, end, few->scores + row * FEW_KEYS, few->out + row * few->value_width,
+                       few->value_width, decay, ahead, NR, NC);
+        decay = NULL;
+        t = end;
+    } while (t < keys.end);
 }
 
 static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, ptrdiff_t first_key,
@@ -161,9 +171,9 @@ static void OP(few_finish)(const fa_attention *a, const fa_attention_item *item,
         ptrdiff_t at = item->first_row + row, element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
         char *to = part ? (char *)((R *)item->part_out + row * a->value_size)
                         : item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
-        R inverse = few->sum[row] == 0 ? 0 : 1 / few->sum[row];
+        R sum = few->sum[row] == 0 ? 1 : few->sum[row];
         for (ptrdiff_t d = 0; d < a->value_size; d++) {
-            R x = few->out[row * few->value_width + d] * inverse;
+            R x = few->out[row * few->value_width + d] / sum;
             memcpy(to + d * element, &x, sizeof x);
         }
         if (part) {

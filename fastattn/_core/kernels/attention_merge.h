@@ -13,11 +13,11 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
             weight[p] = OP(exp2)(OP(splat)(max[p * item->rows + row] - shift))[0] * sum[p * item->rows + row];
             total += weight[p];
         }
-        R inverse = total == 0 ? 0 : 1 / total;
+        R divisor = total == 0 ? 1 : total;
         for (ptrdiff_t d = 0; d < a->value_size; d++) {
             R x = 0;
             for (ptrdiff_t p = 0; p < parts; p++) x += weight[p] * out[(p * item->rows + row) * a->value_size + d];
-            x *= inverse;
+            x /= divisor;
             memcpy(to + d * a->out_element, &x, sizeof x);
         }
         if (item->lse) {

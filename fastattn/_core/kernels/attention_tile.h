@@ -9,6 +9,9 @@
  * of rows it costs head_size + value_size FMAs, and 9 (AVX-512) to 13 operations for the weight. */
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
+#define COMPONENTS_PER_RUN 128
+#define KEYS_PER_SUM 64   /* keys whose weighted values are added up before they join the rest; */
+#define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 
 typedef struct {
     R *query, *scores, *out, *key_panel, *value_panel;
@@ -29,23 +32,34 @@ FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, p
             V k = OP(splat)(key[i * stride + d]);
             FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] += k * q[j];
         }
+        if ((d + 1) % COMPONENTS_PER_RUN == 0 && d + 1 < head_size) {
+            FA_UNROLL for (int i = 0; i < MR; i++)
+                FA_UNROLL for (int j = 0; j < NV; j++) {
+                    R *at = scores + (i * NV + j) * LANES;
+                    if (d > COMPONENTS_PER_RUN) acc[i][j] += OP(load)(at);
+                    OP(store)(at, acc[i][j]);
+                    acc[i][j] = (V){0};
+                }
+        }
     }
     FA_UNROLL for (int j = 0; j < NV; j++) {
         V top = max[j];
         FA_UNROLL for (int i = 0; i < MR; i++) {
-            OP(store)(scores + (i * NV + j) * LANES, acc[i][j]);
+            R *at = scores + (i * NV + j) * LANES;
+            if (head_size > COMPONENTS_PER_RUN) acc[i][j] += OP(load)(at);
+            OP(store)(at, acc[i][j]);
             top = OP(max)(acc[i][j], top); /* a NaN score never becomes the maximum */
         }
         max[j] = top;
     }
 }
 
-/* out[MR][NV] = out · decay + MR value components times the weights of `count` keys. */
+/* out[MR][NV] = out · decay + MR value components times the weights of `count` keys. The sum over a run of keys is made
+ * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy's formula. */
 FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
                                const V *decay, const int MR, const int NV) {
     V acc[8][4];
-    FA_UNROLL for (int i = 0; i < MR; i++)
-        FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = OP(load)(out + (i * NV + j) * LANES) * decay[j];
+    FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
     for (ptrdiff_t t = 0; t < count; t++) {
         V p[4];
         FA_UNROLL for (int j = 0; j < NV; j++) p[j] = OP(load)(weights + (t * NV + j) * LANES);
@@ -55,7 +69,10 @@ FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weight
         }
     }
     FA_UNROLL for (int i = 0; i < MR; i++)
-        FA_UNROLL for (int j = 0; j < NV; j++) OP(store)(out + (i * NV + j) * LANES, acc[i][j]);
+        FA_UNROLL for (int j = 0; j < NV; j++) {
+            R *at = out + (i * NV + j) * LANES;
+            OP(store)(at, OP(load)(at) * decay[j] + acc[i][j]);
+        }
 }
 
 /* Both products walk their rows in register tiles of MR, then 4, 2, 1 for what remains. */
@@ -78,9 +95,15 @@ FA_INLINE void OP(scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff
 
 FA_INLINE void OP(values)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
                           const V *decay, const int MR, const int NV) {
-#define CALL(M) OP(value_block)(value.data + i, value.stride, weights, count, out + i * NV * LANES, decay, M, NV)
-    FA_IN_TILES(value_size, MR, CALL);
+    const V one[4] = {OP(splat)(1), OP(splat)(1), OP(splat)(1), OP(splat)(1)};
+    for (ptrdiff_t t = 0; t < count; t += KEYS_PER_SUM) {
+        const R *first = value.data + t * value.stride, *weight = weights + t * NV * LANES;
+        const V *factor = t ? one : decay;
+        ptrdiff_t keys = count - t < KEYS_PER_SUM ? count - t : KEYS_PER_SUM;
+#define CALL(M) OP(value_block)(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
+        FA_IN_TILES(value_size, MR, CALL);
 #undef CALL
+    }
 }
 
 /* The same for blocks in which some lanes exclude a key whose value is not finite: an excluded weight is -0.0, and its
@@ -139,17 +162,21 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
         shift[j] = OP(select)(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
         tile->decay[j] = OP(exp2)(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
-        sum[j] = (V){0};
+        tile->sum[j] *= tile->decay[j];
     }
-    for (ptrdiff_t t = 0; t < count; t++)
-        FA_UNROLL for (int j = 0; j < NV; j++) {
-            R *at = tile->scores + (t * NV + j) * LANES;
-            V score = OP(load)(at), weight = OP(exp2)(score - shift[j]);
-            sum[j] += weight;
-            if (guarded) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
-            OP(store)(at, weight);
-        }
-    FA_UNROLL for (int j = 0; j < NV; j++) tile->sum[j] = tile->sum[j] * tile->decay[j] + sum[j];
+    for (ptrdiff_t t = 0; t < count;) {
+        ptrdiff_t end = count - t < KEYS_PER_RUN ? count : t + KEYS_PER_RUN;
+        FA_UNROLL for (int j = 0; j < NV; j++) sum[j] = (V){0};
+        for (; t < end; t++)
+            FA_UNROLL for (int j = 0; j < NV; j++) {
+                R *at = tile->scores + (t * NV + j) * LANES;
+                V score = OP(load)(at), weight = OP(exp2)(score - shift[j]);
+                sum[j] += weight;
+                if (guarded) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
+                OP(store)(at, weight);
+            }
+        FA_UNROLL for (int j = 0; j < NV; j++) tile->sum[j] += sum[j];
+    }
 }
 
 FA_INLINE void OP(tile_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, ptrdiff_t first_key,

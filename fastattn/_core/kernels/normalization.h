@@ -1,34 +1,51 @@
 /* Layer and RMS normalisation of rows at any stride, with an optional residual added first.
  *
- * Two passes for the statistics (mean, then squared distances from it: no cancellation, however far the mean is from
- * zero), a third for the result; the row stays in the first-level cache between them. */
+ * Three passes, between which the row stays in the first-level cache: the mean; the sums of the distances from it and of
+ * their squares, which correct what rounding left of the mean and give the variance without cancellation; the result. */
 
-/* Sum over i of VALUE(i), in four accumulators so that additions overlap; absent elements count as zero. */
-#define FA_SUM(count, total, VALUE)                                                                                    \
-    do {                                                                                                               \
-        V sum[4] = {{0}, {0}, {0}, {0}};                                                                               \
-        ptrdiff_t i = 0;                                                                                               \
-        for (; i + 4 * LANES <= (count); i += 4 * LANES)                                                               \
-            FA_UNROLL for (int j = 0; j < 4; j++) sum[j] += VALUE(OP(load)(x + i + j * LANES));                        \
-        for (; i + LANES <= (count); i += LANES) sum[0] += VALUE(OP(load)(x + i));                                     \
-        total = OP(lane_sum)((sum[0] + sum[1]) + (sum[2] + sum[3]));                                                   \
-        for (; i < (count); i++) total += VALUE(x[i]);                                                                 \
-    } while (0)
+typedef struct { R mean, spread; } OP(statistics);
 
-FA_INLINE R OP(row_mean)(const R *x, ptrdiff_t count) {
-    R total;
-#define ITSELF(v) (v)
-    FA_SUM(count, total, ITSELF);
-#undef ITSELF
-    return total / (R)count;
+static R OP(row_mean)(const R *x, ptrdiff_t count) {
+    V total = {0}, sum[4] = {{0}, {0}, {0}, {0}};
+    ptrdiff_t i = 0;
+    while (i + 4 * LANES <= count) {
+        ptrdiff_t end = count - i < RUN ? count : i + RUN;
+        for (; i + 4 * LANES <= end; i += 4 * LANES)
+            FA_UNROLL for (int j = 0; j < 4; j++) sum[j] += OP(load)(x + i + j * LANES);
+        total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        FA_UNROLL for (int j = 0; j < 4; j++) sum[j] = (V){0};
+    }
+    for (; i + LANES <= count; i += LANES) total += OP(load)(x + i);
+    if (i < count) total += OP(load_part)(x + i, (int)(count - i));
+    return OP(lane_sum)(total) / (R)count;
 }
 
-FA_INLINE R OP(row_spread)(const R *x, ptrdiff_t count, R mean) {
-    R total;
-#define SQUARE(v) (((v) - mean) * ((v) - mean))
-    FA_SUM(count, total, SQUARE);
-#undef SQUARE
-    return total / (R)count;
+/* Mean square of the distances from `about`; with `centred` that is a first guess at the mean, which is corrected. */
+FA_INLINE OP(statistics) OP(row_statistics)(const R *x, ptrdiff_t count, R about, const int centred) {
+    V total = {0}, squares = {0}, sum[4] = {{0}, {0}, {0}, {0}}, square[4] = {{0}, {0}, {0}, {0}};
+    ptrdiff_t i = 0;
+    while (i + 4 * LANES <= count) {
+        ptrdiff_t end = count - i < RUN ? count : i + RUN;
+        for (; i + 4 * LANES <= end; i += 4 * LANES)
+            FA_UNROLL for (int j = 0; j < 4; j++) {
+                V distance = OP(load)(x + i + j * LANES) - about;
+                if (centred) sum[j] += distance;
+                square[j] += distance * distance;
+            }
+        total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        squares += (square[0] + square[1]) + (square[2] + square[3]);
+        FA_UNROLL for (int j = 0; j < 4; j++) sum[j] = square[j] = (V){0};
+    }
+    while (i < count) {
+        int n = count - i < LANES ? (int)(count - i) : LANES;
+        V distance = OP(load_some)(x + i, n) - about;
+        if (n < LANES) distance = OP(keep_lanes)(distance, n, 0);
+        total += distance;
+        squares += distance * distance;
+        i += n;
+    }
+    R spread = OP(lane_sum)(squares) / (R)count, off = centred ? OP(lane_sum)(total) / (R)count : 0;
+    return (OP(statistics)){about + off, spread - off * off};
 }
 
 /* out = (x - mean) · factor · weight + bias; either may be absent. */
@@ -75,9 +92,10 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
     R *row = scratch, *result = row + 2 * n->length;
     for (; rows > 0; rows--) {
         const R *in = OP(normalization_row)(n, x, residual, total, row);
-        R mean = n->centred ? OP(row_mean)(in, n->length) : 0;
-        R factor = 1 / (R)sqrt((double)(OP(row_spread)(in, n->length, mean) + (R)n->eps));
-        OP(normalize)(in, n->weight, n->bias, n->plain_out ? (R *)out : result, n->length, mean, factor,
+        OP(statistics) s = n->centred ? OP(row_statistics)(in, n->length, OP(row_mean)(in, n->length), 1)
+                                      : OP(row_statistics)(in, n->length, 0, 0);
+        R factor = (R)(1 / sqrt((double)s.spread + n->eps));
+        OP(normalize)(in, n->weight, n->bias, n->plain_out ? (R *)out : result, n->length, s.mean, factor,
                       n->streaming && n->plain_out);
         if (!n->plain_out) OP(scatter)(out, n->out_element, result, n->length);
         x += n->x_row;

@@ -3,6 +3,16 @@
 /* n vector elements of a row; n == LANES where a whole vector is known to be there. */
 FA_INLINE V OP(load_some)(const R *p, ptrdiff_t n) { return n == LANES ? OP(load)(p) : OP(load_part)(p, (int)n); }
 
+/* The first n lanes of x, and `rest` in the others. */
+FA_INLINE V OP(keep_lanes)(V x, int n, R rest) {
+    VI lane;
+    FA_UNROLL for (int i = 0; i < LANES; i++) lane[i] = i;
+    return OP(select)(lane < (I)n, x, OP(splat)(rest));
+}
+
+/* Elements whose sum is made on its own before it joins the rest: in one long chain rounding errors gather. */
+#define RUN (64 * LANES)
+
 /* out[i] = VALUE(i, n) for the n elements from i on, a vector at a time. Streaming stores bypass the cache: they save
  * reading the lines that are overwritten (copy 38 GB/s against 23) and want aligned addresses, hence the head. */
 #define FA_MAP(out, count, streaming, VALUE)                                                                           \

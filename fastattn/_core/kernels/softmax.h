@@ -5,7 +5,6 @@
  * that lie side by side (an axis other than the last) go into the lanes instead. */
 
 #define SPAN 32768 /* elements; 128 KB of float32 and as much scratch stay in L2 */
-#define LOG2_E ((R)1.44269504088896340736)
 
 typedef struct { R max, sum; } OP(softmax_state);
 
@@ -35,31 +34,31 @@ static R OP(span_max)(const R *x, ptrdiff_t count) {
     return max;
 }
 
-/* Sum of 2^((x - shift) log2 e); where `to` is given the terms are left there. */
+/* Sum of e^(x - shift); with `keep` the terms are left in `to`. */
 FA_INLINE R OP(span_exp)(const R *x, R *to, ptrdiff_t count, R shift, const int keep) {
-    V sum[4] = {{0}, {0}, {0}, {0}};
+    V total = {0}, sum[4] = {{0}, {0}, {0}, {0}};
     ptrdiff_t i = 0;
-#define TERM(at) OP(exp2)((OP(load)(x + (at)) - shift) * LOG2_E)
-    for (; i + 4 * LANES <= count; i += 4 * LANES)
-        FA_UNROLL for (int j = 0; j < 4; j++) {
-            V term = TERM(i + j * LANES);
-            if (keep) OP(store)(to + i + j * LANES, term);
-            sum[j] += term;
-        }
-    for (; i + LANES <= count; i += LANES) {
-        V term = TERM(i);
-        if (keep) OP(store)(to + i, term);
-        sum[0] += term;
+    while (i + 4 * LANES <= count) {
+        ptrdiff_t end = count - i < RUN ? count : i + RUN;
+        for (; i + 4 * LANES <= end; i += 4 * LANES)
+            FA_UNROLL for (int j = 0; j < 4; j++) {
+                V term = OP(exp)(OP(load)(x + i + j * LANES) - shift);
+                if (keep) OP(store)(to + i + j * LANES, term);
+                sum[j] += term;
+            }
+        total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        FA_UNROLL for (int j = 0; j < 4; j++) sum[j] = (V){0};
     }
-#undef TERM
-    if (i < count) {
-        R rest[LANES];
-        FA_UNROLL for (int j = 0; j < LANES; j++) rest[j] = i + j < count ? x[i + j] : (R)-INFINITY;
-        V term = OP(exp2)((OP(load)(rest) - shift) * LOG2_E);
-        if (keep) OP(store_part)(to + i, term, (int)(count - i));
-        sum[1] += term;
+    while (i < count) {
+        int n = count - i < LANES ? (int)(count - i) : LANES;
+        V less = OP(load_some)(x + i, n) - shift;
+        if (n < LANES) less = OP(keep_lanes)(less, n, (R)-INFINITY);
+        V term = OP(exp)(less);
+        if (keep) OP(store_part)(to + i, term, n);
+        total += term;
+        i += n;
     }
-    return OP(lane_sum)((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    return OP(lane_sum)(total);
 }
 
 FA_INLINE R OP(finite_shift)(R max) { return max == (R)-INFINITY ? 0 : max; } /* -inf - -inf would be NaN */
@@ -67,15 +66,15 @@ FA_INLINE R OP(inverse)(R sum) { return sum == 0 ? 0 : 1 / sum; }
 
 FA_INLINE OP(softmax_state) OP(join)(OP(softmax_state) a, R max, R sum) {
     R top = max > a.max ? max : a.max, shift = OP(finite_shift)(top);
-    R old = OP(exp2)(OP(splat)((a.max - shift) * LOG2_E))[0], new = OP(exp2)(OP(splat)((max - shift) * LOG2_E))[0];
+    R old = OP(exp)(OP(splat)(a.max - shift))[0], new = OP(exp)(OP(splat)(max - shift))[0];
     return (OP(softmax_state)){top, a.sum * old + sum * new};
 }
 
-/* The last pass over a span. softmax: terms · factor; or, from x itself, 2^((x - shift) log2 e) · factor.
+/* The last pass over a span. softmax: terms · factor; or, from x itself, e^(x - shift) · factor.
  * log_softmax: x - shift - factor, the factor then being the logarithm of the sum. */
 FA_INLINE void OP(span_finish)(const fa_softmax *s, const R *x, int terms, R *out, ptrdiff_t count, R shift, R factor) {
 #define SCALED(i, n) (OP(load_some)(x + i, n) * factor)
-#define TERMS(i, n) (OP(exp2)((OP(load_some)(x + i, n) - shift) * LOG2_E) * factor)
+#define TERMS(i, n) (OP(exp)(OP(load_some)(x + i, n) - shift) * factor)
 #define LOGARITHM(i, n) (OP(load_some)(x + i, n) - shift - factor)
     if (s->logarithm) FA_MAP(out, count, s->streaming, LOGARITHM);
     else if (terms) FA_MAP(out, count, s->streaming, SCALED);
@@ -135,7 +134,7 @@ FA_INLINE void OP(softmax_side_by_side)(const fa_softmax *s, const char *x, char
     for (ptrdiff_t i = 0; i < s->length; i++) max = OP(max)(AT(i), max);
     V shift = OP(select)(max == lowest, (V){0}, max);
     for (ptrdiff_t i = 0; i < s->length; i++) {
-        V less = AT(i) - shift, term = OP(exp2)(less * LOG2_E);
+        V less = AT(i) - shift, term = OP(exp)(less);
         sum += term;
         if (s->logarithm) term = less;
         PUT(i, term);

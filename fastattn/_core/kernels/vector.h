@@ -79,18 +79,54 @@ FA_INLINE V_f64 exp2_half_f64(V_f64 f) {
     return p * f + 1.0;
 }
 
-/* 2^x for x <= 0 on machines without an instruction for the scaling; `floored` is max(x, -bias).
- * x = n + f, n rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n; at
+/* e^r for r in [-log(2)/2, log(2)/2]: the same polynomials in r = f log 2. */
+FA_INLINE V_f32 exp_half_f32(V_f32 r) {
+    V_f32 p = r * 8.29031877e-3f + 4.18979302e-2f;
+    p = p * r + 1.66676357e-1f;
+    p = p * r + 4.99991506e-1f;
+    p = p * r + 9.99999762e-1f;
+    return p * r + 1.0f;
+}
+FA_INLINE V_f64 exp_half_f64(V_f64 r) {
+    V_f64 p = r * 2.4991432676936897e-08 + 2.7631034033848393e-07;
+    p = p * r + 2.755762669692093e-06;
+    p = p * r + 2.48014906365034e-05;
+    p = p * r + 0.00019841269436798092;
+    p = p * r + 0.001388888894635271;
+    p = p * r + 0.00833333333354969;
+    p = p * r + 0.04166666666651783;
+    p = p * r + 0.1666666666666622;
+    p = p * r + 0.5000000000000012;
+    p = p * r + 1.0;
+    return p * r + 1.0;
+}
+
+/* x / log 2 rounded, and what remains of x; log 2 in two parts, the first short enough for an exact product. */
+FA_INLINE V_f32 exp_rest_f32(V_f32 x, V_f32 n) { return x - n * 0.693359375f + n * 2.12194440e-4f; }
+FA_INLINE V_f64 exp_rest_f64(V_f64 x, V_f64 n) {
+    return x - n * 0x1.62e42fefp-1 - n * 7.440617110012397e-11;
+}
+
+/* 2^x and e^x for x <= 0 on machines without an instruction for the scaling. `floored` is x, but at least -bias (or
+ * -bias log 2). n is rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n; at
  * n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
+#define FA_MAGIC_F32 (0x1.8p23f + 127.0f)
+#define FA_MAGIC_F64 (0x1.8p52 + 1023.0)
 FA_INLINE V_f32 exp2_bits_f32(V_f32 floored) {
-    const float magic = 0x1.8p23f + 127.0f;
-    V_f32 t = floored + magic;
-    return exp2_half_f32(floored - (t - magic)) * (V_f32)((VI_f32)t << 23);
+    V_f32 t = floored + FA_MAGIC_F32;
+    return exp2_half_f32(floored - (t - FA_MAGIC_F32)) * (V_f32)((VI_f32)t << 23);
 }
 FA_INLINE V_f64 exp2_bits_f64(V_f64 floored) {
-    const double magic = 0x1.8p52 + 1023.0;
-    V_f64 t = floored + magic;
-    return exp2_half_f64(floored - (t - magic)) * (V_f64)((VI_f64)t << 52);
+    V_f64 t = floored + FA_MAGIC_F64;
+    return exp2_half_f64(floored - (t - FA_MAGIC_F64)) * (V_f64)((VI_f64)t << 52);
+}
+FA_INLINE V_f32 exp_bits_f32(V_f32 floored) {
+    V_f32 t = floored * 1.44269504f + FA_MAGIC_F32;
+    return exp_half_f32(exp_rest_f32(floored, t - FA_MAGIC_F32)) * (V_f32)((VI_f32)t << 23);
+}
+FA_INLINE V_f64 exp_bits_f64(V_f64 floored) {
+    V_f64 t = floored * 1.4426950408889634 + FA_MAGIC_F64;
+    return exp_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64)) * (V_f64)((VI_f64)t << 52);
 }
 
 #endif

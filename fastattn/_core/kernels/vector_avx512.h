@@ -48,3 +48,15 @@ FA_INLINE V_f64 exp2_f64(V_f64 x) {
     V_f64 f = (V_f64)_mm512_reduce_pd((__m512d)x, 0x09);
     return (V_f64)_mm512_scalef_pd((__m512d)exp2_unit_f64(f), (__m512d)x);
 }
+
+/* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
+FA_INLINE V_f32 exp_f32(V_f32 x) {
+    x = max_f32(splat_f32(-110.0f), x);
+    V_f32 n = (V_f32)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0x08);
+    return (V_f32)_mm512_scalef_ps((__m512)exp_half_f32(exp_rest_f32(x, n)), (__m512)n);
+}
+FA_INLINE V_f64 exp_f64(V_f64 x) {
+    x = max_f64(splat_f64(-760.0), x);
+    V_f64 n = (V_f64)_mm512_roundscale_pd((__m512d)(x * 1.4426950408889634), 0x08);
+    return (V_f64)_mm512_scalef_pd((__m512d)exp_half_f64(exp_rest_f64(x, n)), (__m512d)n);
+}

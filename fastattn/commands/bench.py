@@ -1,0 +1,86 @@
+"""Time real model shapes beside NumPy and, with --peers, other engines.
+
+Every result is compared with the float64 oracle before it is timed. Each engine runs in a process of its own, on
+the same number of threads, in turns with the others. The exit code is 1 when a result of the library is wrong.
+"""
+
+import json
+
+import fastattn
+from fastattn.commands import machine, options, tables
+from fastattn.commands.cases import CASES, chosen
+from fastattn.commands.measure import Pace
+from fastattn.commands.peers import OTHERS, PEERS
+from fastattn.commands.results import geometric_mean, measure
+
+PACES = {
+    "quick": Pace(rounds=2, seconds=0.03, patience=0.2),
+    "usual": Pace(rounds=3, seconds=0.06, patience=0.6),
+    "full": Pace(rounds=3, seconds=0.06, patience=0.6),
+}
+
+NOTES = """\
+NumPy: the straightforward formula in the same precision. Rate: useful work only, excluded keys do not count.
+Of limit: share of what this machine does at most, measured now, in multiply-adds ({arithmetic} in {dtype}),
+or in reading or copying as many bytes. Error: largest difference from the float64 oracle."""
+
+
+def add_arguments(parser):
+    """Describe the command's arguments."""
+    parser.add_argument("--quick", dest="suite", action="store_const", const="quick", help="a few small cases")
+    parser.add_argument("--full", dest="suite", action="store_const", const="full", help="every case")
+    options.add_arguments(parser)
+    parser.add_argument("--peers", action="store_true", help="also PyTorch, ONNX Runtime and OpenVINO where installed")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(suite="usual")
+
+
+def run(arguments):
+    """Measure, then print one line for each case."""
+    threads = arguments.threads or fastattn.get_num_threads()
+    asked = OTHERS if arguments.peers else ()
+    present = ["numpy", *(name for name in asked if not PEERS[name].absent)]
+    absent = [name for name in asked if PEERS[name].absent]
+    cases = chosen(arguments.suite, arguments.only)
+    if not cases:
+        raise SystemExit(f"no case matches {arguments.only.pattern!r}; they are {', '.join(CASES)}")
+
+    facts = machine.describe(present, threads)
+    results = measure(cases, ["fastattn", *present], PACES[arguments.suite], threads)
+    if arguments.json:
+        data = {"machine": facts, "absent": absent, "results": [result.as_json() for result in results]}
+        print(json.dumps(data, indent=2))
+    else:
+        print("\n".join([machine.line(facts), "", _table(results, present), "", *_remarks(results, present, absent)]))
+    return 0 if all(result.ours.kept for result in results) else 1
+
+
+def _table(results, others):
+    header = ["operation", "shape", "dtype", "fastattn"]
+    for name in others:
+        header += [PEERS[name].label, "speed-up"]
+    header += ["rate", "of limit", "error"]
+    return tables.text(header, [_row(result, others) for result in results], "lll" + "r" * (len(header) - 3))
+
+
+def _row(result, others):
+    case, ours = result.case, result.ours
+    row = [case.title, case.shape, case.dtype, tables.duration(ours.seconds)]
+    for name in others:
+        row += [tables.duration(result.outcomes[name].seconds), tables.ratio(result.speedup(name))]
+    error = tables.scientific(ours.error) if ours.kept else f"WRONG {tables.scientific(ours.error)}"
+    return [*row, tables.rate(result.rate, result.unit), tables.percent(result.share), error]
+
+
+def _remarks(results, others, absent):
+    """The lines below the table."""
+    for name in others:
+        mean = geometric_mean(result.speedup(name) for result in results)
+        yield f"{tables.ratio(mean)} the speed of {PEERS[name].label} (geometric mean)"
+    for name in absent:
+        yield f"{PEERS[name].label} is absent: {', '.join(PEERS[name].absent)} not installed"
+    for result in results:
+        for name, outcome in result.outcomes.items():
+            if outcome.failure:
+                yield f"{PEERS[name].label} cannot run {result.case.name}: {outcome.failure}"
+    yield NOTES.format(arithmetic=tables.rate(results[0].arithmetic, "FLOP/s"), dtype=results[0].case.dtype)

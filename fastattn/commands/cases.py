@@ -1,0 +1,367 @@
+"""What is timed and checked, as data: operations, real model shapes, awkward sizes.
+
+A :class:`Case` is an operation, its sizes, options and dtype. An :class:`Operation` knows how to make the
+inputs, how much work they are, and which parts of the result to compare with the oracle. ``bench``,
+``check``, and the folder ``benchmarks`` all draw from the tables below.
+
+Sizes of attention: B batch, Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head
+size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+#: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
+SAMPLED_ROWS = 8
+
+
+#: What ``bench`` runs with --quick, by itself, and with --full; each contains those before it.
+SUITES = ("quick", "usual", "full")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one operation.
+
+    Attributes
+    ----------
+    name : str
+        Unique among the cases.
+    operation : str
+        A key of `OPERATIONS`, and the function's name in the library.
+    sizes : mapping of str to int
+    options : mapping
+        Further keyword arguments of the call.
+    dtype : str
+    out : bool
+        Whether the call writes into a given array or allocates its result.
+    suite : str
+        The smallest of `SUITES` that it belongs to.
+    """
+
+    name: str
+    operation: str
+    sizes: Mapping[str, int]
+    options: Mapping[str, object] = field(default_factory=dict)
+    dtype: str = "float32"
+    out: bool = False
+    suite: str = "full"
+
+    @property
+    def title(self):
+        """What is computed, as a reader wants it: attention bert-512, or softmax out=."""
+        return OPERATIONS[self.operation].title(self)
+
+    @property
+    def shape(self):
+        """The sizes as a reader wants them: 1×12×128×64, or 64×768."""
+        return OPERATIONS[self.operation].shape(self)
+
+    @property
+    def flops(self):
+        """Useful floating-point operations: products with excluded keys do not count."""
+        return OPERATIONS[self.operation].flops(self)
+
+    @property
+    def traffic(self):
+        """Bytes that must pass at least: each input read once, each output written once."""
+        return OPERATIONS[self.operation].traffic(self) * np.dtype(self.dtype).itemsize
+
+    @property
+    def streaming(self):
+        """The memory probe whose speed bounds it: ``read`` or ``copy``."""
+        return OPERATIONS[self.operation].streaming
+
+    def inputs(self):
+        """The arrays of the call by argument name; the same ones in every process."""
+        return _inputs(self.operation, tuple(self.sizes.items()), self.dtype)
+
+    def parts(self, sampled=False):
+        """What to compare with the oracle: (index of the result, arguments, options) of all of it or of samples."""
+        arguments = self.inputs()
+        choose = OPERATIONS[self.operation].parts if sampled else _whole
+        for index, changed, options in choose(self, arguments):
+            yield index, {**arguments, **changed}, {**self.options, **options}
+
+
+def _whole(case, arguments):
+    yield ..., {}, {}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the cases of one operation have in common; the functions take the case first.
+
+    Attributes
+    ----------
+    inputs : function of (draw, sizes) to a dict of arrays
+    title, shape : functions to a string
+    traffic : function to the numbers read and written
+    parts : function of (case, arguments) to samples of the result, as (index, changed arguments, changed options)
+    flops : function to a count; 0 where memory alone bounds the operation
+    streaming : str
+        The memory probe that bounds it, ``read`` or ``copy``.
+    """
+
+    inputs: Callable
+    title: Callable
+    shape: Callable
+    traffic: Callable
+    parts: Callable = _whole
+    flops: Callable = lambda case: 0
+    streaming: str = "copy"
+
+
+@functools.lru_cache(maxsize=1)
+def _inputs(operation, sizes, dtype):
+    """The last inputs are kept: cases that differ in `out` alone follow one another."""
+    draw = functools.partial(np.random.default_rng(0).standard_normal, dtype=dtype)
+    return OPERATIONS[operation].inputs(draw, **dict(sizes))
+
+
+# Attention
+
+
+def _attention_inputs(draw, B, Hq, Hkv, Sq, Sk, D, Dv):
+    return {"query": draw((B, Hq, Sq, D)), "key": draw((B, Hkv, Sk, D)), "value": draw((B, Hkv, Sk, Dv))}
+
+
+def _attention_parts(case, arguments):
+    """The first and last of batch, key-value heads and their groups; queries at the beginning, middle and end."""
+    sizes = case.sizes
+    group = sizes["Hq"] // sizes["Hkv"]
+    batch, kv_heads = _ends(sizes["B"]), _ends(sizes["Hkv"])
+    heads = [group * head + member for head in kv_heads for member in _ends(group)]
+    shared = {name: arguments[name][np.ix_(batch, kv_heads)] for name in ("key", "value")}
+    for rows in _blocks(sizes["Sq"]):
+        index = np.ix_(batch, heads, rows)
+        position = sizes["Sk"] - sizes["Sq"] + rows[0]
+        yield index, {"query": arguments["query"][index], **shared}, {"q_offset": position}
+
+
+def _attention_title(case):
+    return f"attention {case.name.removesuffix(f'-{case.dtype}')}"
+
+
+def _attention_shape(case):
+    B, Hq, Hkv, Sq, Sk, D, Dv = case.sizes.values()
+    heads = f"{Hq}" if Hq == Hkv else f"{Hq}/{Hkv}"
+    tokens = f"{Sq}" if Sq == Sk else f"{Sq}→{Sk}"
+    size = f"{D}" if Dv == D else f"{D}/{Dv}"
+    return "×".join((f"{B}", heads, tokens, size)) + " causal" * case.options.get("is_causal", False)
+
+
+def _attention_flops(case):
+    """Two products, a multiplication and an addition each, for every pair of a query and a key it sees."""
+    B, Hq, _, Sq, Sk, D, Dv = case.sizes.values()
+    offset = case.options.get("q_offset", Sk - Sq)
+    seen = np.clip(np.arange(Sq) + offset + 1, 0, Sk) if case.options.get("is_causal") else np.full(Sq, Sk)
+    return 2 * B * Hq * int(seen.sum()) * (D + Dv)
+
+
+def _attention_traffic(case):
+    B, Hq, Hkv, Sq, Sk, D, Dv = case.sizes.values()
+    return B * (Hq * Sq + Hkv * Sk) * (D + Dv)
+
+
+def _merge_inputs(draw, P, S, Dv):
+    return {"outs": list(draw((P, S, Dv))), "lses": list(draw((P, S)))}
+
+
+def _merge_traffic(case):
+    P, S, Dv = case.sizes.values()
+    return (P + 1) * S * (Dv + 1)
+
+
+# Row operations
+
+
+def _row_inputs(*names):
+    """A maker of inputs: `x` and `residual` have rows, `weight` and `bias` are one row."""
+
+    def make(draw, rows, n):
+        return {name: draw((rows, n) if name in ("x", "residual") else n) for name in names}
+
+    return make
+
+
+def _row_parts(case, arguments):
+    """The rows at the beginning, middle and end."""
+    for rows in _blocks(case.sizes["rows"]):
+        yield rows, {name: arguments[name][rows] for name in ("x", "residual") if name in arguments}, {}
+
+
+def _row_title(case):
+    return f"{case.operation}{' out=' * case.out}"
+
+
+def _row_shape(case):
+    return "×".join(map(str, case.sizes.values()))
+
+
+def _row_traffic(arrays):
+    """Of an operation that reads and writes `arrays` arrays in all; a weight's one row does not count."""
+    return lambda case: arrays * case.sizes["rows"] * case.sizes["n"]
+
+
+def _ends(length):
+    return sorted({0, length - 1})
+
+
+def _blocks(length, rows=SAMPLED_ROWS):
+    """Lists of `rows` consecutive rows at the beginning, middle and end; of all rows when there are few."""
+    if length <= 3 * rows:
+        return [list(range(length))]
+    return [list(range(start, start + rows)) for start in (0, (length - rows) // 2, length - rows)]
+
+
+def _rows(inputs, arrays):
+    return Operation(_row_inputs(*inputs.split()), _row_title, _row_shape, _row_traffic(arrays), _row_parts)
+
+
+OPERATIONS = {
+    "scaled_dot_product_attention": Operation(
+        _attention_inputs,
+        _attention_title,
+        _attention_shape,
+        _attention_traffic,
+        _attention_parts,
+        _attention_flops,
+        streaming="read",
+    ),
+    "merge_states": Operation(_merge_inputs, _row_title, _row_shape, _merge_traffic),
+    "softmax": _rows("x", 2),
+    "log_softmax": _rows("x", 2),
+    "layer_norm": _rows("x weight bias", 2),
+    "rms_norm": _rows("x weight", 2),
+    "add_layer_norm": _rows("x residual weight bias", 4),
+    "add_rms_norm": _rows("x residual weight", 4),
+}
+
+
+# The cases of `bench`: shapes of real models.
+
+_ATTENTION = (
+    # name                   B  Hq Hkv   Sq     Sk    D  options
+    ("tiny",                 1,  8,  8,    8,     8,  16),
+    ("bert-128",             1, 12, 12,  128,   128,  64),
+    ("bert-128-batch-8",     8, 12, 12,  128,   128,  64),
+    ("vit-197",              1, 12, 12,  197,   197,  64),
+    ("bert-512",             1, 12, 12,  512,   512,  64),
+    ("bert-512-batch-8",     8, 12, 12,  512,   512,  64),
+    ("gpt-1024",             1, 12, 12, 1024,  1024,  64, {"is_causal": True}),
+    ("one-head-2048",        1,  1,  1, 2048,  2048,  64, {"is_causal": True}),
+    ("llama-2048",           1, 32,  8, 2048,  2048, 128, {"is_causal": True}),
+    ("long-4096",            1,  8,  8, 4096,  4096, 128),
+    ("append-64",            1, 32,  8,   64,  4096, 128),
+    ("append-64-causal",     1, 32,  8,   64,  4096, 128, {"is_causal": True}),
+    ("decode-1024-batch-8",  8, 32,  8,    1,  1024, 128),
+    ("decode-4096",          1, 32,  8,    1,  4096, 128),
+    ("decode-32768",         1, 32,  8,    1, 32768, 128),
+)  # fmt: skip
+
+_ROWS = {
+    # operation: (rows, n) of one short row to hundreds of megabytes
+    "softmax": (
+        (1, 128), (1, 32000), (1536, 128), (6144, 512), (12288, 1024), (64, 32000), (2048, 32000),
+    ),
+    "layer_norm": (
+        (1, 128), (1, 768), (128, 768), (1, 32000), (4096, 384), (4096, 768), (2048, 4096), (65536, 1024),
+    ),
+    "log_softmax": ((64, 32000),),
+    "rms_norm": ((1, 4096), (2048, 4096)),
+    "add_layer_norm": ((128, 768), (4096, 768)),
+    "add_rms_norm": ((2048, 4096),),
+}  # fmt: skip
+
+_ALSO_FLOAT64 = ("bert-512", "gpt-1024", "softmax-6144x512-out", "layer_norm-4096x768-out")
+
+_QUICK = ("tiny", "bert-128", "vit-197", "softmax-1536x128-out", "layer_norm-128x768-out", "rms_norm-1x4096-out")
+
+#: Allocating their result; most row operations usually run with `out` alone.
+_USUAL = ("softmax-6144x512", "softmax-2048x32000", "layer_norm-4096x768", "layer_norm-65536x1024")
+
+
+def _attention(name, B, Hq, Hkv, Sq, Sk, D, options=None):
+    sizes = {"B": B, "Hq": Hq, "Hkv": Hkv, "Sq": Sq, "Sk": Sk, "D": D, "Dv": D}
+    return Case(name, "scaled_dot_product_attention", sizes, options or {})
+
+
+def _row_case(operation, rows, n, out):
+    return Case(f"{operation}-{rows}x{n}{'-out' * out}", operation, {"rows": rows, "n": n}, out=out)
+
+
+def _bench_cases():
+    """Every row above, the row operations with and without `out`, and the float64 ones behind their originals."""
+    cases = [_attention(*row) for row in _ATTENTION]
+    cases += [_row_case(name, *sizes, out) for name, rows in _ROWS.items() for sizes in rows for out in (True, False)]
+    for case in cases:
+        yield replace(case, suite=_suite(case))
+        if case.name in _ALSO_FLOAT64:
+            yield replace(case, name=f"{case.name}-float64", dtype="float64", suite="usual")
+
+
+def _suite(case):
+    if case.name in _QUICK:
+        return "quick"
+    usual = case.operation == "scaled_dot_product_attention" or case.out or case.name in _USUAL
+    return "usual" if usual else "full"
+
+
+#: The cases of ``bench`` and of ``benchmarks``, by name.
+CASES = {case.name: case for case in _bench_cases()}
+
+
+def chosen(suite, pattern):
+    """The cases of a suite whose name has a match of a compiled regular expression."""
+    suites = SUITES[: SUITES.index(suite) + 1]
+    return [case for case in CASES.values() if case.suite in suites and pattern.search(case.name)]
+
+
+# The cases of `check`: awkward sizes.
+
+_AWKWARD_ATTENTION = (
+    # B  Hq Hkv  Sq    Sk    D   Dv  options
+    (1,  1,  1,   1,    1,   1,   1),
+    (2,  3,  3,   3,    5,   7,   7),
+    (1,  2,  2,  17,   33,  64,  64),
+    (2,  4,  2, 129,  257,  72,  40),
+    (1,  8,  1,   5,  300,  65,  31),
+    (2,  8,  2,   1, 1031, 128, 128),
+    (1,  3,  3,  50,   50,  16, 200, {"scale": 2.0}),
+    (1,  2,  1, 100,  100,  96,  96, {"is_causal": True}),
+    (1,  6,  2,  31,   75,  80,  80, {"is_causal": True}),
+    (1,  6,  2,  75,   31,  80,  80, {"is_causal": True}),
+    (1,  2,  2,  40,   90,  33,  33, {"is_causal": True, "q_offset": 0}),
+    (1,  1,  1,   7,    0,   8,   8),
+    (0,  2,  2,   3,    4,   8,   8),
+)  # fmt: skip
+
+_AWKWARD_ROWS = ((1, 1), (3, 2), (5, 31), (17, 64), (67, 33), (2, 1000), (3, 4099), (1, 70001))
+
+_AWKWARD_OPTIONS = {
+    "softmax": ({}, {"axis": 0}, {"where": np.arange(67)[:, None] % 5 > 1, "axis": 0}),
+    "log_softmax": ({}, {"axis": 0}, {"where": np.arange(67)[:, None] % 5 > 1, "axis": 0}),
+}
+
+
+def _awkward_attention(B, Hq, Hkv, Sq, Sk, D, Dv, options=None):
+    sizes = {"B": B, "Hq": Hq, "Hkv": Hkv, "Sq": Sq, "Sk": Sk, "D": D, "Dv": Dv}
+    return Case("awkward", "scaled_dot_product_attention", sizes, {**(options or {}), "return_lse": True})
+
+
+def _check_cases():
+    yield from (_awkward_attention(*row) for row in _AWKWARD_ATTENTION)
+    yield from (Case("awkward", "merge_states", {"P": parts, "S": 37, "Dv": 65}) for parts in (1, 2, 5))
+    for name in _ROWS:
+        for rows, n in _AWKWARD_ROWS:
+            for options in _AWKWARD_OPTIONS.get(name, ({},)):
+                if "where" not in options or rows == 67:
+                    yield Case("awkward", name, {"rows": rows, "n": n}, options)
+
+
+#: The cases of ``check``, which runs each in every dtype.
+AWKWARD = tuple(_check_cases())

@@ -1,0 +1,119 @@
+"""Compare every operation, on every target of this machine and in every dtype, with the float64 oracle.
+
+The rule is the contract's: an error is at most twice that of the straightforward NumPy formula in the same
+precision, plus one unit in the last place. Sizes are awkward on purpose. The exit code is 1 on a miss.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections import defaultdict
+
+import fastattn
+from fastattn import _runtime
+from fastattn.commands import accuracy, tables
+from fastattn.commands.cases import AWKWARD, OPERATIONS
+
+DTYPES = ("float32", "float64")
+
+
+def add_arguments(parser):
+    """Describe the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments):
+    """Print one line for each operation, target and dtype."""
+    with tables.Progress(len(OPERATIONS) * len(DTYPES)) as progress:
+        lines = [line for dtype in DTYPES for name in OPERATIONS for line in _check(name, dtype, progress)]
+    print(json.dumps([line.as_json() for line in lines], indent=2) if arguments.json else _text(lines))
+    return 0 if all(line.kept for line in lines) else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The worst case of one operation on one target in one dtype."""
+
+    operation: str
+    target: str
+    dtype: str
+    cases: int
+    worst: str
+    error: float
+    allowed: float
+    failure: str
+
+    @property
+    def kept(self):
+        """Whether every case kept the rule."""
+        return not self.failure and self.error <= self.allowed
+
+    def as_json(self):
+        """The line as plain data."""
+        return {**dataclasses.asdict(self), "ok": self.kept}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failed:
+    """In the place of a verdict, when there is no result to judge."""
+
+    failure: str
+    error: float = float("nan")
+    allowed: float = float("nan")
+    share: float = float("inf")
+
+
+def _check(operation, dtype, progress):
+    """The lines of one operation: the oracle answers each case once for all targets."""
+    progress.step(f"{operation} {dtype}")
+    cases = [dataclasses.replace(case, dtype=dtype) for case in AWKWARD if case.operation == operation]
+    verdicts = defaultdict(list)
+    for case in cases:
+        expectation = accuracy.expected(case)
+        for target in fastattn.targets():
+            with _using(target):
+                verdicts[target].append(_judge(case, expectation))
+    return [_line(operation, target, dtype, cases, found) for target, found in verdicts.items()]
+
+
+def _judge(case, expectation):
+    try:
+        result = getattr(fastattn, case.operation)(**case.inputs(), **case.options)
+        return accuracy.judge(result, expectation)
+    except Exception as error:  # whatever goes wrong is a miss, and the other cases still count
+        return _Failed(f"{type(error).__name__}: {error}")
+
+
+def _line(operation, target, dtype, cases, verdicts):
+    case, worst = max(zip(cases, verdicts, strict=True), key=lambda pair: pair[1].share)
+    failure = getattr(worst, "failure", "")
+    return Line(operation, target, dtype, len(cases), case.shape, worst.error, worst.allowed, failure)
+
+
+@contextlib.contextmanager
+def _using(target):
+    former = _runtime.use_target(target)
+    try:
+        yield
+    finally:
+        _runtime.use_target(former)
+
+
+def _text(lines):
+    header = ("operation", "dtype", "target", "cases", "closest case", "error", "allowed", "")
+    rows = [
+        (
+            line.operation,
+            line.dtype,
+            line.target,
+            f"{line.cases}",
+            line.worst,
+            tables.scientific(line.error),
+            tables.scientific(line.allowed),
+            line.failure or ("ok" if line.kept else "MISS"),
+        )
+        for line in lines
+    ]
+    missed = sum(not line.kept for line in lines)
+    verdict = f"{missed} of {len(lines)} lines miss the rule." if missed else "Everything is as exact as it must be."
+    return f"{tables.text(header, rows, 'lllrlrrl')}\n\n{verdict}"

@@ -1,0 +1,179 @@
+"""Timing calls, and engines that take turns in processes of their own.
+
+Each engine has one process for the whole run (see :mod:`fastattn.commands.peers`). For a case, every engine
+prepares its fastest way, and the result is compared with the oracle. Then rounds follow: in each, every engine
+runs for a moment while the others sleep. An engine's time is the median of its rounds; a ratio is the median of
+the ratios of the rounds, so that a machine that slows down for a while slows both.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fastattn
+from fastattn.commands import peers
+
+#: A time is taken over as many calls as last this long: the clock's own cost then does not count.
+SHORTEST = 50e-6
+
+#: A pause before each turn, in which the threads of the engine before it stop spinning.
+PAUSE = 0.03
+
+#: Thread settings of the libraries below the engines, that have to be there before these are imported.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def burst(call, seconds):
+    """Median time of one call, over about `seconds` of calls and one at least."""
+    times, batch = [], 1
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        for _ in itertools.repeat(None, batch):
+            call()
+        now = time.perf_counter()
+        times.append((now - start) / batch)
+        if now >= end:
+            # The first one woke the threads and fetched the data.
+            return statistics.median(times[1:] or times)
+        if now - start < SHORTEST:
+            times, batch = [], 2 * batch
+
+
+@dataclass
+class Outcome:
+    """What came of one engine on one case: its times by round, or the reason why there are none."""
+
+    variant: str = ""
+    error: float = float("nan")
+    allowed: float = float("nan")
+    failure: str = ""
+    times: list = field(default_factory=list)
+
+    @property
+    def kept(self):
+        """Whether it ran, and its error keeps the contract's rule."""
+        return not self.failure and self.error <= self.allowed
+
+    @property
+    def seconds(self):
+        """Median of the rounds; NaN without any."""
+        return statistics.median(self.times) if self.times else float("nan")
+
+    def faster_than(self, other):
+        """How many times as long the other one took: the median over the rounds that both ran."""
+        ratios = [theirs / ours for ours, theirs in zip(self.times, other.times, strict=False)]
+        return statistics.median(ratios) if ratios else float("nan")
+
+
+class EngineFailure(Exception):
+    """An engine cannot do what it was asked to, or its process ended."""
+
+
+class Engine:
+    """One engine, in a process of its own that is started when it is needed.
+
+    Parameters
+    ----------
+    name : str
+        A key of `peers.PEERS`.
+    threads : int
+    """
+
+    def __init__(self, name, threads):
+        self.name = name
+        self.threads = threads
+        self._process = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._process is not None:
+            self._stop()
+
+    def prepare(self, case):
+        """Get ready for a case, and compare the result with the oracle."""
+        try:
+            return Outcome(**self._ask(action="prepare", case=case.name))
+        except EngineFailure as failure:
+            return Outcome(failure=str(failure))
+
+    def time(self, seconds):
+        """Median time of one call of the prepared case, over about `seconds`."""
+        return self._ask(action="time", seconds=seconds)["seconds"]
+
+    def _ask(self, **request):
+        """One line of JSON there, and one back."""
+        if self._process is None:
+            self._process = self._start()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise EngineFailure(f"its process ended with exit code {self._stop()}")
+        answer = json.loads(line)
+        if "failure" in answer:
+            raise EngineFailure(answer["failure"])
+        return answer
+
+    def _stop(self):
+        """End the process, which ends by itself when its input does; its exit code."""
+        process, self._process = self._process, None
+        with contextlib.suppress(BrokenPipeError), process:
+            pass
+        return process.returncode
+
+    def _start(self):
+        """The process, with this very library whatever the working directory holds."""
+        threads = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        home = str(Path(fastattn.__file__).parents[1])
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", peers.__name__, self.name, str(self.threads)],
+            env={**os.environ, **threads, "PYTHONPATH": home},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure: rounds, seconds of a turn, and seconds after which an engine gets no further turn."""
+
+    rounds: int
+    seconds: float
+    patience: float = float("inf")
+
+
+def race(case, engines, pace):
+    """Let engines take turns at a case; their outcomes by name."""
+    outcomes = {engine.name: engine.prepare(case) for engine in engines}
+    spent = dict.fromkeys(outcomes, 0.0)
+    for turn in range(pace.rounds):
+        for engine in engines[:: 1 if turn % 2 else -1]:
+            if not outcomes[engine.name].failure and spent[engine.name] < pace.patience:
+                spent[engine.name] += _turn(engine, outcomes[engine.name], pace.seconds)
+    return outcomes
+
+
+def _turn(engine, outcome, seconds):
+    """Let one engine run for a moment, and return how long that took in all."""
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    try:
+        outcome.times.append(engine.time(seconds))
+    except EngineFailure as failure:
+        outcome.failure = str(failure)
+    return time.perf_counter() - start

@@ -1,0 +1,73 @@
+"""How each engine runs each operation.
+
+A row of :data:`PEERS` names a module of this package with
+
+``start(threads)``
+    what has to be set before anything runs,
+``VARIANTS``
+    for each operation the ways in which the engine offers it: name → ``build(case, arguments)``, which returns
+    the call to time and a function that turns what the call returns into NumPy arrays. A way that cannot do a case
+    raises `Unsuitable`, or whatever the engine raises.
+
+What is prepared outside the timing favours the engine: arrays converted, laid out and bound as it likes them best.
+``python -m fastattn.commands.peers NAME THREADS`` is an engine's process, which
+:class:`fastattn.commands.measure.Engine` talks to.
+"""
+
+import importlib
+from dataclasses import dataclass
+from importlib import util
+
+
+class Unsuitable(Exception):
+    """A way of an engine does not compute a case."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine: its name in tables, its module here, and the packages that it needs."""
+
+    label: str
+    module: str
+    needs: tuple = ()
+
+    @property
+    def absent(self):
+        """The packages that are not installed."""
+        return [name for name in self.needs if util.find_spec(name) is None]
+
+    def load(self):
+        """The engine's module."""
+        return importlib.import_module(f"{__name__}.{self.module}")
+
+
+PEERS = {
+    "fastattn": Peer("fastattn", "fastattn_itself"),
+    "numpy": Peer("NumPy", "numpy_formulas"),
+    "torch": Peer("PyTorch", "pytorch", ("torch",)),
+    "onnxruntime": Peer("ONNX Runtime", "onnx_runtime", ("onnxruntime", "onnx")),
+    "openvino": Peer("OpenVINO", "open_vino", ("openvino",)),
+}
+
+#: The engines that `bench --peers` and the README's table compare with.
+OTHERS = ("torch", "onnxruntime", "openvino")
+
+
+def is_causal(case):
+    """Whether the case hides any key; a single query, which stands last, sees all."""
+    return case.options.get("is_causal", False) and case.sizes["Sq"] > 1
+
+
+def is_square(case):
+    """Whether queries and keys are equally many, so that every convention of the causal mask agrees."""
+    return case.sizes["Sq"] == case.sizes["Sk"]
+
+
+def folded(case, query):
+    """The query heads of a group as further queries of their key-value head: (B, Hkv, group·Sq, D).
+
+    The same mathematics without grouped heads, as long as nothing depends on a query's position.
+    """
+    if is_causal(case) or case.sizes["Hq"] == case.sizes["Hkv"]:
+        raise Unsuitable("only grouped heads without a causal mask can be folded")
+    return query.reshape(case.sizes["B"], case.sizes["Hkv"], -1, case.sizes["D"])

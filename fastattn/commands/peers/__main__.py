@@ -1,0 +1,79 @@
+"""An engine's process: ``python -m fastattn.commands.peers NAME THREADS``.
+
+Requests are lines of JSON on standard input, answers lines of JSON on standard output: ``prepare`` a case,
+then ``time`` it. Between requests the process sleeps.
+"""
+
+import json
+import os
+import sys
+
+from fastattn.commands import accuracy, measure
+from fastattn.commands.cases import CASES
+from fastattn.commands.peers import PEERS
+
+#: How long a way of computing a case runs when the fastest is chosen.
+TRIAL_SECONDS = 0.05
+
+
+class Desk:
+    """Answers the requests for one engine."""
+
+    def __init__(self, peer):
+        self.peer = peer
+        self.call = None
+
+    def prepare(self, case):
+        """Choose the fastest way that computes the case."""
+        self.call = None
+        case = CASES[case]
+        expectation = accuracy.expected(case, sampled=True)
+        ways = self.peer.VARIANTS[case.operation]
+        tried = {name: self._try(build, case, expectation) for name, build in ways.items()}
+        working = {name: found for name, found in tried.items() if not isinstance(found, str)}
+        if not working:
+            return {"failure": "; ".join(f"{name}: {reason}" for name, reason in tried.items())}
+        name = self._fastest(working)
+        self.call, verdict = working[name]
+        return {"variant": name, "error": verdict.error, "allowed": verdict.allowed}
+
+    def time(self, seconds):
+        """Run the prepared case for a moment."""
+        return {"seconds": measure.burst(self.call, seconds)}
+
+    @staticmethod
+    def _try(build, case, expectation):
+        """The call and the verdict on its result, or in a word why not."""
+        try:
+            call, fetch = build(case, case.inputs())
+            verdict = accuracy.judge(fetch(call()), expectation)
+        except Exception as error:  # an engine may raise anything; the next way may work
+            return f"{type(error).__name__}: {error}".partition("\n")[0]
+        return (call, verdict) if verdict.plausible else f"wrong result, error {verdict.error:.1e}"
+
+    @staticmethod
+    def _fastest(working):
+        if len(working) == 1:
+            return next(iter(working))
+        return min(working, key=lambda name: measure.burst(working[name][0], TRIAL_SECONDS))
+
+
+def serve(requests, answer, desk):
+    """Answer requests until there are no more."""
+    for line in requests:
+        request = json.loads(line)
+        answer.write(json.dumps(getattr(desk, request.pop("action"))(**request)) + "\n")
+        answer.flush()
+
+
+def main(name, threads):
+    """Keep standard output for the answers: whatever an engine prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    peer = PEERS[name].load()
+    peer.start(int(threads))
+    serve(sys.stdin, answers, Desk(peer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,200 @@
+"""ONNX Runtime: models of one operator, with inputs and outputs bound beforehand.
+
+Cases without `out` let the runtime allocate the outputs (from its arena).
+"""
+
+import functools
+
+import numpy as np
+import onnxruntime
+from onnx import helper
+from onnxruntime import OrtValue
+
+from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
+
+OPSETS = {"": 23, "com.microsoft": 1}
+
+_OPTIONS = onnxruntime.SessionOptions()
+
+
+def start(threads):
+    """Use so many threads inside of an operator."""
+    _OPTIONS.intra_op_num_threads = threads
+    _OPTIONS.log_severity_level = 4
+
+
+# A model of one operator
+
+
+def _session(operator, inputs, outputs, domain="", **attributes):
+    """A session of one operator.
+
+    Parameters
+    ----------
+    inputs : dict of str to array
+    outputs : sequence of (name, shape)
+        In the operator's order, of the first input's type; the name of one that is left out is empty.
+    """
+    types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in inputs.items()}
+    result_type = next(iter(types.values()))
+    node = helper.make_node(operator, list(inputs), [name for name, _ in outputs], domain=domain, **attributes)
+    graph = helper.make_graph(
+        [node],
+        operator,
+        [helper.make_tensor_value_info(name, types[name], array.shape) for name, array in inputs.items()],
+        [helper.make_tensor_value_info(name, result_type, shape) for name, shape in outputs if name],
+    )
+    opsets = [helper.make_opsetid(*opset) for opset in OPSETS.items()]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return onnxruntime.InferenceSession(model.SerializeToString(), _OPTIONS, providers=["CPUExecutionProvider"])
+
+
+def _values(inputs):
+    return {name: OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+
+
+def _bound(session, values, outputs):
+    """A call that writes into `outputs`, and the outputs themselves."""
+    binding = session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in outputs.items():
+        binding.bind_ortvalue_output(name, value)
+    return functools.partial(session.run_with_iobinding, binding)
+
+
+def _empty(shape, like):
+    return OrtValue.ortvalue_from_shape_and_type(shape, like.dtype)
+
+
+# Attention
+
+
+def _attention(operator, inputs, case, in_place=(), **attributes):
+    """An attention operator; its outputs named in `in_place` are the inputs of these names themselves."""
+    first = next(iter(inputs.values()))
+    values = _values(inputs)
+    outputs = {"y": _empty(_result_shape(case, first), first)} | {f"new_{name}": values[name] for name in in_place}
+    session = _session(operator, inputs, [(name, value.shape()) for name, value in outputs.items()], **attributes)
+    return _bound(session, values, outputs), lambda _: _heads_of(outputs["y"].numpy(), case)
+
+
+def _result_shape(case, query):
+    """(B, H, S, Dv) or, for a three-dimensional query, (B, S, H·Dv)."""
+    Dv, D = case.sizes["Dv"], case.sizes["D"]
+    return [*query.shape[:-1], query.shape[-1] // D * Dv]
+
+
+def _heads_of(array, case):
+    """A result of either layout as (B, Hq, Sq, Dv)."""
+    B, Hq, Sq, Dv = (case.sizes[axis] for axis in ("B", "Hq", "Sq", "Dv"))
+    if array.ndim == 4:
+        return array.reshape(B, Hq, Sq, Dv)
+    return array.reshape(B, Sq, Hq, Dv).swapaxes(1, 2)
+
+
+def _joined(array):
+    """(B, H, S, D) as (B, S, H·D)."""
+    B, H, S, D = array.shape
+    return np.ascontiguousarray(array.swapaxes(1, 2)).reshape(B, S, H * D)
+
+
+def _standard(case, arguments):
+    """The standard's operator counts its causal mask from the first key: unequal lengths need a mask."""
+    masked = is_causal(case) and not is_square(case)
+    inputs = arguments | ({"attn_mask": _visible(case)} if masked else {})
+    return _attention("Attention", inputs, case, is_causal=int(is_causal(case) and not masked))
+
+
+def _standard_folded(case, arguments):
+    return _attention("Attention", {**arguments, "query": folded(case, arguments["query"])}, case)
+
+
+def _visible(case):
+    Sq, Sk = case.sizes["Sq"], case.sizes["Sk"]
+    return np.tri(Sq, Sk, Sk - Sq, dtype=bool)
+
+
+def _multi_head(case, arguments):
+    """Keys and values stay (B, H, S, D), which spares the operator a transposition."""
+    if case.sizes["Hq"] != case.sizes["Hkv"] or (is_causal(case) and not is_square(case)):
+        raise Unsuitable("equal heads, and a causal mask for equal lengths only")
+    inputs = {**arguments, "query": _joined(arguments["query"])}
+    return _attention(
+        "MultiHeadAttention",
+        inputs,
+        case,
+        domain="com.microsoft",
+        num_heads=case.sizes["Hq"],
+        unidirectional=int(is_causal(case)),
+    )
+
+
+def _group_query(case, arguments):
+    """The operator of decoders: appends the new keys and values to a cache, in place, then attends."""
+    B, Hq, Hkv, Sq, Sk, *_ = case.sizes.values()
+    if Sq > 1 and not is_causal(case):
+        raise Unsuitable("always causal")
+    key, value = arguments["key"], arguments["value"]
+    inputs = {
+        "query": _joined(arguments["query"]),
+        "key": _joined(key[:, :, Sk - Sq :]),
+        "value": _joined(value[:, :, Sk - Sq :]),
+        "past_key": key,
+        "past_value": value,
+        "seqlens_k": np.full(B, Sk - 1, np.int32),
+        "total_sequence_length": np.array([Sk], np.int32),
+    }
+    in_place = ("past_key", "past_value")
+    heads = {"num_heads": Hq, "kv_num_heads": Hkv}
+    return _attention("GroupQueryAttention", inputs, case, in_place, domain="com.microsoft", **heads)
+
+
+# Row operations
+
+
+def _rows(operator, results=("y",), **attributes):
+    """A row operation; `results` are the operator's outputs in order, "" for one that is not wanted."""
+
+    def build(case, arguments):
+        x = arguments["x"]
+        session = _session(operator, arguments, [(name, x.shape) for name in results], **attributes)
+        values = _values(arguments)
+        names = [name for name in results if name]
+        if not case.out:
+            return functools.partial(session.run_with_ort_values, names, values), _arrays
+        outputs = {name: _empty(x.shape, x) for name in names}
+        return _bound(session, values, outputs), lambda _: _arrays(outputs.values())
+
+    return build
+
+
+def _arrays(values):
+    return tuple(value.numpy() for value in values)
+
+
+VARIANTS = {
+    "scaled_dot_product_attention": {
+        "Attention": _standard,
+        "Attention, groups folded": _standard_folded,
+        "MultiHeadAttention": _multi_head,
+        "GroupQueryAttention": _group_query,
+    },
+    "softmax": {"Softmax": _rows("Softmax", axis=-1)},
+    "log_softmax": {"LogSoftmax": _rows("LogSoftmax", axis=-1)},
+    "layer_norm": {"LayerNormalization": _rows("LayerNormalization", axis=-1, epsilon=1e-5)},
+    "rms_norm": {
+        "RMSNormalization": _rows("RMSNormalization", axis=-1, epsilon=1e-6),
+        "SimplifiedLayerNormalization": _rows("SimplifiedLayerNormalization", axis=-1, epsilon=1e-6),
+    },
+    "add_layer_norm": {
+        "SkipLayerNormalization": _rows(
+            "SkipLayerNormalization", ("y", "", "", "sum"), domain="com.microsoft", epsilon=1e-5
+        )
+    },
+    "add_rms_norm": {
+        "SkipSimplifiedLayerNormalization": _rows(
+            "SkipSimplifiedLayerNormalization", ("y", "", "", "sum"), domain="com.microsoft", epsilon=1e-6
+        )
+    },
+}

@@ -1,0 +1,127 @@
+"""OpenVINO on the CPU: compiled models of one operation, in the arrays' own precision."""
+
+import numpy as np
+import openvino
+from openvino import opset13 as ops
+
+from fastattn.commands.peers import folded, is_causal, is_square
+
+_CONFIG = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+def start(threads):
+    """Use so many threads."""
+    _CONFIG["INFERENCE_NUM_THREADS"] = threads
+
+
+class _Request:
+    """An inference request on `arrays`, which it keeps alive: the engine does not.
+
+    `model_of` turns input nodes into output nodes.
+    """
+
+    def __init__(self, model_of, arrays):
+        self.arrays = arrays
+        parameters = [ops.parameter(array.shape, openvino.Type(array.dtype)) for array in arrays]
+        model = openvino.Model(model_of(*parameters), parameters)
+        self.request = openvino.Core().compile_model(model, "CPU", _CONFIG).create_infer_request()
+        for index, array in enumerate(arrays):
+            self.request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+
+    def into_its_own(self):
+        """Run; the results stay in the request's own memory."""
+        self.request.infer()
+        return tuple(tensor.data for tensor in self.request.output_tensors)
+
+    def into_new(self):
+        """Run; the results are copied into new arrays, which is how the engine returns them."""
+        inputs = dict(enumerate(self.arrays))
+        return tuple(self.request.infer(inputs, share_inputs=True, share_outputs=False).to_tuple())
+
+
+# Attention
+
+
+def _attention(case, query, key, value):
+    masked = is_causal(case) and not is_square(case)
+    arrays = [query, key, value] + ([_visible(case)] if masked else [])
+
+    def model(*nodes):
+        return [ops.scaled_dot_product_attention(*nodes, causal=is_causal(case) and not masked)]
+
+    shape = [case.sizes[axis] for axis in ("B", "Hq", "Sq", "Dv")]
+    return _Request(model, arrays).into_its_own, lambda results: results[0].reshape(shape)
+
+
+def _visible(case):
+    Sq, Sk = case.sizes["Sq"], case.sizes["Sk"]
+    return np.tri(Sq, Sk, Sk - Sq, dtype=bool)
+
+
+def _heads_repeated(case, arguments):
+    """The operation knows no grouped heads: they are repeated beforehand, outside of the timing."""
+    group = case.sizes["Hq"] // case.sizes["Hkv"]
+    key, value = (arguments[name].repeat(group, axis=1) if group > 1 else arguments[name] for name in ("key", "value"))
+    return _attention(case, arguments["query"], key, value)
+
+
+def _group_folded(case, arguments):
+    return _attention(case, folded(case, arguments["query"]), arguments["key"], arguments["value"])
+
+
+# Row operations
+
+
+def _rows(model_of):
+    def build(case, arguments):
+        request = _Request(model_of, list(arguments.values()))
+        return request.into_its_own if case.out else request.into_new, _same
+
+    return build
+
+
+def _same(results):
+    return results
+
+
+def _softmax(x):
+    return [ops.softmax(x, -1)]
+
+
+def _log_softmax(x):
+    return [ops.log_softmax(x, -1)]
+
+
+def _layer_norm(x, weight, bias):
+    normal = ops.mvn(x, ops.constant([-1]), True, 1e-5, "INSIDE_SQRT")
+    return [ops.add(ops.multiply(normal, weight), bias)]
+
+
+def _rms_norm(x, weight):
+    """The pattern that the compiler fuses into one operation."""
+    square = ops.power(x, ops.constant(2, x.get_element_type()))
+    mean = ops.reduce_mean(square, ops.constant([-1]), keep_dims=True)
+    deviation = ops.sqrt(ops.add(mean, ops.constant(1e-6, x.get_element_type())))
+    return [ops.multiply(ops.multiply(x, ops.divide(ops.constant(1, x.get_element_type()), deviation)), weight)]
+
+
+def _add(norm):
+    def model(x, residual, *parameters):
+        total = ops.add(x, residual)
+        return [*norm(total, *parameters), total]
+
+    return model
+
+
+VARIANTS = {
+    "scaled_dot_product_attention": {
+        "ScaledDotProductAttention": _heads_repeated,
+        "ScaledDotProductAttention, groups folded": _group_folded,
+    },
+    "softmax": {"SoftMax": _rows(_softmax)},
+    "log_softmax": {"LogSoftmax": _rows(_log_softmax)},
+    "layer_norm": {"MVN": _rows(_layer_norm)},
+    "rms_norm": {"RMS": _rows(_rms_norm)},
+    "add_layer_norm": {"Add, MVN": _rows(_add(_layer_norm))},
+    "add_rms_norm": {"Add, RMS": _rows(_add(_rms_norm))},
+}

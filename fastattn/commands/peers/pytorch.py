@@ -1,0 +1,146 @@
+"""PyTorch on the CPU, in inference mode, on tensors that share the arrays' memory."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
+
+
+def start(threads):
+    """Use so many threads, and record no gradients for as long as the process lives."""
+    torch.set_num_threads(threads)
+    torch.inference_mode().__enter__()
+
+
+# Attention
+
+
+def _attention(query, key, value, case):
+    """Causal attention of unequal lengths needs a mask: PyTorch's own is_causal counts from the first key."""
+    masked = is_causal(case) and not is_square(case)
+    call = functools.partial(
+        F.scaled_dot_product_attention,
+        query,
+        key,
+        value,
+        attn_mask=_visible(case) if masked else None,
+        is_causal=is_causal(case) and not masked,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return call, functools.partial(_unfolded, case)
+
+
+def _visible(case):
+    Sq, Sk = case.sizes["Sq"], case.sizes["Sk"]
+    return torch.ones(Sq, Sk, dtype=torch.bool).tril(Sk - Sq)
+
+
+def _unfolded(case, result):
+    return result.numpy().reshape([case.sizes[axis] for axis in ("B", "Hq", "Sq", "Dv")])
+
+
+def _heads_first(case, arguments):
+    return _attention(*map(torch.from_numpy, arguments.values()), case)
+
+
+def _tokens_first(case, arguments):
+    """The memory order in which a projection leaves its heads: (B, S, H, D)."""
+    tensors = map(torch.from_numpy, arguments.values())
+    return _attention(*(tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors), case)
+
+
+def _group_folded(case, arguments):
+    return _heads_first(case, {**arguments, "query": folded(case, arguments["query"])})
+
+
+# Row operations
+
+
+def _allocating(function):
+    def build(case, arguments):
+        return functools.partial(function, *map(torch.from_numpy, arguments.values())), _arrays
+
+    return build
+
+
+def _writing(prepare):
+    """`prepare` turns the tensors into a call that writes into given ones."""
+
+    def build(case, arguments):
+        if not case.out:
+            raise Unsuitable("writes into a given tensor")
+        return prepare(*map(torch.from_numpy, arguments.values())), _arrays
+
+    return build
+
+
+def _arrays(result):
+    return tuple(part.numpy() for part in result) if isinstance(result, tuple) else result.numpy()
+
+
+def _into(function):
+    """For functions that take `out`."""
+
+    def prepare(x):
+        return functools.partial(function, x, -1, out=torch.empty_like(x))
+
+    return prepare
+
+
+def _layer_norm(x, weight, bias):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
+
+
+def _layer_norm_into(x, weight, bias):
+    """The operator behind F.layer_norm; it also returns the mean and deviation of each row."""
+    parameters = x, x.shape[-1:], weight, bias, 1e-5
+    out, mean, deviation = torch.native_layer_norm(*parameters)
+    write = functools.partial(torch.ops.aten.native_layer_norm.out, *parameters, out0=out, out1=mean, out2=deviation)
+    return lambda: write()[0]
+
+
+def _rms_norm(x, weight):
+    return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
+
+
+def _add(norm):
+    def function(x, residual, *parameters):
+        total = x + residual
+        return norm(total, *parameters), total
+
+    return function
+
+
+def _add_layer_norm_into(x, residual, weight, bias):
+    total = torch.empty_like(x)
+    norm = _layer_norm_into(total, weight, bias)
+    return lambda: (torch.add(x, residual, out=total), norm())[::-1]
+
+
+VARIANTS = {
+    "scaled_dot_product_attention": {
+        "scaled_dot_product_attention": _heads_first,
+        "scaled_dot_product_attention on (B, S, H, D)": _tokens_first,
+        "scaled_dot_product_attention, groups folded": _group_folded,
+    },
+    "softmax": {
+        "softmax": _allocating(functools.partial(torch.softmax, dim=-1)),
+        "softmax, out": _writing(_into(torch.softmax)),
+    },
+    "log_softmax": {
+        "log_softmax": _allocating(functools.partial(torch.log_softmax, dim=-1)),
+        "log_softmax, out": _writing(_into(torch.log_softmax)),
+    },
+    "layer_norm": {
+        "layer_norm": _allocating(_layer_norm),
+        "native_layer_norm, out": _writing(_layer_norm_into),
+    },
+    "rms_norm": {"rms_norm": _allocating(_rms_norm)},
+    "add_layer_norm": {
+        "add, layer_norm": _allocating(_add(_layer_norm)),
+        "add, native_layer_norm, out": _writing(_add_layer_norm_into),
+    },
+    "add_rms_norm": {"add, rms_norm": _allocating(_add(_rms_norm))},
+}

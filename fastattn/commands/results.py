@@ -1,0 +1,114 @@
+"""What came of the cases, set against the machine's limits."""
+
+import contextlib
+import math
+import statistics
+from dataclasses import dataclass
+
+from fastattn.commands import limits, tables
+from fastattn.commands.measure import Engine, race
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case, the outcomes of the engines by name, and what the machine can do at most.
+
+    Attributes
+    ----------
+    case : cases.Case
+    outcomes : dict of str to measure.Outcome
+    arithmetic : float
+        Floating-point operations per second.
+    memory : float
+        Bytes per second.
+    """
+
+    case: object
+    outcomes: dict
+    arithmetic: float
+    memory: float
+
+    @property
+    def ours(self):
+        """The library's own outcome."""
+        return self.outcomes["fastattn"]
+
+    @property
+    def computes(self):
+        """Whether arithmetic bounds the case, not memory."""
+        return self.case.flops / self.arithmetic > self.case.traffic / self.memory
+
+    @property
+    def rate(self):
+        """Useful operations, or bytes, per second; NaN when the library failed."""
+        return (self.case.flops if self.computes else self.case.traffic) / self.ours.seconds
+
+    @property
+    def unit(self):
+        """What the rate counts."""
+        return "FLOP/s" if self.computes else "B/s"
+
+    @property
+    def share(self):
+        """The part of the machine's limit that was reached."""
+        return self.rate / (self.arithmetic if self.computes else self.memory)
+
+    def speedup(self, name):
+        """How many times as long as the library another engine took; NaN when one of them failed."""
+        return self.ours.faster_than(self.outcomes[name])
+
+    def fastest(self, names):
+        """The name of the fastest of these engines; None when none ran."""
+        ran = [name for name in names if self.outcomes[name].times]
+        return min(ran, key=lambda name: self.outcomes[name].seconds, default=None)
+
+    def as_json(self):
+        """The result as plain data."""
+        return {
+            "case": self.case.name,
+            "operation": self.case.operation,
+            "shape": self.case.shape,
+            "dtype": self.case.dtype,
+            "out": self.case.out,
+            "rate": _or_none(self.rate),
+            "unit": self.unit,
+            "share_of_limit": _or_none(self.share),
+            "engines": {name: self._engine_as_json(name) for name in self.outcomes},
+        }
+
+    def _engine_as_json(self, name):
+        outcome = self.outcomes[name]
+        return {
+            "failure": outcome.failure or None,
+            "variant": outcome.variant or None,
+            "seconds": _or_none(outcome.seconds),
+            "speedup": _or_none(self.speedup(name)),
+            "error": _or_none(outcome.error),
+            "allowed": _or_none(outcome.allowed),
+        }
+
+
+def measure(cases, names, pace, threads):
+    """The results of cases in the engines of these names, with a progress line."""
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(tables.Progress(len(cases)))
+        engines = [stack.enter_context(Engine(name, threads)) for name in names]
+        return [_measure(case, engines, pace, threads, progress) for case in cases]
+
+
+def geometric_mean(ratios):
+    """Of those that are numbers; NaN when there is none."""
+    numbers = [ratio for ratio in ratios if not math.isnan(ratio)]
+    return statistics.geometric_mean(numbers) if numbers else math.nan
+
+
+def _measure(case, engines, pace, threads, progress):
+    progress.step(case.name)
+    outcomes = race(case, engines, pace)
+    memory = limits.memory(case.streaming, case.traffic, threads)
+    return Result(case, outcomes, limits.arithmetic(case.dtype, threads), memory)
+
+
+def _or_none(number):
+    """JSON knows no NaN."""
+    return None if math.isnan(number) else number

@@ -1,0 +1,97 @@
+"""Numbers and tables as text, and the progress line."""
+
+import functools
+import math
+import sys
+
+NOTHING = "—"
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def _number(format):
+    """Let a format of numbers show NaN as a dash."""
+
+    @functools.wraps(format)
+    def shown(value, *more):
+        return NOTHING if math.isnan(value) else format(value, *more)
+
+    return shown
+
+
+def digits(value):
+    """A positive number with three significant digits, or all of its integer part."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+@_number
+def duration(seconds):
+    """A time in the unit that suits it: 812 ns, 12.3 µs, 4.56 ms, 1.23 s."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 0.9995 * size), _UNITS[-1])
+    return f"{digits(seconds / size)} {unit}"
+
+
+@_number
+def rate(per_second, unit):
+    """A speed in billions: 212 GFLOP/s."""
+    return f"{digits(per_second / 1e9)} G{unit}"
+
+
+@_number
+def ratio(value):
+    """How many times faster: 1.42×."""
+    return f"{digits(value)}×"
+
+
+@_number
+def percent(share):
+    """A share of a limit: 87 %."""
+    return f"{100 * share:.0f} %"
+
+
+@_number
+def scientific(value):
+    """An error: 2.4e-07, or 0."""
+    return f"{value:.1e}" if value else "0"
+
+
+def text(header, rows, align):
+    """A table in aligned columns; `align` has one letter a column, ``l`` or ``r``."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["─" * width for width in widths], *rows]
+    return "\n".join("  ".join(map(_pad, line, widths, align)).rstrip() for line in lines)
+
+
+def markdown(header, rows, align):
+    """The same table in Markdown."""
+    rules = ["---" if side == "l" else "---:" for side in align]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rules, *rows])
+
+
+def _pad(cell, width, side):
+    return cell.ljust(width) if side == "l" else cell.rjust(width)
+
+
+class Progress:
+    """A line on standard error that is rewritten while work goes on; silent when that is no terminal."""
+
+    def __init__(self, total, stream=None):
+        self.total = total
+        self.done = 0
+        self.stream = sys.stderr if stream is None else stream
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._write("")
+
+    def step(self, doing):
+        """Say what comes next, and count it."""
+        self.done += 1
+        self._write(f"[{self.done}/{self.total}] {doing}")
+
+    def _write(self, line):
+        if self.stream.isatty():
+            self.stream.write(f"\r\x1b[K{line}")
+            self.stream.flush()

@@ -1,0 +1,149 @@
+"""The accuracy rule, and the formulas that it measures against.
+
+The rule: the error against the oracle is at most twice that of the straightforward NumPy formula in the same
+precision, plus one unit in the last place.
+
+Rows (last axis) may differ in magnitude, so errors are taken relative to the largest magnitude expected in their row.
+The formula's error is that of its worst row; the ulp is that of each row's largest magnitude. Inputs should have some
+hundreds of elements: then the formula's worst error is a property of the formula and not of one lucky rounding.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from fastattn import reference
+
+
+def assert_accurate(result, formula, expected):
+    """Hold `result` to the rule; infinities, NaN and zeros of empty rows must be the expected ones exactly."""
+    assert result.shape == expected.shape
+    assert result.dtype == formula.dtype
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(result[~finite], expected[~finite].astype(result.dtype))
+    assert np.isfinite(result[finite]).all(), "finite was expected"
+    magnitude = np.max(np.abs(expected), axis=-1, keepdims=True, where=finite, initial=0)
+    ulp = np.spacing(magnitude.astype(result.dtype))
+    by_formula = np.max(_errors(formula, expected) / np.where(magnitude == 0, 1, magnitude), initial=0)
+    excess = _errors(result, expected) / (2 * by_formula * magnitude + ulp)
+    worst = np.max(excess, initial=0)
+    assert worst <= 1, f"{worst:.2f} of what the rule allows; the formula's error is {by_formula:.2g}"
+
+
+def _errors(x, expected):
+    """Distance from the expected, where both are finite."""
+    finite = np.isfinite(expected) & np.isfinite(x)
+    return np.abs(np.subtract(x, expected, out=np.zeros_like(expected), where=finite))
+
+
+@contextlib.contextmanager
+def wider_oracle(dtype):
+    """The oracle computing in a wider type than `dtype`: its own float64, or long double to judge float64."""
+    if dtype != np.float64:
+        yield reference
+        return
+    if np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps:
+        pytest.skip("no type wider than float64 here")
+    former, reference._REAL = reference._REAL, np.longdouble
+    try:
+        yield reference
+    finally:
+        reference._REAL = former
+
+
+# The straightforward formulas, in the precision of their first argument. Where there is nothing to attend to, or garbage
+# beside what is attended to, they give NaN and are not asked.
+
+_ignored = np.errstate(all="ignore")
+
+
+@_ignored
+def naive_attention(query, key, value, *, is_causal=False, q_offset=None, scale=None, matmul=np.matmul):
+    """(out, lse) in query's type."""
+    real = query.dtype.type
+    group = query.shape[-3] // key.shape[-3]
+    key, value = (x.astype(real).repeat(group, axis=-3) for x in (key, value))
+    queries, keys = query.shape[-2], key.shape[-2]
+    scale = real(1 / np.sqrt(query.shape[-1]) if scale is None else scale)
+    scores = matmul(query, key.swapaxes(-1, -2)) * scale
+    if is_causal:
+        offset = keys - queries if q_offset is None else q_offset
+        scores[..., np.arange(keys) > np.arange(queries)[:, None] + offset] = -np.inf
+    weights, lse = _naive_softmax_and_lse(scores, axis=-1)
+    out = matmul(weights, value)
+    return out, np.broadcast_to(lse[..., 0], out.shape[:-1])
+
+
+def unfused_matmul(a, b):
+    """What matmul gives on a machine that rounds each product before adding it, with BLAS's order of the additions.
+
+    NumPy's own loops do that rounding. Like BLAS they add along the reduction, in blocks, or for a single row in lanes.
+    """
+    if a.shape[-2] > 1:
+        b = np.ascontiguousarray(b)
+    starts = range(0, max(a.shape[-1], 1), 256)
+    return sum(np.einsum("...ij,...jk->...ik", a[..., i : i + 256], b[..., i : i + 256, :]) for i in starts)
+
+
+@_ignored
+def naive_merge_states(outs, lses):
+    outs, lses = np.stack(outs), np.stack(lses)
+    weights, lse = _naive_softmax_and_lse(lses, axis=0)
+    return (weights[..., None] * outs).sum(axis=0), lse[0]
+
+
+@_ignored
+def naive_softmax(x, axis=-1, *, where=True):
+    exponentials, total, _ = _naive_exponentials(_kept(x, where), axis)
+    return exponentials / total
+
+
+@_ignored
+def naive_log_softmax(x, axis=-1, *, where=True):
+    x = _kept(x, where)
+    _, total, top = _naive_exponentials(x, axis)
+    return x - top - np.log(total)
+
+
+def _kept(x, where):
+    return np.where(where, x, x.dtype.type(-np.inf))
+
+
+def _naive_softmax_and_lse(x, axis):
+    exponentials, total, top = _naive_exponentials(x, axis)
+    return exponentials / total, top + np.log(total)
+
+
+def _naive_exponentials(x, axis):
+    top = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(x - top)
+    return exponentials, exponentials.sum(axis=axis, keepdims=True), top
+
+
+@_ignored
+def naive_layer_norm(x, weight=None, bias=None, *, eps=1e-5):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    return _scaled_and_shifted(centred / np.sqrt(variance + x.dtype.type(eps)), weight, bias)
+
+
+@_ignored
+def naive_rms_norm(x, weight=None, *, eps=1e-6):
+    return _scaled_and_shifted(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps)), weight, None)
+
+
+def naive_add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5):
+    return naive_layer_norm(x + residual, weight, bias, eps=eps), x + residual
+
+
+def naive_add_rms_norm(x, residual, weight=None, *, eps=1e-6):
+    return naive_rms_norm(x + residual, weight, eps=eps), x + residual
+
+
+def _scaled_and_shifted(x, weight, bias):
+    if weight is not None:
+        x = x * weight.astype(x.dtype)
+    if bias is not None:
+        x = x + bias.astype(x.dtype)
+    return x

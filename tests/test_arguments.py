@@ -1,0 +1,365 @@
+"""Bad input: the error names the argument, what came and what is needed; nothing is written. And odd input that is fine."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import fastattn
+from arrays import POISON, is_poison
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+# A good call of each operation; every case below spoils one argument of it.
+GOOD = {
+    "scaled_dot_product_attention": {"query": zeros(2, 4, 3, 8), "key": zeros(2, 2, 5, 8), "value": zeros(2, 2, 5, 6)},
+    "softmax": {"x": zeros(3, 4)},
+    "log_softmax": {"x": zeros(3, 4)},
+    "layer_norm": {"x": zeros(3, 4), "weight": zeros(4), "bias": zeros(4)},
+    "rms_norm": {"x": zeros(3, 4), "weight": zeros(4)},
+    "add_layer_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4), "bias": zeros(4)},
+    "add_rms_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4)},
+}
+ARRAYS = [(operation, name) for operation, arguments in GOOD.items() for name in arguments]
+SOFTMAXES = ("softmax", "log_softmax")
+NORMS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+PAIRS = ("add_layer_norm", "add_rms_norm")
+ATTENTION = "scaled_dot_product_attention"
+
+
+def outs_for(operation, dtype=np.float32):
+    """Fresh poisoned results, as the operation's `out` wants them, and a list of them."""
+    shape = (2, 4, 3, 6) if operation == ATTENTION else (3, 4)
+    outs = [np.full((*shape, np.dtype(dtype).itemsize), POISON, np.uint8).view(dtype)[..., 0] for _ in range(2)]
+    return (tuple(outs), outs) if operation in PAIRS else (outs[0], outs[:1])
+
+
+def assert_refused(operation, name, error, came, wrong):
+    """That the good call with `wrong` in it raises `error`, says so properly, and leaves `out` alone."""
+    out, outs = outs_for(operation)
+    references = {key: sys.getrefcount(value) for key, value in GOOD[operation].items()}
+    with pytest.raises(error, match=rf"\b{name}\b.* must .*got") as caught:
+        getattr(fastattn, operation)(**{"out": out, **GOOD[operation], **wrong})
+    assert came in str(caught.value)
+    assert all(is_poison(x) for x in outs)
+    del caught
+    assert {key: sys.getrefcount(value) for key, value in GOOD[operation].items()} == references
+
+
+@pytest.mark.parametrize("operation", GOOD)
+def test_the_good_calls_are_good(operation):
+    out, outs = outs_for(operation)
+    getattr(fastattn, operation)(**GOOD[operation], out=out)
+    assert not any(is_poison(x) for x in outs)
+
+
+# Types of arrays
+
+
+def masked(x):
+    return np.ma.masked_array(x, mask=False)
+
+
+SWAPPED = np.dtype(np.float32).newbyteorder()
+NOT_ARRAYS = {
+    "list": lambda x: x.tolist(),
+    "tuple": tuple,
+    "memoryview": memoryview,
+    "str": lambda x: "text",
+    "bytes": lambda x: b"bytes",
+    "float": lambda x: 1.5,
+    "float32": lambda x: np.float32(1.5),
+    "object": lambda x: object(),
+    "MaskedArray": masked,
+}
+WRONG_DTYPES = ("bool", "int8", "int32", "int64", "uint8", "uint64", "float16", "complex64", "complex128", "object")
+WRONG_DTYPES += ("<U4", "|S4", "datetime64[s]", SWAPPED.str)
+
+
+@pytest.mark.parametrize(("operation", "name"), ARRAYS)
+@pytest.mark.parametrize("came", NOT_ARRAYS)
+def test_what_is_no_array(operation, name, came):
+    assert_refused(operation, name, TypeError, came, {name: NOT_ARRAYS[came](GOOD[operation][name])})
+
+
+@pytest.mark.parametrize(("operation", "name"), ARRAYS)
+@pytest.mark.parametrize("came", WRONG_DTYPES)
+def test_wrong_dtypes(operation, name, came):
+    assert_refused(operation, name, TypeError, came, {name: GOOD[operation][name].astype(came)})
+
+
+@pytest.mark.parametrize(("operation", "name"), ARRAYS)
+def test_types_of_other_packages(operation, name):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    wrong = GOOD[operation][name].astype(ml_dtypes.bfloat16)
+    assert_refused(operation, name, TypeError, "bfloat16", {name: wrong})
+
+
+@pytest.mark.parametrize(("operation", "name"), [(o, n) for o, n in ARRAYS if n not in ("query", "x")])
+def test_wider_than_the_first_argument(operation, name):
+    wrong = GOOD[operation][name].astype(np.float64)
+    assert_refused(operation, name, TypeError, "float64", {name: wrong})
+
+
+@pytest.mark.parametrize("operation", GOOD)
+def test_none_is_no_array(operation):
+    first = next(iter(GOOD[operation]))
+    assert_refused(operation, first, TypeError, "NoneType", {first: None})
+
+
+# Shapes
+
+ATTENTION_SHAPES = [
+    # argument blamed, what came, the arrays
+    ("query", "(8,)", {"query": zeros(8)}),
+    ("query", "()", {"query": zeros()}),
+    ("key", "(8,)", {"key": zeros(8)}),
+    ("value", "(6,)", {"value": zeros(6)}),
+    ("key", "(2, 2, 5, 7)", {"key": zeros(2, 2, 5, 7)}),
+    ("key", "(2, 2, 5, 0)", {"key": zeros(2, 2, 5, 0)}),
+    ("value", "(2, 2, 4, 6)", {"value": zeros(2, 2, 4, 6)}),
+    ("value", "(2, 4, 5, 6)", {"value": zeros(2, 4, 5, 6)}),
+    ("value", "(2, 1, 5, 6)", {"value": zeros(2, 1, 5, 6)}),
+    ("value", "(5, 6)", {"value": zeros(5, 6)}),
+    ("query", "(2, 3, 3, 8)", {"query": zeros(2, 3, 3, 8)}),
+    ("query", "(2, 1, 3, 8)", {"query": zeros(2, 1, 3, 8)}),
+    ("query", "(3, 8)", {"query": zeros(3, 8)}),
+    ("query", "(2, 4, 3, 8)", {"key": zeros(2, 0, 5, 8), "value": zeros(2, 0, 5, 6)}),
+    ("query", "(2, 4, 3, 0)", {"query": zeros(2, 4, 3, 0), "key": zeros(2, 2, 5, 0)}),
+    ("key", "(3, 2, 5, 8)", {"key": zeros(3, 2, 5, 8)}),
+    ("value", "(3, 2, 5, 6)", {"value": zeros(3, 2, 5, 6)}),
+]
+
+
+@pytest.mark.parametrize(("name", "came", "wrong"), ATTENTION_SHAPES, ids=lambda p: p if isinstance(p, str) else "")
+def test_wrong_shapes_of_attention(name, came, wrong):
+    assert_refused(ATTENTION, name, ValueError, came, wrong)
+
+
+@pytest.mark.parametrize("operation", [*SOFTMAXES, *NORMS])
+def test_rows_need_an_axis(operation):
+    assert_refused(operation, "x", ValueError, "()", {"x": zeros()})
+
+
+@pytest.mark.parametrize(("operation", "name"), [(o, n) for o, n in ARRAYS if n in ("weight", "bias")])
+@pytest.mark.parametrize("shape", [(3,), (5,), (1,), (0,), (1, 4), (3, 4), ()], ids=str)
+def test_wrong_shapes_of_weight_and_bias(operation, name, shape):
+    assert_refused(operation, name, ValueError, str(shape), {name: zeros(*shape)})
+
+
+@pytest.mark.parametrize("operation", PAIRS)
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 1), (4, 3), (2, 3, 4), ()], ids=str)
+def test_wrong_shapes_of_residual(operation, shape):
+    assert_refused(operation, "residual", ValueError, str(shape), {"residual": zeros(*shape)})
+
+
+@pytest.mark.parametrize("operation", NORMS)
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 0)], ids=str)
+def test_rows_to_normalise_are_not_empty(operation, shape):
+    wrong = {name: zeros(*(shape if name in ("x", "residual") else (0,))) for name in GOOD[operation]}
+    assert_refused(operation, "x", ValueError, str(shape), wrong)
+
+
+# Scalars
+
+SCALARS = [
+    # operations, argument, what is refused, error
+    *(((ATTENTION,), "scale", wrong, ValueError) for wrong in (np.nan, np.inf, -np.inf, 10**400)),
+    *(((ATTENTION,), "scale", wrong, TypeError) for wrong in ("1", True, 1j, [1.0], np.ones(1))),
+    *(((ATTENTION,), "q_offset", wrong, TypeError) for wrong in (1.0, "1", True, np.float64(2), [0], np.True_)),
+    *(((ATTENTION,), "q_offset", wrong, ValueError) for wrong in (10**30, -(10**30))),
+    *(((ATTENTION,), "is_causal", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0, np.ones(1, bool))),
+    *(((ATTENTION,), "return_lse", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0)),
+    *((tuple(GOOD), "num_threads", wrong, ValueError) for wrong in (0, -1, -(10**30), 10**30)),
+    *((tuple(GOOD), "num_threads", wrong, TypeError) for wrong in (1.0, "2", True, False, np.float32(1), [1], (1,))),
+    *((SOFTMAXES, "axis", wrong, ValueError) for wrong in (2, -3, 100, 10**30)),
+    *((SOFTMAXES, "axis", wrong, TypeError) for wrong in (None, 1.0, "1", True, (0, 1), np.float64(0))),
+    *((NORMS, "eps", wrong, ValueError) for wrong in (-1e-9, np.nan, np.inf, -1, 10**400)),
+    *((NORMS, "eps", wrong, TypeError) for wrong in (None, "1", True, 1j, [1e-5])),
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "wrong", "error"),
+    [(operation, *case) for operations, *case in SCALARS for operation in operations],
+    ids=lambda p: None if isinstance(p, str) else repr(p)[:20],
+)
+def test_wrong_scalars(operation, name, wrong, error):
+    came = type(wrong).__name__ if error is TypeError else str(wrong)[:5]
+    assert_refused(operation, name, error, came, {name: wrong})
+
+
+@pytest.mark.parametrize("operation", SOFTMAXES)
+@pytest.mark.parametrize(
+    ("where", "error", "came"),
+    [
+        (True, TypeError, "bool"),
+        ([True, False, True, True], TypeError, "list"),
+        (np.ones((3, 4), np.uint8), TypeError, "uint8"),
+        (np.ones((3, 4), np.float32), TypeError, "float32"),
+        (masked(np.ones((3, 4), bool)), TypeError, "MaskedArray"),
+        (np.ones(3, bool), ValueError, "(3,)"),
+        (np.ones((2, 4), bool), ValueError, "(2, 4)"),
+        (np.ones((1, 3, 4), bool), ValueError, "(1, 3, 4)"),
+        (np.ones((0, 4), bool), ValueError, "(0, 4)"),
+    ],
+    ids=repr,
+)
+def test_wrong_where(operation, where, error, came):
+    assert_refused(operation, "where", error, came, {"where": where})
+
+
+# out
+
+
+def spoiled_outs(operation):
+    """(error, what came, arrays that must stay poison, out), for each way to be wrong."""
+    _, (out, *_) = outs_for(operation)
+    _, (double, *_) = outs_for(operation, np.float64)
+    _, (half, *_) = outs_for(operation, np.float16)
+    _, (swapped, *_) = outs_for(operation, np.dtype(np.float32).newbyteorder())
+    read_only = out.copy()
+    read_only.flags.writeable = False
+    repeated = np.lib.stride_tricks.as_strided(out, out.shape, (0, *out.strides[1:]))
+    return {
+        "list": (TypeError, "list", out.tolist()),
+        "text": (TypeError, "str", "text"),
+        "float64": (TypeError, "float64", double),
+        "float16": (TypeError, "float16", half),
+        "other byte order": (TypeError, swapped.dtype.str, swapped),
+        "masked": (TypeError, "MaskedArray", masked(out)),
+        "short": (ValueError, str(out[:1].shape), out[:1]),
+        "more axes": (ValueError, str(out[None].shape), out[None]),
+        "fewer axes": (ValueError, str(out[0].shape), out[0]),
+        "transposed": (ValueError, str(out.T.shape), out.T),
+        "read-only": (ValueError, "read-only", read_only),
+        "repeated": (ValueError, "strides", repeated),
+    }
+
+
+@pytest.mark.parametrize("operation", GOOD)
+@pytest.mark.parametrize("wrong", spoiled_outs("softmax"))
+def test_wrong_out(operation, wrong):
+    error, came, out = spoiled_outs(operation)[wrong]
+    places = range(2) if operation in PAIRS else [None]
+    for place in places:
+        pair = list(outs_for(operation)[1])
+        if place is not None:
+            pair[place] = out
+        assert_refused(operation, "out", error, came, {"out": out if place is None else tuple(pair)})
+        for x in [out] if place is None else pair:
+            assert not isinstance(x, np.ndarray) or is_poison(x)
+
+
+@pytest.mark.parametrize("operation", PAIRS)
+def test_out_must_be_a_pair(operation):
+    _, (y, total) = outs_for(operation)
+    assert_refused(operation, "out", TypeError, "ndarray", {"out": y})
+    assert_refused(operation, "out", ValueError, "1", {"out": (y,)})
+    assert_refused(operation, "out", ValueError, "3", {"out": (y, total, total)})
+    assert is_poison(y)
+    assert is_poison(total)
+
+
+@pytest.mark.parametrize("operation", PAIRS)
+def test_outs_must_not_overlap_each_other(operation):
+    memory = np.full((4, 4), POISON, np.uint8).repeat(4, axis=1).view(np.float32)
+    for y, total in ((memory[:3], memory[:3]), (memory[:3], memory[1:])):
+        assert_refused(operation, "out", ValueError, "overlap", {"out": (y, total)})
+        assert is_poison(memory)
+
+
+# merge_states
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "came", "outs", "lses"),
+    [
+        ("outs", ValueError, "0", [], []),
+        ("outs", TypeError, "float", 1.0, [zeros(3)]),
+        ("outs", TypeError, "None", None, [zeros(3)]),
+        ("lses", TypeError, "None", [zeros(3, 4)], None),
+        ("lses", ValueError, "1", [zeros(3, 4)] * 2, [zeros(3)]),
+        ("lses", ValueError, "3", [zeros(3, 4)] * 2, [zeros(3)] * 3),
+        ("outs", TypeError, "list", [[[1.0]]], [zeros(1)]),
+        ("outs", TypeError, "int64", [np.ones((3, 4), np.int64)], [zeros(3)]),
+        ("outs", TypeError, "float16", [np.ones((3, 4), np.float16)], [zeros(3)]),
+        ("outs", TypeError, "float64", [zeros(3, 4), zeros(3, 4, dtype=np.float64)], [zeros(3)] * 2),
+        ("lses", TypeError, "list", [zeros(3, 4)], [[0.0, 0.0, 0.0]]),
+        ("lses", TypeError, "float64", [zeros(3, 4)], [zeros(3, dtype=np.float64)]),
+        ("lses", TypeError, "complex64", [zeros(3, 4)], [zeros(3, dtype=np.complex64)]),
+        ("outs", ValueError, "(3, 5)", [zeros(3, 4), zeros(3, 5)], [zeros(3)] * 2),
+        ("outs", ValueError, "()", [zeros()], [zeros()]),
+        ("lses", ValueError, "(4,)", [zeros(3, 4)], [zeros(4)]),
+        ("lses", ValueError, "(3, 4)", [zeros(3, 4)], [zeros(3, 4)]),
+        ("lses", ValueError, "(1,)", [zeros(3, 4)] * 2, [zeros(3), zeros(1)]),
+    ],
+    ids=lambda p: None if isinstance(p, str) else "",
+)
+def test_wrong_states(name, error, came, outs, lses):
+    with pytest.raises(error, match=rf"\b{name}\b.* must .*got") as caught:
+        fastattn.merge_states(outs, lses)
+    assert came in str(caught.value)
+
+
+# The thread setting
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 10**30])
+def test_wrong_thread_counts(wrong):
+    before = fastattn.get_num_threads()
+    with pytest.raises(ValueError, match=rf"must .*got {wrong}"):
+        fastattn.set_num_threads(wrong)
+    assert fastattn.get_num_threads() == before
+
+
+@pytest.mark.parametrize("wrong", [1.0, "2", True, [1]], ids=repr)
+def test_wrong_thread_types(wrong):
+    with pytest.raises(TypeError, match=f"must .*got {type(wrong).__name__}"):
+        fastattn.set_num_threads(wrong)
+
+
+# The signature
+
+
+@pytest.mark.parametrize("operation", GOOD)
+def test_options_are_keywords_only(operation):
+    positional = [*GOOD[operation].values(), *([-1] if operation in SOFTMAXES else [])]
+    getattr(fastattn, operation)(*positional)
+    with pytest.raises(TypeError, match="positional"):
+        getattr(fastattn, operation)(*positional, None)
+
+
+@pytest.mark.parametrize("operation", GOOD)
+def test_unknown_options_are_named(operation):
+    with pytest.raises(TypeError, match="dropout"):
+        getattr(fastattn, operation)(**GOOD[operation], dropout=0.1)
+
+
+# Odd, and fine
+
+
+@pytest.mark.parametrize("operation", GOOD)
+def test_subclasses_give_plain_arrays(operation):
+    class Subclass(np.ndarray):
+        pass
+
+    results = getattr(fastattn, operation)(**{name: x.view(Subclass) for name, x in GOOD[operation].items()})
+    for result in results if operation in PAIRS else [results]:
+        assert type(result) is np.ndarray
+
+
+@pytest.mark.parametrize("operation", GOOD)
+def test_dtype_by_another_name(operation):
+    """A dtype object of its own, with metadata, is still float32."""
+    dtype = np.dtype(np.float32, metadata={"unit": "m"})
+    getattr(fastattn, operation)(**{name: x.astype(dtype) for name, x in GOOD[operation].items()})
+
+
+@pytest.mark.parametrize("operation", GOOD)
+@pytest.mark.parametrize("num_threads", [1, 2, np.int64(3), 1000, None])
+def test_thread_counts(operation, num_threads):
+    getattr(fastattn, operation)(**GOOD[operation], num_threads=num_threads)

@@ -1,0 +1,345 @@
+"""What `bench`, `check` and benchmarks/ stand on: cases, the rule of accuracy, timing, engines, tables."""
+
+import importlib.util
+import io
+import json
+import math
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fastattn.commands import accuracy, formulas, limits, measure, tables
+from fastattn.commands.cases import AWKWARD, CASES, OPERATIONS, SUITES, Case, chosen
+from fastattn.commands.peers import PEERS, Unsuitable, folded
+from fastattn.commands.peers.__main__ import Desk, serve
+from fastattn.commands.results import Result, geometric_mean
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def small(**changes):
+    sizes = {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 30, "Sk": 50, "D": 8, "Dv": 8}
+    return Case("small", "scaled_dot_product_attention", sizes, **changes)
+
+
+# Cases
+
+
+def test_names_are_the_cases_own():
+    assert all(name == case.name for name, case in CASES.items())
+
+
+def test_suites_grow():
+    everything = re.compile("")
+    quick, usual, full = (chosen(suite, everything) for suite in SUITES)
+    assert set(map(id, quick)) < set(map(id, usual)) < set(map(id, full))
+    assert full == list(CASES.values())
+
+
+def test_every_operation_has_awkward_cases_and_every_peer_a_way():
+    assert {case.operation for case in AWKWARD} == set(OPERATIONS)
+    timed = {case.operation for case in CASES.values()}
+    assert all(timed <= set(PEERS[name].load().VARIANTS) for name in ("fastattn", "numpy"))
+
+
+def test_inputs_are_the_same_every_time():
+    first = small().inputs()["query"].copy()
+    small(dtype="float64").inputs()
+    assert np.array_equal(first, small().inputs()["query"])
+
+
+@pytest.mark.parametrize(("options", "seen"), [({}, 30 * 50), ({"is_causal": True}, sum(range(21, 51)))])
+def test_flops_count_what_is_seen(options, seen):
+    assert small(options=options).flops == 2 * 4 * seen * (8 + 8)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_formulas_keep_the_rule_that_they_define(operation, dtype):
+    for case in AWKWARD:
+        if case.operation == operation:
+            case = Case("", operation, case.sizes, case.options, dtype)
+            result = getattr(formulas, operation)(**case.inputs(), **case.options)
+            assert accuracy.judge(result, accuracy.expected(case)).kept
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}])
+def test_samples_are_parts_of_the_whole(options):
+    case = small(options=options)
+    whole = formulas.scaled_dot_product_attention(**case.inputs(), **options)
+    parts = list(case.parts(sampled=True))
+    assert len(parts) == 3
+    for index, arguments, changed in parts:
+        np.testing.assert_allclose(
+            formulas.scaled_dot_product_attention(**arguments, **changed), whole[index], rtol=1e-5, atol=1e-6
+        )
+
+
+# The rule
+
+
+def verdict(result, oracle, formula):
+    return accuracy.judge(result, [accuracy.Part(..., (oracle,), (formula,))])
+
+
+def test_twice_the_formulas_error_and_one_ulp():
+    oracle = np.array([1.0, -4.0])
+    formula = np.array([1.0, -4.0 + 2**-10], np.float32)
+    allowed = 2 * 2**-10 + np.spacing(np.float32(4))
+    assert verdict(formula, oracle, formula).allowed == allowed
+    assert verdict(np.array([1 + 2**-9, -4], np.float32), oracle, formula).kept
+    assert not verdict(np.array([1 + 2**-8, -4], np.float32), oracle, formula).kept
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_misses(wrong):
+    oracle = np.array([1.0, 2.0])
+    found = verdict(np.array([1, wrong], np.float32), oracle, oracle.astype(np.float32))
+    assert not found.kept
+    assert not found.plausible
+    assert found.share == math.inf
+
+
+def test_equal_infinities_are_right():
+    oracle = np.array([-np.inf, 1.0])
+    assert verdict(oracle.astype(np.float32), oracle, oracle.astype(np.float32)).error == 0
+
+
+@pytest.mark.parametrize(
+    "result", [np.zeros((2, 1), np.float32), np.zeros(2, np.float64), (np.zeros(2, np.float32), np.zeros(2))]
+)
+def test_another_shape_dtype_or_number_of_arrays_is_no_result(result):
+    with pytest.raises(ValueError, match="the result is"):
+        verdict(result, np.zeros(2), np.zeros(2, np.float32))
+
+
+# Timing
+
+
+def test_a_burst_takes_its_time_and_tells_that_of_one_call():
+    start = time.perf_counter()
+    seconds = measure.burst(lambda: time.sleep(0.01), 0.05)
+    assert 0.05 <= time.perf_counter() - start < 1
+    assert 0.01 <= seconds < 0.1
+
+
+def test_a_slow_call_runs_once():
+    calls = []
+    measure.burst(lambda: calls.append(time.sleep(0.02)), 0.01)
+    assert len(calls) == 1
+
+
+def test_ratios_are_of_rounds_that_both_ran():
+    ours, theirs = measure.Outcome(times=[1.0, 2.0, 4.0]), measure.Outcome(times=[3.0, 4.0])
+    assert ours.faster_than(theirs) == 2.5
+    assert math.isnan(ours.faster_than(measure.Outcome()))
+
+
+# Engines
+
+
+def test_an_engine_prepares_and_times():
+    with measure.Engine("fastattn", 1) as engine:
+        outcome = engine.prepare(CASES["tiny"])
+        assert outcome.kept
+        assert engine.time(0.01) > 0
+
+
+def test_an_engine_whose_process_ends_says_so_and_starts_again():
+    with measure.Engine("numpy", 1) as engine:
+        engine.prepare(CASES["tiny"])
+        engine._process.kill()
+        with pytest.raises(measure.EngineFailure, match="its process ended"):
+            engine.time(0.01)
+        assert not engine.prepare(CASES["tiny"]).failure
+
+
+def test_an_engine_that_fails_in_the_race_leaves_it():
+    class Failing(measure.Engine):
+        def time(self, seconds):
+            raise measure.EngineFailure("out of memory")
+
+    with Failing("numpy", 1) as failing, measure.Engine("fastattn", 1) as fine:
+        outcomes = measure.race(CASES["tiny"], [failing, fine], measure.Pace(3, 0.001))
+    assert outcomes["numpy"].failure == "out of memory"
+    assert len(outcomes["fastattn"].times) == 3
+
+
+def test_patience_ends_and_one_round_is_kept():
+    with measure.Engine("fastattn", 1) as engine:
+        outcomes = measure.race(CASES["tiny"], [engine], measure.Pace(5, 0.01, patience=0.01))
+    assert len(outcomes["fastattn"].times) == 1
+
+
+def wrong(case, arguments):
+    return (lambda: arguments["x"] * 2), lambda result: result
+
+
+def impossible(case, arguments):
+    raise Unsuitable("no such kernel\nand more about it")
+
+
+def right(case, arguments):
+    return (lambda: formulas.softmax(**arguments)), lambda result: result
+
+
+def desk(*ways):
+    """The desk of an engine that offers these ways."""
+    return Desk(SimpleNamespace(VARIANTS={"softmax": {way.__name__: way for way in ways}}))
+
+
+def test_a_wrong_way_is_not_timed():
+    assert desk(wrong, impossible, right).prepare("softmax-1x128")["variant"] == "right"
+
+
+def test_without_a_right_way_every_reason_is_told():
+    failure = desk(wrong, impossible).prepare("softmax-1x128")["failure"]
+    assert re.fullmatch(r"wrong: wrong result, error \S+; impossible: Unsuitable: no such kernel", failure)
+
+
+def test_requests_and_answers_are_lines():
+    requests = [json.dumps({"action": "prepare", "case": "softmax-1x128"}), '{"action": "time", "seconds": 0.001}']
+    answers = io.StringIO()
+    serve(requests, answers, desk(right))
+    prepared, timed = map(json.loads, answers.getvalue().splitlines())
+    assert prepared["error"] <= prepared["allowed"]
+    assert timed["seconds"] > 0
+
+
+def test_folding_is_for_grouped_heads_that_see_everything():
+    case = small()
+    assert folded(case, case.inputs()["query"]).shape == (1, 2, 60, 8)
+    with pytest.raises(Unsuitable):
+        folded(small(options={"is_causal": True}), case.inputs()["query"])
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_installed_peers_run(name):
+    if PEERS[name].absent:
+        pytest.skip(f"{PEERS[name].absent} not installed")
+    with measure.Engine(name, 1) as engine:
+        for case in ("tiny", "softmax-1x128-out", "layer_norm-1x768", "rms_norm-1x4096", "add_layer_norm-128x768-out"):
+            assert engine.prepare(CASES[case]).failure == ""
+
+
+# Limits and results
+
+
+def test_limits_are_measured():
+    assert limits.arithmetic("float32", 1) > 1e8
+    assert limits.memory("read", 1e6, 1) > 1e8
+    assert limits.memory("copy", 1e6, 1) > 1e8
+
+
+def test_whatever_takes_longer_at_the_limit_bounds_a_case():
+    outcomes = {"fastattn": measure.Outcome(times=[1.0])}
+    case = CASES["bert-512"]
+    computing = Result(case, outcomes, arithmetic=case.flops, memory=1e15)
+    assert (computing.unit, computing.share) == ("FLOP/s", 1.0)
+    reading = Result(case, outcomes, arithmetic=1e15, memory=2 * case.traffic)
+    assert (reading.unit, reading.share) == ("B/s", 0.5)
+
+
+def test_results_without_numbers_are_null_in_json():
+    outcomes = {"fastattn": measure.Outcome(failure="no"), "numpy": measure.Outcome(times=[1.0])}
+    shown = Result(CASES["tiny"], outcomes, 1e9, 1e9).as_json()
+    assert shown["rate"] is None
+    assert shown["engines"]["numpy"]["speedup"] is None
+    assert json.loads(json.dumps(shown, allow_nan=False)) == shown
+
+
+def test_geometric_mean_leaves_out_what_is_missing():
+    assert geometric_mean([1.0, 4.0, math.nan]) == pytest.approx(2.0)
+    assert math.isnan(geometric_mean([math.nan]))
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(8.124e-7, "812 ns"), (1.23e-5, "12.3 µs"), (9.9999e-4, "1.00 ms"), (0.5, "500 ms"), (1234.0, "1234 s")],
+)
+def test_durations(seconds, shown):
+    assert tables.duration(seconds) == shown
+
+
+def test_numbers():
+    assert tables.ratio(0.999) == "1.00×"
+    assert tables.ratio(12.34) == "12.3×"
+    assert tables.percent(0.876) == "88 %"
+    assert tables.scientific(0.0) == "0"
+    assert tables.rate(2.116e11, "FLOP/s") == "212 GFLOP/s"
+    assert tables.duration(math.nan) == "—"
+
+
+def test_tables():
+    header, rows = ("name", "time"), [("a", "1 s"), ("long name", "12 s")]
+    assert tables.text(header, rows, "lr") == (
+        "name       time\n"
+        "─────────  ────\n"
+        "a           1 s\n"
+        "long name  12 s"
+    )  # fmt: skip
+    assert tables.markdown(header, rows, "lr").splitlines()[:3] == ["| name | time |", "| --- | ---: |", "| a | 1 s |"]
+
+
+def test_progress_shows_on_terminals_alone():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, shown in ((Terminal(), "\r\x1b[K[1/2] bert\r\x1b[K"), (io.StringIO(), "")):
+        with tables.Progress(2, stream) as progress:
+            progress.step("bert")
+        assert stream.getvalue() == shown
+
+
+# benchmarks/compare.py
+
+
+@pytest.fixture(scope="module")
+def compare():
+    spec = importlib.util.spec_from_file_location("compare", BENCHMARKS / "compare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results():
+    """One case that is won and one that is lost; ONNX Runtime cannot run the second."""
+    times = {"tiny": (1e-6, 2e-6, 3e-6), "softmax-1x128-out": (4e-6, 3e-6, math.nan)}
+    return [
+        Result(
+            CASES[name],
+            {
+                engine: measure.Outcome(times=[] if math.isnan(seconds) else [seconds])
+                for engine, seconds in zip(("fastattn", "torch", "onnxruntime"), line, strict=True)
+            },
+            1e11,
+            1e10,
+        )
+        for name, line in times.items()
+    ]
+
+
+def test_the_table_shows_losses(compare):
+    table = compare.render(results(), ["torch", "onnxruntime"], {"processor": "a processor", "threads": 2})
+    assert "| attention tiny | 1×8×8×16 | float32 | 1.00 µs | 2.00 µs | 3.00 µs | 2.00× |" in table
+    assert "| softmax out= | 1×128 | float32 | 4.00 µs | 3.00 µs | — | **0.75×** |" in table
+    assert "slower in 1 of 1" in table
+    assert "OpenVINO was not installed." in table
+    assert table.endswith("a processor · threads 2")
+
+
+def test_the_table_replaces_what_stands_between_the_markers(compare):
+    text = f"before\n{compare.BEGIN}\nold\n{compare.END}\nafter\n"
+    once = compare.replaced(text, "new")
+    assert once == f"before\n{compare.BEGIN}\n\nnew\n\n{compare.END}\nafter\n"
+    assert compare.replaced(once, "new") == once
+    with pytest.raises(SystemExit, match="there are no lines"):
+        compare.replaced("no markers", "new")

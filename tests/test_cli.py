@@ -1,0 +1,189 @@
+"""python -m fastattn: every command runs, says what it should, and its exit code tells whether all is well."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn.__main__ import COMMANDS, main
+from fastattn.commands import bench, check
+from fastattn.commands.cases import CASES
+from fastattn.commands.peers import PEERS, Peer
+from processes import output
+
+
+def run(capsys, *argv):
+    """The exit code of a command, and what it printed."""
+    code = main(argv)
+    return code, capsys.readouterr().out
+
+
+def only(monkeypatch, *operations):
+    """Let `check` know these operations alone."""
+    monkeypatch.setattr(check, "OPERATIONS", operations)
+
+
+# The command line itself
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert set(COMMANDS) <= set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"fastattn {command}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fastattn {fastattn.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["no-such-command"], ["info", "--no-such-option"], ["bench", "--threads", "two"]])
+def test_wrong_arguments(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "usage: python -m fastattn" in capsys.readouterr().err
+
+
+def test_the_library_does_not_import_its_commands():
+    assert output("import sys, fastattn; print([m for m in sys.modules if 'fastattn.commands' in m])") == "[]"
+
+
+# info
+
+
+def test_info(capsys):
+    code, text = run(capsys, "info")
+    assert code == 0
+    assert all(value in text for value in fastattn.show_config().values())
+
+
+def test_info_as_json(capsys):
+    code, text = run(capsys, "info", "--json")
+    assert code == 0
+    assert json.loads(text) == fastattn.show_config()
+
+
+# check
+
+
+def test_check_passes_for_every_operation_and_target(capsys):
+    code, text = run(capsys, "check", "--json")
+    lines = json.loads(text)
+    assert [line for line in lines if not line["ok"]] == []
+    assert code == 0
+    combinations = {(line["operation"], line["dtype"], line["target"]) for line in lines}
+    assert combinations == {
+        (operation, dtype, target)
+        for operation in check.OPERATIONS
+        for dtype in check.DTYPES
+        for target in fastattn.targets()
+    }
+
+
+def test_check_tells_of_a_slightly_wrong_operation(capsys, monkeypatch):
+    only(monkeypatch, "softmax")
+    right = fastattn.softmax
+    monkeypatch.setattr(fastattn, "softmax", lambda x, axis=-1, **options: right(x, axis, **options) * (1 + 1e-5))
+    code, text = run(capsys, "check")
+    assert code == 1
+    assert "MISS" in text
+    assert "lines miss the rule" in text
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_check_tells_of_a_single_wrong_number(capsys, monkeypatch, wrong):
+    only(monkeypatch, "rms_norm")
+    right = fastattn.rms_norm
+
+    def broken(x, weight):
+        y = right(x, weight)
+        y[-1, -1] = wrong
+        return y
+
+    monkeypatch.setattr(fastattn, "rms_norm", broken)
+    assert run(capsys, "check")[0] == 1
+
+
+def test_check_tells_of_an_exception(capsys, monkeypatch):
+    only(monkeypatch, "rms_norm")
+
+    def broken(x, weight):
+        raise ArithmeticError("no such kernel")
+
+    monkeypatch.setattr(fastattn, "rms_norm", broken)
+    code, text = run(capsys, "check")
+    assert code == 1
+    assert "ArithmeticError: no such kernel" in text
+
+
+def test_check_leaves_the_target_as_it_was(capsys, monkeypatch):
+    only(monkeypatch, "rms_norm")
+    before = fastattn.show_config()["target"]
+    run(capsys, "check")
+    assert fastattn.show_config()["target"] == before
+
+
+# bench
+
+
+def test_bench(capsys):
+    code, text = run(capsys, "bench", "--quick", "--only", "tiny|rms_norm")
+    assert code == 0
+    assert re.search(r"attention tiny +1×8×8×16 +float32 +[\d.]+ .s +[\d.]+ .s +[\d.]+×", text)
+    assert "rms_norm" in text
+    assert "the speed of NumPy" in text
+
+
+def test_bench_as_json(capsys):
+    code, text = run(capsys, "bench", "--quick", "--json", "--only", "tiny|rms_norm", "--threads", "1")
+    assert code == 0
+    report = json.loads(text)
+    assert report["machine"]["threads"] == 1
+    assert [result["case"] for result in report["results"]] == ["tiny", "rms_norm-1x4096-out"]
+    for result in report["results"]:
+        assert result["share_of_limit"] > 0
+        assert result["engines"]["numpy"]["speedup"] > 0
+        ours = result["engines"]["fastattn"]
+        assert ours["failure"] is None
+        assert ours["seconds"] > 0
+        assert ours["error"] <= ours["allowed"]
+
+
+def test_bench_without_a_matching_case():
+    with pytest.raises(SystemExit, match="no case matches 'no such case'"):
+        main(["bench", "--only", "no such case"])
+
+
+def test_bench_rejects_a_thread_count_below_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--threads", "0"])
+    assert stop.value.code == 2
+
+
+def test_bench_names_absent_peers(capsys, monkeypatch):
+    monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))
+    monkeypatch.setattr(bench, "OTHERS", ("torch",))
+    code, text = run(capsys, "bench", "--quick", "--only", "tiny", "--peers")
+    assert code == 0
+    assert "PyTorch is absent: no_such_package not installed" in text
+
+
+def test_bench_fails_when_the_library_cannot_run(capsys, monkeypatch):
+    monkeypatch.setenv("FASTATTN_TARGET", "no-such-target")  # the engine's process does not get as far as an answer
+    code, text = run(capsys, "bench", "--quick", "--only", "tiny")
+    assert code == 1
+    assert "fastattn cannot run tiny: its process ended with exit code 1" in text
+    assert CASES["tiny"].shape in text

@@ -1,0 +1,286 @@
+"""layer_norm, rms_norm and their residual forms against the oracle."""
+
+import numpy as np
+import pytest
+
+import accuracy
+import fastattn
+from accuracy import assert_accurate, wider_oracle
+from arrays import (
+    LAYOUTS,
+    SIZES,
+    WRITABLE_LAYOUTS,
+    assert_nothing_written_around,
+    empty_laid_out,
+    fenced,
+    laid_out,
+)
+
+pytestmark = pytest.mark.usefixtures("target")
+
+# Operation -> its array arguments: rows first, then vectors of a row's length.
+ARRAYS = {
+    "layer_norm": (("x",), ("weight", "bias")),
+    "rms_norm": (("x",), ("weight",)),
+    "add_layer_norm": (("x", "residual"), ("weight", "bias")),
+    "add_rms_norm": (("x", "residual"), ("weight",)),
+}
+ADDING = ("add_layer_norm", "add_rms_norm")
+LONG_SIZES = (384, 768, 1000, 4096, 4099, 33_001)
+
+
+@pytest.fixture(params=ARRAYS)
+def operation(request):
+    return request.param
+
+
+@pytest.fixture(params=ADDING)
+def adding(request):
+    return request.param
+
+
+def arguments(operation, rng, dtype, *shape):
+    rows, vectors = ARRAYS[operation]
+    return {name: rng.normal(size=shape).astype(dtype) for name in rows} | {
+        name: rng.normal(size=shape[-1:]).astype(dtype) for name in vectors
+    }
+
+
+def results(module, operation, arrays, **options):
+    """The results as a tuple, whether one or two."""
+    result = getattr(module, operation)(**arrays, **options)
+    return result if operation in ADDING else (result,)
+
+
+def assert_norm_accurate(operation, arrays, *, out=None, num_threads=None, **options):
+    """The operation on these arrays, held to the accuracy rule; returns a tuple of its results."""
+    right = answers(operation, arrays, **options)
+    ours = results(fastattn, operation, arrays, out=out, num_threads=num_threads, **options)
+    for result, formula, expected in zip(ours, *right, strict=True):
+        assert_accurate(result, formula, expected)
+    return ours
+
+
+def answers(operation, arrays, **options):
+    """The results of the NumPy formula and of the oracle, each a tuple."""
+    with wider_oracle(arrays["x"].dtype) as oracle:
+        expected = results(oracle, operation, arrays, **options)
+    formula = getattr(accuracy, f"naive_{operation}")(**arrays, **options)
+    return formula if operation in ADDING else (formula,), expected
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [*SIZES, *LONG_SIZES])
+def test_row_lengths(operation, rng, dtype, size):
+    assert_norm_accurate(operation, arguments(operation, rng, dtype, 3 if size > 4096 else 40, size))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 1000])
+@pytest.mark.parametrize("size", [5, 64, 100])
+def test_row_counts(operation, rng, dtype, count, size):
+    """Many calls of so many rows each, judged together."""
+    calls = 2000 // (count * size) + 1
+    arrays = arguments(operation, rng, dtype, calls, count, size)
+    by_row = ARRAYS[operation][0]
+    ours = [
+        results(fastattn, operation, {name: x[i] if name in by_row else x for name, x in arrays.items()})
+        for i in range(calls)
+    ]
+    for result, formula, expected in zip(zip(*ours, strict=True), *answers(operation, arrays), strict=True):
+        assert_accurate(np.stack(result), formula, expected)
+
+
+@pytest.mark.parametrize("shape", [(70,), (3, 4, 70), (2, 3, 4, 5, 6)], ids=str)
+def test_dimensions(operation, rng, dtype, shape):
+    assert_norm_accurate(operation, arguments(operation, rng, dtype, *shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5)], ids=str)
+def test_no_rows(operation, rng, dtype, shape):
+    for result in results(fastattn, operation, arguments(operation, rng, dtype, *shape)):
+        assert result.shape == shape
+        assert result.dtype == dtype
+
+
+# Options
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias", "both"])
+@pytest.mark.parametrize("size", [7, 64, 1000])
+def test_weight_and_bias_are_optional(operation, rng, dtype, missing, size):
+    arrays = arguments(operation, rng, dtype, 20, size)
+    for name in ("weight", "bias"):
+        if missing in (name, "both"):
+            arrays.pop(name, None)
+    assert_norm_accurate(operation, arrays)
+
+
+@pytest.mark.parametrize("eps", [0, 0.0, 1e-12, 1e-5, 1.0, 100, np.float32(1e-3)], ids=repr)
+def test_eps(operation, rng, dtype, eps):
+    assert_norm_accurate(operation, arguments(operation, rng, dtype, 20, 70), eps=eps)
+
+
+def test_narrower_weight_and_bias(operation, rng):
+    arrays = arguments(operation, rng, np.dtype(np.float64), 20, 70)
+    for name in ARRAYS[operation][1]:
+        arrays[name] = arrays[name].astype(np.float32)
+    for result in assert_norm_accurate(operation, arrays):
+        assert result.dtype == np.float64
+
+
+# Values
+
+
+@pytest.mark.parametrize("offset", [1, 100, 1e4])
+def test_means_far_from_zero(operation, rng, dtype, offset):
+    arrays = arguments(operation, rng, dtype, 40, 1000)
+    arrays["x"] += dtype.type(offset)
+    assert_norm_accurate(operation, arrays)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-10, 1e-3, 1e3, 1e15])
+def test_magnitudes(operation, rng, dtype, factor):
+    arrays = arguments(operation, rng, dtype, 40, 300)
+    for name in ARRAYS[operation][0]:
+        arrays[name] *= dtype.type(factor)
+    assert_norm_accurate(operation, arrays)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1234.5])
+@pytest.mark.parametrize("size", [1, 3, 64, 1000])
+def test_constant_rows(operation, dtype, value, size):
+    """A row without variance has no direction: layer_norm gives zeros."""
+    arrays = {name: np.full((3, size), value, dtype) for name in ARRAYS[operation][0]}
+    if "rms" in operation:
+        assert_norm_accurate(operation, arrays)
+    else:
+        # The mean of equal numbers may be an ulp off, which division by sqrt(eps) then makes larger.
+        ulp = np.finfo(dtype).eps * abs(sum(x[0, 0] for x in arrays.values()))
+        assert np.abs(results(fastattn, operation, arrays)[0]).max() <= ulp / np.sqrt(1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [1, 5, 64, 1000])
+def test_nan_stays_in_its_row(operation, rng, dtype, bad, size):
+    arrays = arguments(operation, rng, dtype, 9, size)
+    clean = results(fastattn, operation, arrays)
+    arrays["x"][4, size // 2] = bad
+    spoiled = results(fastattn, operation, arrays)
+    assert np.isnan(spoiled[0][4, size // 2])
+    for got, expected in zip(spoiled, clean, strict=True):
+        np.testing.assert_array_equal(np.delete(got, 4, axis=0), np.delete(expected, 4, axis=0))
+
+
+def test_one_outlier(operation, rng, dtype):
+    """As in trained models: one channel a thousand times larger than the others."""
+    arrays = arguments(operation, rng, dtype, 40, 768)
+    arrays["x"][:, 5] = 3000
+    assert_norm_accurate(operation, arrays)
+
+
+def test_sum_is_that_of_numpy(adding, rng, dtype):
+    arrays = arguments(adding, rng, dtype, 20, 70)
+    _, total = results(fastattn, adding, arrays)
+    np.testing.assert_array_equal(total, arrays["x"] + arrays["residual"])
+
+
+# Memory order
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [13, 70])
+def test_input_layouts(operation, rng, dtype, layout, size):
+    arrays = arguments(operation, rng, dtype, 4, 7, size)
+    # The rule needs rows that vary.
+    if layout == "one_element_repeated":
+        arrays["weight"] = LAYOUTS[layout](arrays["weight"])
+    else:
+        arrays = {name: LAYOUTS[layout](x) for name, x in arrays.items()}
+    before = {name: x.copy() for name, x in arrays.items()}
+    assert_norm_accurate(operation, arrays)
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(x, before[name])
+
+
+def test_residual_in_another_layout(adding, rng, dtype):
+    arrays = arguments(adding, rng, dtype, 4, 7, 70)
+    arrays["residual"] = laid_out(arrays["residual"], "fortran")
+    assert_norm_accurate(adding, arrays)
+
+
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_out_layouts(operation, rng, dtype, layout):
+    arrays = arguments(operation, rng, dtype, 4, 7, 70)
+    outs = tuple(empty_laid_out((4, 7, 70), dtype, layout) for _ in range(2 if operation in ADDING else 1))
+    ours = assert_norm_accurate(operation, arrays, out=outs if operation in ADDING else outs[0])
+    for result, out in zip(ours, outs, strict=True):
+        assert result is out
+        assert_nothing_written_around(out)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)], ids=str)
+def test_results_keep_the_memory_order(operation, rng, dtype, axes):
+    arrays = arguments(operation, rng, dtype, 3, 4, 5)
+    for name in ARRAYS[operation][0]:
+        arrays[name] = np.ascontiguousarray(arrays[name].transpose(axes)).transpose(np.argsort(axes))
+    for result in results(fastattn, operation, arrays):
+        assert result.transpose(axes).flags.c_contiguous
+
+
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+@pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
+def test_in_place(operation, rng, dtype, layout):
+    arrays = arguments(operation, rng, dtype, 4, 7, 70)
+    arrays["x"] = laid_out(arrays["x"], layout)
+    expected = getattr(fastattn, operation)(**arrays)
+    assert getattr(fastattn, operation)(**arrays, out=arrays["x"]) is arrays["x"]
+    np.testing.assert_array_equal(arrays["x"], expected)
+
+
+@pytest.mark.parametrize("y_over_x", [True, False], ids=["y over x", "y over residual"])
+def test_adding_in_place(adding, rng, dtype, y_over_x):
+    """The usual step of a transformer: normalised rows replace x, the sum replaces the residual. Or the other way."""
+    arrays = arguments(adding, rng, dtype, 20, 70)
+    expected = getattr(fastattn, adding)(**arrays)
+    out = (arrays["x"], arrays["residual"]) if y_over_x else (arrays["residual"], arrays["x"])
+    result = getattr(fastattn, adding)(**arrays, out=out)
+    for got, given, right in zip(result, out, expected, strict=True):
+        assert got is given
+        np.testing.assert_array_equal(got, right)
+
+
+@pytest.mark.parametrize("distance", [1, 3, 64, -1, -64])
+def test_out_overlaps_the_input(operation, rng, dtype, distance):
+    arrays = arguments(operation, rng, dtype, 40, 50)
+    expected = results(fastattn, operation, arrays)
+    memory = np.zeros(2000 + 128, dtype)
+    x, out = (memory[start : start + 2000].reshape(40, 50) for start in (64, 64 + distance))
+    x[...] = arrays["x"]
+    outs = (out, np.empty_like(out)) if operation in ADDING else out
+    for got, right in zip(results(fastattn, operation, arrays | {"x": x}, out=outs), expected, strict=True):
+        np.testing.assert_array_equal(got, right)
+
+
+@pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
+def test_out_is_the_weight(operation, rng, dtype):
+    arrays = arguments(operation, rng, dtype, 1, 70)
+    expected = getattr(fastattn, operation)(**arrays)
+    result = getattr(fastattn, operation)(**arrays, out=arrays["weight"][None])
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("size", [*SIZES, 4099])
+def test_nothing_outside_is_touched(operation, rng, dtype, size, at):
+    for count in (1, 2):
+        arrays = arguments(operation, rng, dtype, count, size)
+        expected = results(fastattn, operation, arrays)
+        for name, x in arrays.items():
+            arrays[name] = fenced(name).place(x.shape, dtype, at)
+            arrays[name][...] = x
+        outs = tuple(fenced(i).place((count, size), dtype, at) for i in range(len(expected)))
+        results(fastattn, operation, arrays, out=outs if operation in ADDING else outs[0])
+        for got, right in zip(outs, expected, strict=True):
+            np.testing.assert_array_equal(got, right)

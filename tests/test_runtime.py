@@ -1,0 +1,298 @@
+"""Threads, targets, forks: what surrounds the kernels."""
+
+import concurrent.futures
+import functools
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn import _runtime, reference
+from processes import output, python
+
+needs_openmp = pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial build")
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+
+THREADS = "import fastattn; print(fastattn.get_num_threads())"
+
+
+@pytest.fixture(autouse=True)
+def thread_setting_restored():
+    yield
+    fastattn.set_num_threads(None)
+
+
+# How many threads
+
+
+@needs_openmp
+def test_set_num_threads():
+    default = fastattn.get_num_threads()
+    assert default >= 1
+    fastattn.set_num_threads(default + 3)
+    assert fastattn.get_num_threads() == default + 3
+    fastattn.set_num_threads(np.int64(1))
+    assert fastattn.get_num_threads() == 1
+    fastattn.set_num_threads(None)
+    assert fastattn.get_num_threads() == default
+
+
+@needs_openmp
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"FASTATTN_NUM_THREADS": "3"}, "3"),
+        ({"FASTATTN_NUM_THREADS": "1"}, "1"),
+        ({"FASTATTN_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}, "3"),
+        ({"OMP_NUM_THREADS": "1"}, "1"),
+    ],
+    ids=str,
+)
+def test_environment(environment, threads):
+    assert output(THREADS, **environment) == threads
+
+
+@needs_openmp
+def test_setting_goes_before_the_environment_and_resets_to_it():
+    code = """
+    import fastattn
+    fastattn.set_num_threads(2)
+    print(fastattn.get_num_threads())
+    fastattn.set_num_threads(None)
+    print(fastattn.get_num_threads())
+    """
+    assert output(code, FASTATTN_NUM_THREADS="5").split() == ["2", "5"]
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5", "9" * 30])
+def test_wrong_environment_is_an_error_at_import(wrong):
+    done = python(THREADS, FASTATTN_NUM_THREADS=wrong)
+    assert done.returncode != 0
+    complaint = done.stderr.strip().splitlines()[-1]
+    assert "FASTATTN_NUM_THREADS" in complaint
+    assert wrong in complaint
+
+
+COUNT_THREADS = """
+    import os
+    import numpy as np
+    import fastattn
+
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    x = np.ones((64, 8, 64, 64), np.float32)
+    tiny = x[0, :, :2, :8]
+    before = threads()
+"""
+
+
+@needs_openmp
+@needs_linux
+@pytest.mark.parametrize(
+    ("call", "environment", "threads"),
+    [
+        ("attention(x, x, x)", {"FASTATTN_NUM_THREADS": "4"}, 4),
+        ("attention(x, x, x, num_threads=3)", {"FASTATTN_NUM_THREADS": "1"}, 3),
+        ("attention(x, x, x, num_threads=1)", {"FASTATTN_NUM_THREADS": "4"}, 1),
+        ("attention(tiny, tiny, tiny)", {"FASTATTN_NUM_THREADS": "4"}, 1),
+        ("fastattn.softmax(x, num_threads=3)", {}, 3),
+        ("fastattn.layer_norm(x, num_threads=3)", {}, 3),
+        ("fastattn.layer_norm(x[0, 0, :2])", {"FASTATTN_NUM_THREADS": "4"}, 1),
+    ],
+)
+def test_threads_really_started(call, environment, threads):
+    """The argument goes before every setting, and small work stays on the calling thread."""
+    call = call.replace("attention(", "fastattn.scaled_dot_product_attention(", call.startswith("attention"))
+    assert output(f"{COUNT_THREADS}    {call}; print(threads() - before + 1)", **environment) == str(threads)
+
+
+@needs_openmp
+def test_threadpoolctl_sees_and_limits_the_threads():
+    pytest.importorskip("threadpoolctl")
+    code = """
+    import threadpoolctl
+    import fastattn
+    assert "openmp" in {pool["user_api"] for pool in threadpoolctl.threadpool_info()}
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        print(fastattn.get_num_threads())
+    """
+    assert output(code) == "1"
+
+
+# Targets
+
+
+def test_targets_are_sorted_and_end_with_the_portable_one():
+    known = ("avx512", "avx2", "portable")
+    assert fastattn.targets() == tuple(name for name in known if name in fastattn.targets())
+    assert fastattn.targets()[-1] == "portable"
+
+
+@pytest.mark.parametrize("name", fastattn.targets())
+def test_target_by_environment(name):
+    code = """
+    import numpy as np
+    import fastattn
+    from fastattn import _runtime, reference
+    x = np.ones((1, 4, 8), np.float32)
+    assert np.allclose(fastattn.scaled_dot_product_attention(x, x, x), 1)
+    print(_runtime.use_target("portable"), *fastattn.targets())
+    """
+    assert output(code, FASTATTN_TARGET=name).split() == [name, *fastattn.targets()]
+
+
+@pytest.mark.parametrize("wrong", ["avx1024", "AVX2", "avx2,portable", "sse2"])
+def test_unknown_target_is_an_error_at_import(wrong):
+    done = python("import fastattn", FASTATTN_TARGET=wrong)
+    assert done.returncode != 0
+    complaint = done.stderr.strip().splitlines()[-1]
+    assert "FASTATTN_TARGET" in complaint
+    assert wrong in complaint
+    assert all(name in complaint for name in fastattn.targets())
+
+
+def test_use_target_returns_the_former():
+    names = fastattn.targets()
+    first = _runtime.use_target(names[-1])
+    try:
+        assert _runtime.use_target(names[0]) == names[-1]
+    finally:
+        _runtime.use_target(first)
+    with pytest.raises(ValueError, match="avx1024"):
+        _runtime.use_target("avx1024")
+    assert _runtime.use_target(first) == first
+
+
+# Configuration and import
+
+
+def test_show_config():
+    config = fastattn.show_config()
+    assert config["fastattn"] == fastattn.__version__
+    assert config["targets here"] == ", ".join(fastattn.targets())
+    assert config["threads"].startswith(f"{fastattn.get_num_threads()} ")
+    assert config["compiler"]
+    assert config["openmp"]
+    assert all(isinstance(text, str) for text in config.values())
+
+
+@pytest.mark.parametrize(
+    ("what", "variable", "chosen"), [("threads", "FASTATTN_NUM_THREADS", "3"), ("target", "FASTATTN_TARGET", "portable")]
+)
+def test_show_config_says_why(what, variable, chosen):
+    said = output(f"import fastattn; print(fastattn.show_config()[{what!r}])", **{variable: chosen})
+    assert said == f"{chosen} ({variable})"
+
+
+def test_show_config_knows_who_set_the_threads():
+    fastattn.set_num_threads(3)
+    assert fastattn.show_config()["threads"] == "3 (set_num_threads)"
+
+
+def test_public_names():
+    assert {"get_num_threads", "set_num_threads", "targets", "show_config", *reference.__all__} == set(fastattn.__all__)
+    assert all(callable(getattr(fastattn, name)) for name in fastattn.__all__)
+
+
+def test_import_brings_in_nothing_heavy():
+    code = "import sys, fastattn; print(*{name.split('.')[0] for name in sys.modules})"
+    heavy = {"torch", "scipy", "ml_dtypes", "onnx", "tokenizers", "safetensors", "matplotlib", "threadpoolctl"}
+    assert heavy.isdisjoint(output(code).split())
+
+
+# Python threads, forks
+
+
+@functools.cache
+def work():
+    """Name -> a call without arguments: small and large, one kernel and another."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(2, 4, 130, 32)).astype(np.float32)
+    long = rng.normal(size=(1, 1, 3000, 32)).astype(np.float32)
+    rows = rng.normal(size=(300, 768))
+    attention = fastattn.scaled_dot_product_attention
+    return {
+        "many rows": lambda: attention(x, x, x, is_causal=True),
+        "many rows, 2 threads": lambda: attention(x, x, x, num_threads=2),
+        "few rows": lambda: attention(x[:, :, -1:], x, x),
+        "split keys": lambda: attention(long[:, :, -1:], long, long, num_threads=2),
+        "tiny": lambda: attention(x[0, :, :3, :5], x[0, :, :3, :5], x[0, :, :3, :5]),
+        "softmax": lambda: fastattn.softmax(rows, num_threads=2),
+        "columns": lambda: fastattn.log_softmax(rows, axis=0),
+        "layer_norm": lambda: fastattn.layer_norm(rows),
+    }
+
+
+def test_eight_python_threads_at_once(target):
+    expected = {name: call() for name, call in work().items()}
+    together = threading.Barrier(8)
+
+    def one_thread(number):
+        together.wait()
+        names = list(work())
+        names = names[number:] + names[:number]  # each begins elsewhere
+        return [(name, work()[name]()) for name in names for _ in range(5)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for results in pool.map(one_thread, range(8)):
+            for name, result in results:
+                np.testing.assert_array_equal(result, expected[name], err_msg=name)
+
+
+def test_the_gil_is_released():
+    """Without forced switches another thread gets its turn during the call only if the call lets go of the GIL."""
+    x = np.ones((8, 2048, 64), np.float32)
+    begun, events = threading.Event(), []
+
+    def call():
+        events.append("begin")
+        begun.set()
+        fastattn.scaled_dot_product_attention(x, x[:1], x[:1], num_threads=1)
+        events.append("end")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        thread = threading.Thread(target=call)
+        thread.start()
+        begun.wait()
+        events.append("other")
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert events == ["begin", "other", "end"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore")
+def test_fork():
+    """Children, and theirs, compute on several threads after the parent has; then so does the parent again."""
+    code = """
+    import os
+    import numpy as np
+    import fastattn
+
+    x = np.random.default_rng(0).normal(size=(8, 4, 130, 32)).astype(np.float32)
+
+    def call():
+        return fastattn.scaled_dot_product_attention(x, x, x, num_threads=4), fastattn.softmax(x, num_threads=3)
+
+    def same():
+        return all(np.array_equal(a, b) for a, b in zip(call(), expected, strict=True))
+
+    def in_child(act):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if act() else 1)
+        return os.waitpid(child, 0)[1] == 0
+
+    expected = call()
+    assert all(in_child(same) for _ in range(3))
+    assert in_child(lambda: same() and in_child(same))
+    assert same()
+    """
+    output(code)
