@@ -17,7 +17,7 @@ from fastattn.commands import machine, options, tables
 from fastattn.commands.cases import chosen
 from fastattn.commands.measure import Pace
 from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import geometric_mean, measure
+from fastattn.commands.results import collect, geometric_mean
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -44,7 +44,7 @@ def main(argv=None):
     present = [name for name in OTHERS if not PEERS[name].absent]
     facts = machine.describe(["numpy", *present], threads)
     pace = Pace(arguments.rounds, arguments.seconds, patience=arguments.rounds * arguments.seconds * 5)
-    results = measure(chosen("full", arguments.only), ["fastattn", *present], pace, threads)
+    results = collect(chosen("full", arguments.only), ["fastattn", *present], pace, threads)
 
     table = render(results, present, facts)
     print(table)

@@ -173,9 +173,10 @@ def _read_environment() -> None:
         except ValueError as error:
             raise ImportError(f"FASTATTN_TARGET: {error}") from None
     if text := os.environ.get("FASTATTN_NUM_THREADS"):
-        if not text.isdecimal() or int(text) < 1:
-            raise ImportError(f"FASTATTN_NUM_THREADS must be a number of at least 1, got {text!r}")
-        _asked_for["FASTATTN_NUM_THREADS"] = int(text)
+        try:
+            _asked_for["FASTATTN_NUM_THREADS"] = _arguments.thread_limit(int(text))
+        except ValueError:
+            raise ImportError(f"FASTATTN_NUM_THREADS must be a number of at least 1, got {text!r}") from None
     _settle()
 
 

@@ -135,6 +135,7 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
         merged_lse = np.log(total) + shift
     weights /= np.where(total == 0, 1, total)
     weights = weights[..., np.newaxis]
-    # A part without keys holds zeros, but may come from elsewhere: 0 * NaN must not appear.
-    merged = sum(np.where(weight == 0, 0, weight * out) for weight, out in zip(weights, outs, strict=True))
+    # A part in which a query saw no key adds nothing, whatever it holds.
+    seen = ~np.isneginf(lse)[..., np.newaxis]
+    merged = sum(np.multiply(w, out, where=s, out=np.zeros_like(out)) for w, s, out in zip(weights, seen, outs, strict=True))
     return merged.astype(outs[0].dtype, copy=False), merged_lse

@@ -32,9 +32,7 @@ def _real(x):
 # Attention
 
 
-def scaled_dot_product_attention(
-    query, key, value, *, is_causal=False, q_offset=None, scale=None, return_lse=False
-):
+def scaled_dot_product_attention(query, key, value, *, is_causal=False, q_offset=None, scale=None, return_lse=False):
     """Weighted mean of the values, by softmax of the scaled products of queries and keys.
 
     Parameters

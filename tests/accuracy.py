@@ -52,8 +52,8 @@ def wider_oracle(dtype):
         reference._REAL = former
 
 
-# The straightforward formulas, in the precision of their first argument. Where there is nothing to attend to, or garbage
-# beside what is attended to, they give NaN and are not asked.
+# The straightforward formulas, in the precision of their first argument. Where there is nothing to attend to, or
+# garbage beside what is attended to, they give NaN and are not asked.
 
 _ignored = np.errstate(all="ignore")
 

@@ -1,4 +1,4 @@
-"""Arrays in awkward places: odd strides, unaligned, read-only, in a file, and right beside memory that must not be touched."""
+"""Arrays in awkward places: odd strides, unaligned, read-only, in a file, right beside memory that is out of bounds."""
 
 import ctypes
 import functools

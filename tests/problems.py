@@ -42,8 +42,8 @@ class Problem(NamedTuple):
     value: np.ndarray
 
 
-# Errors are judged row by row, so rows must be wide enough to have a magnitude of their own: that of one or two elements
-# would be an accident. Narrower values are the first columns of values this wide.
+# Errors are judged row by row, so rows must be wide enough to have a magnitude of their own: that of one or two
+# elements would be an accident. Narrower values are the first columns of values this wide.
 WIDE = 32
 
 
@@ -102,7 +102,7 @@ def assert_accurate_at(shape, dtype, *, num_threads=None, **options):
 
 
 def assert_same_attention(one, other, query, key, value, *, scale=None, **_):
-    """That two ways to the (out, lse) of these arrays differ by rounding only: of the largest score, times the values."""
+    """That two ways to (out, lse) differ by rounding only: that of the largest score, times the values."""
     scale = 1 / np.sqrt(query.shape[-1]) if scale is None else abs(scale)
     score = scale * np.linalg.norm(query, axis=-1).max(initial=0) * np.linalg.norm(key, axis=-1).max(initial=0)
     tolerance = 16 * np.finfo(query.dtype).eps * (1 + score)

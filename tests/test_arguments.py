@@ -1,4 +1,4 @@
-"""Bad input: the error names the argument, what came and what is needed; nothing is written. And odd input that is fine."""
+"""Bad input: the error names the argument, what came and what is needed, and nothing is written. And odd good input."""
 
 import sys
 

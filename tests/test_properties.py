@@ -291,4 +291,6 @@ def test_adding_first_is_the_same_as_adding_inside(target, dtype, data):
     with on_target(target):
         y, total = fastattn.add_layer_norm(x, residual)
     np.testing.assert_array_equal(total, x + residual)
-    np.testing.assert_allclose(y, naive_layer_norm(x + residual), rtol=0, atol=64 * np.finfo(dtype).eps * np.abs(y).max())
+    np.testing.assert_allclose(
+        y, naive_layer_norm(x + residual), rtol=0, atol=64 * np.finfo(dtype).eps * np.abs(y).max()
+    )

@@ -99,9 +99,7 @@ def test_attention_broadcasts_leading_axes_of_all_three(rng):
     out, lse = reference.scaled_dot_product_attention(query, key, value, return_lse=True)
     assert out.shape == (5, 7, 4, 3, 3)
     assert lse.shape == (5, 7, 4, 3)
-    np.testing.assert_array_equal(
-        out[4, 6], reference.scaled_dot_product_attention(query, key[4, 0], value[6])
-    )
+    np.testing.assert_array_equal(out[4, 6], reference.scaled_dot_product_attention(query, key[4, 0], value[6]))
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

@@ -181,7 +181,8 @@ def test_show_config():
 
 
 @pytest.mark.parametrize(
-    ("what", "variable", "chosen"), [("threads", "FASTATTN_NUM_THREADS", "3"), ("target", "FASTATTN_TARGET", "portable")]
+    ("what", "variable", "chosen"),
+    [("threads", "FASTATTN_NUM_THREADS", "3"), ("target", "FASTATTN_TARGET", "portable")],
 )
 def test_show_config_says_why(what, variable, chosen):
     said = output(f"import fastattn; print(fastattn.show_config()[{what!r}])", **{variable: chosen})
@@ -243,15 +244,23 @@ def test_eight_python_threads_at_once(target):
                 np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
-def test_the_gil_is_released():
+LONG_CALLS = {
+    "attention": lambda x: fastattn.scaled_dot_product_attention(x[:, :64], x[:, :64], x[:, :64], num_threads=1),
+    "softmax": lambda x: fastattn.softmax(x, num_threads=1),
+    "layer_norm": lambda x: fastattn.layer_norm(x, num_threads=1),
+}
+
+
+@pytest.mark.parametrize("operation", LONG_CALLS)
+def test_the_gil_is_released(operation):
     """Without forced switches another thread gets its turn during the call only if the call lets go of the GIL."""
-    x = np.ones((8, 2048, 64), np.float32)
+    x = np.ones((4096, 4096), np.float32)
     begun, events = threading.Event(), []
 
     def call():
         events.append("begin")
         begun.set()
-        fastattn.scaled_dot_product_attention(x, x[:1], x[:1], num_threads=1)
+        LONG_CALLS[operation](x)
         events.append("end")
 
     interval = sys.getswitchinterval()

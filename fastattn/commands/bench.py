@@ -11,7 +11,7 @@ from fastattn.commands import machine, options, tables
 from fastattn.commands.cases import CASES, chosen
 from fastattn.commands.measure import Pace
 from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import geometric_mean, measure
+from fastattn.commands.results import collect, geometric_mean
 
 PACES = {
     "quick": Pace(rounds=2, seconds=0.03, patience=0.2),
@@ -46,7 +46,7 @@ def run(arguments):
         raise SystemExit(f"no case matches {arguments.only.pattern!r}; they are {', '.join(CASES)}")
 
     facts = machine.describe(present, threads)
-    results = measure(cases, ["fastattn", *present], PACES[arguments.suite], threads)
+    results = collect(cases, ["fastattn", *present], PACES[arguments.suite], threads)
     if arguments.json:
         data = {"machine": facts, "absent": absent, "results": [result.as_json() for result in results]}
         print(json.dumps(data, indent=2))

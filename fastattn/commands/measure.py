@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,7 @@ class Engine:
         self.name = name
         self.threads = threads
         self._process = None
+        self._errors = None
 
     def __enter__(self):
         return self
@@ -121,29 +123,34 @@ class Engine:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise EngineFailure(f"its process ended with exit code {self._stop()}")
+            raise EngineFailure(f"its process ended with {self._stop()}")
         answer = json.loads(line)
         if "failure" in answer:
             raise EngineFailure(answer["failure"])
         return answer
 
     def _stop(self):
-        """End the process, which ends by itself when its input does; its exit code."""
+        """End the process, which it does by itself when its input ends; its exit code and last words."""
         process, self._process = self._process, None
         with contextlib.suppress(BrokenPipeError), process:
             pass
-        return process.returncode
+        with self._errors as errors:
+            errors.seek(0)
+            last_words = errors.read().splitlines()[-1:]
+        return ": ".join([f"exit code {process.returncode}", *last_words])
 
     def _start(self):
         """The process, with this very library whatever the working directory holds."""
         threads = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
         home = str(Path(fastattn.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `_stop` closes it
         return subprocess.Popen(
             [sys.executable, "-P", "-m", peers.__name__, self.name, str(self.threads)],
-            env={**os.environ, **threads, "PYTHONPATH": home},
+            env={**os.environ, **threads, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
         )
 

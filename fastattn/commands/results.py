@@ -88,7 +88,7 @@ class Result:
         }
 
 
-def measure(cases, names, pace, threads):
+def collect(cases, names, pace, threads):
     """The results of cases in the engines of these names, with a progress line."""
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(tables.Progress(len(cases)))

@@ -4,8 +4,12 @@
  * products folded together in one transposed reduction. While the keys of a block are multiplied its values are
  * prefetched, and while its values are, the next block's keys: the two streams then never stall. */
 
-#define FEW_KEYS 64 /* keys a block: 32 KB of keys at 128 float32 components */
+#define FEW_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
 #define FEW_KEYS_PER_RUN 16
+
+/* Into L2, which has room and buffers for a block ahead: one core reads 18 to 20 GB/s from memory so, 8 to 15 with
+ * prefetching into L1 and 10 to 14 with none; its limit is 27. */
+#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
@@ -18,26 +22,33 @@ typedef struct {
 FA_INLINE void OP(few_scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
                               OP(rows) ahead, const int NR) {
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
-        V acc[4][FOLD];
+        V acc[FA_FEW_CHAINS][FA_FEW_ROWS][FOLD];
         const R *row[FOLD], *next[FOLD];
         FA_UNROLL for (int i = 0; i < FOLD; i++) {
             ptrdiff_t at = t + i < count ? t + i : count - 1;
             row[i] = key.data + at * key.stride;
             next[i] = ahead.data + at * ahead.stride;
-            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
+            FA_UNROLL for (int r = 0; r < NR; r++)
+                FA_UNROLL for (int chain = 0; chain < FA_FEW_CHAINS; chain++) acc[chain][r][i] = (V){0};
         }
-        for (ptrdiff_t d = 0; d < width; d += LANES) {
-            V k[FOLD];
-            FA_UNROLL for (int i = 0; i < FOLD; i++) {
-                k[i] = OP(load)(row[i] + d);
-                __builtin_prefetch(next[i] + d);
-            }
-            FA_UNROLL for (int r = 0; r < NR; r++) {
-                V q = OP(load)(query + r * width + d);
-                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] += q * k[i];
+        for (ptrdiff_t d = 0; d < width;) {
+            FA_UNROLL for (int chain = 0; chain < FA_FEW_CHAINS && d < width; chain++, d += LANES) {
+                V k[FOLD];
+                FA_UNROLL for (int i = 0; i < FOLD; i++) {
+                    k[i] = OP(load)(row[i] + d);
+                    PREFETCH(next[i] + d);
+                }
+                FA_UNROLL for (int r = 0; r < NR; r++) {
+                    V q = OP(load)(query + r * width + d);
+                    FA_UNROLL for (int i = 0; i < FOLD; i++) acc[chain][r][i] += q * k[i];
+                }
             }
         }
-        FA_UNROLL for (int r = 0; r < NR; r++) OP(store_part)(scores + r * FEW_KEYS + t, OP(fold)(acc[r]), FOLD);
+        FA_UNROLL for (int r = 0; r < NR; r++) {
+            FA_UNROLL for (int chain = 1; chain < FA_FEW_CHAINS; chain++)
+                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[0][r][i] += acc[chain][r][i];
+            OP(store_part)(scores + r * FEW_KEYS + t, OP(fold)(acc[0][r]), FOLD);
+        }
     }
 }
 
@@ -50,7 +61,7 @@ FA_INLINE void OP(few_value_block)(OP(rows) value, ptrdiff_t begin, ptrdiff_t en
         V v[8];
         FA_UNROLL for (int c = 0; c < NC; c++) {
             v[c] = OP(load)(value.data + t * value.stride + c * LANES);
-            __builtin_prefetch(ahead.data + t * ahead.stride + c * LANES);
+            PREFETCH(ahead.data + t * ahead.stride + c * LANES);
         }
         FA_UNROLL for (int r = 0; r < NR; r++) {
             V p = OP(splat)(weights[r * FEW_KEYS + t]);

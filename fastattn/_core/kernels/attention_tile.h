@@ -15,53 +15,45 @@
 
 typedef struct {
     R *query, *scores, *out, *key_panel, *value_panel;
-    V max[4], sum[4], decay[4];
-    ptrdiff_t begin[4 * LANES], end[4 * LANES]; /* the keys of each lane */
+    V max[FA_TILE_WIDEST], sum[FA_TILE_WIDEST], decay[FA_TILE_WIDEST];
+    ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
     fa_interval any, all;                       /* keys that some lane sees, keys that every lane sees */
 } OP(tile);
 
 /* scores[MR][NV] = MR keys times the transposed queries; raises the lanes' maximum. */
 FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R *scores, V *max,
                                const int MR, const int NV) {
-    V acc[8][4];
-    FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
-    for (ptrdiff_t d = 0; d < head_size; d++) {
-        V q[4];
-        FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(query + (d * NV + j) * LANES);
-        FA_UNROLL for (int i = 0; i < MR; i++) {
-            V k = OP(splat)(key[i * stride + d]);
-            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] += k * q[j];
+    V acc[8][FA_TILE_WIDEST] = {{{0}}};
+    for (ptrdiff_t d = 0, end; d < head_size; d = end) {
+        end = head_size - d < COMPONENTS_PER_RUN ? head_size : d + COMPONENTS_PER_RUN;
+        FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
+        for (ptrdiff_t c = d; c < end; c++) {
+            V q[FA_TILE_WIDEST];
+            FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(query + (c * NV + j) * LANES);
+            FA_UNROLL for (int i = 0; i < MR; i++) {
+                V k = OP(splat)(key[i * stride + c]);
+                FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] += k * q[j];
+            }
         }
-        if ((d + 1) % COMPONENTS_PER_RUN == 0 && d + 1 < head_size) {
-            FA_UNROLL for (int i = 0; i < MR; i++)
-                FA_UNROLL for (int j = 0; j < NV; j++) {
-                    R *at = scores + (i * NV + j) * LANES;
-                    if (d > COMPONENTS_PER_RUN) acc[i][j] += OP(load)(at);
-                    OP(store)(at, acc[i][j]);
-                    acc[i][j] = (V){0};
-                }
-        }
+        FA_UNROLL for (int i = 0; i < MR; i++)
+            FA_UNROLL for (int j = 0; j < NV; j++) {
+                R *at = scores + (i * NV + j) * LANES;
+                if (d) acc[i][j] += OP(load)(at);
+                OP(store)(at, acc[i][j]);
+            }
     }
-    FA_UNROLL for (int j = 0; j < NV; j++) {
-        V top = max[j];
-        FA_UNROLL for (int i = 0; i < MR; i++) {
-            R *at = scores + (i * NV + j) * LANES;
-            if (head_size > COMPONENTS_PER_RUN) acc[i][j] += OP(load)(at);
-            OP(store)(at, acc[i][j]);
-            top = OP(max)(acc[i][j], top); /* a NaN score never becomes the maximum */
-        }
-        max[j] = top;
-    }
+    FA_UNROLL for (int j = 0; j < NV; j++)
+        FA_UNROLL for (int i = 0; i < MR; i++) max[j] = OP(max)(acc[i][j], max[j]); /* NaN never becomes the maximum */
 }
 
 /* out[MR][NV] = out · decay + MR value components times the weights of `count` keys. The sum over a run of keys is made
  * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy's formula. */
 FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
                                const V *decay, const int MR, const int NV) {
-    V acc[8][4];
+    V acc[8][FA_TILE_WIDEST];
     FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
     for (ptrdiff_t t = 0; t < count; t++) {
-        V p[4];
+        V p[FA_TILE_WIDEST];
         FA_UNROLL for (int j = 0; j < NV; j++) p[j] = OP(load)(weights + (t * NV + j) * LANES);
         FA_UNROLL for (int i = 0; i < MR; i++) {
             V v = OP(splat)(value[t * stride + i]);
@@ -95,7 +87,8 @@ FA_INLINE void OP(scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff
 
 FA_INLINE void OP(values)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
                           const V *decay, const int MR, const int NV) {
-    const V one[4] = {OP(splat)(1), OP(splat)(1), OP(splat)(1), OP(splat)(1)};
+    V one[FA_TILE_WIDEST];
+    FA_UNROLL for (int j = 0; j < NV; j++) one[j] = OP(splat)(1);
     for (ptrdiff_t t = 0; t < count; t += KEYS_PER_SUM) {
         const R *first = value.data + t * value.stride, *weight = weights + t * NV * LANES;
         const V *factor = t ? one : decay;
@@ -157,7 +150,7 @@ static void OP(exclude)(OP(tile) *tile, ptrdiff_t first_key, ptrdiff_t count, V 
 /* Scores become weights; the running maximum, sum and decay follow. */
 FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const int NV, const int guarded) {
     const V nothing = OP(splat)((R)-INFINITY);
-    V shift[4], sum[4];
+    V shift[FA_TILE_WIDEST], sum[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) {
         shift[j] = OP(select)(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
         tile->decay[j] = OP(exp2)(tile->max[j] - shift[j]);
@@ -185,7 +178,7 @@ FA_INLINE void OP(tile_step)(const fa_attention *a, const fa_attention_item *ite
                                a->key_row, a->key_element, count, a->head_size);
     OP(rows) value = OP(rows_at)(tile->value_panel, a->value_size, item->value + first_key * a->value_row,
                                  a->value_type, a->value_row, a->value_element, count, a->value_size);
-    V max[4], unused[4];
+    V max[FA_TILE_WIDEST], unused[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
 
     int edge = first_key < tile->all.begin || first_key + count > tile->all.end;
@@ -258,7 +251,7 @@ FA_INLINE void OP(scatter_out)(const fa_attention *a, const OP(tile) *tile, char
 
 FA_INLINE void OP(finish_tile)(const fa_attention *a, const fa_attention_item *item, const OP(tile) *tile,
                                const int NV) {
-    char *to[4 * LANES];
+    char *to[FA_TILE_WIDEST * LANES];
     int part = item->part_sum != NULL;
     ptrdiff_t element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
@@ -297,6 +290,14 @@ static void OP(tile_intervals)(const fa_attention *a, const fa_attention_item *i
     tile->all = all;
 }
 
+/* Steps end where the keys begin or cease to be seen by all lanes, so that only edges pay for exclusion. */
+static ptrdiff_t OP(step_end)(const OP(tile) *tile, ptrdiff_t key) {
+    ptrdiff_t end = fa_clamp(key + KEYS_PER_STEP, key, tile->any.end);
+    if (key < tile->all.begin && tile->all.begin < end) return tile->all.begin;
+    if (key < tile->all.end && tile->all.end < end) return tile->all.end;
+    return end;
+}
+
 /* Scratch of a tile of `rows` rows; its size where `at` is NULL. */
 static ptrdiff_t OP(lay_out_tile)(const fa_attention *a, OP(tile) *tile, char *at, ptrdiff_t rows) {
     const char *begin = at;
@@ -324,8 +325,10 @@ FA_INLINE void OP(tile_of)(const fa_attention *a, const fa_attention_item *item,
         tile.max[j] = OP(splat)((R)-INFINITY);
         tile.sum[j] = (V){0};
     }
-    for (ptrdiff_t key = tile.any.begin; key < tile.any.end; key += KEYS_PER_STEP)
-        OP(tile_step)(a, item, &tile, key, fa_clamp(tile.any.end - key, 0, KEYS_PER_STEP), MR, NV);
+    for (ptrdiff_t key = tile.any.begin, end; key < tile.any.end; key = end) {
+        end = OP(step_end)(&tile, key);
+        OP(tile_step)(a, item, &tile, key, end - key, MR, NV);
+    }
     OP(finish_tile)(a, item, &tile, NV);
 }
 
@@ -333,9 +336,8 @@ static void EXPORT(attention_tile)(const fa_attention *a, const fa_attention_ite
     switch ((item->rows + LANES - 1) / LANES) {
     case 1: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_1, 1); break;
     case 2: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_2, 2); break;
+#if FA_TILE_WIDEST >= 3
     case 3: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_3, 3); break;
-#if FA_TILE_WIDEST >= 4
-    case 4: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_4, 4); break;
 #endif
     }
 }

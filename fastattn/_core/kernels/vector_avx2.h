@@ -5,11 +5,12 @@
 
 /* 16 registers: 12 accumulators, the query vectors and one broadcast. */
 #define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 4
+#define FA_TILE_ROWS_2 6
 #define FA_TILE_ROWS_3 4
 #define FA_TILE_WIDEST 3
 #define FA_FEW_ROWS 2
 #define FA_FEW_COLUMNS 4
+#define FA_FEW_CHAINS 1
 #define FA_FEW_BEST 4
 
 #include "vector.h"

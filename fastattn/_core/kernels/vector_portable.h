@@ -12,12 +12,13 @@
 #define FA_TILE_ROWS_3 8
 #else
 #define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 4
+#define FA_TILE_ROWS_2 6
 #define FA_TILE_ROWS_3 4
 #endif
 #define FA_TILE_WIDEST 3
-#define FA_FEW_ROWS 2
+#define FA_FEW_ROWS 1
 #define FA_FEW_COLUMNS 4
+#define FA_FEW_CHAINS 2 /* few lanes and no fused rounding: shorter sums keep the accuracy */
 #define FA_FEW_BEST 2
 
 #include "vector.h"
