@@ -1,8 +1,8 @@
 """Scaled dot-product attention: a call is judged, laid out, cut into items, and the items run on OpenMP's threads.
 
-An item is a tile of rows of one kv head; where the items of a sequence are too few to share out, its keys are cut into
-parts as well, and the parts merged in their order. How a sequence is cut depends on its own shape alone, never on the
-threads or on the rest of the batch: so its result is the same to the bit whatever surrounds it.
+An item is some rows of one kv head; where the rows of a sequence are too few to share out, its keys are cut into parts
+as well, and the parts merged in their order. What numbers are added in which order depends on the shape of the sequence
+alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever surrounds it.
 """
 
 import numpy as np
@@ -30,6 +30,7 @@ cdef enum:
     ENOUGH_ITEMS = 32            # a sequence with fewer has its keys cut into parts too
     SHORTEST_PART = 512          # keys; merging a part costs about as much as attending to 10 keys
     PART_ALIGNMENT = 128         # keys: the kernels' own step
+    ITEMS_PER_THREAD = 8         # so that the last one to finish is not awaited for long
     WAVE = 1024                  # parts computed before they are merged: bounds their memory
 
 # What a core does per nanosecond, for the choice of the number of threads: FLOPs, and bytes of keys and values.
@@ -46,11 +47,12 @@ cdef struct Plan:
     char *out
     char *lse
     ptrdiff_t query_group, key_head, value_head, out_group, lse_group  # bytes from one kv head to the next
-    ptrdiff_t kv_heads, tiles, tile_vectors, wide_tiles, lanes, parts, part_keys, items
+    ptrdiff_t kv_heads, rows, item_rows, row_items, items  # rows of a kv head, of an item; items of a kv head, of the call
+    ptrdiff_t parts, part_keys
     bint few
+    int threads
     const fa_kernels *kernels
     # parts of a wave
-    ptrdiff_t part_rows, itemsize
     char *part_out
     char *part_max
     char *part_sum
@@ -58,40 +60,52 @@ cdef struct Plan:
 
 # --- laying a call out ---
 
-cdef void lay_out(Plan *p, fa_type type) noexcept nogil:
-    """Cut one sequence's rows into tiles of one to `widest` vectors, as even as can be, and its keys into parts."""
-    cdef ptrdiff_t rows = p.call.queries * p.call.group, vectors
-    p.kernels = kernels_of(type)
-    p.few = rows <= p.kernels.few_rows
-    p.lanes = rows if p.few else p.kernels.lanes
-    vectors = 1 if p.few else (rows + p.lanes - 1) // p.lanes
-    p.tiles = 1 if p.few else (vectors + p.kernels.widest - 1) // p.kernels.widest
-    p.tile_vectors = vectors // p.tiles
-    p.wide_tiles = vectors % p.tiles
-    p.part_rows = p.lanes * (p.tile_vectors + (p.wide_tiles > 0))
-    p.items = strides.total(&p.batch) * p.kv_heads * p.tiles
+cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
+    """Choose the kernel, the parts of the keys, the threads, and last the rows of an item.
 
-    p.parts = min(p.call.keys // SHORTEST_PART, ENOUGH_ITEMS // max(1, p.kv_heads * p.tiles), <ptrdiff_t>FA_MOST_PARTS)
+    Tiles and parts decide how numbers are added up; they follow from the shape of one sequence. How many tiles make an
+    item decides nothing but speed: as many as share keys in L2, while enough items are left for the threads.
+    """
+    cdef ptrdiff_t tiles, sequences = strides.total(&p.batch)
+    p.kernels = kernels_of(type)
+    p.rows = p.call.queries * p.call.group
+    p.few = p.rows <= p.kernels.few_rows
+    tiles = 1 if p.few else (p.rows + p.kernels.tile_rows - 1) // p.kernels.tile_rows
+
+    p.parts = min(p.call.keys // SHORTEST_PART, ENOUGH_ITEMS // max(1, p.kv_heads * tiles), <ptrdiff_t>FA_MOST_PARTS)
     p.parts = max(p.parts, 1)
     p.part_keys = (p.call.keys + p.parts - 1) // p.parts
-    if p.parts > 1:
-        p.part_keys = (p.part_keys + PART_ALIGNMENT - 1) // PART_ALIGNMENT * PART_ALIGNMENT
+    p.part_keys = (p.part_keys + PART_ALIGNMENT - 1) // PART_ALIGNMENT * PART_ALIGNMENT
+
+    p.threads = threads_for(asked, sequences * p.kv_heads * tiles * p.parts, nanoseconds(p, sequences))
+    p.item_rows = p.rows if p.few else p.kernels.most_rows
+    while p.item_rows > p.kernels.tile_rows and not p.few and (
+        sequences * p.kv_heads * ((p.rows + p.item_rows - 1) // p.item_rows) * p.parts < p.threads * ITEMS_PER_THREAD
+    ):
+        p.item_rows //= 2
+    p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
+    p.items = sequences * p.kv_heads * p.row_items
+
+
+cdef double nanoseconds(const Plan *p, ptrdiff_t sequences) noexcept nogil:
+    """About how long one thread would take."""
+    cdef double streams = <double>sequences * p.kv_heads * p.call.keys * (p.call.head_size + p.call.value_size)
+    cdef bint triangle = p.call.right == 0 and p.call.queries > 1
+    return max(2 * streams * p.rows / FLOPS / (2 if triangle else 1), streams * p.kernels.itemsize / BYTES)
 
 
 cdef fa_attention_item item_of(const Plan *p, ptrdiff_t index) noexcept nogil:
-    """Item `index` of the call. The last tiles of a head come first: under a causal mask they are the largest."""
+    """Item `index` of the call. The last rows of a head come first: under a causal mask they see most."""
     cdef fa_attention_item item
-    cdef ptrdiff_t tile = p.tiles - 1 - index % p.tiles
-    cdef ptrdiff_t head = index // p.tiles % p.kv_heads, batch = index // p.tiles // p.kv_heads
-    cdef ptrdiff_t first_vector = tile * p.tile_vectors + min(tile, p.wide_tiles)
-    cdef ptrdiff_t vectors = p.tile_vectors + (tile < p.wide_tiles)
+    cdef ptrdiff_t block = p.row_items - 1 - index % p.row_items
+    cdef ptrdiff_t head = index // p.row_items % p.kv_heads, batch = index // p.row_items // p.kv_heads
     item.query = p.query + strides.offset(&p.batch, QUERY, batch) + head * p.query_group
     item.key = p.key + strides.offset(&p.batch, KEY, batch) + head * p.key_head
     item.value = p.value + strides.offset(&p.batch, VALUE, batch) + head * p.value_head
     item.out = p.out + strides.offset(&p.batch, OUT, batch) + head * p.out_group
     item.lse = p.lse + strides.offset(&p.batch, LSE, batch) + head * p.lse_group if p.lse != NULL else NULL
-    item.first_row = first_vector * p.lanes
-    item.rows = min(vectors * p.lanes, p.call.queries * p.call.group - item.first_row)
+    item.first_row = block * p.item_rows
+    item.rows = min(p.item_rows, p.rows - item.first_row)
     item.key_begin, item.key_end = 0, p.call.keys
     item.part_out = item.part_max = item.part_sum = NULL
     return item
@@ -99,10 +113,10 @@ cdef fa_attention_item item_of(const Plan *p, ptrdiff_t index) noexcept nogil:
 
 cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, ptrdiff_t part) noexcept nogil:
     """Let the item's results go to part `part` of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
-    cdef ptrdiff_t first = slot * p.parts * p.part_rows + part * item.rows
-    item.part_out = p.part_out + first * p.call.value_size * p.itemsize
-    item.part_max = p.part_max + first * p.itemsize
-    item.part_sum = p.part_sum + first * p.itemsize
+    cdef ptrdiff_t first = slot * p.parts * p.item_rows + part * item.rows
+    item.part_out = p.part_out + first * p.call.value_size * p.kernels.itemsize
+    item.part_max = p.part_max + first * p.kernels.itemsize
+    item.part_sum = p.part_sum + first * p.kernels.itemsize
 
 
 cdef void run(const Plan *p, ptrdiff_t index, ptrdiff_t first_item, void *memory) noexcept nogil:
@@ -116,7 +130,7 @@ cdef void run(const Plan *p, ptrdiff_t index, ptrdiff_t first_item, void *memory
     if p.few:
         p.kernels.attention_few(&p.call, &item, memory)
     else:
-        p.kernels.attention_tile(&p.call, &item, memory)
+        p.kernels.attention_many(&p.call, &item, memory)
 
 
 cdef void merge(const Plan *p, ptrdiff_t slot, ptrdiff_t first_item) noexcept nogil:
@@ -127,19 +141,19 @@ cdef void merge(const Plan *p, ptrdiff_t slot, ptrdiff_t first_item) noexcept no
 
 # --- running it ---
 
-cdef bint run_items(const Plan *p, ptrdiff_t first_item, ptrdiff_t count, int threads) noexcept nogil:
+cdef bint run_items(const Plan *p, ptrdiff_t first_item, ptrdiff_t count) noexcept nogil:
     """All parts of `count` items. False where a thread found no memory."""
     cdef ptrdiff_t index, size = p.kernels.attention_scratch(&p.call)
     cdef void *memory = NULL
     cdef int failed = 0
-    if threads == 1:  # without OpenMP: entering a parallel region costs as much as a small call
+    if p.threads == 1:  # without OpenMP: entering a parallel region costs as much as a small call
         memory = scratch(size)
         if memory == NULL:
             return False
         for index in range(count * p.parts):
             run(p, index, first_item, memory)
         return True
-    with parallel(num_threads=threads):
+    with parallel(num_threads=p.threads):
         memory = scratch(size)
         for index in prange(count * p.parts, schedule="dynamic", chunksize=1):
             if memory == NULL:
@@ -149,32 +163,22 @@ cdef bint run_items(const Plan *p, ptrdiff_t first_item, ptrdiff_t count, int th
     return failed == 0
 
 
-cdef bint run_waves(Plan *p, int threads) noexcept nogil:
+cdef bint run_waves(Plan *p) noexcept nogil:
     """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
     cdef ptrdiff_t wave = max(1, WAVE // p.parts), first = 0, count, slot
-    cdef ptrdiff_t rows = min(wave, p.items) * p.parts * p.part_rows
-    cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.itemsize)
+    cdef ptrdiff_t rows = min(wave, p.items) * p.parts * p.item_rows
+    cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.kernels.itemsize)
     cdef bint done = memory != NULL
-    p.part_max, p.part_sum = memory, memory + rows * p.itemsize
-    p.part_out = memory + 2 * rows * p.itemsize
+    p.part_max, p.part_sum = memory, memory + rows * p.kernels.itemsize
+    p.part_out = memory + 2 * rows * p.kernels.itemsize
     while done and first < p.items:
         count = min(wave, p.items - first)
-        done = run_items(p, first, count, threads)
-        for slot in prange(count if done else 0, num_threads=threads, schedule="static"):
+        done = run_items(p, first, count)
+        for slot in prange(count if done else 0, num_threads=p.threads, schedule="static"):
             merge(p, slot, first)
         first += count
     free(memory)
     return done
-
-
-cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    cdef double pairs = <double>p.items / p.tiles * p.call.queries * p.call.group * p.call.keys
-    cdef double sizes = p.call.head_size + p.call.value_size
-    cdef double stored = <double>p.items / p.tiles * p.call.keys * sizes * p.itemsize
-    if p.call.right < UNBOUNDED and p.call.queries > 1:
-        pairs /= 2
-    cdef int threads = threads_for(asked, p.items * p.parts, max(2 * pairs * sizes / FLOPS, stored / BYTES))
-    return run_items(p, 0, p.items, threads) if p.parts == 1 else run_waves(p, threads)
 
 
 # --- the boundary ---
@@ -245,7 +249,6 @@ def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, 
     judge_shapes(q, k, v)
     lead(&p, q, k, v)
     p.kv_heads = length(k, 3)
-    p.itemsize = np.PyArray_ITEMSIZE(q)
     call.group = length(q, 3) // p.kv_heads if p.kv_heads else 0
     call.queries, call.keys = length(q, 2), length(k, 2)
     call.head_size, call.value_size = length(q, 1), length(v, 1)
@@ -291,8 +294,8 @@ def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, 
     cdef bint done = True
     if strides.total(&p.batch) and call.group and call.queries:
         with nogil:
-            lay_out(&p, type)
-            done = run_call(&p, asked)
+            lay_out(&p, type, asked)
+            done = run_items(&p, 0, p.items) if p.parts == 1 else run_waves(&p)
     if not done:
         raise MemoryError("no scratch memory for attention")
     if target is not result:

@@ -40,9 +40,9 @@ cdef extern from "table.h" nogil:
         int centred, plain_x, plain_residual, plain_out, plain_total, streaming
 
     ctypedef struct fa_kernels:
-        ptrdiff_t itemsize, lanes, widest, few_rows
+        ptrdiff_t itemsize, lanes, tile_rows, most_rows, few_rows
         ptrdiff_t (*attention_scratch)(const fa_attention *) noexcept nogil
-        void (*attention_tile)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
+        void (*attention_many)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         void (*attention_few)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
         ptrdiff_t (*softmax_scratch)(const fa_softmax *) noexcept nogil

@@ -15,8 +15,8 @@ from fastattn.commands.results import collect, geometric_mean
 
 PACES = {
     "quick": Pace(rounds=2, seconds=0.03, patience=0.2),
-    "usual": Pace(rounds=3, seconds=0.06, patience=0.6),
-    "full": Pace(rounds=3, seconds=0.06, patience=0.6),
+    "usual": Pace(rounds=3, seconds=0.04, patience=0.4),
+    "full": Pace(rounds=3, seconds=0.04, patience=0.4),
 }
 
 NOTES = """\

@@ -282,7 +282,7 @@ _ALSO_FLOAT64 = ("bert-512", "gpt-1024", "softmax-6144x512-out", "layer_norm-409
 _QUICK = ("tiny", "bert-128", "vit-197", "softmax-1536x128-out", "layer_norm-128x768-out", "rms_norm-1x4096-out")
 
 #: Allocating their result; most row operations usually run with `out` alone.
-_USUAL = ("softmax-6144x512", "softmax-2048x32000", "layer_norm-4096x768", "layer_norm-65536x1024")
+_USUAL = ("softmax-6144x512", "layer_norm-4096x768")
 
 
 def _attention(name, B, Hq, Hkv, Sq, Sk, D, options=None):

@@ -1,4 +1,4 @@
-/* Attention with the queries in the lanes: many rows of one kv head at a time.
+/* One tile of attention with the queries in the lanes, and one step of keys.
  *
  *   S' = K Q'             keys are broadcast from memory as they lie, the queries stand transposed: a lane is a row
  *   P' = 2^(S' - max)     max, sum and rescaling are lane by lane: no horizontal operation anywhere
@@ -14,10 +14,12 @@
 #define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 
 typedef struct {
-    R *query, *scores, *out, *key_panel, *value_panel;
+    ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
+    R *query, *out;                     /* [head_size][vectors][LANES], [value_size][vectors][LANES] */
+    R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
     V max[FA_TILE_WIDEST], sum[FA_TILE_WIDEST], decay[FA_TILE_WIDEST];
     ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
-    fa_interval any, all;                       /* keys that some lane sees, keys that every lane sees */
+    fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } OP(tile);
 
 /* scores[MR][NV] = MR keys times the transposed queries; raises the lanes' maximum. */
@@ -172,172 +174,31 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
     }
 }
 
-FA_INLINE void OP(tile_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, ptrdiff_t first_key,
-                             ptrdiff_t count, const int MR, const int NV) {
-    OP(rows) key = OP(rows_at)(tile->key_panel, a->head_size, item->key + first_key * a->key_row, a->key_type,
-                               a->key_row, a->key_element, count, a->head_size);
-    OP(rows) value = OP(rows_at)(tile->value_panel, a->value_size, item->value + first_key * a->value_row,
-                                 a->value_type, a->value_row, a->value_element, count, a->value_size);
+/* A step's keys and values; first_key is the number of its first row. */
+typedef struct { OP(rows) key, value; ptrdiff_t first_key, count; } OP(step);
+
+FA_INLINE void OP(tile_step_of)(const fa_attention *a, OP(tile) *tile, OP(step) step, const int MR, const int NV) {
     V max[FA_TILE_WIDEST], unused[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
 
-    int edge = first_key < tile->all.begin || first_key + count > tile->all.end;
-    if (!edge) {
-        OP(scores)(key, count, tile->query, a->head_size, tile->scores, max, MR, NV);
-        OP(weigh)(tile, max, count, NV, 0);
-        OP(values)(value, count, tile->scores, a->value_size, tile->out, tile->decay, MR, NV);
-        return;
-    }
-    OP(scores)(key, count, tile->query, a->head_size, tile->scores, unused, MR, NV);
-    OP(exclude)(tile, first_key, count, max, NV);
-    if (OP(all_finite)(value, count, a->value_size)) {
-        OP(weigh)(tile, max, count, NV, 0);
-        OP(values)(value, count, tile->scores, a->value_size, tile->out, tile->decay, MR, NV);
+    int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
+    OP(scores)(step.key, step.count, tile->query, a->head_size, tile->scores, edge ? unused : max, MR, NV);
+    if (edge) OP(exclude)(tile, step.first_key, step.count, max, NV);
+    if (edge && !OP(all_finite)(step.value, step.count, a->value_size)) {
+        OP(weigh)(tile, max, step.count, NV, 1);
+        OP(guarded_values)(step.value, step.count, tile->scores, a->value_size, tile->out, tile->decay, NV);
     } else {
-        OP(weigh)(tile, max, count, NV, 1);
-        OP(guarded_values)(value, count, tile->scores, a->value_size, tile->out, tile->decay, NV);
+        OP(weigh)(tile, max, step.count, NV, 0);
+        OP(values)(step.value, step.count, tile->scores, a->value_size, tile->out, tile->decay, MR, NV);
     }
 }
 
-/* Queries, scaled, into lanes: query[d][row]. */
-FA_INLINE void OP(gather_queries)(const fa_attention *a, const fa_attention_item *item, R *query, const int NV) {
-    const R scale = (R)a->scale;
-    int plain = OP(plain)(item->query, a->query_head | a->query_row, a->query_element);
-    for (int j = 0; j < NV; j++) {
-        ptrdiff_t rows = fa_clamp(item->rows - j * LANES, 0, LANES), d = 0;
-        const char *from[LANES];
-        for (int lane = 0; lane < LANES; lane++) {
-            ptrdiff_t row = item->first_row + j * LANES + (lane < rows ? lane : 0);
-            from[lane] = item->query + OP(row_offset)(a, rows ? row : item->first_row, a->query_head, a->query_row);
-        }
-        for (; plain && d + LANES <= a->head_size; d += LANES) {
-            V x[LANES];
-            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = OP(load)((const R *)from[lane] + d) * scale;
-            OP(transpose)(x);
-            FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(query + ((d + i) * NV + j) * LANES, x[i]);
-        }
-        for (; d < a->head_size; d++)
-            for (int lane = 0; lane < LANES; lane++) {
-                R x;
-                memcpy(&x, from[lane] + d * a->query_element, sizeof x);
-                query[(d * NV + j) * LANES + lane] = x * scale;
-            }
-    }
-}
-
-/* Results back to rows, at the caller's strides. */
-FA_INLINE void OP(scatter_out)(const fa_attention *a, const OP(tile) *tile, char *const *to, ptrdiff_t element,
-                               ptrdiff_t rows, int plain, const int NV) {
-    for (int j = 0; j * LANES < rows; j++) {
-        V inverse = OP(select)(tile->sum[j] == (V){0}, (V){0}, (R)1 / tile->sum[j]);
-        ptrdiff_t d = 0, lanes = rows - j * LANES < LANES ? rows - j * LANES : LANES;
-        for (; plain && d + LANES <= a->value_size; d += LANES) {
-            V x[LANES];
-            FA_UNROLL for (int i = 0; i < LANES; i++)
-                x[i] = OP(load)(tile->out + ((d + i) * NV + j) * LANES) * inverse;
-            OP(transpose)(x);
-            if (lanes == LANES)
-                FA_UNROLL for (int lane = 0; lane < LANES; lane++) OP(store)((R *)to[j * LANES + lane] + d, x[lane]);
-            else
-                for (int lane = 0; lane < lanes; lane++) OP(store)((R *)to[j * LANES + lane] + d, x[lane]);
-        }
-        for (; d < a->value_size; d++)
-            for (int lane = 0; lane < lanes; lane++) {
-                R x = tile->out[(d * NV + j) * LANES + lane] * inverse[lane];
-                memcpy(to[j * LANES + lane] + d * element, &x, sizeof x);
-            }
-    }
-}
-
-FA_INLINE void OP(finish_tile)(const fa_attention *a, const fa_attention_item *item, const OP(tile) *tile,
-                               const int NV) {
-    char *to[FA_TILE_WIDEST * LANES];
-    int part = item->part_sum != NULL;
-    ptrdiff_t element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
-    for (ptrdiff_t row = 0; row < item->rows; row++) {
-        R max = tile->max[row / LANES][row % LANES], sum = tile->sum[row / LANES][row % LANES];
-        ptrdiff_t at = item->first_row + row;
-        if (part) {
-            to[row] = (char *)((R *)item->part_out + row * a->value_size);
-            ((R *)item->part_max)[row] = max;
-            ((R *)item->part_sum)[row] = sum;
-            continue;
-        }
-        to[row] = item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
-        if (item->lse) {
-            R lse = OP(natural_lse)(max, sum);
-            memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
-        }
-    }
-    int plain = part || OP(plain)(item->out, a->out_head | a->out_row, element);
-    OP(scatter_out)(a, tile, to, element, item->rows, plain, NV);
-}
-
-static void OP(tile_intervals)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, int NV) {
-    fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
-    for (ptrdiff_t lane = 0; lane < NV * LANES; lane++) {
-        ptrdiff_t row = item->first_row + (lane < item->rows ? lane : item->rows - 1);
-        fa_interval keys = fa_keys_of(a, row / a->group, item->key_begin, item->key_end);
-        tile->begin[lane] = keys.begin;
-        tile->end[lane] = keys.end;
-        if (keys.begin > all.begin) all.begin = keys.begin;
-        if (keys.end < all.end) all.end = keys.end;
-        if (keys.begin == keys.end) continue;
-        if (keys.begin < any.begin) any.begin = keys.begin;
-        if (keys.end > any.end) any.end = keys.end;
-    }
-    tile->any = any;
-    tile->all = all;
-}
-
-/* Steps end where the keys begin or cease to be seen by all lanes, so that only edges pay for exclusion. */
-static ptrdiff_t OP(step_end)(const OP(tile) *tile, ptrdiff_t key) {
-    ptrdiff_t end = fa_clamp(key + KEYS_PER_STEP, key, tile->any.end);
-    if (key < tile->all.begin && tile->all.begin < end) return tile->all.begin;
-    if (key < tile->all.end && tile->all.end < end) return tile->all.end;
-    return end;
-}
-
-/* Scratch of a tile of `rows` rows; its size where `at` is NULL. */
-static ptrdiff_t OP(lay_out_tile)(const fa_attention *a, OP(tile) *tile, char *at, ptrdiff_t rows) {
-    const char *begin = at;
-    tile->query = OP(carve)(&at, a->head_size * rows);
-    tile->scores = OP(carve)(&at, KEYS_PER_STEP * rows);
-    tile->out = OP(carve)(&at, a->value_size * rows);
-    tile->key_panel = OP(carve)(&at, KEYS_PER_STEP * a->head_size);
-    tile->value_panel = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
-    return at - begin;
-}
-
-static ptrdiff_t OP(tile_scratch)(const fa_attention *a) {
-    OP(tile) tile;
-    return OP(lay_out_tile)(a, &tile, NULL, FA_TILE_WIDEST * LANES);
-}
-
-FA_INLINE void OP(tile_of)(const fa_attention *a, const fa_attention_item *item, char *scratch, const int MR,
-                           const int NV) {
-    OP(tile) tile;
-    OP(lay_out_tile)(a, &tile, scratch, NV * LANES);
-    OP(tile_intervals)(a, item, &tile, NV);
-    OP(gather_queries)(a, item, tile.query, NV);
-    memset(tile.out, 0, (size_t)(a->value_size * NV * LANES) * sizeof(R));
-    FA_UNROLL for (int j = 0; j < NV; j++) {
-        tile.max[j] = OP(splat)((R)-INFINITY);
-        tile.sum[j] = (V){0};
-    }
-    for (ptrdiff_t key = tile.any.begin, end; key < tile.any.end; key = end) {
-        end = OP(step_end)(&tile, key);
-        OP(tile_step)(a, item, &tile, key, end - key, MR, NV);
-    }
-    OP(finish_tile)(a, item, &tile, NV);
-}
-
-static void EXPORT(attention_tile)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    switch ((item->rows + LANES - 1) / LANES) {
-    case 1: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_1, 1); break;
-    case 2: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_2, 2); break;
+static void OP(tile_step)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
+    switch (tile->vectors) {
+    case 1: OP(tile_step_of)(a, tile, step, FA_TILE_ROWS_1, 1); break;
+    case 2: OP(tile_step_of)(a, tile, step, FA_TILE_ROWS_2, 2); break;
 #if FA_TILE_WIDEST >= 3
-    case 3: OP(tile_of)(a, item, scratch, FA_TILE_ROWS_3, 3); break;
+    case 3: OP(tile_step_of)(a, tile, step, FA_TILE_ROWS_3, 3); break;
 #endif
     }
 }

@@ -4,7 +4,7 @@
 static double EXPORT(probe_fma)(ptrdiff_t rounds, double *result) {
     V acc[10];
     const V factor = OP(splat)((R)0.999), term = OP(splat)((R)0.001);
-    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)i);
+    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)(i + 2)); /* not a fixed point */
     for (ptrdiff_t n = 0; n < rounds; n++) {
         FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = acc[i] * factor + term;
     }

@@ -58,10 +58,11 @@ typedef struct {
 typedef struct {
     ptrdiff_t itemsize;       /* bytes of an element */
     ptrdiff_t lanes;          /* elements in a vector */
-    ptrdiff_t widest;         /* vectors in the widest tile */
+    ptrdiff_t tile_rows;      /* rows of the widest tile */
+    ptrdiff_t most_rows;      /* rows that attention_many takes at a time */
     ptrdiff_t few_rows;       /* up to this many rows a kv head attention_few is the faster one */
     ptrdiff_t (*attention_scratch)(const fa_attention *);
-    void (*attention_tile)(const fa_attention *, const fa_attention_item *, void *scratch);
+    void (*attention_many)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_few)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t parts);
     ptrdiff_t (*softmax_scratch)(const fa_softmax *);

@@ -4,6 +4,7 @@
 #include "rows.h"
 #include "attention_rows.h"
 #include "attention_tile.h"
+#include "attention_many.h"
 #include "attention_few.h"
 #include "attention_merge.h"
 #include "softmax.h"
@@ -11,17 +12,18 @@
 #include "probe.h"
 
 static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
-    ptrdiff_t tile = OP(tile_scratch)(a), few = OP(few_scratch)(a);
+    ptrdiff_t tile = OP(many_scratch)(a), few = OP(few_scratch)(a);
     return tile > few ? tile : few;
 }
 
 static const fa_kernels EXPORT(kernels) = {
     .itemsize = sizeof(R),
     .lanes = LANES,
-    .widest = FA_TILE_WIDEST,
+    .tile_rows = FA_TILE_WIDEST * LANES,
+    .most_rows = MOST_TILES * FA_TILE_WIDEST * LANES,
     .few_rows = FA_FEW_BEST,
     .attention_scratch = EXPORT(attention_scratch),
-    .attention_tile = EXPORT(attention_tile),
+    .attention_many = EXPORT(attention_many),
     .attention_few = EXPORT(attention_few),
     .attention_merge = EXPORT(attention_merge),
     .softmax_scratch = EXPORT(softmax_scratch),

@@ -1,0 +1,174 @@
+/* Attention for many rows of one kv head: an item's rows stand in tiles, and the tiles take each step of keys in turn.
+ *
+ * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. */
+
+#define MOST_TILES 4
+
+typedef struct {
+    ptrdiff_t count;
+    OP(tile) tile[MOST_TILES];
+    R *key_panel, *value_panel;
+    fa_interval any; /* keys that some row of the item sees */
+} OP(tiles);
+
+static void OP(find_intervals)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
+    fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
+    for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
+        ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1);
+        fa_interval keys = fa_keys_of(a, row / a->group, item->key_begin, item->key_end);
+        tile->begin[lane] = keys.begin;
+        tile->end[lane] = keys.end;
+        if (keys.begin > all.begin) all.begin = keys.begin;
+        if (keys.end < all.end) all.end = keys.end;
+        if (keys.begin == keys.end) continue;
+        if (keys.begin < any.begin) any.begin = keys.begin;
+        if (keys.end > any.end) any.end = keys.end;
+    }
+    tile->any = any;
+    tile->all = all;
+}
+
+/* Queries, scaled, into lanes. */
+static void OP(gather_queries)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
+    const R scale = (R)a->scale;
+    int plain = OP(plain)(item->query, a->query_head | a->query_row, a->query_element);
+    for (ptrdiff_t j = 0; j < tile->vectors; j++) {
+        ptrdiff_t d = 0;
+        const char *from[LANES];
+        for (int lane = 0; lane < LANES; lane++) {
+            ptrdiff_t row = tile->first_row + fa_clamp(j * LANES + lane, 0, tile->rows - 1);
+            from[lane] = item->query + OP(row_offset)(a, row, a->query_head, a->query_row);
+        }
+        for (; plain && d + LANES <= a->head_size; d += LANES) {
+            V x[LANES];
+            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = OP(load)((const R *)from[lane] + d) * scale;
+            OP(transpose)(x);
+            FA_UNROLL for (int i = 0; i < LANES; i++)
+                OP(store)(tile->query + ((d + i) * tile->vectors + j) * LANES, x[i]);
+        }
+        for (; d < a->head_size; d++)
+            for (int lane = 0; lane < LANES; lane++) {
+                R x;
+                memcpy(&x, from[lane] + d * a->query_element, sizeof x);
+                tile->query[(d * tile->vectors + j) * LANES + lane] = x * scale;
+            }
+    }
+}
+
+/* Where the rows of a tile go. A part's maxima and sums, or the rows' lse, are written on the way. */
+static void OP(address_rows)(const fa_attention *a, const fa_attention_item *item, const OP(tile) *tile, char **to) {
+    for (ptrdiff_t row = 0; row < tile->rows; row++) {
+        R max = tile->max[row / LANES][row % LANES], sum = tile->sum[row / LANES][row % LANES];
+        ptrdiff_t at = tile->first_row + row, in_item = at - item->first_row;
+        if (item->part_sum) {
+            to[row] = (char *)((R *)item->part_out + in_item * a->value_size);
+            ((R *)item->part_max)[in_item] = max;
+            ((R *)item->part_sum)[in_item] = sum;
+            continue;
+        }
+        to[row] = item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
+        if (item->lse) {
+            R lse = OP(natural_lse)(max, sum);
+            memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+        }
+    }
+}
+
+/* Results, normalised, back to rows. */
+static void OP(scatter_out)(const fa_attention *a, const fa_attention_item *item, const OP(tile) *tile) {
+    char *to[FA_TILE_WIDEST * LANES];
+    OP(address_rows)(a, item, tile, to);
+    ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_element;
+    int plain = item->part_sum || OP(plain)(item->out, a->out_head | a->out_row, element);
+    for (ptrdiff_t j = 0; j * LANES < tile->rows; j++) {
+        V inverse = OP(select)(tile->sum[j] == (V){0}, (V){0}, (R)1 / tile->sum[j]);
+        ptrdiff_t d = 0, lanes = fa_clamp(tile->rows - j * LANES, 0, LANES);
+        for (; plain && d + LANES <= a->value_size; d += LANES) {
+            V x[LANES];
+            FA_UNROLL for (int i = 0; i < LANES; i++)
+                x[i] = OP(load)(tile->out + ((d + i) * tile->vectors + j) * LANES) * inverse;
+            OP(transpose)(x);
+            if (lanes == LANES)
+                FA_UNROLL for (int lane = 0; lane < LANES; lane++) OP(store)((R *)to[j * LANES + lane] + d, x[lane]);
+            else
+                for (int lane = 0; lane < lanes; lane++) OP(store)((R *)to[j * LANES + lane] + d, x[lane]);
+        }
+        for (; d < a->value_size; d++)
+            for (int lane = 0; lane < lanes; lane++) {
+                R x = tile->out[(d * tile->vectors + j) * LANES + lane] * inverse[lane];
+                memcpy(to[j * LANES + lane] + d * element, &x, sizeof x);
+            }
+    }
+}
+
+/* Scratch of an item of so many rows; its size where `at` is NULL. */
+static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char *at, ptrdiff_t rows) {
+    const char *begin = at;
+    const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
+    R *scores = OP(carve)(&at, KEYS_PER_STEP * widest);
+    tiles->key_panel = OP(carve)(&at, KEYS_PER_STEP * a->head_size);
+    tiles->value_panel = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
+    tiles->count = (rows + widest - 1) / widest;
+    for (ptrdiff_t i = 0; i < tiles->count; i++) {
+        OP(tile) *tile = &tiles->tile[i];
+        tile->rows = fa_clamp(rows - i * widest, 0, widest);
+        tile->vectors = (tile->rows + LANES - 1) / LANES;
+        tile->scores = scores;
+        tile->query = OP(carve)(&at, a->head_size * tile->vectors * LANES);
+        tile->out = OP(carve)(&at, a->value_size * tile->vectors * LANES);
+    }
+    return at - begin;
+}
+
+static ptrdiff_t OP(many_scratch)(const fa_attention *a) {
+    OP(tiles) tiles;
+    return OP(lay_out_tiles)(a, &tiles, NULL, MOST_TILES * FA_TILE_WIDEST * LANES);
+}
+
+static void OP(begin_tiles)(const fa_attention *a, const fa_attention_item *item, OP(tiles) *tiles) {
+    tiles->any = (fa_interval){item->key_end, item->key_begin};
+    for (ptrdiff_t i = 0; i < tiles->count; i++) {
+        OP(tile) *tile = &tiles->tile[i];
+        tile->first_row = item->first_row + i * FA_TILE_WIDEST * LANES;
+        OP(find_intervals)(a, item, tile);
+        OP(gather_queries)(a, item, tile);
+        memset(tile->out, 0, (size_t)(a->value_size * tile->vectors * LANES) * sizeof(R));
+        for (ptrdiff_t j = 0; j < tile->vectors; j++) {
+            tile->max[j] = OP(splat)((R)-INFINITY);
+            tile->sum[j] = (V){0};
+        }
+        if (tile->any.begin < tiles->any.begin) tiles->any.begin = tile->any.begin;
+        if (tile->any.end > tiles->any.end) tiles->any.end = tile->any.end;
+    }
+}
+
+/* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only edges
+ * pay for exclusion. A step depends on the tile alone, not on what else is in the item. */
+static void OP(take_block)(const fa_attention *a, OP(tile) *tile, OP(step) block) {
+    ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count), end;
+    for (ptrdiff_t key = fa_clamp(tile->any.begin, block.first_key, last); key < last; key = end) {
+        end = key < tile->all.begin && tile->all.begin < last ? tile->all.begin
+              : key < tile->all.end && tile->all.end < last   ? tile->all.end
+                                                              : last;
+        ptrdiff_t skipped = key - block.first_key;
+        OP(step) step = {{block.key.data + skipped * block.key.stride, block.key.stride},
+                         {block.value.data + skipped * block.value.stride, block.value.stride}, key, end - key};
+        OP(tile_step)(a, tile, step);
+    }
+}
+
+static void EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+    OP(tiles) tiles;
+    OP(lay_out_tiles)(a, &tiles, scratch, item->rows);
+    OP(begin_tiles)(a, item, &tiles);
+    for (ptrdiff_t key = tiles.any.begin, end; key < tiles.any.end; key = end) {
+        end = fa_clamp(key / KEYS_PER_STEP * KEYS_PER_STEP + KEYS_PER_STEP, key, tiles.any.end);
+        OP(step) block = {.first_key = key, .count = end - key};
+        block.key = OP(rows_at)(tiles.key_panel, a->head_size, item->key + key * a->key_row, a->key_type, a->key_row,
+                                a->key_element, block.count, a->head_size);
+        block.value = OP(rows_at)(tiles.value_panel, a->value_size, item->value + key * a->value_row, a->value_type,
+                                  a->value_row, a->value_element, block.count, a->value_size);
+        for (ptrdiff_t i = 0; i < tiles.count; i++) OP(take_block)(a, &tiles.tile[i], block);
+    }
+    for (ptrdiff_t i = 0; i < tiles.count; i++) OP(scatter_out)(a, item, &tiles.tile[i]);
+}
