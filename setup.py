@@ -10,7 +10,8 @@ Environment:
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
 
-Tested on Linux with gcc and clang. What stands here for macOS and Windows is untested.
+Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
+untested.
 """
 
 import os
@@ -45,7 +46,7 @@ TARGETS = {
 KERNEL_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden -Wno-psabi"
 KERNELS = Path("fastattn/_core/kernels")
 KERNEL_MODULE = "fastattn._core.targets"
-SERIAL_MODULES = {"fastattn._arguments", KERNEL_MODULE}  # the others may use prange
+OPENMP_MODULES = {"fastattn._core.threads", "fastattn._core.probe"}
 
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MODULE_FLAGS = {"win32": ""}.get(sys.platform, "-fvisibility=hidden -Wno-unused-function")
@@ -104,7 +105,7 @@ class BuildExtensions(build_ext):
         macros = MACROS + [(f"FA_HAVE_{name.upper()}", "1") for name in targets]
         settings = self.settings(macros, openmp)
         note = Path(self.build_temp, "settings.txt")
-        self.force = self.force or not note.exists() or note.read_text() != settings
+        self.force = self.force or not note.exists() or note.read_text(encoding="utf-8") != settings
 
         sources = self.write_c()
         kernels = self.compile_kernels(targets, macros)
@@ -112,13 +113,13 @@ class BuildExtensions(build_ext):
             module.sources = sources[module.name]
             module.define_macros = macros
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            module.depends = [*module.extra_objects, *map(str, KERNELS.glob("*.h"))]
-            compile_openmp, link_openmp = NO_OPENMP if module.name in SERIAL_MODULES else openmp
-            module.extra_compile_args = [*MODULE_FLAGS.split(), *self.spell(compile_openmp)]
-            module.extra_link_args = [*("" if self.debug else STRIP_FLAGS).split(), *link_openmp.split()]
+            module.depends = [*module.extra_objects, str(KERNELS / "table.h")]
+            compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
+            module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
+            module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
         self.parallel = self.parallel or 2
         super().build_extensions()
-        note.write_text(settings)
+        note.write_text(settings, encoding="utf-8")
 
     def prepare_compiler(self):
         """Include folders for all, and a word to whoever has a compiler that cannot do it."""
@@ -170,13 +171,17 @@ class BuildExtensions(build_ext):
         prefix = "/clang:" if self.compiler.compiler_type == "msvc" else ""
         return [prefix + flag for flag in flags.split()]
 
+    def unless_debug(self, flags):
+        """`flags`, but none in a build that keeps its symbols (build_ext --debug)."""
+        return "" if self.debug else flags
+
     def settings(self, macros, openmp):
         """What build/ was made with; where that has changed, all is built anew."""
         import Cython
 
         compiler = getattr(self.compiler, "compiler_so", None) or self.compiler.cc
-        parts = (compiler, macros, openmp, TARGETS, KERNEL_FLAGS, MODULE_FLAGS, DIRECTIVES, Cython.__version__)
-        return "\n".join(map(str, (*parts, self.debug)))
+        parts = (compiler, macros, openmp, self.debug, Cython.__version__, Path("setup.py").read_text(encoding="utf-8"))
+        return "\n".join(map(str, parts))
 
     def write_c(self):
         """Let Cython write the modules' C. {name of the module: its C file}."""
@@ -195,7 +200,7 @@ class BuildExtensions(build_ext):
         def compile_one(source):
             [product] = self.compiler.object_filenames([str(source)], output_dir=self.build_temp)
             if self.force or newer_group([str(source), *headers], product):
-                options = self.spell(f"{KERNEL_FLAGS} {flags[source]} {'' if self.debug else '-g0'}")
+                options = self.spell(f"{KERNEL_FLAGS} {flags[source]} {self.unless_debug('-g0')}")
                 self.compiler.compile([str(source)], self.build_temp, macros, debug=self.debug, extra_postargs=options)
             return product
 

@@ -23,3 +23,18 @@ cdef int axis_of(object axis, int ndim) except -1
 
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept
+
+cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
+cdef np.ndarray mask_like(str name, object where, np.ndarray x)
+cdef np.ndarray rows_array(str name, object x)
+cdef double non_negative(str name, object x) except -1
+
+
+cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:
+    """Length of an axis counted from the end; 1 where the array has no such axis."""
+    return x.shape[x.ndim - from_the_end] if x.ndim >= from_the_end else 1
+
+
+cdef inline ptrdiff_t stride(np.ndarray x, int from_the_end) noexcept:
+    """Stride of an axis counted from the end; 0 where the array has no such axis or only one entry along it."""
+    return x.strides[x.ndim - from_the_end] if length(x, from_the_end) != 1 else 0

@@ -154,6 +154,72 @@ cpdef tuple states(object outs, object lses):
     return outs, lses
 
 
+cdef np.ndarray rows_array(str name, object x):
+    """Rows to normalise: an array whose last axis holds something."""
+    cdef np.ndarray a = real_array(name, x)
+    if a.ndim == 0 or a.shape[a.ndim - 1] == 0:
+        raise ValueError(f"{name} must have a last axis of at least one element, got {shape_of(a)}")
+    return a
+
+
+cdef np.ndarray mask_like(str name, object where, np.ndarray x):
+    """A mask broadcast to x's shape, or None."""
+    if where is None:
+        return None
+    cdef np.ndarray mask = bool_array(name, where)
+    shape = (<object>x).shape
+    try:
+        return np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to x's {shape_of(x)}, got {shape_of(mask)}") from None
+
+
+# --- shapes of attention ---
+
+cdef int unfit(str name, np.ndarray x, str needed) except -1:
+    raise ValueError(f"{name} must have {needed}, got {shape_of(x)}")
+
+
+cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1:
+    """Judge the three arrays together; write the result's shape, return its number of axes."""
+    cdef int ndim = max(query.ndim, key.ndim, value.ndim), i
+    cdef ptrdiff_t heads = length(query, 3), kv_heads = length(key, 3)
+    if query.ndim < 2:
+        unfit("query", query, "at least 2 axes (..., queries, head size)")
+    if key.ndim < 2:
+        unfit("key", key, "at least 2 axes (..., keys, head size)")
+    if value.ndim < 2:
+        unfit("value", value, "at least 2 axes (..., keys, value size)")
+    if length(query, 1) == 0:
+        unfit("query", query, "a head size (last axis) of at least 1")
+    if length(key, 1) != length(query, 1):
+        unfit("key", key, f"the head size of query, {length(query, 1)}, as its last axis")
+    if length(value, 2) != length(key, 2):
+        unfit("value", value, f"as many rows as key, {length(key, 2)}, in its last axis but one")
+    if length(value, 3) != kv_heads:
+        unfit("value", value, f"as many heads as key, {kv_heads}, in its last axis but two")
+    if heads % kv_heads if kv_heads else heads:
+        unfit("query", query, f"a multiple of key's {kv_heads} heads in its last axis but two")
+    for i in range(ndim - 3):
+        shape[i] = 1
+        broadcast("query", query, ndim - i, &shape[i])
+        broadcast("key", key, ndim - i, &shape[i])
+        broadcast("value", value, ndim - i, &shape[i])
+    if ndim > 2:
+        shape[ndim - 3] = heads
+    shape[ndim - 2], shape[ndim - 1] = length(query, 2), length(value, 1)
+    return ndim
+
+
+cdef int broadcast(str name, np.ndarray x, int from_the_end, np.npy_intp *common) except -1:
+    cdef ptrdiff_t own = length(x, from_the_end)
+    if common[0] == 1:
+        common[0] = own
+    elif own != 1 and own != common[0]:
+        unfit(name, x, f"leading axes that broadcast with the others' ({common[0]} where it has {own})")
+    return 0
+
+
 # --- numbers ---
 
 cdef ptrdiff_t integer(str name, object x) except? -1:
@@ -176,6 +242,13 @@ cdef double finite(str name, object x) except? -1:
         raise ValueError(f"{name} must fit a float, got {x}") from None
     if not isfinite(value):
         raise ValueError(f"{name} must be finite, got {x}")
+    return value
+
+
+cdef double non_negative(str name, object x) except -1:
+    cdef double value = finite(name, x)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {x}")
     return value
 
 

@@ -8,17 +8,15 @@ alone, never on the threads or on the rest of the batch: so its result is the sa
 import numpy as np
 
 cimport numpy as np
-from cython.parallel cimport parallel, prange
 from libc.math cimport sqrt
 from libc.stddef cimport ptrdiff_t
 from libc.stdlib cimport free, malloc
 
 from fastattn cimport _arguments as arguments
+from fastattn._arguments cimport length, stride
 from fastattn._core cimport strides
-from fastattn._core.targets cimport (
-    FA_FEW_MOST, FA_MOST_PARTS, fa_attention, fa_attention_item, fa_kernels, fa_type, kernels_of, scratch,
-)
-from fastattn._core.threads cimport threads_for
+from fastattn._core.targets cimport FA_MOST_PARTS, fa_attention, fa_attention_item, fa_kernels, fa_type, kernels_of
+from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
 
@@ -52,7 +50,7 @@ cdef struct Plan:
     bint few
     int threads
     const fa_kernels *kernels
-    # parts of a wave
+    ptrdiff_t first_item  # of the wave, and where its parts are
     char *part_out
     char *part_max
     char *part_sum
@@ -119,119 +117,69 @@ cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, 
     item.part_sum = p.part_sum + first * p.kernels.itemsize
 
 
-cdef void run(const Plan *p, ptrdiff_t index, ptrdiff_t first_item, void *memory) noexcept nogil:
-    """One item or, where there are parts, part `index` of the wave that begins with `first_item`."""
-    cdef ptrdiff_t part = index % p.parts, slot = index // p.parts
-    cdef fa_attention_item item = item_of(p, first_item + slot)
-    if p.parts > 1:
-        item.key_begin = min(part * p.part_keys, p.call.keys)
-        item.key_end = min(item.key_begin + p.part_keys, p.call.keys)
-        point_to_part(p, &item, slot, part)
+cdef void attend(const Plan *p, const fa_attention_item *item, void *memory) noexcept nogil:
     if p.few:
-        p.kernels.attention_few(&p.call, &item, memory)
+        p.kernels.attention_few(&p.call, item, memory)
     else:
-        p.kernels.attention_many(&p.call, &item, memory)
+        p.kernels.attention_many(&p.call, item, memory)
 
 
-cdef void merge(const Plan *p, ptrdiff_t slot, ptrdiff_t first_item) noexcept nogil:
-    cdef fa_attention_item item = item_of(p, first_item + slot)
+cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef fa_attention_item item = item_of(<const Plan *>plan, index)
+    attend(<const Plan *>plan, &item, memory)
+
+
+cdef void run_part(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    """Part `index` of the wave."""
+    cdef const Plan *p = <const Plan *>plan
+    cdef ptrdiff_t part = index % p.parts, slot = index // p.parts
+    cdef fa_attention_item item = item_of(p, p.first_item + slot)
+    item.key_begin = min(part * p.part_keys, p.call.keys)
+    item.key_end = min(item.key_begin + p.part_keys, p.call.keys)
+    point_to_part(p, &item, slot, part)
+    attend(p, &item, memory)
+
+
+cdef void merge_item(const void *plan, ptrdiff_t slot, void *memory) noexcept nogil:
+    cdef const Plan *p = <const Plan *>plan
+    cdef fa_attention_item item = item_of(p, p.first_item + slot)
     point_to_part(p, &item, slot, 0)
     p.kernels.attention_merge(&p.call, &item, p.parts)
 
 
-# --- running it ---
-
-cdef bint run_items(const Plan *p, ptrdiff_t first_item, ptrdiff_t count) noexcept nogil:
-    """All parts of `count` items. False where a thread found no memory."""
-    cdef ptrdiff_t index, size = p.kernels.attention_scratch(&p.call)
-    cdef void *memory = NULL
-    cdef int failed = 0
-    if p.threads == 1:  # without OpenMP: entering a parallel region costs as much as a small call
-        memory = scratch(size)
-        if memory == NULL:
-            return False
-        for index in range(count * p.parts):
-            run(p, index, first_item, memory)
-        return True
-    with parallel(num_threads=p.threads):
-        memory = scratch(size)
-        for index in prange(count * p.parts, schedule="dynamic", chunksize=1):
-            if memory == NULL:
-                failed += 1
-            else:
-                run(p, index, first_item, memory)
-    return failed == 0
-
-
-cdef bint run_waves(Plan *p) noexcept nogil:
+cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
     """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
-    cdef ptrdiff_t wave = max(1, WAVE // p.parts), first = 0, count, slot
+    cdef ptrdiff_t wave = max(1, WAVE // p.parts), count
     cdef ptrdiff_t rows = min(wave, p.items) * p.parts * p.item_rows
     cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.kernels.itemsize)
     cdef bint done = memory != NULL
     p.part_max, p.part_sum = memory, memory + rows * p.kernels.itemsize
     p.part_out = memory + 2 * rows * p.kernels.itemsize
-    while done and first < p.items:
-        count = min(wave, p.items - first)
-        done = run_items(p, first, count)
-        for slot in prange(count if done else 0, num_threads=p.threads, schedule="static"):
-            merge(p, slot, first)
-        first += count
+    p.first_item = 0
+    while done and p.first_item < p.items:
+        count = min(wave, p.items - p.first_item)
+        done = run(run_part, p, count * p.parts, p.threads, scratch_size)
+        done = done and run(merge_item, p, count, p.threads, 0)
+        p.first_item += count
     free(memory)
     return done
 
 
+cdef bint run_call(Plan *p) noexcept nogil:
+    """False where no memory was left."""
+    cdef ptrdiff_t scratch_size = p.kernels.attention_scratch(&p.call)
+    if p.parts == 1:
+        return run(run_item, p, p.items, p.threads, scratch_size)
+    return run_waves(p, scratch_size)
+
+
 # --- the boundary ---
 
-cdef int shape_error(str name, np.ndarray x, str needed) except -1:
-    raise ValueError(f"{name} must have {needed}, got shape {(<object>x).shape}")
-
-
-cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:
-    """Length of an axis counted from the end; 1 where the array has no such axis."""
-    return x.shape[x.ndim - from_the_end] if x.ndim >= from_the_end else 1
-
-
-cdef inline ptrdiff_t stride(np.ndarray x, int from_the_end) noexcept:
-    return x.strides[x.ndim - from_the_end] if x.ndim >= from_the_end and length(x, from_the_end) != 1 else 0
-
-
-cdef int judge_shapes(np.ndarray query, np.ndarray key, np.ndarray value) except -1:
-    if query.ndim < 2:
-        shape_error("query", query, "at least 2 axes (..., queries, head size)")
-    if key.ndim < 2:
-        shape_error("key", key, "at least 2 axes (..., keys, head size)")
-    if value.ndim < 2:
-        shape_error("value", value, "at least 2 axes (..., keys, value size)")
-    if length(query, 1) == 0:
-        shape_error("query", query, "a head size (last axis) of at least 1")
-    if length(key, 1) != length(query, 1):
-        shape_error("key", key, f"the head size of query, {length(query, 1)}, as its last axis")
-    if length(value, 2) != length(key, 2):
-        shape_error("value", value, f"as many rows as key, {length(key, 2)}, in its last axis but one")
-    if length(value, 3) != length(key, 3):
-        shape_error("value", value, f"as many heads as key, {length(key, 3)}, in its last axis but two")
-    if length(query, 3) != 0 if length(key, 3) == 0 else length(query, 3) % length(key, 3):
-        shape_error("query", query, f"a multiple of key's {length(key, 3)} heads in its last axis but two")
-    return 0
-
-
-cdef int lead(Plan *p, np.ndarray query, np.ndarray key, np.ndarray value) except -1:
-    """Broadcast the axes before (heads, rows, size); the strides of query, key and value go into the plan."""
-    cdef int i, array, ndim = max(query.ndim, key.ndim, value.ndim)
-    cdef np.ndarray x
-    p.batch.count = max(ndim - 3, 0)
+cdef void fill_batch(Plan *p, int array, np.ndarray x) noexcept:
+    """Strides of the leading axes; 0 where an array is broadcast."""
+    cdef int i
     for i in range(p.batch.count):
-        p.batch.length[i] = 1
-    for array, x, name in ((QUERY, query, "query"), (KEY, key, "key"), (VALUE, value, "value")):
-        for i in range(p.batch.count):
-            p.batch.stride[array][i] = stride(x, ndim - i)
-            if length(x, ndim - i) == 1 or length(x, ndim - i) == p.batch.length[i]:
-                continue
-            if p.batch.length[i] != 1:
-                shape_error(name, x, f"leading axes that broadcast with query {(<object>query).shape}")
-            p.batch.length[i] = length(x, ndim - i)
-    return 0
+        p.batch.stride[array][i] = stride(x, p.batch.count + 3 - i)
 
 
 def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, out, return_lse, num_threads):
@@ -240,14 +188,16 @@ def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, 
     cdef np.ndarray k = arguments.real_array_like("key", key, q, "query")
     cdef np.ndarray v = arguments.real_array_like("value", value, q, "query")
     cdef bint causal = arguments.flag("is_causal", is_causal), with_lse = arguments.flag("return_lse", return_lse)
-    cdef int asked = arguments.thread_limit(num_threads), i, axes, ndim = max(q.ndim, k.ndim, v.ndim)
+    cdef int asked = arguments.thread_limit(num_threads), i, ndim
     cdef np.npy_intp shape[strides.MOST_AXES]
     cdef Plan p
     cdef fa_attention *call = &p.call
     cdef np.ndarray result, target, lse = None
 
-    judge_shapes(q, k, v)
-    lead(&p, q, k, v)
+    ndim = arguments.attention_shape(q, k, v, shape)
+    p.batch.count = max(ndim - 3, 0)
+    for i in range(p.batch.count):
+        p.batch.length[i] = shape[i]
     p.kv_heads = length(k, 3)
     call.group = length(q, 3) // p.kv_heads if p.kv_heads else 0
     call.queries, call.keys = length(q, 2), length(k, 2)
@@ -257,14 +207,6 @@ def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, 
     call.q_offset = max(-UNBOUNDED // 4, min(call.q_offset, UNBOUNDED // 4))
     call.left, call.right = UNBOUNDED, 0 if causal else UNBOUNDED
 
-    for i in range(p.batch.count):
-        shape[i] = p.batch.length[i]
-    axes = p.batch.count
-    if ndim > 2:
-        shape[axes] = length(q, 3)
-        axes += 1
-    shape[axes] = call.queries
-    shape[axes + 1] = call.value_size
     result = target = arguments.output("out", out, ndim, shape, q, "query")
     if out is not None and (
         arguments.share_memory(result, q) or arguments.share_memory(result, k) or arguments.share_memory(result, v)
@@ -282,8 +224,11 @@ def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, 
     if with_lse:
         call.lse_head, call.lse_row = stride(lse, 2), stride(lse, 1)
     call.key_type, call.value_type = arguments.type_of(k), arguments.type_of(v)
-    for i in range(p.batch.count):
-        p.batch.stride[OUT][i] = target.strides[i]
+    fill_batch(&p, QUERY, q)
+    fill_batch(&p, KEY, k)
+    fill_batch(&p, VALUE, v)
+    fill_batch(&p, OUT, target)
+    for i in range(p.batch.count):  # the lse has an axis less
         p.batch.stride[LSE][i] = lse.strides[i] if with_lse else 0
     p.query_group, p.out_group, p.lse_group = (
         call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
@@ -295,7 +240,7 @@ def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, 
     if strides.total(&p.batch) and call.group and call.queries:
         with nogil:
             lay_out(&p, type, asked)
-            done = run_items(&p, 0, p.items) if p.parts == 1 else run_waves(&p)
+            done = run_call(&p)
     if not done:
         raise MemoryError("no scratch memory for attention")
     if target is not result:

@@ -1,13 +1,12 @@
 """Layer and RMS normalisation over the last axis, with or without a residual, shared out among OpenMP's threads."""
 
 cimport numpy as np
-from cython.parallel cimport parallel, prange
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._core cimport strides
-from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_normalization, kernels_of, scratch
-from fastattn._core.threads cimport threads_for
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_normalization, kernels_of
+from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
 
@@ -59,7 +58,8 @@ cdef void lay_out(Plan *p) noexcept nogil:
     p.items = strides.total(outer) * p.row_items
 
 
-cdef void run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
+cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef const Plan *p = <const Plan *>plan
     cdef ptrdiff_t block = index // p.row_items, row = index % p.row_items * p.item_rows
     cdef const char *residual = NULL
     cdef char *total = NULL
@@ -78,26 +78,9 @@ cdef void run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where a thread found no scratch memory."""
-    cdef ptrdiff_t index, size = p.kernels.normalization_scratch(&p.call)
-    cdef int failed = 0
-    cdef int threads = threads_for(asked, p.items, <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS)
-    cdef void *memory = NULL
-    if threads == 1:
-        memory = scratch(size)
-        if memory == NULL:
-            return False
-        for index in range(p.items):
-            run(p, index, memory)
-        return True
-    with parallel(num_threads=threads):
-        memory = scratch(size)
-        for index in prange(p.items, schedule="dynamic", chunksize=1):
-            if memory == NULL:
-                failed += 1
-            else:
-                run(p, index, memory)
-    return failed == 0
+    """False where no memory was left."""
+    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS
+    return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.normalization_scratch(&p.call))
 
 
 cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.ndarray bias, np.ndarray out,
@@ -140,20 +123,6 @@ cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters):
     return result
 
 
-cdef np.ndarray judged(object x):
-    cdef np.ndarray a = arguments.real_array("x", x)
-    if a.ndim == 0 or a.shape[a.ndim - 1] == 0:
-        raise ValueError(f"x must have a last axis of at least one element, got shape {(<object>a).shape}")
-    return a
-
-
-cdef double judged_eps(object eps) except -1:
-    cdef double epsilon = arguments.finite("eps", eps)
-    if epsilon < 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
-    return epsilon
-
-
 cdef int run_all(Plan *p, np.ndarray x, int asked) except -1:
     cdef bint done = True
     if np.PyArray_SIZE(x):
@@ -168,10 +137,10 @@ cdef int run_all(Plan *p, np.ndarray x, int asked) except -1:
 def normalize(x, weight, bias, eps, out, num_threads, bint centred):
     """See fastattn.normalization: layer_norm (centred) and rms_norm."""
     cdef Plan p
-    cdef np.ndarray a = judged(x)
+    cdef np.ndarray a = arguments.rows_array("x", x)
     cdef np.ndarray w = arguments.vector_like("weight", weight, a, "x")
     cdef np.ndarray b = arguments.vector_like("bias", bias, a, "x")
-    p.call.eps, p.call.centred = judged_eps(eps), centred
+    p.call.eps, p.call.centred = arguments.non_negative("eps", eps), centred
     cdef int asked = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
     cdef np.ndarray target = result if out is None else unclashing(result, (a,), (w, b))
@@ -185,11 +154,11 @@ def normalize(x, weight, bias, eps, out, num_threads, bint centred):
 def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred):
     """See fastattn.normalization: add_layer_norm (centred) and add_rms_norm."""
     cdef Plan p
-    cdef np.ndarray a = judged(x)
+    cdef np.ndarray a = arguments.rows_array("x", x)
     cdef np.ndarray r = arguments.operand_like("residual", residual, a, "x")
     cdef np.ndarray w = arguments.vector_like("weight", weight, a, "x")
     cdef np.ndarray b = arguments.vector_like("bias", bias, a, "x")
-    p.call.eps, p.call.centred = judged_eps(eps), centred
+    p.call.eps, p.call.centred = arguments.non_negative("eps", eps), centred
     cdef int asked = arguments.thread_limit(num_threads)
     if out is None:
         out = (None, None)

@@ -1,13 +1,12 @@
 """softmax and log_softmax: the rows along one axis of a strided array, shared out among OpenMP's threads."""
 
 cimport numpy as np
-from cython.parallel cimport parallel, prange
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._core cimport strides
-from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_softmax, kernels_of, scratch
-from fastattn._core.threads cimport threads_for
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_softmax, kernels_of
+from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
 
@@ -54,7 +53,8 @@ cdef void lay_out(Plan *p) noexcept nogil:
     p.items = strides.total(outer) * p.row_items
 
 
-cdef void run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
+cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef const Plan *p = <const Plan *>plan
     cdef ptrdiff_t block = index // p.row_items, row = index % p.row_items * p.item_rows
     cdef ptrdiff_t rows = min(p.item_rows, p.rows - row)
     cdef const char *x = p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row
@@ -69,36 +69,9 @@ cdef void run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where a thread found no scratch memory."""
-    cdef ptrdiff_t index, size = p.kernels.softmax_scratch(&p.call)
-    cdef int failed = 0
-    cdef int threads = threads_for(asked, p.items, <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS)
-    cdef void *memory = NULL
-    if threads == 1:
-        memory = scratch(size)
-        if memory == NULL:
-            return False
-        for index in range(p.items):
-            run(p, index, memory)
-        return True
-    with parallel(num_threads=threads):
-        memory = scratch(size)
-        for index in prange(p.items, schedule="dynamic", chunksize=1):
-            if memory == NULL:
-                failed += 1
-            else:
-                run(p, index, memory)
-    return failed == 0
-
-
-cdef np.ndarray broadcast_where(object where, np.ndarray x):
-    cdef np.ndarray mask = arguments.bool_array("where", where)
-    shape = (<object>x).shape
-    try:
-        import numpy
-        return numpy.broadcast_to(mask, shape)
-    except ValueError:
-        raise ValueError(f"where must broadcast to x's shape {shape}, got shape {(<object>mask).shape}") from None
+    """False where no memory was left."""
+    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS
+    return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.softmax_scratch(&p.call))
 
 
 def softmax(x, axis, where, out, num_threads, bint logarithm):
@@ -107,7 +80,7 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
     if a.ndim == 0:
         raise ValueError("x must have at least one axis, got shape ()")
     cdef int along = arguments.axis_of(axis, a.ndim), asked = arguments.thread_limit(num_threads), i, n
-    cdef np.ndarray mask = None if where is None else broadcast_where(where, a)
+    cdef np.ndarray mask = arguments.mask_like("where", where, a)
     cdef np.ndarray result, target
     result = target = arguments.output("out", out, a.ndim, a.shape, a, "x")
     if out is not None and (

@@ -1,4 +1,11 @@
-"""How many threads a call gets: the one room that knows OpenMP's settings. The reasons are told by fastattn._runtime."""
+"""OpenMP's room: how many threads a call gets, and the running of its items on them.
+
+Where the numbers come from is told by fastattn._runtime.
+"""
+
+from cython.parallel cimport parallel, prange
+
+from fastattn._core.targets cimport scratch
 
 cdef extern from *:
     """
@@ -48,6 +55,28 @@ cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept no
     if omp_get_level() >= omp_get_max_active_levels():
         return 1
     return <int>max(1, min(count, items, <ptrdiff_t>(nanoseconds / GRAIN)))
+
+
+cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size) noexcept nogil:
+    """Run the items 0 to count - 1 of a plan, taken by the threads in this order. False: no scratch memory was left."""
+    cdef void *memory = NULL
+    cdef ptrdiff_t index
+    cdef int failed = 0
+    if threads == 1:  # no parallel region: entering one costs as much as a small call
+        memory = scratch(scratch_size)
+        if memory == NULL:
+            return False
+        for index in range(count):
+            item(plan, index, memory)
+        return True
+    with parallel(num_threads=threads):
+        memory = scratch(scratch_size)
+        for index in prange(count, schedule="dynamic", chunksize=1):
+            if memory == NULL:
+                failed += 1
+            else:
+                item(plan, index, memory)
+    return failed == 0
 
 
 def openmp_threads() -> int:

@@ -14,41 +14,36 @@
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
     R *query, *scores, *out, *key_panel, *value_panel;
+    R scale; /* applied to the scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
     fa_interval keys[FA_FEW_MOST], any;
 } OP(few);
 
 /* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
 FA_INLINE void OP(few_scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
-                              OP(rows) ahead, const int NR) {
+                              R scale, OP(rows) ahead, const int NR) {
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
-        V acc[FA_FEW_CHAINS][FA_FEW_ROWS][FOLD];
+        V acc[FA_FEW_ROWS][FOLD];
         const R *row[FOLD], *next[FOLD];
         FA_UNROLL for (int i = 0; i < FOLD; i++) {
             ptrdiff_t at = t + i < count ? t + i : count - 1;
             row[i] = key.data + at * key.stride;
             next[i] = ahead.data + at * ahead.stride;
-            FA_UNROLL for (int r = 0; r < NR; r++)
-                FA_UNROLL for (int chain = 0; chain < FA_FEW_CHAINS; chain++) acc[chain][r][i] = (V){0};
+            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
         }
-        for (ptrdiff_t d = 0; d < width;) {
-            FA_UNROLL for (int chain = 0; chain < FA_FEW_CHAINS && d < width; chain++, d += LANES) {
-                V k[FOLD];
-                FA_UNROLL for (int i = 0; i < FOLD; i++) {
-                    k[i] = OP(load)(row[i] + d);
-                    PREFETCH(next[i] + d);
-                }
-                FA_UNROLL for (int r = 0; r < NR; r++) {
-                    V q = OP(load)(query + r * width + d);
-                    FA_UNROLL for (int i = 0; i < FOLD; i++) acc[chain][r][i] += q * k[i];
-                }
+        for (ptrdiff_t d = 0; d < width; d += LANES) {
+            V k[FOLD];
+            FA_UNROLL for (int i = 0; i < FOLD; i++) {
+                k[i] = OP(load)(row[i] + d);
+                PREFETCH(next[i] + d);
+            }
+            FA_UNROLL for (int r = 0; r < NR; r++) {
+                V q = OP(load)(query + r * width + d);
+                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] += q * k[i];
             }
         }
-        FA_UNROLL for (int r = 0; r < NR; r++) {
-            FA_UNROLL for (int chain = 1; chain < FA_FEW_CHAINS; chain++)
-                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[0][r][i] += acc[chain][r][i];
-            OP(store_part)(scores + r * FEW_KEYS + t, OP(fold)(acc[0][r]), FOLD);
-        }
+        FA_UNROLL for (int r = 0; r < NR; r++)
+            OP(store_part)(scores + r * FEW_KEYS + t, OP(fold)(acc[r]) * scale, FOLD);
     }
 }
 
@@ -110,8 +105,8 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t first_key, ptrd
 
 FA_INLINE void OP(few_score_rows)(const OP(few) *few, OP(rows) key, ptrdiff_t count, ptrdiff_t row, OP(rows) ahead,
                                   const int NR) {
-    OP(few_scores)(key, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS, ahead,
-                   NR);
+    OP(few_scores)(key, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,
+                   few->scale, ahead, NR);
 }
 
 FA_INLINE void OP(few_value_rows)(const OP(few) *few, OP(rows) value, fa_interval keys, ptrdiff_t row, OP(rows) ahead,
@@ -157,6 +152,7 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
 
 static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few) {
     few->any = (fa_interval){item->key_end, item->key_begin};
+    few->scale = (R)a->scale;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
         const char *from = item->query + OP(row_offset)(a, at, a->query_head, a->query_row);
@@ -164,7 +160,7 @@ static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, 
         for (ptrdiff_t d = 0; d < few->key_width; d++) {
             R x = 0;
             if (d < a->head_size) memcpy(&x, from + d * a->query_element, sizeof x);
-            to[d] = x * (R)a->scale;
+            to[d] = x;
         }
         fa_interval keys = few->keys[row] = fa_keys_of(a, at / a->group, item->key_begin, item->key_end);
         few->max[row] = (R)-INFINITY;

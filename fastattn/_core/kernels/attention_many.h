@@ -28,9 +28,8 @@ static void OP(find_intervals)(const fa_attention *a, const fa_attention_item *i
     tile->all = all;
 }
 
-/* Queries, scaled, into lanes. */
+/* Queries into lanes. */
 static void OP(gather_queries)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
-    const R scale = (R)a->scale;
     int plain = OP(plain)(item->query, a->query_head | a->query_row, a->query_element);
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         ptrdiff_t d = 0;
@@ -41,16 +40,15 @@ static void OP(gather_queries)(const fa_attention *a, const fa_attention_item *i
         }
         for (; plain && d + LANES <= a->head_size; d += LANES) {
             V x[LANES];
-            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = OP(load)((const R *)from[lane] + d) * scale;
+            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = OP(load)((const R *)from[lane] + d);
             OP(transpose)(x);
             FA_UNROLL for (int i = 0; i < LANES; i++)
                 OP(store)(tile->query + ((d + i) * tile->vectors + j) * LANES, x[i]);
         }
         for (; d < a->head_size; d++)
             for (int lane = 0; lane < LANES; lane++) {
-                R x;
-                memcpy(&x, from[lane] + d * a->query_element, sizeof x);
-                tile->query[(d * tile->vectors + j) * LANES + lane] = x * scale;
+                R *at = tile->query + (d * tile->vectors + j) * LANES + lane;
+                memcpy(at, from[lane] + d * a->query_element, sizeof *at);
             }
     }
 }

@@ -9,7 +9,6 @@
  * of rows it costs head_size + value_size FMAs, and 9 (AVX-512) to 13 operations for the weight. */
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
-#define COMPONENTS_PER_RUN 128
 #define KEYS_PER_SUM 64   /* keys whose weighted values are added up before they join the rest; */
 #define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 
@@ -23,11 +22,11 @@ typedef struct {
 } OP(tile);
 
 /* scores[MR][NV] = MR keys times the transposed queries; raises the lanes' maximum. */
-FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R *scores, V *max,
-                               const int MR, const int NV) {
+FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
+                               V *max, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST] = {{{0}}};
     for (ptrdiff_t d = 0, end; d < head_size; d = end) {
-        end = head_size - d < COMPONENTS_PER_RUN ? head_size : d + COMPONENTS_PER_RUN;
+        end = head_size - d < FA_TILE_RUN ? head_size : d + FA_TILE_RUN;
         FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
         for (ptrdiff_t c = d; c < end; c++) {
             V q[FA_TILE_WIDEST];
@@ -41,6 +40,7 @@ FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, p
             FA_UNROLL for (int j = 0; j < NV; j++) {
                 R *at = scores + (i * NV + j) * LANES;
                 if (d) acc[i][j] += OP(load)(at);
+                if (end == head_size) acc[i][j] *= scale; /* scaling the queries would round every component */
                 OP(store)(at, acc[i][j]);
             }
     }
@@ -79,10 +79,10 @@ FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weight
         if (i < (count)) CALL(1);                                                                                      \
     } while (0)
 
-FA_INLINE void OP(scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R *scores, V *max,
-                          const int MR, const int NV) {
+FA_INLINE void OP(scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
+                          V *max, const int MR, const int NV) {
 #define CALL(M)                                                                                                        \
-    OP(score_block)(key.data + i * key.stride, key.stride, query, head_size, scores + i * NV * LANES, max, M, NV)
+    OP(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max, M, NV)
     FA_IN_TILES(count, MR, CALL);
 #undef CALL
 }
@@ -182,7 +182,7 @@ FA_INLINE void OP(tile_step_of)(const fa_attention *a, OP(tile) *tile, OP(step) 
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
 
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
-    OP(scores)(step.key, step.count, tile->query, a->head_size, tile->scores, edge ? unused : max, MR, NV);
+    OP(scores)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, edge ? unused : max, MR, NV);
     if (edge) OP(exclude)(tile, step.first_key, step.count, max, NV);
     if (edge && !OP(all_finite)(step.value, step.count, a->value_size)) {
         OP(weigh)(tile, max, step.count, NV, 1);

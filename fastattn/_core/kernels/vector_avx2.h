@@ -8,9 +8,10 @@
 #define FA_TILE_ROWS_2 6
 #define FA_TILE_ROWS_3 4
 #define FA_TILE_WIDEST 3
+#define FA_TILE_RUN 128 /* components whose products are added up in one chain */
+
 #define FA_FEW_ROWS 2
 #define FA_FEW_COLUMNS 4
-#define FA_FEW_CHAINS 1
 #define FA_FEW_BEST 4
 
 #include "vector.h"

@@ -12,10 +12,11 @@
 #define FA_TILE_ROWS_1 8
 #define FA_TILE_ROWS_2 8
 #define FA_TILE_WIDEST 2
-/* Rows and value vectors at a time where the components are in the lanes. */
+#define FA_TILE_RUN 128 /* components whose products are added up in one chain */
+
+/* Rows and value vectors at a time where the components are in the lanes, and up to how many rows that is faster. */
 #define FA_FEW_ROWS 4
 #define FA_FEW_COLUMNS 4
-#define FA_FEW_CHAINS 1
 #define FA_FEW_BEST 8
 
 #include "vector.h"

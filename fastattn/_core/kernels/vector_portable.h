@@ -10,15 +10,16 @@
 #define FA_TILE_ROWS_1 8
 #define FA_TILE_ROWS_2 8
 #define FA_TILE_ROWS_3 8
+#define FA_TILE_RUN 128
 #else
 #define FA_TILE_ROWS_1 8
 #define FA_TILE_ROWS_2 6
 #define FA_TILE_ROWS_3 4
+#define FA_TILE_RUN 8 /* products are rounded as well: shorter chains keep the accuracy */
 #endif
 #define FA_TILE_WIDEST 3
-#define FA_FEW_ROWS 1
+#define FA_FEW_ROWS 2
 #define FA_FEW_COLUMNS 4
-#define FA_FEW_CHAINS 2 /* few lanes and no fused rounding: shorter sums keep the accuracy */
 #define FA_FEW_BEST 2
 
 #include "vector.h"
