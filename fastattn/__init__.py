@@ -6,6 +6,7 @@ attention.py      scaled_dot_product_attention, merge_states
 softmax.py        softmax, log_softmax
 normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
 reference.py      the same names in float64 NumPy: the definition of every operation
+_checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
 _arguments.pyx    the only place that judges what a user passes in
 _core/            the compiled half: a .pyx for each operation family; kernels/ holds the C, one template for each
@@ -16,6 +17,10 @@ A call goes one way: room -> _core -> _arguments -> items on OpenMP's threads ->
 """
 
 __version__ = "0.1.0"
+
+from fastattn._checkout import compiled
+
+__path__ = compiled(__path__)
 
 from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
 from fastattn.attention import merge_states, scaled_dot_product_attention

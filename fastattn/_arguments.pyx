@@ -28,7 +28,7 @@ cdef np.ndarray array(str name, object x):
         if not isinstance(x, np.ndarray):
             raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
         if hasattr(x, "mask"):
-            raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}, whose mask would be ignored")
+            raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__} with a mask")
     return <np.ndarray>x
 
 
@@ -139,7 +139,7 @@ cpdef tuple states(object outs, object lses):
     if isinstance(lses, np.ndarray) and lses.ndim == 0 or not hasattr(lses, "__len__"):
         raise TypeError(f"lses must be a sequence of arrays, got {type(lses).__name__}")
     if not len(outs) or len(outs) != len(lses):
-        raise ValueError(f"outs and lses must hold the same number of parts, at least 1, got {len(outs)} and {len(lses)}")
+        raise ValueError(f"outs and lses must hold equally many parts, at least 1, got {len(outs)} and {len(lses)}")
     outs, lses = list(outs), list(lses)
     first = real_array("outs[0]", outs[0])
     if first.ndim < 1:

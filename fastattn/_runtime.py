@@ -123,6 +123,8 @@ def _why_threads() -> str:
     quota = _container_quota()
     if quota and quota < _threads.openmp_threads():
         return "the container's CPU quota"
+    if not has_openmp():
+        return "a serial build"
     return "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "OpenMP"
 
 

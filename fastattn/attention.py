@@ -86,7 +86,9 @@ def scaled_dot_product_attention(
     >>> fastattn.scaled_dot_product_attention(query, key, value, is_causal=True).shape
     (8, 5, 64)
     """
-    return _core.scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, out, return_lse, num_threads)
+    return _core.scaled_dot_product_attention(
+        query, key, value, is_causal, q_offset, scale, out, return_lse, num_threads
+    )
 
 
 def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
@@ -137,5 +139,8 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     weights = weights[..., np.newaxis]
     # A part in which a query saw no key adds nothing, whatever it holds.
     seen = ~np.isneginf(lse)[..., np.newaxis]
-    merged = sum(np.multiply(w, out, where=s, out=np.zeros_like(out)) for w, s, out in zip(weights, seen, outs, strict=True))
+    merged = sum(
+        np.multiply(weight, out, where=where, out=np.zeros_like(out))
+        for weight, where, out in zip(weights, seen, outs, strict=True)
+    )
     return merged.astype(outs[0].dtype, copy=False), merged_lse

@@ -1,4 +1,4 @@
-"""The README's example on the real model: it runs as printed, equals the oracle, and knows a paraphrase when it sees one."""
+"""The README's example on the real model: it runs as printed, equals the oracle, and knows a paraphrase."""
 
 from pathlib import Path
 

@@ -45,7 +45,9 @@ cdef struct Plan:
     char *out
     char *lse
     ptrdiff_t query_group, key_head, value_head, out_group, lse_group  # bytes from one kv head to the next
-    ptrdiff_t kv_heads, rows, item_rows, row_items, items  # rows of a kv head, of an item; items of a kv head, of the call
+    ptrdiff_t kv_heads
+    ptrdiff_t rows, item_rows   # of a kv head, of an item
+    ptrdiff_t row_items, items  # of a kv head, of the call
     ptrdiff_t parts, part_keys
     bint few
     int threads
@@ -110,7 +112,7 @@ cdef fa_attention_item item_of(const Plan *p, ptrdiff_t index) noexcept nogil:
 
 
 cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, ptrdiff_t part) noexcept nogil:
-    """Let the item's results go to part `part` of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
+    """Let the item's results go to a part of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
     cdef ptrdiff_t first = slot * p.parts * p.item_rows + part * item.rows
     item.part_out = p.part_out + first * p.call.value_size * p.kernels.itemsize
     item.part_max = p.part_max + first * p.kernels.itemsize

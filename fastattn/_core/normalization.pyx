@@ -28,7 +28,9 @@ cdef struct Plan:
     const fa_kernels *kernels
 
 
-cdef bint plain(const Plan *p, int array, ptrdiff_t row, ptrdiff_t element, const void *data, ptrdiff_t size) noexcept nogil:
+cdef bint plain(
+    const Plan *p, int array, ptrdiff_t row, ptrdiff_t element, const void *data, ptrdiff_t size
+) noexcept nogil:
     """Whether the rows of an array can be used as they lie: elements side by side, everything aligned."""
     cdef ptrdiff_t bits = <ptrdiff_t>data | row
     cdef int i
@@ -103,7 +105,7 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
     call.total_element = total.strides[last] if more and sized else itemsize
     call.weight = NULL if weight is None else np.PyArray_DATA(weight)
     call.bias = NULL if bias is None else np.PyArray_DATA(bias)
-    call.streaming = beyond_cache(np.PyArray_NBYTES(out))
+    call.streaming = call.length >= 64 and beyond_cache(np.PyArray_NBYTES(out))
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
     p.total = <char *>np.PyArray_DATA(total) if more else NULL

@@ -30,14 +30,13 @@ def _best(work, done) -> float:
 def fma(str dtype, int num_threads) -> float:
     """GFLOP/s of independent multiply-adds in registers."""
     cdef const fa_kernels *kernels = kernels_of(FA_F64 if dtype == "float64" else FA_F32)
-    cdef double result = 0
 
     def work():
-        cdef int i
+        cdef int _i
         cdef double flops = 0
         with nogil:
-            for i in prange(num_threads, num_threads=num_threads, schedule="static"):
-                flops += kernels.probe_fma(FMA_ROUNDS, NULL)
+            for _i in prange(num_threads, num_threads=num_threads, schedule="static"):
+                flops += kernels.probe_fma(FMA_ROUNDS)
         return flops
 
     return _best(work, work())

@@ -104,7 +104,7 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
     if p.call.length == 1:  # the stride of such an axis says nothing
         p.call.x_element = p.call.out_element = np.PyArray_ITEMSIZE(a)
     p.call.where_element = 0 if mask is None else mask.strides[along]
-    p.call.streaming = beyond_cache(np.PyArray_NBYTES(target))
+    p.call.streaming = p.call.length >= 64 and beyond_cache(np.PyArray_NBYTES(target))
     p.x, p.out = <char *>np.PyArray_DATA(a), <char *>np.PyArray_DATA(target)
     p.where = NULL if mask is None else <char *>np.PyArray_DATA(mask)
     p.kernels = kernels_of(arguments.type_of(a))

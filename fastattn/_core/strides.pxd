@@ -41,7 +41,7 @@ cdef inline bint joined(const Axes *axes, int arrays, int i, int j) noexcept nog
 
 
 cdef inline void simplify(Axes *axes, int arrays) noexcept nogil:
-    """Axes of length 1 go, the rest is sorted by the first array's stride, and neighbours that continue each other merge.
+    """Axes of length 1 go, the rest is sorted by the first array's stride, neighbours that continue each other merge.
 
     The order of the entries changes, the same for all arrays.
     """

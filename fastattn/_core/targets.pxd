@@ -47,11 +47,12 @@ cdef extern from "table.h" nogil:
         void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
         ptrdiff_t (*softmax_scratch)(const fa_softmax *) noexcept nogil
         void (*softmax_rows)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
-        void (*softmax_columns)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
+        void (*softmax_columns)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t,
+                                void *) noexcept nogil
         ptrdiff_t (*normalization_scratch)(const fa_normalization *) noexcept nogil
         void (*normalize_rows)(const fa_normalization *, const char *, const char *, char *, char *, ptrdiff_t,
                                void *) noexcept nogil
-        double (*probe_fma)(ptrdiff_t, double *) noexcept nogil
+        double (*probe_fma)(ptrdiff_t) noexcept nogil
         double (*probe_read)(const void *, ptrdiff_t) noexcept nogil
         void (*probe_copy)(void *, const void *, ptrdiff_t) noexcept nogil
 

@@ -1,4 +1,4 @@
-/* Which keys a query sees: one interval [begin, end), the only form in which the kernels know causal, window and length. */
+/* Which keys a query sees: one interval [begin, end). The kernels know causal, window and length in no other form. */
 #ifndef FA_ATTENTION_INTERVAL_H
 #define FA_ATTENTION_INTERVAL_H
 

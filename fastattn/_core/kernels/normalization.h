@@ -50,15 +50,15 @@ FA_INLINE OP(statistics) OP(row_statistics)(const R *x, ptrdiff_t count, R about
 
 /* out = (x - mean) · factor · weight + bias; either may be absent. */
 FA_INLINE void OP(normalize)(const R *x, const R *weight, const R *bias, R *out, ptrdiff_t count, R mean, R factor,
-                             int streaming) {
+                             OP(around) *around) {
 #define CENTRED(i, n) ((OP(load_some)(x + i, n) - mean) * factor)
 #define WEIGHTED(i, n) (CENTRED(i, n) * OP(load_some)(weight + i, n))
 #define BIASED(i, n) (CENTRED(i, n) + OP(load_some)(bias + i, n))
 #define BOTH(i, n) (WEIGHTED(i, n) + OP(load_some)(bias + i, n))
-    if (weight && bias) FA_MAP(out, count, streaming, BOTH);
-    else if (weight) FA_MAP(out, count, streaming, WEIGHTED);
-    else if (bias) FA_MAP(out, count, streaming, BIASED);
-    else FA_MAP(out, count, streaming, CENTRED);
+    if (weight && bias) FA_MAP(out, count, around, BOTH);
+    else if (weight) FA_MAP(out, count, around, WEIGHTED);
+    else if (bias) FA_MAP(out, count, around, BIASED);
+    else FA_MAP(out, count, around, CENTRED);
 #undef CENTRED
 #undef WEIGHTED
 #undef BIASED
@@ -82,28 +82,32 @@ static const R *OP(normalization_row)(const fa_normalization *n, const char *x, 
         return row;
     }
 #define ADDED(i, count) (OP(load_some)((const R *)x + i, count) + OP(load_some)((const R *)residual + i, count))
-    FA_MAP((R *)total, n->length, 0, ADDED);
+    FA_MAP((R *)total, n->length, (OP(around) *)NULL, ADDED);
 #undef ADDED
     return (const R *)total;
 }
 
 static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, const char *residual, char *out,
                                    char *total, ptrdiff_t rows, void *scratch) {
-    R *row = scratch, *result = row + 2 * n->length;
-    for (; rows > 0; rows--) {
-        const R *in = OP(normalization_row)(n, x, residual, total, row);
+    R *work = scratch, *result = work + 2 * n->length;
+    OP(around) around = {.filled = 0};
+    int streaming = n->streaming && n->plain_x && n->plain_out, joined = n->out_row == n->length * (ptrdiff_t)sizeof(R);
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        const R *in = OP(normalization_row)(n, x, residual, total, work);
         OP(statistics) s = n->centred ? OP(row_statistics)(in, n->length, OP(row_mean)(in, n->length), 1)
                                       : OP(row_statistics)(in, n->length, 0, 0);
         R factor = (R)(1 / sqrt((double)s.spread + n->eps));
+        around.ahead = (const R *)(x + OP(rows_ahead)(n->length) * n->x_row);
         OP(normalize)(in, n->weight, n->bias, n->plain_out ? (R *)out : result, n->length, s.mean, factor,
-                      n->streaming && n->plain_out);
+                      streaming ? &around : NULL);
+        if (streaming) OP(end_row)(&around, (R *)out + n->length, joined && row + 1 < rows);
         if (!n->plain_out) OP(scatter)(out, n->out_element, result, n->length);
         x += n->x_row;
         residual = residual ? residual + n->residual_row : NULL;
         out += n->out_row;
         total = total ? total + n->total_row : NULL;
     }
-    if (n->streaming) stream_end();
+    if (streaming) stream_end();
 }
 
 static ptrdiff_t EXPORT(normalization_scratch)(const fa_normalization *n) {

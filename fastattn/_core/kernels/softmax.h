@@ -64,7 +64,7 @@ FA_INLINE R OP(span_exp)(const R *x, R *to, ptrdiff_t count, R shift, const int 
 FA_INLINE R OP(finite_shift)(R max) { return max == (R)-INFINITY ? 0 : max; } /* -inf - -inf would be NaN */
 FA_INLINE R OP(inverse)(R sum) { return sum == 0 ? 0 : 1 / sum; }
 
-FA_INLINE OP(softmax_state) OP(join)(OP(softmax_state) a, R max, R sum) {
+FA_INLINE OP(softmax_state) OP(joined)(OP(softmax_state) a, R max, R sum) {
     R top = max > a.max ? max : a.max, shift = OP(finite_shift)(top);
     R old = OP(exp)(OP(splat)(a.max - shift))[0], new = OP(exp)(OP(splat)(max - shift))[0];
     return (OP(softmax_state)){top, a.sum * old + sum * new};
@@ -72,24 +72,25 @@ FA_INLINE OP(softmax_state) OP(join)(OP(softmax_state) a, R max, R sum) {
 
 /* The last pass over a span. softmax: terms · factor; or, from x itself, e^(x - shift) · factor.
  * log_softmax: x - shift - factor, the factor then being the logarithm of the sum. */
-FA_INLINE void OP(span_finish)(const fa_softmax *s, const R *x, int terms, R *out, ptrdiff_t count, R shift, R factor) {
+FA_INLINE void OP(span_finish)(const fa_softmax *s, const R *x, int terms, R *out, ptrdiff_t count, R shift, R factor,
+                               OP(around) *around) {
 #define SCALED(i, n) (OP(load_some)(x + i, n) * factor)
 #define TERMS(i, n) (OP(exp)(OP(load_some)(x + i, n) - shift) * factor)
 #define LOGARITHM(i, n) (OP(load_some)(x + i, n) - shift - factor)
-    if (s->logarithm) FA_MAP(out, count, s->streaming, LOGARITHM);
-    else if (terms) FA_MAP(out, count, s->streaming, SCALED);
-    else FA_MAP(out, count, s->streaming, TERMS);
+    if (s->logarithm) FA_MAP(out, count, around, LOGARITHM);
+    else if (terms) FA_MAP(out, count, around, SCALED);
+    else FA_MAP(out, count, around, TERMS);
 #undef SCALED
 #undef TERMS
 #undef LOGARITHM
 }
 
 static void OP(softmax_row)(const fa_softmax *s, const char *x, const char *where, char *out, int plain, int plain_out,
-                            R *scratch) {
+                            OP(around) *around, R *scratch) {
     R *result = scratch + OP(span_of)(s);
     int whole = s->length <= SPAN;
     /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed. */
-    R *terms = plain_out && !s->streaming ? (R *)out : scratch;
+    R *terms = plain_out && !around ? (R *)out : scratch;
     OP(softmax_state) state = {(R)-INFINITY, 0};
     for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
@@ -97,7 +98,7 @@ static void OP(softmax_row)(const fa_softmax *s, const char *x, const char *wher
         R max = OP(span_max)(span, count), shift = OP(finite_shift)(max);
         R sum = whole && !s->logarithm ? OP(span_exp)(span, terms, count, shift, 1)
                                        : OP(span_exp)(span, NULL, count, shift, 0);
-        state = whole ? (OP(softmax_state)){max, sum} : OP(join)(state, max, sum);
+        state = whole ? (OP(softmax_state)){max, sum} : OP(joined)(state, max, sum);
     }
     int kept = whole && !s->logarithm;
     R shift = OP(finite_shift)(state.max);
@@ -106,7 +107,8 @@ static void OP(softmax_row)(const fa_softmax *s, const char *x, const char *wher
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
         const R *span = kept ? terms : OP(softmax_span)(s, x, where, first, count, plain, scratch);
         R *to = plain_out ? (R *)out + first : result;
-        OP(span_finish)(s, span, kept, to, count, shift, factor);
+        OP(span_finish)(s, span, kept, to, count, shift, factor, around);
+        if (around) around->ahead += count;
         if (!plain_out) OP(scatter)(out + first * s->out_element, s->out_element, result, count);
     }
 }
@@ -114,10 +116,15 @@ static void OP(softmax_row)(const fa_softmax *s, const char *x, const char *wher
 static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                  void *scratch) {
     int plain = !where && OP(plain)(x, s->x_row, s->x_element), plain_out = OP(plain)(out, s->out_row, s->out_element);
-    for (ptrdiff_t row = 0; row < rows; row++)
-        OP(softmax_row)(s, x + row * s->x_row, where ? where + row * s->where_row : NULL, out + row * s->out_row, plain,
-                        plain_out, scratch);
-    if (s->streaming) stream_end();
+    OP(around) around = {.filled = 0};
+    int streaming = s->streaming && plain && plain_out, joined = s->out_row == s->length * (ptrdiff_t)sizeof(R);
+    for (ptrdiff_t row = 0; row < rows; row++, x += s->x_row, out += s->out_row) {
+        around.ahead = (const R *)(x + OP(rows_ahead)(s->length) * s->x_row);
+        OP(softmax_row)(s, x, where ? where + row * s->where_row : NULL, out, plain, plain_out,
+                        streaming ? &around : NULL, scratch);
+        if (streaming) OP(end_row)(&around, (R *)out + s->length, joined && row + 1 < rows);
+    }
+    if (streaming) stream_end();
 }
 
 /* `lanes` rows side by side: element i of all of them stands at x + i · x_element. */

@@ -72,7 +72,7 @@ typedef struct {
     ptrdiff_t (*normalization_scratch)(const fa_normalization *);
     void (*normalize_rows)(const fa_normalization *, const char *x, const char *residual, char *out, char *total,
                            ptrdiff_t rows, void *scratch);
-    double (*probe_fma)(ptrdiff_t rounds, double *result);
+    double (*probe_fma)(ptrdiff_t rounds);
     double (*probe_read)(const void *memory, ptrdiff_t bytes);
     void (*probe_copy)(void *to, const void *from, ptrdiff_t bytes);
 } fa_kernels;

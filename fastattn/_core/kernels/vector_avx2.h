@@ -29,6 +29,13 @@ FA_INLINE V_f32 load_part_f32(const float *p, int n) { return (V_f32)_mm256_mask
 FA_INLINE V_f64 load_part_f64(const double *p, int n) { return (V_f64)_mm256_maskload_pd(p, first_lanes_f64(n)); }
 FA_INLINE void store_part_f32(float *p, V_f32 x, int n) { _mm256_maskstore_ps(p, first_lanes_f32(n), (__m256)x); }
 FA_INLINE void store_part_f64(double *p, V_f64 x, int n) { _mm256_maskstore_pd(p, first_lanes_f64(n), (__m256d)x); }
+/* The first n lanes of a, then those of b. */
+FA_INLINE V_f32 join_f32(V_f32 a, V_f32 b, int n) {
+    __m256i from = _mm256_sub_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(n));
+    __m256 moved = _mm256_permutevar8x32_ps((__m256)b, from);
+    return (V_f32)_mm256_blendv_ps(moved, (__m256)a, _mm256_castsi256_ps(first_lanes_f32(n)));
+}
+FA_INLINE V_f64 join_f64(V_f64 a, V_f64 b, int n) { return (V_f64)join_f32((V_f32)a, (V_f32)b, 2 * n); }
 FA_INLINE void stream_f32(float *p, V_f32 x) { _mm256_stream_ps(p, (__m256)x); }
 FA_INLINE void stream_f64(double *p, V_f64 x) { _mm256_stream_pd(p, (__m256d)x); }
 FA_INLINE void stream_end(void) { _mm_sfence(); }

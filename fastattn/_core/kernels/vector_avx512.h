@@ -36,6 +36,13 @@ FA_INLINE void store_part_f32(float *p, V_f32 x, int n) {
 FA_INLINE void store_part_f64(double *p, V_f64 x, int n) {
     _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x);
 }
+/* The first n lanes of a, then those of b. */
+FA_INLINE V_f32 join_f32(V_f32 a, V_f32 b, int n) {
+    return (V_f32)_mm512_mask_expand_ps((__m512)a, (__mmask16)~((1u << n) - 1), (__m512)b);
+}
+FA_INLINE V_f64 join_f64(V_f64 a, V_f64 b, int n) {
+    return (V_f64)_mm512_mask_expand_pd((__m512d)a, (__mmask8)~((1u << n) - 1), (__m512d)b);
+}
 FA_INLINE void stream_f32(float *p, V_f32 x) { _mm512_stream_ps(p, (__m512)x); }
 FA_INLINE void stream_f64(double *p, V_f64 x) { _mm512_stream_pd(p, (__m512d)x); }
 FA_INLINE void stream_end(void) { _mm_sfence(); }

@@ -51,6 +51,16 @@ FA_INLINE V_f64 load_part_f64(const double *p, int n) {
 FA_INLINE void store_part_f32(float *p, V_f32 x, int n) { memcpy(p, &x, (size_t)n * sizeof *p); }
 FA_INLINE void store_part_f64(double *p, V_f64 x, int n) { memcpy(p, &x, (size_t)n * sizeof *p); }
 
+/* The first n lanes of a, then those of b. */
+FA_INLINE V_f32 join_f32(V_f32 a, V_f32 b, int n) {
+    for (int lane = n; lane < 4; lane++) a[lane] = b[lane - n];
+    return a;
+}
+FA_INLINE V_f64 join_f64(V_f64 a, V_f64 b, int n) {
+    for (int lane = n; lane < 2; lane++) a[lane] = b[lane - n];
+    return a;
+}
+
 FA_INLINE V_f32 exp2_f32(V_f32 x) { return exp2_bits_f32(max_f32(splat_f32(-127.0f), x)); }
 FA_INLINE V_f64 exp2_f64(V_f64 x) { return exp2_bits_f64(max_f64(splat_f64(-1023.0), x)); }
 FA_INLINE V_f32 exp_f32(V_f32 x) { return exp_bits_f32(max_f32(splat_f32(-88.029694f), x)); }
