@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("target")
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 
 # The middle of the sweeps: many rows to a kv head, so that the tile kernel takes it.
-MANY_ROWS = Shape(batch=1, heads=2, kv_heads=2, queries=37, keys=70, head_size=20, value_size=24)
+MANY_ROWS = Shape(batch=6, heads=2, kv_heads=2, queries=37, keys=70, head_size=20, value_size=24)
 # Few rows to a kv head, as in decoding. The batch is there for the accuracy rule, which wants some dozens of rows.
 FEW_ROWS = Shape(batch=8, heads=8, kv_heads=2, queries=1, keys=70, head_size=20, value_size=24)
 

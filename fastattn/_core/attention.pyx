@@ -46,10 +46,9 @@ cdef struct Plan:
     char *lse
     ptrdiff_t query_group, key_head, value_head, out_group, lse_group  # bytes from one kv head to the next
     ptrdiff_t kv_heads
-    ptrdiff_t rows, item_rows   # of a kv head, of an item
-    ptrdiff_t row_items, items  # of a kv head, of the call
+    ptrdiff_t rows, many_rows, item_rows  # of a kv head, those for attention_many, of an item
+    ptrdiff_t row_items, items            # of a kv head, of the call
     ptrdiff_t parts, part_keys
-    bint few
     int threads
     const fa_kernels *kernels
     ptrdiff_t first_item  # of the wave, and where its parts are
@@ -66,11 +65,12 @@ cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
     Tiles and parts decide how numbers are added up; they follow from the shape of one sequence. How many tiles make an
     item decides nothing but speed: as many as share keys in L2, while enough items are left for the threads.
     """
-    cdef ptrdiff_t tiles, sequences = strides.total(&p.batch)
+    cdef ptrdiff_t tiles, rest, sequences = strides.total(&p.batch)
     p.kernels = kernels_of(type)
     p.rows = p.call.queries * p.call.group
-    p.few = p.rows <= p.kernels.few_rows
-    tiles = 1 if p.few else (p.rows + p.kernels.tile_rows - 1) // p.kernels.tile_rows
+    rest = p.rows % p.kernels.tile_rows
+    p.many_rows = p.rows - rest if rest <= p.kernels.few_rows else p.rows
+    tiles = (p.rows + p.kernels.tile_rows - 1) // p.kernels.tile_rows
 
     p.parts = min(p.call.keys // SHORTEST_PART, ENOUGH_ITEMS // max(1, p.kv_heads * tiles), <ptrdiff_t>FA_MOST_PARTS)
     p.parts = max(p.parts, 1)
@@ -78,12 +78,12 @@ cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
     p.part_keys = (p.part_keys + PART_ALIGNMENT - 1) // PART_ALIGNMENT * PART_ALIGNMENT
 
     p.threads = threads_for(asked, sequences * p.kv_heads * tiles * p.parts, nanoseconds(p, sequences))
-    p.item_rows = p.rows if p.few else p.kernels.most_rows
-    while p.item_rows > p.kernels.tile_rows and not p.few and (
+    p.item_rows = p.kernels.most_rows
+    while p.item_rows > p.kernels.tile_rows and (
         sequences * p.kv_heads * ((p.rows + p.item_rows - 1) // p.item_rows) * p.parts < p.threads * ITEMS_PER_THREAD
     ):
         p.item_rows //= 2
-    p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
+    p.row_items = (p.many_rows + p.item_rows - 1) // p.item_rows + (p.many_rows < p.rows)
     p.items = sequences * p.kv_heads * p.row_items
 
 
@@ -104,8 +104,8 @@ cdef fa_attention_item item_of(const Plan *p, ptrdiff_t index) noexcept nogil:
     item.value = p.value + strides.offset(&p.batch, VALUE, batch) + head * p.value_head
     item.out = p.out + strides.offset(&p.batch, OUT, batch) + head * p.out_group
     item.lse = p.lse + strides.offset(&p.batch, LSE, batch) + head * p.lse_group if p.lse != NULL else NULL
-    item.first_row = block * p.item_rows
-    item.rows = min(p.item_rows, p.rows - item.first_row)
+    item.first_row = min(block * p.item_rows, p.many_rows)
+    item.rows = min(p.item_rows, (p.many_rows if item.first_row < p.many_rows else p.rows) - item.first_row)
     item.key_begin, item.key_end = 0, p.call.keys
     item.part_out = item.part_max = item.part_sum = NULL
     return item
@@ -120,10 +120,11 @@ cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, 
 
 
 cdef void attend(const Plan *p, const fa_attention_item *item, void *memory) noexcept nogil:
-    if p.few:
-        p.kernels.attention_few(&p.call, item, memory)
-    else:
+    """Rows that fill tiles go in the lanes; a few, or what few are left over, would leave most lanes empty."""
+    if item.first_row < p.many_rows:
         p.kernels.attention_many(&p.call, item, memory)
+    else:
+        p.kernels.attention_few(&p.call, item, memory)
 
 
 cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:

@@ -9,7 +9,7 @@
  * of rows it costs head_size + value_size FMAs, and 9 (AVX-512) to 13 operations for the weight. */
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
-#define KEYS_PER_SUM 64   /* keys whose weighted values are added up before they join the rest; */
+#define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
 #define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 
 typedef struct {
