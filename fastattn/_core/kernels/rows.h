@@ -37,7 +37,7 @@ typedef struct {
                 __builtin_prefetch((around)->ahead + i, 0, 2);                                                         \
                 OP(stream)((out) + i, VALUE(i, LANES));                                                                \
             }                                                                                                          \
-            __builtin_prefetch((around)->ahead + (count) - 1, 0, 2); /* one line missed costs a third of the speed */     \
+            __builtin_prefetch((around)->ahead + (count) - 1, 0, 2);                                                   \
             (around)->filled = (count) - i;                                                                            \
             if (i < (count)) (around)->line = VALUE(i, (count) - i);                                                   \
         } else {                                                                                                       \
