@@ -511,3 +511,16 @@ def test_layout_helpers_agree(dtype):
     x = problem(MANY_ROWS, dtype).query
     for layout in WRITABLE_LAYOUTS:
         np.testing.assert_array_equal(laid_out(x, layout), x)
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_long_heads_over_few_keys(dtype, is_causal):
+    assert_accurate_at(Shape(3, 2, 2, queries=50, keys=3, head_size=300, value_size=2), dtype, is_causal=is_causal)
+
+
+@pytest.mark.parametrize("offset", [-50, 50])
+def test_scores_farther_from_zero(dtype, offset):
+    query, key, value = problem(MANY_ROWS, dtype)
+    query, key = query.copy(), key.copy()
+    query[..., 0], key[..., 0] = 4, offset
+    assert_attention_accurate(query, key, value)

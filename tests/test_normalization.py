@@ -284,3 +284,13 @@ def test_nothing_outside_is_touched(operation, rng, dtype, size, at):
         results(fastattn, operation, arrays, out=outs if operation in ADDING else outs[0])
         for got, right in zip(outs, expected, strict=True):
             np.testing.assert_array_equal(got, right)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_half_of_the_out_pair_may_be_left_out(dtype, place):
+    x, residual = np.random.default_rng(0).normal(size=(2, 3, 40)).astype(dtype)
+    given = np.empty_like(x)
+    results = fastattn.add_layer_norm(x, residual, out=(given, None) if place == 0 else (None, given))
+    assert results[place] is given
+    for got, expected in zip(results, fastattn.add_layer_norm(x, residual), strict=True):
+        np.testing.assert_array_equal(got, expected)
