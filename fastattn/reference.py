@@ -14,12 +14,15 @@ import numpy as np
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "attention_weights",
     "layer_norm",
     "log_softmax",
     "merge_states",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "softmax",
+    "varlen_attention",
 ]
 
 _REAL = np.float64  # the type everything below computes in; tests of float64 kernels widen it
@@ -32,7 +35,7 @@ def _real(x):
 # Attention
 
 
-def scaled_dot_product_attention(query, key, value, *, is_causal=False, q_offset=None, scale=None, return_lse=False):
+def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, **options):
     """Weighted mean of the values, by softmax of the scaled products of queries and keys.
 
     Parameters
@@ -42,21 +45,20 @@ def scaled_dot_product_attention(query, key, value, *, is_causal=False, q_offset
     key : (..., Hkv, Sk, D) array
         Hq is a multiple of Hkv: query head h reads kv head ``h // (Hq // Hkv)``. Leading axes broadcast.
     value : (..., Hkv, Sk, Dv) array
-    is_causal : bool
-        Query i, at position ``i + q_offset``, sees only the keys j with ``j <= i + q_offset``.
-    q_offset : int, optional
-        Position of the first query among the keys. The default, ``Sk - Sq``, lets the last query meet the last key.
-    scale : float, optional
-        Factor of the scores, 1/sqrt(D) by default.
+    attn_mask : array that broadcasts to (..., Hq, Sq, Sk), optional
+        bool: True lets the query attend to the key. Float: added to the score, and -inf excludes the key.
     return_lse : bool
         Also return the natural logarithm of each query's sum of exponentials.
+    **options
+        ``is_causal``, ``q_offset``, ``window``, ``scale``, ``softcap``, ``sinks``, ``alibi_slopes`` and
+        ``kv_lengths``, as in `attention_weights`.
 
     Returns
     -------
     out : (..., Hq, Sq, Dv) array
         Zero for a query that sees no key.
     lse : (..., Hq, Sq) array, only with ``return_lse``
-        -inf for a query that sees no key.
+        -inf for a query that sees no key; with a sink, the sink's logit.
 
     Examples
     --------
@@ -75,56 +77,195 @@ def scaled_dot_product_attention(query, key, value, *, is_causal=False, q_offset
     query, key, value = _real(query), _real(key), _real(value)
     has_heads = max(query.ndim, key.ndim, value.ndim) > 2
     query, key, value = _with_common_axes(query, key, value)
-    head_size = query.shape[-1]
-    if scale is None:
-        scale = 1 / np.sqrt(_REAL(head_size))
-
-    # 1. Scores: how well each key answers each query.
-    with np.errstate(invalid="ignore", over="ignore"):
-        scores = scale * (query @ key.swapaxes(-1, -2))  # (..., Hq, Sq, Sk)
-
-    # 2. Exclusion: an excluded key's score is -inf, whatever stands in the key.
-    allowed = _allowed(scores.shape[-2], scores.shape[-1], is_causal, q_offset)  # (Sq, Sk)
-    scores = np.where(allowed, scores, -np.inf)
-
-    # 3. Weights: softmax over the keys.
-    weights, lse = _softmax_and_lse(scores, axis=-1)  # (..., Hq, Sq, Sk), (..., Hq, Sq, 1)
-
-    # 4. The weighted sum.
+    weights, lse, allowed = _weights(query, key, attn_mask, **options)
     out = _weighted_sum(weights, value, allowed)  # (..., Hq, Sq, Dv)
-
-    lse = lse[..., 0]
     if not has_heads:
         out, lse = out[0], lse[0]
     return (out, lse) if return_lse else out
 
 
-def _with_common_axes(query, key, value):
-    """The three with the same leading axes and number of heads: key and value repeat each head for its group."""
-    query, key, value = (x[None] if x.ndim == 2 else x for x in (query, key, value))
-    group = query.shape[-3] // key.shape[-3]
-    key, value = key.repeat(group, axis=-3), value.repeat(group, axis=-3)
-    leading = np.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
-    return (np.broadcast_to(x, leading + x.shape[-3:]) for x in (query, key, value))
+def attention_weights(query, key, attn_mask=None, *, return_lse=False, **options):
+    """The weights by which `scaled_dot_product_attention` sums the values.
+
+    Parameters
+    ----------
+    query : (..., Hq, Sq, D) array
+    key : (..., Hkv, Sk, D) array
+    attn_mask : array that broadcasts to (..., Hq, Sq, Sk), optional
+    return_lse : bool
+    is_causal : bool
+        Query i, at position ``i + q_offset``, sees only the keys j with ``j <= i + q_offset``.
+    q_offset : int or integer array that broadcasts to the leading axes, optional
+        Position of the first query among the keys. The default, ``Sk - Sq`` or ``kv_lengths - Sq``, lets the last query
+        meet the last key.
+    window : (left, right), optional
+        Query at position p sees only ``p - left <= j <= p + right``; None is unbounded.
+    scale : float, optional
+        Factor of the scores, 1/sqrt(D) by default.
+    softcap : float, optional
+        Scaled scores s become ``softcap * tanh(s / softcap)``.
+    sinks : (Hq,) array, optional
+        A logit for each head that takes its share of the softmax and has no value.
+    alibi_slopes : (Hq,) array, or (..., Hq) with the leading axes, optional
+        ``-slope * |p - j|`` is added to the score of key j for a query at position p.
+    kv_lengths : int or integer array that broadcasts to the leading axes, optional
+        Only the first so many keys of a sequence exist.
+
+    Returns
+    -------
+    weights : (..., Hq, Sq, Sk) array
+        Rows sum to 1, to less with a sink, and to 0 where a query sees no key.
+    lse : (..., Hq, Sq) array, only with ``return_lse``
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastattn import reference
+    >>> query, key = np.zeros((1, 4)), np.zeros((3, 4))
+    >>> reference.attention_weights(query, key, np.array([True, False, True]))
+    array([[0.5, 0. , 0.5]])
+    >>> reference.attention_weights(query, key, np.array([True, False, True]), sinks=np.log([2.0])).round(12)
+    array([[0.25, 0.  , 0.25]])
+    """
+    query, key = _real(query), _real(key)
+    has_heads = max(query.ndim, key.ndim) > 2
+    query, key = _with_common_axes(query, key)
+    weights, lse, _ = _weights(query, key, attn_mask, **options)
+    if not has_heads:
+        weights, lse = weights[0], lse[0]
+    return (weights, lse) if return_lse else weights
 
 
-def _allowed(queries, keys, is_causal, q_offset):
-    """True where query i (down) may attend to key j (across)."""
-    if q_offset is None:
-        q_offset = keys - queries
-    position = np.arange(queries)[:, None] + q_offset  # (Sq, 1)
-    key = np.arange(keys)  # (Sk,)
-    allowed = np.ones((queries, keys), dtype=bool)
-    if is_causal:
-        allowed &= key <= position
-    return allowed
+def _weights(
+    query,
+    key,
+    attn_mask=None,
+    *,
+    is_causal=False,
+    q_offset=None,
+    window=None,
+    scale=None,
+    softcap=None,
+    sinks=None,
+    alibi_slopes=None,
+    kv_lengths=None,
+):
+    """Weights (..., Hq, Sq, Sk), lse (..., Hq, Sq), and what may be attended to (broadcasts to the weights).
+
+    query (..., Hq, Sq, D) and key (..., Hq, Sk, D) have all their axes.
+    """
+    queries, keys, head_size = query.shape[-2], key.shape[-2], query.shape[-1]
+    if scale is None:
+        scale = 1 / np.sqrt(_REAL(head_size))
+
+    # 1. Where queries and keys stand. What there is for each sequence gets axes for heads, queries and keys.
+    lengths = keys if kv_lengths is None else np.asarray(kv_lengths)[..., None, None, None]  # (..., 1, 1, 1)
+    offset = lengths - queries if q_offset is None else np.asarray(q_offset)[..., None, None, None]
+    position = np.arange(queries)[:, None] + offset  # (..., 1, Sq, 1)
+    j = np.arange(keys)  # (Sk,)
+
+    # 2. Scores: how well each key answers each query.
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = scale * (query @ key.swapaxes(-1, -2))  # (..., Hq, Sq, Sk)
+        if softcap is not None:
+            scores = softcap * np.tanh(scores / softcap)
+        if alibi_slopes is not None:
+            scores = scores - _real(alibi_slopes)[..., None, None] * np.abs(position - j)
+
+        # 3. Masks. What they exclude scores -inf, whatever stands in query and key.
+        left, right = (None, None) if window is None else window
+        allowed = j < lengths
+        if is_causal:
+            allowed = allowed & (j <= position)
+        if left is not None:
+            allowed = allowed & (j >= position - left)
+        if right is not None:
+            allowed = allowed & (j <= position + right)
+        if attn_mask is not None and np.asarray(attn_mask).dtype == bool:
+            allowed = allowed & attn_mask
+        elif attn_mask is not None:
+            attn_mask = _real(attn_mask)
+            allowed = allowed & ~np.isneginf(attn_mask)
+            scores = scores + attn_mask
+        scores = np.where(allowed, scores, -np.inf)
+
+    # 4. Softmax over the keys, and over the sink, which has no value to add.
+    if sinks is not None:
+        sink = np.broadcast_to(_real(sinks)[:, None, None], (*scores.shape[:-1], 1))
+        scores = np.concatenate([scores, sink], axis=-1)
+    weights, lse = _softmax_and_lse(scores, axis=-1)  # (..., Hq, Sq, Sk [+ 1]), (..., Hq, Sq, 1)
+    return weights[..., :keys], lse[..., 0], allowed
+
+
+def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_lse=False, **options):
+    """`scaled_dot_product_attention` of each of N sequences, packed one behind the other.
+
+    Parameters
+    ----------
+    query : (Tq, Hq, D) array
+        Sequence n is ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
+    key : (Tk, Hkv, D) array
+    value : (Tk, Hkv, Dv) array
+        Likewise, by `cu_seqlens_k`.
+    cu_seqlens_q, cu_seqlens_k : (N + 1,) integer arrays
+        From 0 to Tq, and from 0 to Tk, never decreasing.
+    return_lse : bool
+    **options
+        As in `attention_weights`; `q_offset` and `kv_lengths` broadcast to (N,), `alibi_slopes` has shape (Hq,) or
+        (N, Hq).
+
+    Returns
+    -------
+    out : (Tq, Hq, Dv) array
+    lse : (Tq, Hq) array, only with ``return_lse``
+
+    Examples
+    --------
+    Two sequences of two and of one token. All keys of a sequence score the same:
+
+    >>> import numpy as np
+    >>> from fastattn import reference
+    >>> query, key, value = np.zeros((3, 1, 4)), np.zeros((3, 1, 4)), np.array([[[1.0]], [[3.0]], [[7.0]]])
+    >>> reference.varlen_attention(query, key, value, [0, 2, 3], [0, 2, 3])[:, 0, 0]
+    array([2., 2., 7.])
+    """
+    sequences = len(cu_seqlens_q) - 1
+    for name in {"q_offset", "kv_lengths"} & options.keys():
+        if options[name] is not None:
+            options[name] = np.broadcast_to(options[name], sequences)
+    if options.get("alibi_slopes") is not None:
+        options["alibi_slopes"] = np.broadcast_to(options["alibi_slopes"], (sequences, np.shape(query)[1]))
+    per_sequence = {"q_offset", "kv_lengths", "alibi_slopes"}
+
+    out = np.zeros((*np.shape(query)[:2], np.shape(value)[2]))
+    lse = np.zeros(np.shape(query)[:2])
+    for n in range(sequences):
+        q, k = slice(*cu_seqlens_q[n : n + 2]), slice(*cu_seqlens_k[n : n + 2])
+        own = {
+            name: option[n] if name in per_sequence and option is not None else option
+            for name, option in options.items()
+        }
+        packed = (np.swapaxes(x, 0, 1) for x in (query[q], key[k], value[k]))  # (H, S, D)
+        own_out, own_lse = scaled_dot_product_attention(*packed, return_lse=True, **own)
+        out[q], lse[q] = own_out.swapaxes(0, 1), own_lse.T
+    return (out, lse) if return_lse else out
+
+
+def _with_common_axes(query, *keys_and_values):
+    """All with the same leading axes and number of heads: key and value repeat each head for its group."""
+    query, *others = (x[None] if x.ndim == 2 else x for x in (query, *keys_and_values))
+    group = query.shape[-3] // others[0].shape[-3]
+    arrays = [query, *(x.repeat(group, axis=-3) for x in others)]
+    leading = np.broadcast_shapes(*(x.shape[:-3] for x in arrays))
+    return (np.broadcast_to(x, leading + x.shape[-3:]) for x in arrays)
 
 
 def _weighted_sum(weights, value, allowed):
     """weights @ value, where an excluded key adds nothing: in floating point 0 · NaN and 0 · inf are not nothing.
 
-    weights (..., Hq, Sq, Sk), value (..., Hq, Sk, Dv), allowed (Sq, Sk).
+    weights (..., Hq, Sq, Sk), value (..., Hq, Sk, Dv), allowed broadcasts to the weights.
     """
+    allowed = np.broadcast_to(allowed, weights.shape)
     every_axis_but_keys = tuple(axis for axis in range(value.ndim) if axis != value.ndim - 2)
     finite = np.isfinite(value).all(axis=every_axis_but_keys)  # (Sk,)
     out = weights[..., finite] @ value[..., finite, :]
@@ -365,3 +506,48 @@ def _scaled_and_shifted(x, weight, bias):
     if bias is not None:
         x = x + _real(bias)
     return x
+
+
+# Rotary position embedding
+
+
+def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
+    """Turn pairs of components by angles that grow with the token's position.
+
+    Parameters
+    ----------
+    x : (..., H, S, D) array
+        A 2-D array (S, D) has no axis for heads.
+    cos, sin : (P, R/2) arrays, or (..., S, R/2) without `positions`
+        Cosine and sine of the angle for each position and pair. R, the rotary size, is at most D; components from R
+        on stay as they are.
+    positions : integer array that broadcasts to (..., S), optional
+        Row of `cos` and `sin` for each token. By default cos and sin have a row for each token already.
+    interleaved : bool
+        A pair is (x[2i], x[2i + 1]); otherwise it is (x[i], x[i + R/2]).
+
+    Returns
+    -------
+    array of x's shape
+
+    Examples
+    --------
+    A quarter turn takes (1, 0) to (0, 1):
+
+    >>> import numpy as np
+    >>> from fastattn import reference
+    >>> reference.rotary_embedding(np.array([[1.0, 0.0, 5.0]]), np.array([[0.0]]), np.array([[1.0]]))
+    array([[0., 1., 5.]])
+    """
+    x, cos, sin = _real(x), _real(cos), _real(sin)
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]  # (..., S, R/2)
+    if x.ndim > 2:
+        cos, sin = np.expand_dims(cos, -3), np.expand_dims(sin, -3)  # (..., 1, S, R/2)
+    half = cos.shape[-1]
+    pairs = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    a, b = x[..., pairs[0]], x[..., pairs[1]]
+    turned = x.copy()
+    turned[..., pairs[0]] = a * cos - b * sin
+    turned[..., pairs[1]] = a * sin + b * cos
+    return turned
