@@ -13,6 +13,7 @@ np.import_array()
 cdef enum:
     X, OUT, WHERE          # rows of Axes.stride
     ITEM_ELEMENTS = 16384  # about 4 microseconds of work: hides taking an item, and leaves enough of them to share
+    STREAMED_ELEMENTS = 262144  # beyond the cache: a new item is not prefetched, and 64 KB items lose a fifth by that
 
 cdef double ELEMENTS = 3.0  # a core's per nanosecond, for the choice of the number of threads
 
@@ -46,7 +47,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
         and call.x_element % itemsize == 0 and call.out_element % itemsize == 0
         and <size_t>p.x % itemsize == 0 and <size_t>p.out % itemsize == 0
     )
-    p.item_rows = max(1, ITEM_ELEMENTS // max(1, call.length))
+    p.item_rows = max(1, (STREAMED_ELEMENTS if call.streaming else ITEM_ELEMENTS) // max(1, call.length))
     if p.columns:
         p.item_rows = (p.item_rows + 63) // 64 * 64
     p.row_items = (p.rows + p.item_rows - 1) // p.item_rows

@@ -50,8 +50,8 @@ FA_INLINE OP(statistics) OP(row_statistics)(const R *x, ptrdiff_t count, R about
 
 /* out = (x - mean) · factor · weight + bias; either may be absent. */
 FA_INLINE void OP(normalize)(const R *x, const R *weight, const R *bias, R *out, ptrdiff_t count, R mean, R factor,
-                             OP(around) *around) {
-#define CENTRED(i, n) ((OP(load_some)(x + i, n) - mean) * factor)
+                             const R *ahead, OP(around) *around) {
+#define CENTRED(i, n) (OP(prefetch)(ahead + i), (OP(load_some)(x + i, n) - mean) * factor)
 #define WEIGHTED(i, n) (CENTRED(i, n) * OP(load_some)(weight + i, n))
 #define BIASED(i, n) (CENTRED(i, n) + OP(load_some)(bias + i, n))
 #define BOTH(i, n) (WEIGHTED(i, n) + OP(load_some)(bias + i, n))
@@ -97,8 +97,8 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
         OP(statistics) s = n->centred ? OP(row_statistics)(in, n->length, OP(row_mean)(in, n->length), 1)
                                       : OP(row_statistics)(in, n->length, 0, 0);
         R factor = (R)(1 / sqrt((double)s.spread + n->eps));
-        around.ahead = (const R *)(x + OP(rows_ahead)(n->length) * n->x_row);
-        OP(normalize)(in, n->weight, n->bias, n->plain_out ? (R *)out : result, n->length, s.mean, factor,
+        const R *ahead = n->plain_x ? OP(row_ahead)((const R *)x, n->x_row, n->length, rows - row) : in;
+        OP(normalize)(in, n->weight, n->bias, n->plain_out ? (R *)out : result, n->length, s.mean, factor, ahead,
                       streaming ? &around : NULL);
         if (streaming) OP(end_row)(&around, (R *)out + n->length, joined && row + 1 < rows);
         if (!n->plain_out) OP(scatter)(out, n->out_element, result, n->length);

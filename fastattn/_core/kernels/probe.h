@@ -23,8 +23,8 @@ static double EXPORT(probe_read)(const void *memory, ptrdiff_t bytes) {
 
 static void EXPORT(probe_copy)(void *to, const void *from, ptrdiff_t bytes) {
     const R *x = from;
-    OP(around) state = {.ahead = x + 2048}, *around = &state;
-#define SAME(i, n) OP(load_some)(x + i, n)
+    OP(around) state = {.filled = 0}, *around = &state;
+#define SAME(i, n) (OP(prefetch)(x + 2048 + i), OP(load_some)(x + i, n))
     FA_MAP((R *)to, bytes / (ptrdiff_t)sizeof(R), around, SAME);
 #undef SAME
     OP(end_row)(around, (R *)to + bytes / (ptrdiff_t)sizeof(R), 0);

@@ -13,15 +13,19 @@ FA_INLINE V OP(keep_lanes)(V x, int n, R rest) {
 /* Elements whose sum is made on its own before it joins the rest: in one long chain rounding errors gather. */
 #define RUN (64 * LANES)
 
-/* How many rows ahead a large array is prefetched: far enough to hide the way to memory, 8 KB and at least a row. */
-FA_INLINE ptrdiff_t OP(rows_ahead)(ptrdiff_t length) { return 8192 / (length * (ptrdiff_t)sizeof(R)) + 1; }
+/* The row to prefetch while this one is at work, of which `left` are still to come: far enough ahead to hide the way to
+ * memory, 8 KB and at least two rows (softmax has the next in hand already). At the end it is the row itself, which costs next to nothing. */
+FA_INLINE const R *OP(row_ahead)(const R *row, ptrdiff_t stride, ptrdiff_t length, ptrdiff_t left) {
+    ptrdiff_t rows = 8192 / (length * (ptrdiff_t)sizeof(R)) + 2;
+    return rows < left ? (const R *)((const char *)row + rows * stride) : row;
+}
+
+FA_INLINE void OP(prefetch)(const R *address) { __builtin_prefetch(address, 0, 2); }
 
 /* How a large result is stored: around the cache, which saves reading the lines that are overwritten (copy 38 GB/s against
  * 23). That wants whole aligned vectors, so what a row leaves over at its end waits in `line` for the next row's beginning:
- * stored through the cache, rows of 128 ran at half the speed. `ahead` is what will be read next; without prefetching it,
- * reading stops while a row is computed and written. */
+ * stored through the cache, rows of 128 ran at half the speed. */
 typedef struct {
-    const R *ahead;
     V line;
     ptrdiff_t filled; /* lanes of `line` that wait */
 } OP(around);
@@ -33,11 +37,7 @@ typedef struct {
         if (around) {                                                                                                  \
             i = (ptrdiff_t)(-(uintptr_t)(out) % FA_VECTOR_BYTES / sizeof(R));                                          \
             if (i) OP(put_line)(around, (out) - (around)->filled, VALUE(0, i), i);                                     \
-            for (; i + LANES <= (count); i += LANES) {                                                                 \
-                __builtin_prefetch((around)->ahead + i, 0, 2);                                                         \
-                OP(stream)((out) + i, VALUE(i, LANES));                                                                \
-            }                                                                                                          \
-            __builtin_prefetch((around)->ahead + (count) - 1, 0, 2);                                                   \
+            for (; i + LANES <= (count); i += LANES) OP(stream)((out) + i, VALUE(i, LANES));                           \
             (around)->filled = (count) - i;                                                                            \
             if (i < (count)) (around)->line = VALUE(i, (count) - i);                                                   \
         } else {                                                                                                       \
