@@ -63,7 +63,7 @@ def rotary_embedding(
 
     Examples
     --------
-    A token at position 1, whose pairs turn by a quarter and by half a turn for each position; the fifth component stays:
+    A token at position 1; its pairs turn by a quarter and by half a turn a position, and the fifth component stays:
 
     >>> import numpy as np, fastattn
     >>> angles = np.arange(4)[:, None] * np.array([np.pi / 2, np.pi])

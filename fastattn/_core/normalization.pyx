@@ -160,7 +160,8 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
     cdef np.ndarray total = arguments.output("out[1]", out[1], a.ndim, a.shape, a, "x")
     if arguments.share_memory(result, total):
         raise ValueError("out must hold two arrays that do not overlap, got arrays that share memory")
-    cdef np.ndarray target = arguments.unclashing(result, (a, r), (w, b)), total_target = arguments.unclashing(total, (a, r), (w, b))
+    cdef np.ndarray target = arguments.unclashing(result, (a, r), (w, b))
+    cdef np.ndarray total_target = arguments.unclashing(total, (a, r), (w, b))
     fill(&p, a, r, w, b, target, total_target)
     run_all(&p, a, asked)
     if target is not result:

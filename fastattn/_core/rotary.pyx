@@ -14,7 +14,7 @@ np.import_array()
 cdef enum:
     X, OUT, COS, SIN, POSITIONS  # rows of Axes.stride
     ARRAYS
-    ITEM_ELEMENTS = 16384        # about 3 microseconds of work: hides taking an item, and leaves enough of them to share
+    ITEM_ELEMENTS = 16384        # about 3 microseconds of work: hides taking an item, leaves enough of them to share
 
 cdef double ELEMENTS = 5.0  # a core's per nanosecond, for the choice of the number of threads
 
