@@ -5,6 +5,7 @@ A map of the package. One room per operation: its signature, docstring and a few
 attention.py      scaled_dot_product_attention, merge_states
 softmax.py        softmax, log_softmax
 normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
+rotary.py         rotary_embedding
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
@@ -25,6 +26,7 @@ __path__ = compiled(__path__)
 from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
 from fastattn.attention import merge_states, scaled_dot_product_attention
 from fastattn.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from fastattn.rotary import rotary_embedding
 from fastattn.softmax import log_softmax, softmax
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "log_softmax",
     "merge_states",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",

@@ -23,10 +23,14 @@ cdef int axis_of(object axis, int ndim) except -1
 
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept
+cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters)
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
 cdef np.ndarray mask_like(str name, object where, np.ndarray x)
 cdef np.ndarray rows_array(str name, object x)
+cdef np.ndarray rotary_array(str name, object x)
+cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position)
+cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows)
 cdef double non_negative(str name, object x) except -1
 
 

@@ -220,6 +220,78 @@ cdef int broadcast(str name, np.ndarray x, int from_the_end, np.npy_intp *common
     return 0
 
 
+# --- rotary embedding ---
+
+cdef np.ndarray rotary_array(str name, object x):
+    cdef np.ndarray a = real_array(name, x)
+    if a.ndim < 2:
+        unfit(name, a, "at least 2 axes (..., tokens, size)")
+    return a
+
+
+cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position):
+    """A number for each pair of components, in rows: for positions to choose from or, without them, for x's tokens."""
+    cdef np.ndarray a = real_array_like(name, table, x, "x")
+    if by_position and a.ndim != 2:
+        unfit(name, a, "2 axes (positions, pairs) where positions are given")
+    if not by_position and (a.ndim < 2 or length(a, 2) != length(x, 2) or not fits_tokens(a, 1, x)):
+        needed = ", ".join(map(str, (*tokens_of(x), "pairs")))
+        unfit(name, a, f"shape ({needed}), or one that broadcasts to it in its leading axes")
+    if 2 * length(a, 1) > length(x, 1):
+        unfit(name, a, f"at most {length(x, 1) // 2} pairs, half of x's last axis, in its own")
+    return a
+
+
+cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows):
+    """A copy: nobody can change it between this judgement and its use."""
+    cdef np.ndarray a = integers(name, positions), copy
+    if not fits_tokens(a, 0, x):
+        raise ValueError(f"{name} must broadcast to shape {tokens_of(x)}, that of x's tokens, got {shape_of(a)}")
+    copy = np.PyArray_FROMANY(
+        a, np.NPY_INTP, 0, 0, np.NPY_ARRAY_CARRAY | np.NPY_ARRAY_FORCECAST | np.NPY_ARRAY_ENSURECOPY
+    )
+    if not all_below(<const np.npy_intp *>np.PyArray_DATA(copy), np.PyArray_SIZE(copy), rows):
+        raise ValueError(f"{name} must be at least 0 and below {rows}, the rows of cos, got {a.min()} to {a.max()}")
+    return copy
+
+
+cdef np.ndarray integers(str name, object x):
+    """Anything that NumPy takes for an array of integers."""
+    cdef np.ndarray a
+    try:
+        a = array(name, x) if isinstance(x, np.ndarray) else np.asarray(x)
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"{name} must be an array of integers, got a {type(x).__name__} that makes none") from None
+    if not np.PyArray_ISINTEGER(a):
+        raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
+    return a
+
+
+cdef bint all_below(const np.npy_intp *x, ptrdiff_t count, ptrdiff_t limit) noexcept nogil:
+    """Whether 0 <= x[i] < limit. An unsigned integer too large for the type is a negative one by now."""
+    cdef ptrdiff_t i
+    cdef size_t largest = 0
+    for i in range(count):
+        largest = max(largest, <size_t>x[i])
+    return count == 0 or largest < <size_t>limit
+
+
+cdef bint fits_tokens(np.ndarray a, int more, np.ndarray x) noexcept:
+    """Whether a's axes, the last `more` left out, broadcast to those of x's tokens: the leading ones without heads."""
+    cdef int axis, of_x  # counted from the end
+    for axis in range(1, a.ndim - more + 1):
+        of_x = 2 if axis == 1 else axis + 2
+        if of_x > x.ndim or (length(a, axis + more) != 1 and length(a, axis + more) != length(x, of_x)):
+            return False
+    return True
+
+
+cdef tuple tokens_of(np.ndarray x):
+    """x's shape without heads and components: (..., tokens)."""
+    shape = (<object>x).shape
+    return (*shape[: max(0, x.ndim - 3)], shape[x.ndim - 2])
+
+
 # --- numbers ---
 
 cdef ptrdiff_t integer(str name, object x) except? -1:
@@ -315,3 +387,15 @@ cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
         if a.shape[i] != b.shape[i] or a.strides[i] != b.strides[i]:
             return False
     return True
+
+
+cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters):
+    """The result itself or, where writing it row by row would spoil what is still to be read, a stand-in for it."""
+    cdef np.ndarray x
+    for x in rows:
+        if share_memory(result, x) and not same_place(result, x):
+            return new_array(result, result.ndim, result.shape)
+    for x in parameters:
+        if x is not None and share_memory(result, x):
+            return new_array(result, result.ndim, result.shape)
+    return result

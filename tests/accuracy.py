@@ -141,6 +141,20 @@ def naive_add_rms_norm(x, residual, weight=None, *, eps=1e-6):
     return naive_rms_norm(x + residual, weight, eps=eps), x + residual
 
 
+def naive_rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
+    cos, sin = (table.astype(x.dtype) for table in (cos, sin))
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]
+    if x.ndim > 2:
+        cos, sin = cos[..., None, :, :], sin[..., None, :, :]
+    pairs = cos.shape[-1]
+    turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else (turned[..., :pairs], turned[..., pairs:])
+    both = [a * cos - b * sin, a * sin + b * cos]
+    both = np.stack(both, axis=-1).reshape(turned.shape) if interleaved else np.concatenate(both, axis=-1)
+    return np.concatenate([both, rest], axis=-1)
+
+
 def _scaled_and_shifted(x, weight, bias):
     if weight is not None:
         x = x * weight.astype(x.dtype)

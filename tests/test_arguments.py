@@ -22,12 +22,14 @@ GOOD = {
     "rms_norm": {"x": zeros(3, 4), "weight": zeros(4)},
     "add_layer_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4), "bias": zeros(4)},
     "add_rms_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4)},
+    "rotary_embedding": {"x": zeros(3, 4), "cos": zeros(3, 2), "sin": zeros(3, 2)},
 }
 ARRAYS = [(operation, name) for operation, arguments in GOOD.items() for name in arguments]
 SOFTMAXES = ("softmax", "log_softmax")
 NORMS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
 PAIRS = ("add_layer_norm", "add_rms_norm")
 ATTENTION = "scaled_dot_product_attention"
+ROTARY = "rotary_embedding"
 
 
 def outs_for(operation, dtype=np.float32):
@@ -163,6 +165,67 @@ def test_rows_to_normalise_are_not_empty(operation, shape):
     assert_refused(operation, "x", ValueError, str(shape), wrong)
 
 
+ROTARY_SHAPES = [
+    # argument blamed, what came, the arguments
+    ("x", "(4,)", {"x": zeros(4)}),
+    ("x", "()", {"x": zeros()}),
+    ("cos", "(3, 3)", {"cos": zeros(3, 3), "sin": zeros(3, 3)}),
+    ("cos", "(3, 1)", {"x": zeros(3, 1), "cos": zeros(3, 1), "sin": zeros(3, 1)}),
+    ("cos", "(2,)", {"cos": zeros(2)}),
+    ("cos", "()", {"cos": zeros()}),
+    ("cos", "(2, 2)", {"cos": zeros(2, 2)}),
+    ("cos", "(1, 2)", {"cos": zeros(1, 2)}),
+    ("cos", "(1, 3, 2)", {"cos": zeros(1, 3, 2)}),
+    ("cos", "(5, 3, 2)", {"x": zeros(5, 3, 4), "cos": zeros(5, 3, 2)}),
+    ("cos", "(5, 3, 2)", {"x": zeros(2, 5, 3, 4), "cos": zeros(5, 3, 2)}),
+    ("cos", "(2, 1, 3, 2)", {"x": zeros(2, 5, 3, 4), "cos": zeros(2, 1, 3, 2)}),
+    ("cos", "(3, 3, 2)", {"cos": zeros(3, 3, 2), "positions": [0, 1, 2]}),
+    ("cos", "(2,)", {"cos": zeros(2), "positions": [0, 1, 2]}),
+    ("sin", "(3, 1)", {"sin": zeros(3, 1)}),
+    ("sin", "(4, 2)", {"sin": zeros(4, 2)}),
+    ("sin", "(2,)", {"sin": zeros(2)}),
+    ("sin", "(4, 2)", {"sin": zeros(4, 2), "positions": [0, 1, 2]}),
+]
+
+
+@pytest.mark.parametrize(("name", "came", "wrong"), ROTARY_SHAPES, ids=lambda p: p if isinstance(p, str) else "")
+def test_wrong_shapes_of_rotary_embedding(name, came, wrong):
+    assert_refused(ROTARY, name, ValueError, came, wrong)
+
+
+@pytest.mark.parametrize(
+    ("positions", "error", "came"),
+    [
+        ([0, 1], ValueError, "(2,)"),
+        ([[0, 1, 2]], ValueError, "(1, 3)"),
+        (np.zeros((3, 1), int), ValueError, "(3, 1)"),
+        ([[0], [1, 2]], ValueError, "list"),
+        ([0, 1, 3], ValueError, "0 to 3"),
+        ([0, -1, 2], ValueError, "-1 to 2"),
+        (np.array([0, 2**63, 1], np.uint64), ValueError, str(2**63)),
+        (np.array([0, -128, 1], np.int8), ValueError, "-128 to 1"),
+        (7, ValueError, "7"),
+        ([0.0, 1.0, 2.0], TypeError, "float64"),
+        (np.zeros(3, np.float32), TypeError, "float32"),
+        ([True, False, True], TypeError, "bool"),
+        (True, TypeError, "bool"),
+        ([2**70, 0, 1], TypeError, "object"),
+        ([], TypeError, "float64"),
+        ("012", TypeError, "<U3"),
+        (np.zeros(3, "timedelta64[s]"), TypeError, "timedelta64"),
+        (masked(np.zeros(3, int)), TypeError, "MaskedArray"),
+    ],
+    ids=repr,
+)
+def test_wrong_positions(positions, error, came):
+    assert_refused(ROTARY, "positions", error, came, {"positions": positions})
+
+
+def test_positions_in_a_table_without_rows():
+    wrong = {"cos": zeros(0, 2), "sin": zeros(0, 2), "positions": [0, 0, 0]}
+    assert_refused(ROTARY, "positions", ValueError, "0 to 0", wrong)
+
+
 # Scalars
 
 SCALARS = [
@@ -177,6 +240,7 @@ SCALARS = [
     *((tuple(GOOD), "num_threads", wrong, TypeError) for wrong in (1.0, "2", True, False, np.float32(1), [1], (1,))),
     *((SOFTMAXES, "axis", wrong, ValueError) for wrong in (2, -3, 100, 10**30)),
     *((SOFTMAXES, "axis", wrong, TypeError) for wrong in (None, 1.0, "1", True, (0, 1), np.float64(0))),
+    *(((ROTARY,), "interleaved", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0)),
     *((NORMS, "eps", wrong, ValueError) for wrong in (-1e-9, np.nan, np.inf, -1, 10**400)),
     *((NORMS, "eps", wrong, TypeError) for wrong in (None, "1", True, 1j, [1e-5])),
 ]

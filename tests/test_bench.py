@@ -224,6 +224,8 @@ def test_installed_peers_run(name):
     with measure.Engine(name, 1) as engine:
         for case in ("tiny", "softmax-1x128-out", "layer_norm-1x768", "rms_norm-1x4096", "add_layer_norm-128x768-out"):
             assert engine.prepare(CASES[case]).failure == ""
+        for case in ("rotary_embedding-1x32x1x128-out", "rotary_embedding-1x32x128x128"):
+            assert engine.prepare(CASES[case]).failure == ""
 
 
 # Limits and results

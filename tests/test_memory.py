@@ -85,11 +85,13 @@ def test_other_keys_and_values_are_not_copied_whole(convert):
         "fastattn.log_softmax(x, out=x)",
         "fastattn.layer_norm(x, out=out)",
         "fastattn.rms_norm(x, out=x)",
+        "fastattn.rotary_embedding(x, x[:, :2000], x[:, 2000:], out=out)",
+        "fastattn.rotary_embedding(x, angles, angles, positions=np.arange(4000), interleaved=True, out=x)",
     ],
 )
 def test_rows_need_no_copy(call):
     code = f"""
-    x, out = ones(4000, 4000), ones(4000, 4000)
+    x, out, angles = ones(4000, 4000), ones(4000, 4000), ones(4000, 2000)
     fastattn.softmax(x[:10]), fastattn.softmax(x[:10], axis=0), fastattn.layer_norm(x[:10])
     {call}
     """

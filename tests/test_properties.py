@@ -294,3 +294,63 @@ def test_adding_first_is_the_same_as_adding_inside(target, dtype, data):
     np.testing.assert_allclose(
         y, naive_layer_norm(x + residual), rtol=0, atol=64 * np.finfo(dtype).eps * np.abs(y).max()
     )
+
+
+# Rotary embedding
+
+
+@st.composite
+def turnings(draw, dtype):
+    """x and the angles of its tokens."""
+    heads, tokens, pairs, rest = (draw(st.integers(*ends)) for ends in ((1, 5), (1, 20), (1, 70), (0, 9)))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    x = rng.normal(size=(heads, tokens, 2 * pairs + rest)).astype(dtype)
+    return laid_out(x, draw(layouts)), rng.normal(0, 100, size=(tokens, pairs))
+
+
+def turned(x, angles, interleaved):
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    return fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved)
+
+
+@hypothesis.given(targets, dtypes, st.booleans(), st.data())
+def test_rotation_keeps_norms(target, dtype, interleaved, data):
+    x, angles = data.draw(turnings(dtype))
+    with on_target(target):
+        y = turned(x, angles, interleaved)
+    norms = [np.linalg.norm(rows.astype(np.float64), axis=-1) for rows in (x, y)]
+    np.testing.assert_allclose(*norms, rtol=8 * np.finfo(dtype).eps)
+
+
+@hypothesis.given(targets, dtypes, st.booleans(), st.data())
+def test_turning_back_by_the_same_angles_is_the_identity(target, dtype, interleaved, data):
+    x, angles = data.draw(turnings(dtype))
+    with on_target(target):
+        back = turned(turned(x, angles, interleaved), -angles, interleaved)
+    np.testing.assert_allclose(back, x, rtol=0, atol=8 * np.finfo(dtype).eps * np.abs(x).max())
+
+
+@hypothesis.given(targets, dtypes, st.booleans(), st.integers(0, 50), st.data())
+def test_products_of_turned_rows_depend_on_the_distance_alone(target, dtype, interleaved, shift, data):
+    """What rotary embedding is for: query·key is the same for all pairs of positions equally far apart."""
+    x, angles = data.draw(turnings(dtype))
+    x, frequencies = x[:, :1], np.linspace(0.01, 1, angles.shape[1])
+    with on_target(target):
+        products = [
+            turned(x, np.array([[i]]) * frequencies, interleaved).astype(np.float64)
+            * turned(x, np.array([[i + 3]]) * frequencies, interleaved)
+            for i in (0, shift)
+        ]
+    first, second = (product.sum(axis=-1) for product in products)
+    # Angles of a float32 table are off by some ulps.
+    np.testing.assert_allclose(first, second, rtol=0, atol=64 * np.finfo(dtype).eps * (x.astype(float) ** 2).sum())
+
+
+@hypothesis.given(targets, dtypes, st.booleans(), st.data())
+def test_layouts_do_not_matter_to_rotation(target, dtype, interleaved, data):
+    x, angles = data.draw(turnings(dtype))
+    cos, sin = (laid_out(f(angles).astype(dtype), data.draw(layouts)) for f in (np.cos, np.sin))
+    with on_target(target):
+        one = turned(np.ascontiguousarray(x), angles, interleaved)
+        other = fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved)
+    np.testing.assert_array_equal(one, other)

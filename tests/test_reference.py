@@ -204,3 +204,24 @@ def test_add_norms_are_the_norms_of_the_sum(rng):
     y, total = reference.add_rms_norm(x, residual, weight[0], eps=0.1)
     np.testing.assert_array_equal(total, x + residual)
     np.testing.assert_array_equal(y, reference.rms_norm(x + residual, weight[0], eps=0.1))
+
+
+# Rotary embedding
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("by_position", [False, True])
+def test_rotary_embedding_is_what_complex_numbers_do(rng, interleaved, by_position):
+    batch, heads, tokens, pairs, size = 2, 3, 4, 5, 12
+    x = rng.normal(size=(batch, heads, tokens, size))
+    positions = rng.integers(0, 20, size=(batch, tokens))
+    table = rng.normal(0, 3, size=(20, pairs))
+    angles = table if by_position else table[positions]
+    result = reference.rotary_embedding(
+        x, np.cos(angles), np.sin(angles), positions=positions if by_position else None, interleaved=interleaved
+    )
+    for b, h, s, i in np.ndindex(batch, heads, tokens, pairs):
+        first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + pairs)
+        turned = complex(x[b, h, s, first], x[b, h, s, second]) * np.exp(1j * table[positions[b, s], i])
+        np.testing.assert_allclose(result[b, h, s, [first, second]], [turned.real, turned.imag], rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(result[..., 2 * pairs :], x[..., 2 * pairs :])

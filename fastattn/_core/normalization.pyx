@@ -114,18 +114,6 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
     return 0
 
 
-cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters):
-    """The result itself or, where writing it row by row would spoil what is still to be read, a stand-in for it."""
-    cdef np.ndarray x
-    for x in rows:
-        if arguments.share_memory(result, x) and not arguments.same_place(result, x):
-            return arguments.new_array(result, result.ndim, result.shape)
-    for x in parameters:
-        if x is not None and arguments.share_memory(result, x):
-            return arguments.new_array(result, result.ndim, result.shape)
-    return result
-
-
 cdef int run_all(Plan *p, np.ndarray x, int asked) except -1:
     cdef bint done = True
     if np.PyArray_SIZE(x):
@@ -146,7 +134,7 @@ def normalize(x, weight, bias, eps, out, num_threads, bint centred):
     p.call.eps, p.call.centred = arguments.non_negative("eps", eps), centred
     cdef int asked = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
-    cdef np.ndarray target = result if out is None else unclashing(result, (a,), (w, b))
+    cdef np.ndarray target = result if out is None else arguments.unclashing(result, (a,), (w, b))
     fill(&p, a, None, w, b, target, None)
     run_all(&p, a, asked)
     if target is not result:
@@ -173,7 +161,8 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
     cdef np.ndarray total = arguments.output("out[1]", out[1], a.ndim, a.shape, a, "x")
     if arguments.share_memory(result, total):
         raise ValueError("out must hold two arrays that do not overlap, got arrays that share memory")
-    cdef np.ndarray target = unclashing(result, (a, r), (w, b)), total_target = unclashing(total, (a, r), (w, b))
+    cdef np.ndarray target = arguments.unclashing(result, (a, r), (w, b))
+    cdef np.ndarray total_target = arguments.unclashing(total, (a, r), (w, b))
     fill(&p, a, r, w, b, target, total_target)
     run_all(&p, a, asked)
     if target is not result:

@@ -39,6 +39,14 @@ cdef extern from "table.h" nogil:
         double eps
         int centred, plain_x, plain_residual, plain_out, plain_total, streaming
 
+    ctypedef struct fa_rotary:
+        ptrdiff_t length, pairs
+        ptrdiff_t x_row, x_element, out_row, out_element
+        ptrdiff_t cos_row, cos_element, sin_row, sin_element
+        ptrdiff_t position
+        fa_type table_type
+        int interleaved
+
     ctypedef struct fa_kernels:
         ptrdiff_t itemsize, lanes, tile_rows, most_rows, few_rows
         ptrdiff_t (*attention_scratch)(const fa_attention *) noexcept nogil
@@ -52,6 +60,9 @@ cdef extern from "table.h" nogil:
         ptrdiff_t (*normalization_scratch)(const fa_normalization *) noexcept nogil
         void (*normalize_rows)(const fa_normalization *, const char *, const char *, char *, char *, ptrdiff_t,
                                void *) noexcept nogil
+        ptrdiff_t (*rotary_scratch)(const fa_rotary *) noexcept nogil
+        void (*rotate_rows)(const fa_rotary *, const char *, const char *, const char *, const char *, char *,
+                            ptrdiff_t, void *) noexcept nogil
         double (*probe_fma)(ptrdiff_t) noexcept nogil
         double (*probe_read)(const void *, ptrdiff_t) noexcept nogil
         void (*probe_copy)(void *, const void *, ptrdiff_t) noexcept nogil

@@ -5,7 +5,8 @@ inputs, how much work they are, and which parts of the result to compare with th
 ``check``, and the folder ``benchmarks`` all draw from the tables below.
 
 Sizes of attention: B batch, Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head
-size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers.
+size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers. Sizes of rotary
+embedding: B, H, S, D, the rotary size R, and P rows of the tables, or 0 where every token has its own.
 """
 
 import functools
@@ -215,6 +216,38 @@ def _row_traffic(arrays):
     return lambda case: arrays * case.sizes["rows"] * case.sizes["n"]
 
 
+# Rotary embedding
+
+
+def _rotary_inputs(draw, B, H, S, D, R, P):
+    """The sequences of a batch stand at different positions."""
+    angles = draw((P, R // 2) if P else (B, S, R // 2))
+    arrays = {"x": draw((B, H, S, D)), "cos": np.cos(angles), "sin": np.sin(angles)}
+    return arrays | ({"positions": (np.arange(S) + 7 * np.arange(B)[:, None]) % P} if P else {})
+
+
+def _rotary_parts(case, arguments):
+    """Tokens at the beginning, middle and end."""
+    of_tokens = ("positions",) if "positions" in arguments else ("cos", "sin")
+    for tokens in _blocks(case.sizes["S"]):
+        index = np.s_[:, :, tokens]
+        yield index, {"x": arguments["x"][index]} | {name: arguments[name][:, tokens] for name in of_tokens}, {}
+
+
+def _rotary_title(case):
+    return f"{case.operation}{' interleaved' * case.options.get('interleaved', False)}{' out=' * case.out}"
+
+
+def _rotary_shape(case):
+    B, H, S, D, R, _ = case.sizes.values()
+    return f"{B}×{H}×{S}×{D}" + (f" rotary {R}" if R < D else "")
+
+
+def _rotary_traffic(case):
+    B, H, S, D, R, P = case.sizes.values()
+    return 2 * B * H * S * D + min(B * S, P or B * S) * R
+
+
 def _ends(length):
     return sorted({0, length - 1})
 
@@ -247,6 +280,7 @@ OPERATIONS = {
     "rms_norm": _rows("x weight", 2),
     "add_layer_norm": _rows("x residual weight bias", 4),
     "add_rms_norm": _rows("x residual weight", 4),
+    "rotary_embedding": Operation(_rotary_inputs, _rotary_title, _rotary_shape, _rotary_traffic, _rotary_parts),
 }
 
 
@@ -285,9 +319,26 @@ _ROWS = {
     "add_rms_norm": ((2048, 4096),),
 }  # fmt: skip
 
+_ROTARY = (
+    # B   H     S    D  options
+    ( 1, 32,    1, 128),
+    ( 8, 32,    1, 128),
+    ( 1, 32,  128, 128),
+    ( 1, 32, 2048, 128),
+    ( 1, 32, 2048, 128, {"interleaved": True}),
+)  # fmt: skip
+
 _ALSO_FLOAT64 = ("bert-512", "gpt-1024", "softmax-6144x512-out", "layer_norm-4096x768-out")
 
-_QUICK = ("tiny", "bert-128", "vit-197", "softmax-1536x128-out", "layer_norm-128x768-out", "rms_norm-1x4096-out")
+_QUICK = (
+    "tiny",
+    "bert-128",
+    "vit-197",
+    "softmax-1536x128-out",
+    "layer_norm-128x768-out",
+    "rms_norm-1x4096-out",
+    "rotary_embedding-1x32x128x128-out",
+)
 
 #: Allocating their result; most row operations usually run with `out` alone.
 _USUAL = ("softmax-6144x512", "layer_norm-4096x768")
@@ -302,10 +353,16 @@ def _row_case(operation, rows, n, out):
     return Case(f"{operation}-{rows}x{n}{'-out' * out}", operation, {"rows": rows, "n": n}, out=out)
 
 
+def _rotary_case(B, H, S, D, options=None, *, out):
+    name = f"rotary_embedding-{B}x{H}x{S}x{D}{'-interleaved' * bool(options)}{'-out' * out}"
+    return Case(name, "rotary_embedding", {"B": B, "H": H, "S": S, "D": D, "R": D, "P": 4096}, options or {}, out=out)
+
+
 def _bench_cases():
     """Every row above, the row operations with and without `out`, and the float64 ones behind their originals."""
     cases = [_attention(*row) for row in _ATTENTION]
     cases += [_row_case(name, *sizes, out) for name, rows in _ROWS.items() for sizes in rows for out in (True, False)]
+    cases += [_rotary_case(*row, out=out) for row in _ROTARY for out in (True, False)]
     for case in cases:
         yield replace(case, suite=_suite(case))
         if case.name in _ALSO_FLOAT64:
@@ -350,6 +407,17 @@ _AWKWARD_ATTENTION = (
 
 _AWKWARD_ROWS = ((1, 1), (3, 2), (5, 31), (17, 64), (67, 33), (2, 1000), (3, 4099), (1, 70001))
 
+_AWKWARD_ROTARY = (
+    # B  H   S    D    R   P
+    (1,  1,  1,   2,   2,  0),
+    (2,  3,  5,   7,   4,  0),
+    (2,  1, 33,  64,  64,  0),
+    (3,  2, 17,  80,  20, 40),
+    (1,  4,  1, 128, 128, 99),
+    (2,  5, 31,  66,  66, 31),
+    (1,  2, 67, 257, 250, 80),
+)  # fmt: skip
+
 _AWKWARD_OPTIONS = {
     "softmax": ({}, {"axis": 0}, {"where": np.arange(67)[:, None] % 5 > 1, "axis": 0}),
     "log_softmax": ({}, {"axis": 0}, {"where": np.arange(67)[:, None] % 5 > 1, "axis": 0}),
@@ -369,6 +437,10 @@ def _check_cases():
             for options in _AWKWARD_OPTIONS.get(name, ({},)):
                 if "where" not in options or rows == 67:
                     yield Case("awkward", name, {"rows": rows, "n": n}, options)
+    for sizes in _AWKWARD_ROTARY:
+        for interleaved in (False, True):
+            named = dict(zip("BHSDRP", sizes, strict=True))
+            yield Case("awkward", "rotary_embedding", named, {"interleaved": interleaved})
 
 
 #: The cases of ``check``, which runs each in every dtype.

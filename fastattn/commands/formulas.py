@@ -73,6 +73,21 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
     return rms_norm(total, weight, eps=eps), total
 
 
+def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
+    """Pairs turned by their angles, the rest copied; arrays of three axes and more, (..., heads, tokens, size)."""
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]
+    cos, sin = cos[..., None, :, :], sin[..., None, :, :]
+    pairs = cos.shape[-1]
+    first, second = np.s_[..., :pairs], np.s_[..., pairs : 2 * pairs]
+    if interleaved:
+        first, second = np.s_[..., : 2 * pairs : 2], np.s_[..., 1 : 2 * pairs : 2]
+    y = x.copy()
+    y[first] = x[first] * cos - x[second] * sin
+    y[second] = x[first] * sin + x[second] * cos
+    return y
+
+
 def _only(x, where):
     """A copy of x, with -inf at the excluded places."""
     return x.copy() if where is None else np.where(where, x, x.dtype.type(-np.inf))

@@ -1,8 +1,10 @@
-/* Operations across the lanes of a vector: interleaving, square transposition, sums and maxima. */
+/* Operations across the lanes of a vector: interleaving and its reverse, square transposition, sums and maxima. */
 
 #if LANES == 16
 #define FA_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define FA_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define FA_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define FA_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define FA_ROTATE_8 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7
 #define FA_ROTATE_4 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3
 #define FA_ROTATE_2 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1
@@ -11,6 +13,8 @@
 #elif LANES == 8
 #define FA_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define FA_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define FA_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define FA_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #define FA_ROTATE_4 4, 5, 6, 7, 0, 1, 2, 3
 #define FA_ROTATE_2 2, 3, 4, 5, 6, 7, 0, 1
 #define FA_ROTATE_1 1, 2, 3, 4, 5, 6, 7, 0
@@ -18,18 +22,26 @@
 #elif LANES == 4
 #define FA_LOW 0, 4, 1, 5
 #define FA_HIGH 2, 6, 3, 7
+#define FA_EVEN 0, 2, 4, 6
+#define FA_ODD 1, 3, 5, 7
 #define FA_ROTATE_2 2, 3, 0, 1
 #define FA_ROTATE_1 1, 2, 3, 0
 #define FA_ROUNDS 2
 #else
 #define FA_LOW 0, 2
 #define FA_HIGH 1, 3
+#define FA_EVEN 0, 2
+#define FA_ODD 1, 3
 #define FA_ROTATE_1 1, 0
 #define FA_ROUNDS 1
 #endif
 
 FA_INLINE V OP(interleave_low)(V a, V b) { return __builtin_shufflevector(a, b, FA_LOW); }
 FA_INLINE V OP(interleave_high)(V a, V b) { return __builtin_shufflevector(a, b, FA_HIGH); }
+
+/* The elements at even and at odd places of a and b side by side. */
+FA_INLINE V OP(even_places)(V a, V b) { return __builtin_shufflevector(a, b, FA_EVEN); }
+FA_INLINE V OP(odd_places)(V a, V b) { return __builtin_shufflevector(a, b, FA_ODD); }
 
 /* log2(LANES) rounds of interleaving vector i with vector i + LANES/2: a permutation for each vector and round. */
 FA_INLINE void OP(transpose)(V x[LANES]) {
@@ -93,6 +105,8 @@ FA_INLINE R OP(lane_max)(V x) {
 
 #undef FA_LOW
 #undef FA_HIGH
+#undef FA_EVEN
+#undef FA_ODD
 #undef FA_ROTATE_8
 #undef FA_ROTATE_4
 #undef FA_ROTATE_2

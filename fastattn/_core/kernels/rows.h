@@ -2,6 +2,10 @@
 
 /* n vector elements of a row; n == LANES where a whole vector is known to be there. */
 FA_INLINE V OP(load_some)(const R *p, ptrdiff_t n) { return n == LANES ? OP(load)(p) : OP(load_part)(p, (int)n); }
+FA_INLINE void OP(store_some)(R *p, V x, ptrdiff_t n) {
+    if (n == LANES) OP(store)(p, x);
+    else OP(store_part)(p, x, (int)n);
+}
 
 /* The first n lanes of x, and `rest` in the others. */
 FA_INLINE V OP(keep_lanes)(V x, int n, R rest) {

@@ -55,6 +55,16 @@ typedef struct {
     int streaming;
 } fa_normalization;
 
+/* Rotary embedding: row i of x turns by the angles of row positions[i] of the tables or, without positions, of row i. */
+typedef struct {
+    ptrdiff_t length, pairs; /* components of a row; how many pairs of them turn */
+    ptrdiff_t x_row, x_element, out_row, out_element;
+    ptrdiff_t cos_row, cos_element, sin_row, sin_element;
+    ptrdiff_t position; /* bytes from a row's position, an intptr_t, to the next row's */
+    fa_type table_type;
+    int interleaved;    /* pairs are neighbours; otherwise their second halves follow all the first ones */
+} fa_rotary;
+
 typedef struct {
     ptrdiff_t itemsize;       /* bytes of an element */
     ptrdiff_t lanes;          /* elements in a vector */
@@ -72,6 +82,9 @@ typedef struct {
     ptrdiff_t (*normalization_scratch)(const fa_normalization *);
     void (*normalize_rows)(const fa_normalization *, const char *x, const char *residual, char *out, char *total,
                            ptrdiff_t rows, void *scratch);
+    ptrdiff_t (*rotary_scratch)(const fa_rotary *);
+    void (*rotate_rows)(const fa_rotary *, const char *x, const char *cos, const char *sin, const char *positions,
+                        char *out, ptrdiff_t rows, void *scratch);
     double (*probe_fma)(ptrdiff_t rounds);
     double (*probe_read)(const void *memory, ptrdiff_t bytes);
     void (*probe_copy)(void *to, const void *from, ptrdiff_t bytes);

@@ -9,6 +9,7 @@
 #include "attention_merge.h"
 #include "softmax.h"
 #include "normalization.h"
+#include "rotary.h"
 #include "probe.h"
 
 static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
@@ -31,6 +32,8 @@ static const fa_kernels EXPORT(kernels) = {
     .softmax_columns = EXPORT(softmax_columns),
     .normalization_scratch = EXPORT(normalization_scratch),
     .normalize_rows = EXPORT(normalize_rows),
+    .rotary_scratch = EXPORT(rotary_scratch),
+    .rotate_rows = EXPORT(rotate_rows),
     .probe_fma = EXPORT(probe_fma),
     .probe_read = EXPORT(probe_read),
     .probe_copy = EXPORT(probe_copy),

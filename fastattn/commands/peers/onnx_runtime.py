@@ -169,6 +169,10 @@ def _rows(operator, results=("y",), **attributes):
     return build
 
 
+def _rotary(case, arguments):
+    return _rows("RotaryEmbedding", interleaved=int(case.options.get("interleaved", False)))(case, arguments)
+
+
 def _arrays(values):
     return tuple(value.numpy() for value in values)
 
@@ -197,4 +201,5 @@ VARIANTS = {
             "SkipSimplifiedLayerNormalization", ("y", "", "", "sum"), domain="com.microsoft", epsilon=1e-6
         )
     },
+    "rotary_embedding": {"RotaryEmbedding": _rotary},
 }

@@ -4,7 +4,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from fastattn.commands.peers import folded, is_causal, is_square
+from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
 
 _CONFIG = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -113,6 +113,27 @@ def _add(norm):
     return model
 
 
+# Rotary embedding
+
+
+def _rotate_half(case, arguments):
+    """The pattern that the compiler fuses into one operation. The table's rows are chosen beforehand."""
+    if case.options.get("interleaved"):
+        raise Unsuitable("halves")
+    positions = arguments["positions"]
+    cos, sin = (np.concatenate([arguments[name][positions]] * 2, axis=-1)[:, None] for name in ("cos", "sin"))
+    request = _Request(_rotate_half_model, [arguments["x"], cos, sin])
+    shape = arguments["x"].shape
+    return (request.into_its_own if case.out else request.into_new), lambda results: results[0].reshape(shape)
+
+
+def _rotate_half_model(x, cos, sin):
+    half = x.shape[3] // 2
+    a, b = ops.variadic_split(x, 3, [half, half]).outputs()
+    turned = ops.concat([ops.multiply(b, ops.constant(-1, x.get_element_type())), a], 3)
+    return [ops.add(ops.multiply(x, cos), ops.multiply(turned, sin))]
+
+
 VARIANTS = {
     "scaled_dot_product_attention": {
         "ScaledDotProductAttention": _heads_repeated,
@@ -124,4 +145,5 @@ VARIANTS = {
     "rms_norm": {"RMS": _rows(_rms_norm)},
     "add_layer_norm": {"Add, MVN": _rows(_add(_layer_norm))},
     "add_rms_norm": {"Add, RMS": _rows(_add(_rms_norm))},
+    "rotary_embedding": {"Multiply, Add": _rotate_half},
 }

@@ -119,6 +119,50 @@ def _add_layer_norm_into(x, residual, weight, bias):
     return lambda: (torch.add(x, residual, out=total), norm())[::-1]
 
 
+# Rotary embedding: no function of its own, so what models write. The table's rows are chosen beforehand.
+
+
+def _angles(arguments):
+    """x, and cos and sin with a row for each token, (B, 1, S, D/2)."""
+    x, cos, sin, positions = map(torch.from_numpy, arguments.values())
+    return x, cos[positions][:, None], sin[positions][:, None]
+
+
+def _rotate_half(case, arguments):
+    """As transformers has it."""
+    if case.options.get("interleaved"):
+        raise Unsuitable("halves")
+    x, cos, sin = _angles(arguments)
+    cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+    half = x.shape[-1] // 2
+    return lambda: x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin, _arrays
+
+
+def _halves_into(case, arguments):
+    if case.options.get("interleaved") or not case.out:
+        raise Unsuitable("halves, into a given tensor")
+    x, cos, sin = _angles(arguments)
+    out = torch.empty_like(x)
+    (a, b), (turned_a, turned_b) = x.chunk(2, -1), out.chunk(2, -1)
+
+    def call():
+        torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=turned_b).addcmul_(a, sin)
+        return out
+
+    return call, _arrays
+
+
+def _complex(case, arguments):
+    """As Llama's authors have it."""
+    if not case.options.get("interleaved"):
+        raise Unsuitable("neighbours")
+    x, cos, sin = _angles(arguments)
+    numbers, turn = torch.view_as_complex(x.unflatten(-1, (-1, 2))), torch.complex(cos, sin)
+    out = torch.empty_like(numbers) if case.out else None
+    return lambda: torch.view_as_real(torch.mul(numbers, turn, out=out)).flatten(-2), _arrays
+
+
 VARIANTS = {
     "scaled_dot_product_attention": {
         "scaled_dot_product_attention": _heads_first,
@@ -143,4 +187,9 @@ VARIANTS = {
         "add, native_layer_norm, out": _writing(_add_layer_norm_into),
     },
     "add_rms_norm": {"add, rms_norm": _allocating(_add(_rms_norm))},
+    "rotary_embedding": {
+        "rotate_half": _rotate_half,
+        "halves, out": _halves_into,
+        "complex product": _complex,
+    },
 }

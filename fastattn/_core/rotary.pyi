@@ -1,0 +1,11 @@
+from numpy.typing import ArrayLike, NDArray
+
+def rotate(
+    x: NDArray,
+    cos: NDArray,
+    sin: NDArray,
+    positions: ArrayLike | None,
+    interleaved: bool,
+    out: NDArray | None,
+    num_threads: int | None,
+) -> NDArray: ...
