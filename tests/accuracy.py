@@ -59,20 +59,62 @@ _ignored = np.errstate(all="ignore")
 
 
 @_ignored
-def naive_attention(query, key, value, *, is_causal=False, q_offset=None, scale=None, matmul=np.matmul):
+def naive_attention(query, key, value, attn_mask=None, *, matmul=np.matmul, **options):
     """(out, lse) in query's type."""
+    weights, lse = naive_attention_weights(query, key, attn_mask, matmul=matmul, **options)
+    out = matmul(weights, _in_type_and_heads_of(query, value))
+    return out, np.broadcast_to(lse, out.shape[:-1])
+
+
+@_ignored
+def naive_attention_weights(
+    query,
+    key,
+    attn_mask=None,
+    *,
+    is_causal=False,
+    q_offset=None,
+    window=None,
+    scale=None,
+    softcap=None,
+    sinks=None,
+    alibi_slopes=None,
+    kv_lengths=None,
+    matmul=np.matmul,
+):
+    """(weights, lse) in query's type."""
     real = query.dtype.type
-    group = query.shape[-3] // key.shape[-3]
-    key, value = (x.astype(real).repeat(group, axis=-3) for x in (key, value))
     queries, keys = query.shape[-2], key.shape[-2]
+    lengths = _per_sequence(keys if kv_lengths is None else kv_lengths)
+    offset = lengths - queries if q_offset is None else _per_sequence(q_offset)
+    ahead = np.arange(keys) - (np.arange(queries)[:, None] + offset)  # of the query's position: (..., 1, Sq, Sk)
+
     scale = real(1 / np.sqrt(query.shape[-1]) if scale is None else scale)
-    scores = matmul(query, key.swapaxes(-1, -2)) * scale
-    if is_causal:
-        offset = keys - queries if q_offset is None else q_offset
-        scores[..., np.arange(keys) > np.arange(queries)[:, None] + offset] = -np.inf
+    scores = matmul(query, _in_type_and_heads_of(query, key).swapaxes(-1, -2)) * scale
+    if softcap is not None:
+        scores = np.tanh(scores / real(softcap)) * real(softcap)
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes.astype(real)[..., None, None] * np.abs(ahead).astype(real)
+    if attn_mask is not None:
+        scores = scores + (attn_mask if attn_mask.dtype != bool else np.where(attn_mask, 0, -np.inf)).astype(real)
+
+    left, right = (np.inf if reach is None else reach for reach in window or (None, None))
+    right = min(right, 0) if is_causal else right
+    hidden = (ahead > right) | (ahead < -left) | (np.arange(keys) >= lengths)
+    scores = np.where(hidden, real(-np.inf), scores)
+    if sinks is not None:
+        sinks = np.broadcast_to(sinks.astype(real)[:, None, None], (*scores.shape[:-1], 1))
+        scores = np.concatenate([scores, sinks], axis=-1)
     weights, lse = _naive_softmax_and_lse(scores, axis=-1)
-    out = matmul(weights, value)
-    return out, np.broadcast_to(lse[..., 0], out.shape[:-1])
+    return weights[..., :keys], lse[..., 0]
+
+
+def _in_type_and_heads_of(query, x):
+    return x.astype(query.dtype).repeat(query.shape[-3] // x.shape[-3], axis=-3)
+
+
+def _per_sequence(x):
+    return np.asarray(x, np.int64)[..., None, None, None]
 
 
 def unfused_matmul(a, b):

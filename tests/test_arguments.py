@@ -16,6 +16,14 @@ def zeros(*shape, dtype=np.float32):
 # A good call of each operation; every case below spoils one argument of it.
 GOOD = {
     "scaled_dot_product_attention": {"query": zeros(2, 4, 3, 8), "key": zeros(2, 2, 5, 8), "value": zeros(2, 2, 5, 6)},
+    "attention_weights": {"query": zeros(2, 4, 3, 8), "key": zeros(2, 2, 5, 8)},
+    "varlen_attention": {
+        "query": zeros(7, 4, 8),
+        "key": zeros(9, 2, 8),
+        "value": zeros(9, 2, 6),
+        "cu_seqlens_q": np.array([0, 3, 7]),
+        "cu_seqlens_k": np.array([0, 5, 9]),
+    },
     "softmax": {"x": zeros(3, 4)},
     "log_softmax": {"x": zeros(3, 4)},
     "layer_norm": {"x": zeros(3, 4), "weight": zeros(4), "bias": zeros(4)},
@@ -24,17 +32,22 @@ GOOD = {
     "add_rms_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4)},
     "rotary_embedding": {"x": zeros(3, 4), "cos": zeros(3, 2), "sin": zeros(3, 2)},
 }
-ARRAYS = [(operation, name) for operation, arguments in GOOD.items() for name in arguments]
+BOUNDS = ("cu_seqlens_q", "cu_seqlens_k")
+ARRAYS = [(operation, name) for operation, arguments in GOOD.items() for name in arguments if name not in BOUNDS]
 SOFTMAXES = ("softmax", "log_softmax")
 NORMS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
 PAIRS = ("add_layer_norm", "add_rms_norm")
 ATTENTION = "scaled_dot_product_attention"
 ROTARY = "rotary_embedding"
+WEIGHTS = "attention_weights"
+VARLEN = "varlen_attention"
+ATTENTIONS = (ATTENTION, WEIGHTS, VARLEN)
+OUT_SHAPES = {ATTENTION: (2, 4, 3, 6), WEIGHTS: (2, 4, 3, 5), VARLEN: (7, 4, 6)}
 
 
 def outs_for(operation, dtype=np.float32):
     """Fresh poisoned results, as the operation's `out` wants them, and a list of them."""
-    shape = (2, 4, 3, 6) if operation == ATTENTION else (3, 4)
+    shape = OUT_SHAPES.get(operation, (3, 4))
     outs = [np.full((*shape, np.dtype(dtype).itemsize), POISON, np.uint8).view(dtype)[..., 0] for _ in range(2)]
     return (tuple(outs), outs) if operation in PAIRS else (outs[0], outs[:1])
 
@@ -230,12 +243,16 @@ def test_positions_in_a_table_without_rows():
 
 SCALARS = [
     # operations, argument, what is refused, error
-    *(((ATTENTION,), "scale", wrong, ValueError) for wrong in (np.nan, np.inf, -np.inf, 10**400)),
-    *(((ATTENTION,), "scale", wrong, TypeError) for wrong in ("1", True, 1j, [1.0], np.ones(1))),
-    *(((ATTENTION,), "q_offset", wrong, TypeError) for wrong in (1.0, "1", True, np.float64(2), [0], np.True_)),
-    *(((ATTENTION,), "q_offset", wrong, ValueError) for wrong in (10**30, -(10**30))),
-    *(((ATTENTION,), "is_causal", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0, np.ones(1, bool))),
-    *(((ATTENTION,), "return_lse", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0)),
+    *((ATTENTIONS, "scale", wrong, ValueError) for wrong in (np.nan, np.inf, -np.inf, 10**400)),
+    *((ATTENTIONS, "scale", wrong, TypeError) for wrong in ("1", True, 1j, [1.0], np.ones(1))),
+    *((ATTENTIONS, "softcap", wrong, ValueError) for wrong in (0, 0.0, -1.5, -np.inf, np.inf, np.nan, 10**400)),
+    *((ATTENTIONS, "softcap", wrong, TypeError) for wrong in ("1", True, 1j, [1.0], np.ones(1))),
+    *((ATTENTIONS, "q_offset", wrong, TypeError) for wrong in (1.0, "1", True, np.float64(2), [0], np.True_)),
+    *((ATTENTIONS, "q_offset", wrong, ValueError) for wrong in (10**30, -(10**30))),
+    *((ATTENTIONS, "kv_lengths", wrong, TypeError) for wrong in (1.0, "1", True, np.float64(2), [2, 3], np.True_)),
+    *((ATTENTIONS, "kv_lengths", wrong, ValueError) for wrong in (-1, 6, 10**30, -(10**30))),
+    *((ATTENTIONS, "is_causal", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0, np.ones(1, bool))),
+    *((ATTENTIONS, "return_lse", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0)),
     *((tuple(GOOD), "num_threads", wrong, ValueError) for wrong in (0, -1, -(10**30), 10**30)),
     *((tuple(GOOD), "num_threads", wrong, TypeError) for wrong in (1.0, "2", True, False, np.float32(1), [1], (1,))),
     *((SOFTMAXES, "axis", wrong, ValueError) for wrong in (2, -3, 100, 10**30)),
@@ -254,6 +271,207 @@ SCALARS = [
 def test_wrong_scalars(operation, name, wrong, error):
     came = type(wrong).__name__ if error is TypeError else str(wrong)[:5]
     assert_refused(operation, name, error, came, {name: wrong})
+
+
+# Options of attention that are arrays, or several numbers
+
+MASKED = (ATTENTION, WEIGHTS)
+NO_LISTS = [
+    (TypeError, "list", [0.0, 1.0]),
+    (TypeError, "tuple", (0.0, 1.0)),
+    (TypeError, "float", 1.0),
+    (TypeError, "str", "text"),
+]
+NO_INTEGERS = [
+    (TypeError, "tuple", (1, 2)),
+    (TypeError, "float32", zeros(2)),
+    (TypeError, "float64", np.zeros(2)),
+    (TypeError, "bool", np.ones(2, bool)),
+    (TypeError, "object", np.zeros(2, object)),
+    (TypeError, "complex64", zeros(2, dtype=np.complex64)),
+    (TypeError, "MaskedArray", masked(np.zeros(2, int))),
+]
+NO_FLOATS = [
+    (TypeError, dtype, np.zeros(4, dtype))
+    for dtype in ("bool", "int32", "int64", "uint8", "float64", "longdouble", "complex64", "object", "datetime64[s]")
+]
+OPTIONS = {
+    "attn_mask": [
+        *NO_LISTS,
+        (TypeError, "bool", True),
+        (TypeError, "MaskedArray", masked(np.ones((3, 5), bool))),
+        *((TypeError, dtype, np.zeros((3, 5), dtype)) for dtype in ("int8", "uint8", "int32", "int64", "uint64")),
+        *((TypeError, dtype, np.zeros((3, 5), dtype)) for dtype in ("float64", "complex64", "object", "datetime64[s]")),
+        (TypeError, SWAPPED.str, np.zeros((3, 5), SWAPPED)),
+        *((ValueError, str(shape), np.ones(shape, bool)) for shape in ((4,), (3, 4), (2, 5), (0, 5), (3, 0))),
+        *((ValueError, str(shape), zeros(*shape)) for shape in ((2, 1, 5), (3, 1, 1, 1), (2, 2, 1, 1), (2, 4, 3, 6))),
+        # These broadcast with the scores, but would make them larger.
+        *((ValueError, str(shape), zeros(*shape)) for shape in ((1, 1, 1, 1, 5), (2, 2, 4, 3, 5), (1, 2, 4, 3, 5))),
+    ],
+    "sinks": [
+        *NO_LISTS,
+        *NO_FLOATS,
+        (TypeError, "MaskedArray", masked(zeros(4))),
+        *((ValueError, str(shape), zeros(*shape)) for shape in ((), (3,), (5,), (1,), (0,), (4, 1), (1, 4), (2, 4))),
+        (ValueError, "nan", np.array([0, 1, np.nan, 2], np.float32)),
+        (ValueError, "inf", np.array([0, 1, np.inf, 2], np.float32)),
+    ],
+    "alibi_slopes": [
+        *NO_LISTS,
+        *NO_FLOATS,
+        (TypeError, "MaskedArray", masked(zeros(4))),
+        *((ValueError, str(shape), zeros(*shape)) for shape in ((), (3,), (5,), (1,), (0,), (4, 1), (2, 2), (3, 4))),
+        *((ValueError, str(shape), zeros(*shape)) for shape in ((1, 2, 4), (2, 4, 1))),
+        *((ValueError, str(x), np.array([0, x, 1, 2], np.float32)) for x in (np.nan, np.inf, -np.inf)),
+        (ValueError, "nan", np.array([[0, 1, 2, 3], [0, 1, np.nan, 3]], np.float32)),
+    ],
+    "q_offset": [
+        *NO_INTEGERS,
+        *((ValueError, str(shape), np.zeros(shape, int)) for shape in ((3,), (0,), (2, 1), (1, 2), (2, 4))),
+        (ValueError, str(2**63), np.array([0, 2**63], np.uint64)),
+    ],
+    "kv_lengths": [
+        *NO_INTEGERS,
+        *((ValueError, str(shape), np.zeros(shape, int)) for shape in ((3,), (0,), (2, 1), (1, 2), (2, 4))),
+        *((ValueError, str(x), np.array([2, x])) for x in (-1, 6, 2**40, -(2**63))),
+        (ValueError, "", np.array([2, 2**64 - 1], np.uint64)),
+    ],
+    "window": [
+        (TypeError, "int", 5),
+        (TypeError, "float", 5.0),
+        (TypeError, "float", (1.0, 2)),
+        (TypeError, "float", (1, 2.0)),
+        (TypeError, "str", (1, "2")),
+        (TypeError, "str", "12"),
+        (TypeError, "bool", (True, None)),
+        (TypeError, "list", ([1], 2)),
+        (ValueError, "", ()),
+        (ValueError, "", (1,)),
+        (ValueError, "", [1, 2, 3]),
+        (ValueError, "-1", (-1, None)),
+        (ValueError, "-1", (None, -1)),
+        (ValueError, "", (10**30, None)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "error", "came", "wrong"),
+    [
+        (operation, name, *case)
+        for name, cases in OPTIONS.items()
+        for case in cases
+        for operation in (MASKED if name == "attn_mask" else ATTENTIONS)
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_wrong_options_of_attention(operation, name, error, came, wrong):
+    assert_refused(operation, name, error, "float128" if came == "longdouble" else came, {name: wrong})
+
+
+@pytest.mark.parametrize("mask", [np.ones((1, 3, 5), bool), np.ones((4, 3, 5), bool), np.ones((1, 1, 1), bool)])
+def test_masks_do_not_give_matrices_a_head_axis(mask):
+    query, key, value = zeros(3, 8), zeros(5, 8), zeros(5, 6)
+    out = np.full((3, 6, 4), POISON, np.uint8).view(np.float32)[..., 0]
+    with pytest.raises(ValueError, match=r"\battn_mask\b.* must .*got") as caught:
+        fastattn.scaled_dot_product_attention(query, key, value, mask, out=out)
+    assert str(mask.shape) in str(caught.value)
+    assert is_poison(out)
+
+
+def test_options_may_not_enlarge_what_has_no_leading_axes():
+    arrays = zeros(4, 3, 8), zeros(2, 5, 8), zeros(2, 5, 6)
+    for name in ("q_offset", "kv_lengths"):
+        fastattn.scaled_dot_product_attention(*arrays, **{name: np.array(3)})
+        with pytest.raises(ValueError, match=rf"\b{name}\b.* must .*got \(1,\)"):
+            fastattn.scaled_dot_product_attention(*arrays, **{name: np.array([3])})
+
+
+@pytest.mark.parametrize("operation", ATTENTIONS)
+@pytest.mark.parametrize("name", ["sinks", "alibi_slopes"])
+def test_wider_than_a_double_query_is_refused(operation, name):
+    if np.dtype(np.longdouble) == np.float64:
+        pytest.skip("no type wider than float64 here")
+    arrays = {n: x if n in BOUNDS else x.astype(np.float64) for n, x in GOOD[operation].items()}
+    getattr(fastattn, operation)(**arrays, **{name: zeros(4)})
+    with pytest.raises(TypeError, match=rf"\b{name}\b.* must .*got"):
+        getattr(fastattn, operation)(**arrays, **{name: np.zeros(4, np.longdouble)})
+
+
+def test_packed_sequences_have_no_mask():
+    with pytest.raises(TypeError, match="attn_mask"):
+        fastattn.varlen_attention(**GOOD[VARLEN], attn_mask=np.ones(5, bool))
+
+
+# Packed sequences
+
+PACKED_SHAPES = [
+    # argument blamed, what came, the arrays
+    ("query", "(7, 8)", {"query": zeros(7, 8)}),
+    ("query", "(1, 7, 4, 8)", {"query": zeros(1, 7, 4, 8)}),
+    ("key", "(9, 8)", {"key": zeros(9, 8)}),
+    ("key", "(1, 9, 2, 8)", {"key": zeros(1, 9, 2, 8)}),
+    ("key", "(9, 2, 7)", {"key": zeros(9, 2, 7)}),
+    ("value", "(9, 6)", {"value": zeros(9, 6)}),
+    ("value", "(8, 2, 6)", {"value": zeros(8, 2, 6)}),
+    ("value", "(9, 4, 6)", {"value": zeros(9, 4, 6)}),
+    ("query", "(7, 3, 8)", {"query": zeros(7, 3, 8)}),
+    ("query", "(7, 4, 0)", {"query": zeros(7, 4, 0), "key": zeros(9, 2, 0)}),
+]
+
+
+@pytest.mark.parametrize(("name", "came", "wrong"), PACKED_SHAPES, ids=lambda p: p if isinstance(p, str) else "")
+def test_wrong_shapes_of_packed_sequences(name, came, wrong):
+    assert_refused(VARLEN, name, ValueError, came, wrong)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize(
+    ("error", "came", "wrong"),
+    [
+        (TypeError, "list", lambda end: [0, 3, end]),
+        (TypeError, "tuple", lambda end: (0, 3, end)),
+        (TypeError, "NoneType", lambda end: None),
+        (TypeError, "int", lambda end: end),
+        (TypeError, "float32", lambda end: np.array([0, 3, end], np.float32)),
+        (TypeError, "float64", lambda end: np.array([0.0, 3, end])),
+        (TypeError, "bool", lambda end: np.array([False, True, True])),
+        (TypeError, "object", lambda end: np.array([0, 3, end], object)),
+        (TypeError, "MaskedArray", lambda end: masked(np.array([0, 3, end]))),
+        (ValueError, "()", lambda end: np.array(end)),
+        (ValueError, "(1, 3)", lambda end: np.array([[0, 3, end]])),
+        (ValueError, "(0,)", lambda end: np.array([], int)),
+        (ValueError, "1", lambda end: np.array([1, 3, end])),
+        (ValueError, "-1", lambda end: np.array([-1, 3, end])),
+        (ValueError, "", lambda end: np.array([0, end + 1, end])),
+        (ValueError, "", lambda end: np.array([0, -1, end])),
+        (ValueError, "", lambda end: np.array([0, 3, end - 1])),
+        (ValueError, "", lambda end: np.array([0, 3, end + 1])),
+        (ValueError, "", lambda end: np.array([0, 2**62, end])),
+        (ValueError, "", lambda end: np.array([0, 2**64 - 1, end], np.uint64)),
+        (ValueError, "", lambda end: np.array([0, 3, 2**32 + end])),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_wrong_bounds(name, error, came, wrong):
+    end = {"cu_seqlens_q": 7, "cu_seqlens_k": 9}[name]
+    assert_refused(VARLEN, name, error, came, {name: wrong(end)})
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_bounds_of_different_numbers_of_sequences(name, sequences):
+    end = {"cu_seqlens_q": 7, "cu_seqlens_k": 9}[name]
+    wrong = np.array([0, 1, 2, end])[-sequences - 1 :]
+    wrong[0] = 0
+    assert_refused(VARLEN, "cu_seqlens_[qk]", ValueError, str(sequences + 1), {name: wrong})
+
+
+@pytest.mark.parametrize(("came", "wrong"), [("5", np.array([4, 5])), ("6", np.array([6, 4])), ("5", 5)], ids=str)
+def test_lengths_lie_within_each_sequence(came, wrong):
+    """The first sequence has 5 keys, the second has 4."""
+    fastattn.varlen_attention(**GOOD[VARLEN], kv_lengths=np.array([5, 4]))
+    assert_refused(VARLEN, "kv_lengths", ValueError, came, {"kv_lengths": wrong})
 
 
 @pytest.mark.parametrize("operation", SOFTMAXES)
@@ -391,7 +609,8 @@ def test_wrong_thread_types(wrong):
 
 @pytest.mark.parametrize("operation", GOOD)
 def test_options_are_keywords_only(operation):
-    positional = [*GOOD[operation].values(), *([-1] if operation in SOFTMAXES else [])]
+    further = {"softmax": [-1], "log_softmax": [-1], ATTENTION: [None], WEIGHTS: [None]}
+    positional = [*GOOD[operation].values(), *further.get(operation, [])]
     getattr(fastattn, operation)(*positional)
     with pytest.raises(TypeError, match="positional"):
         getattr(fastattn, operation)(*positional, None)

@@ -77,6 +77,74 @@ def test_other_keys_and_values_are_not_copied_whole(convert):
     assert growth(code) < ALLOWANCE
 
 
+# 32,768 tokens with every option on. Their scores would be 4 GB, a bool for each pair 1 GB.
+EVERY_OPTION = """
+    n = 32768
+    query, key, value, out = ones(1, n, 8), ones(1, n, 8), ones(1, n, 8), ones(1, n, 8)
+    options = dict(
+        is_causal=True, window=(n // 2, 0), softcap=5.0, scale=0.1, return_lse=True,
+        sinks=ones(1), alibi_slopes=ones(1) / 64,
+    )
+
+    def attend(tokens, mask, **more):
+        arrays = (x[:, :tokens] for x in (query, key, value))
+        attention(*arrays, mask, **options, **more, kv_lengths=tokens - 5, q_offset=0, out=out[:, :tokens])
+"""
+MASKS = {
+    "bool, by stride 0": "np.broadcast_to(np.arange(n) % 7 > 0, (1, n, n))",
+    "float, by stride 0": "np.broadcast_to(ones(n), (1, n, n))",
+    "float of queries": "ones(n, 1)",
+    "unaligned, by stride 0": "np.broadcast_to(np.zeros(4 * n + 1, np.uint8)[1:].view(np.float32), (1, n, n))",
+    "bool, backwards": "np.broadcast_to(np.ones(2 * n, bool)[::-2], (n, n))",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_option_at_once_needs_little_more(mask):
+    code = f"""{EVERY_OPTION}
+    mask = {MASKS[mask]}
+    attend(300, mask[..., :300, :300] if mask.shape[-1] > 1 else mask[:300])
+    attend(n, mask)
+    """
+    assert growth(code) < 40_000_000
+
+
+@pytest.mark.slow
+def test_a_whole_mask_is_not_copied():
+    """Neither 64 MB of bools with gaps nor 256 MB of floats that lie transposed."""
+    code = """
+    n = 8192
+    query, key, value, out = ones(1, n, 8), ones(1, n, 8), ones(1, n, 8), ones(1, n, 8)
+    bools, floats = np.ones((n, 2 * n), bool)[:, ::2], ones(n, n)
+    attention(query[:, :300], key[:, :300], value[:, :300], bools[:300, :300])
+    attention(query[:, :300], key[:, :300], value[:, :300], floats[:300, :300])
+    attention(query, key, value, bools, out=out), attention(query, key, value, floats.T, out=out)
+    """
+    assert growth(code) < ALLOWANCE
+
+
+def test_weights_need_only_their_own_room():
+    code = """
+    query, key, weights = ones(1, 4096, 16), ones(1, 8192, 16), np.ones((1, 4096, 8192), np.float32)
+    fastattn.attention_weights(query[:, :300], key[:, :300])
+    fastattn.attention_weights(query, key, is_causal=True, out=weights)
+    """
+    assert growth(code) < ALLOWANCE
+
+
+@pytest.mark.slow
+def test_packed_sequences_need_little_more():
+    code = """
+    n = 32768
+    query, key, value, out = ones(n, 2, 8), ones(n, 2, 8), ones(n, 2, 8), ones(n, 2, 8)
+    few, many = np.array([0, 100, 300]), np.array([0, 1, 3, 100, 600, n // 2, n // 2, n])
+    fastattn.varlen_attention(query[:300], key[:300], value[:300], few, few, is_causal=True)
+    fastattn.varlen_attention(query, key, value, many, many, is_causal=True, sinks=ones(2), out=out)
+    """
+    assert growth(code) < ALLOWANCE
+
+
 @pytest.mark.parametrize(
     "call",
     [
