@@ -2,7 +2,8 @@
 
 The number of threads of a call, first match: its num_threads argument; set_num_threads; FASTATTN_NUM_THREADS; OpenMP's
 own setting (OMP_NUM_THREADS, threadpoolctl, else the processors this process may use), but no more than the container's
-CPU quota. Small work runs on the calling thread whatever is set, and so does a call inside another OpenMP region.
+CPU quota. Small work runs on the calling thread whatever is set, and so does a call inside another region of the same
+OpenMP library, unless nesting is on (OMP_MAX_ACTIVE_LEVELS). Another library's regions cannot be seen from here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """Threads, targets, forks: what surrounds the kernels."""
 
 import concurrent.futures
+import doctest
 import functools
 import os
+import shutil
+import subprocess
 import sys
 import threading
 
@@ -199,6 +202,15 @@ def test_public_names():
     assert all(callable(getattr(fastattn, name)) for name in fastattn.__all__)
 
 
+@pytest.mark.parametrize("name", fastattn.__all__)
+def test_docstring_runs(name):
+    """With no names but those that the example itself imports."""
+    [example] = doctest.DocTestFinder(recurse=False).find(getattr(fastattn, name), name, globs={})
+    result = doctest.DocTestRunner().run(example)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
 def test_import_brings_in_nothing_heavy():
     code = "import sys, fastattn; print(*{name.split('.')[0] for name in sys.modules})"
     heavy = {"torch", "scipy", "ml_dtypes", "onnx", "tokenizers", "safetensors", "matplotlib", "threadpoolctl"}
@@ -305,3 +317,88 @@ def test_fork():
     assert same()
     """
     output(code)
+
+
+# Other people's OpenMP
+
+REGION = """
+#include <omp.h>
+
+void region(int threads, void (*call)(int)) {
+    #pragma omp parallel num_threads(threads)
+    call(omp_get_thread_num());
+}
+"""
+
+CALLS_INSIDE = f"""{COUNT_THREADS}
+    import ctypes
+    import sys
+    import threading
+    from fastattn._core import threads as room
+
+    x = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
+    together = threading.Barrier(2, timeout=60)
+    level = ctypes.CDLL(room.__file__).omp_get_level  # of the OpenMP library that fastattn is linked to
+    results, levels, counts, done = {{}}, set(), [], threading.Event()
+
+    def call():
+        return fastattn.scaled_dot_product_attention(x, x, x), fastattn.softmax(x), fastattn.layer_norm(x)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def inside(number):
+        levels.add(level())
+        together.wait()
+        results[number] = call()
+        together.wait()
+        counts.append(threads() - before)
+
+    def watch():  # a nested team's threads may end with the call
+        while not done.is_set():
+            counts.append(threads() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        # CDLL lets go of the GIL. With PyDLL the region would wait for threads that wait for the GIL.
+        ctypes.CDLL(sys.argv[1]).region(2, inside)
+        most = max(counts)
+        expected = call()
+        print(*levels, most, threads() - before)
+    finally:
+        done.set()
+    assert sorted(results) == [0, 1]
+    for result in results.values():
+        for got, wanted in zip(result, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+"""
+
+
+@pytest.fixture(scope="module", params=["gcc", "clang"])
+def region(request, tmp_path_factory):
+    """A library with a parallel region that calls back. Of two compilers, one brings an OpenMP that is not ours."""
+    if not shutil.which(request.param):
+        pytest.skip(f"no {request.param}")
+    folder = tmp_path_factory.mktemp(request.param)
+    source, library = folder / "region.c", folder / "region.so"
+    source.write_text(REGION)
+    options = ["-fopenmp", "-shared", "-fPIC", "-o", str(library)]
+    done = subprocess.run([request.param, str(source), *options], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"{request.param} has no OpenMP: {done.stderr}")
+    return str(library)
+
+
+@needs_openmp
+@needs_linux
+@pytest.mark.parametrize("nesting", [{}, {"OMP_MAX_ACTIVE_LEVELS": "2"}], ids=["flat", "nested"])
+def test_inside_another_openmp_region(region, nesting):
+    """Two threads of a region call at once, each allowed three threads."""
+    said = output(CALLS_INSIDE, region, FASTATTN_NUM_THREADS="3", **nesting)
+    level, inside, outside = map(int, said.split())
+    if level == 0:  # our library does not see the other's region: these are any two threads
+        assert inside == 2 * 3
+    elif nesting:
+        assert inside > 2  # as OpenMP was told; above 6 where some were just ending
+    else:
+        assert inside == 2  # both calls stayed on their threads,
+        assert outside == 3  # and outside they would not have
