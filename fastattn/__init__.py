@@ -2,7 +2,7 @@
 
 A map of the package. One room per operation: its signature, docstring and a few lines.
 
-attention.py      scaled_dot_product_attention, merge_states
+attention.py      scaled_dot_product_attention, varlen_attention, attention_weights, merge_states
 softmax.py        softmax, log_softmax
 normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
 rotary.py         rotary_embedding
@@ -25,7 +25,7 @@ from fastattn._checkout import compiled
 __path__ = compiled(__path__)
 
 from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
-from fastattn.attention import merge_states, scaled_dot_product_attention
+from fastattn.attention import attention_weights, merge_states, scaled_dot_product_attention, varlen_attention
 from fastattn.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from fastattn.rotary import rotary_embedding
 from fastattn.softmax import log_softmax, softmax
@@ -33,6 +33,7 @@ from fastattn.softmax import log_softmax, softmax
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "attention_weights",
     "get_num_threads",
     "layer_norm",
     "log_softmax",
@@ -44,4 +45,5 @@ __all__ = [
     "show_config",
     "softmax",
     "targets",
+    "varlen_attention",
 ]

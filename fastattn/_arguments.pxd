@@ -15,7 +15,7 @@ cdef fa_type type_of(np.ndarray x)
 
 cpdef tuple states(object outs, object lses)
 
-cdef ptrdiff_t integer(str name, object x) except? -1
+cdef ptrdiff_t integer(str name, object x, str needed=*) except? -1
 cdef double finite(str name, object x) except? -1
 cdef bint flag(str name, object x) except -1
 cpdef int thread_limit(object num_threads) except -1
@@ -26,6 +26,19 @@ cdef bint same_place(np.ndarray a, np.ndarray b) noexcept
 cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters)
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
+cdef int weights_shape(np.ndarray query, np.ndarray key, np.npy_intp *shape) except -1
+cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
+cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores)
+cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads)
+cdef np.ndarray attention_slopes(
+    str name, object slopes, np.ndarray query, int lead, const np.npy_intp *shape, ptrdiff_t heads
+)
+cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *shape)
+cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1
+cdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name)
+cdef int as_many(str name, np.ndarray x, np.ndarray model, str model_name) except -1
+cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *right) except -1
+cdef double positive(str name, object x) except -1
 cdef np.ndarray mask_like(str name, object where, np.ndarray x)
 cdef np.ndarray rows_array(str name, object x)
 cdef np.ndarray rotary_array(str name, object x)

@@ -18,7 +18,7 @@ from fastattn._core.targets cimport FA_F32, FA_F64, fa_type
 
 np.import_array()
 
-cdef object MaskedArray = None  # numpy.ma is imported by its users only
+cdef double LOG2_E = 1.4426950408889634  # the kernels work with powers of two
 
 
 # --- arrays ---
@@ -180,33 +180,43 @@ cdef int unfit(str name, np.ndarray x, str needed) except -1:
     raise ValueError(f"{name} must have {needed}, got {shape_of(x)}")
 
 
+# Where the axis of the heads and that of the tokens stand, counted from the end; by the latter, how they are called.
+cdef tuple PLACES = ("", "last axis", "last axis but one", "last axis but two")
+
+
+cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens) except -1:
+    """Judge what is the same for padded and for packed sequences: sizes, numbers of heads and of keys."""
+    cdef ptrdiff_t kv_heads = length(key, heads)
+    if length(query, 1) == 0:
+        unfit("query", query, "a head size (last axis) of at least 1")
+    if length(key, 1) != length(query, 1):
+        unfit("key", key, f"the head size of query, {length(query, 1)}, as its last axis")
+    if length(value, tokens) != length(key, tokens):
+        unfit("value", value, f"as many rows as key, {length(key, tokens)}, in its {PLACES[tokens]}")
+    if length(value, heads) != kv_heads:
+        unfit("value", value, f"as many heads as key, {kv_heads}, in its {PLACES[heads]}")
+    if length(query, heads) % kv_heads if kv_heads else length(query, heads):
+        unfit("query", query, f"a multiple of key's {kv_heads} heads in its {PLACES[heads]}")
+    return 0
+
+
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1:
     """Judge the three arrays together; write the result's shape, return its number of axes."""
     cdef int ndim = max(query.ndim, key.ndim, value.ndim), i
-    cdef ptrdiff_t heads = length(query, 3), kv_heads = length(key, 3)
     if query.ndim < 2:
         unfit("query", query, "at least 2 axes (..., queries, head size)")
     if key.ndim < 2:
         unfit("key", key, "at least 2 axes (..., keys, head size)")
     if value.ndim < 2:
         unfit("value", value, "at least 2 axes (..., keys, value size)")
-    if length(query, 1) == 0:
-        unfit("query", query, "a head size (last axis) of at least 1")
-    if length(key, 1) != length(query, 1):
-        unfit("key", key, f"the head size of query, {length(query, 1)}, as its last axis")
-    if length(value, 2) != length(key, 2):
-        unfit("value", value, f"as many rows as key, {length(key, 2)}, in its last axis but one")
-    if length(value, 3) != kv_heads:
-        unfit("value", value, f"as many heads as key, {kv_heads}, in its last axis but two")
-    if heads % kv_heads if kv_heads else heads:
-        unfit("query", query, f"a multiple of key's {kv_heads} heads in its last axis but two")
+    fit(query, key, value, 3, 2)
     for i in range(ndim - 3):
         shape[i] = 1
         broadcast("query", query, ndim - i, &shape[i])
         broadcast("key", key, ndim - i, &shape[i])
         broadcast("value", value, ndim - i, &shape[i])
     if ndim > 2:
-        shape[ndim - 3] = heads
+        shape[ndim - 3] = length(query, 3)
     shape[ndim - 2], shape[ndim - 1] = length(query, 2), length(value, 1)
     return ndim
 
@@ -218,6 +228,157 @@ cdef int broadcast(str name, np.ndarray x, int from_the_end, np.npy_intp *common
     elif own != 1 and own != common[0]:
         unfit(name, x, f"leading axes that broadcast with the others' ({common[0]} where it has {own})")
     return 0
+
+
+cdef int weights_shape(np.ndarray query, np.ndarray key, np.npy_intp *shape) except -1:
+    """The same for the weights, (..., Hq, Sq, Sk)."""
+    cdef int ndim = attention_shape(query, key, key, shape)
+    shape[ndim - 1] = length(key, 2)
+    return ndim
+
+
+cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1:
+    """The same for packed sequences: (Tq, Hq, Dv) from (Tq, Hq, D), (Tk, Hkv, D) and (Tk, Hkv, Dv)."""
+    cdef np.ndarray x
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 3:
+            unfit(name, x, "3 axes (tokens, heads, size)")
+    fit(query, key, value, 2, 3)
+    shape[0], shape[1], shape[2] = length(query, 3), length(query, 2), length(value, 1)
+    return 3
+
+
+# --- options of attention ---
+
+cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores):
+    """A bool or real mask that broadcasts to the scores and does not enlarge them, or None."""
+    if mask is None:
+        return None
+    cdef np.ndarray a = array(name, mask)
+    cdef int i
+    if np.PyArray_TYPE(a) != np.NPY_BOOL:
+        if not is_real(a):
+            raise TypeError(f"{name} must have dtype bool, float32 or float64 in native byte order, got {described(a)}")
+        real_array_like(name, a, query, "query")
+    if a.ndim > ndim or any([length(a, i) not in (1, scores[ndim - i]) for i in range(1, a.ndim + 1)]):
+        needed = tuple([scores[i] for i in range(ndim)])
+        unfit(name, a, f"a shape that broadcasts to {needed}, (..., heads, queries, keys),")
+    return a
+
+
+cdef np.ndarray per_head(str name, object x, np.ndarray query, str lead_axes, int lead, const np.npy_intp *shape, heads):
+    """A real number for each head, or for each head of each sequence, times log2 e; side by side, in query's type."""
+    cdef np.ndarray a = real_array_like(name, x, query, "query")
+    leading = tuple([shape[i] for i in range(lead)])
+    if (<object>a).shape not in ((heads,), (*leading, heads)):
+        needed = f"({heads},) or {(*leading, heads)}" if lead_axes else f"({heads},)"
+        unfit(name, a, f"shape {needed}, a number for each query head,")
+    return np.require(np.multiply(a, LOG2_E, dtype=np.float64).astype(query.dtype), requirements=["C", "A"])
+
+
+cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):
+    if sinks is None:
+        return None
+    cdef np.ndarray a = per_head(name, sinks, query, "", 0, NULL, heads)
+    wrong = np.isnan(sinks) | np.isposinf(sinks)
+    if wrong.any():
+        raise ValueError(f"{name} must be finite, or -inf for none, got {sinks[wrong][0]}")
+    return a
+
+
+cdef np.ndarray attention_slopes(str name, object slopes, np.ndarray query, int lead, const np.npy_intp *shape, ptrdiff_t heads):
+    if slopes is None:
+        return None
+    cdef np.ndarray a = per_head(name, slopes, query, "with the leading axes", lead, shape, heads)
+    wrong = ~np.isfinite(slopes)
+    if wrong.any():
+        raise ValueError(f"{name} must be finite, got {slopes[wrong][0]}")
+    return a
+
+
+cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *shape):
+    """None, or an int64 for each sequence: of the leading axes' shape, or one for all of shape ()."""
+    if x is None:
+        return None
+    cdef np.ndarray a
+    cdef int i
+    if not isinstance(x, np.ndarray):
+        a = np.PyArray_EMPTY(0, <np.npy_intp *>shape, np.NPY_INT64, 0)
+        (<np.npy_int64 *>np.PyArray_DATA(a))[0] = integer(name, x, "an int or an integer array")
+        return a
+    a = integer_array(name, x)
+    if a.ndim > lead or any([length(a, i) not in (1, shape[lead - i]) for i in range(1, a.ndim + 1)]):
+        unfit(name, a, f"a shape that broadcasts to {tuple([shape[i] for i in range(lead)])}, the leading axes,")
+    if a.ndim == 0:
+        return a
+    return np.ascontiguousarray(np.broadcast_to(a, tuple([shape[i] for i in range(lead)])))
+
+
+cdef np.ndarray integer_array(str name, object x):
+    """As int64, always a copy: nobody can change it between its judgement and its use."""
+    cdef np.ndarray a = array(name, x)
+    if not np.PyArray_ISINTEGER(a):
+        raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
+    if np.PyArray_TYPE(a) == np.NPY_UINT64 and a.size and a.max() >= 1 << 63:
+        raise ValueError(f"{name} must fit 64 bits with a sign, got {a.max()}")
+    return np.array(a, dtype=np.int64)
+
+
+cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1:
+    if not 0 <= length <= keys:
+        raise ValueError(f"{name} must lie between 0 and the number of keys, {keys}, got {length}")
+    return 0
+
+
+cdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name):
+    """Where each packed sequence begins, and where the last one ends."""
+    cdef np.ndarray a = integer_array(name, x)
+    if a.ndim != 1 or a.shape[0] == 0:
+        unfit(name, a, "shape (sequences + 1,)")
+    cdef const np.npy_int64 *at = <const np.npy_int64 *>np.PyArray_DATA(a)
+    cdef ptrdiff_t i, end = rows.shape[0]
+    if at[0] != 0 or at[a.shape[0] - 1] != end:
+        raise ValueError(f"{name} must run from 0 to {end}, the rows of {rows_name}, got {at[0]} to {at[a.shape[0] - 1]}")
+    for i in range(1, a.shape[0]):
+        if at[i] < at[i - 1]:
+            raise ValueError(f"{name} must never decrease, got {at[i - 1]} before {at[i]}")
+    return a
+
+
+cdef int as_many(str name, np.ndarray x, np.ndarray model, str model_name) except -1:
+    if x.shape[0] != model.shape[0]:
+        unfit(name, x, f"as many elements as {model_name}, {model.shape[0]}")
+    return 0
+
+
+cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *right) except -1:
+    """(left, right), each None (as it stands: unbounded) or not negative."""
+    if window is None:
+        return 0
+    if not isinstance(window, (tuple, list, np.ndarray)):
+        raise TypeError(f"{name} must be a pair (left, right) of ints or None, got {type(window).__name__}")
+    if len(window) != 2:
+        raise ValueError(f"{name} must be a pair (left, right), got {len(window)} elements")
+    side(name, window[0], left)
+    side(name, window[1], right)
+    return 0
+
+
+cdef int side(str name, object reach, ptrdiff_t *bound) except -1:
+    if reach is None:
+        return 0
+    cdef ptrdiff_t keys = integer(name, reach, "a pair of ints or None")
+    if keys < 0:
+        raise ValueError(f"{name} must be a pair of ints that are not negative, or None, got {keys}")
+    bound[0] = min(bound[0], keys)
+    return 0
+
+
+cdef double positive(str name, object x) except -1:
+    cdef double value = finite(name, x)
+    if value <= 0:
+        raise ValueError(f"{name} must be greater than 0, got {x}")
+    return value
 
 
 # --- rotary embedding ---
@@ -294,10 +455,10 @@ cdef tuple tokens_of(np.ndarray x):
 
 # --- numbers ---
 
-cdef ptrdiff_t integer(str name, object x) except? -1:
+cdef ptrdiff_t integer(str name, object x, str needed="an int") except? -1:
     if not PyLong_Check(x) or PyBool_Check(x):
         if not isinstance(x, np.integer):
-            raise TypeError(f"{name} must be an int, got {type(x).__name__}")
+            raise TypeError(f"{name} must be {needed}, got {type(x).__name__}")
     try:
         return <ptrdiff_t>x
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, and the merging of attention over parts of the keys.
+"""Scaled dot-product attention of padded and of packed sequences, its weights, and the merging of parts of the keys.
 
 Compiled half: _core/attention.pyx; kernels: _core/kernels/attention_*.h; definition: reference.py.
 """
@@ -22,17 +22,25 @@ def scaled_dot_product_attention(
     query: NDArray,
     key: NDArray,
     value: NDArray,
+    attn_mask: NDArray | None = None,
     *,
     is_causal: bool = False,
-    q_offset: int | None = None,
+    q_offset: int | NDArray | None = None,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: NDArray | None = None,
+    alibi_slopes: NDArray | None = None,
+    kv_lengths: int | NDArray | None = None,
     out: NDArray | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
     """Attend each query to all keys that it may see, and return the weighted sum of their values.
 
-    ``softmax(scale * query @ key.T) @ value``, computed tile by tile: the scores are never stored whole.
+    ``softmax(scale * query @ key.T) @ value``, computed tile by tile: the scores are never stored whole. All options
+    compose, in this order: scale, softcap, ALiBi and float mask; bool mask, causal, window and lengths exclude; softmax,
+    with the sink in its denominator.
 
     Parameters
     ----------
@@ -43,13 +51,27 @@ def scaled_dot_product_attention(
         ``h * Hq // Hkv`` to ``(h + 1) * Hq // Hkv - 1`` share key head ``h`` (grouped-query attention).
     value : ndarray, shape (..., Hkv, Sk, Dv)
         Dv may differ from D. Leading axes of the three broadcast as in NumPy.
+    attn_mask : ndarray, optional
+        bool: True lets the query attend to the key. float, of query's dtype or a narrower one: added to the score; -inf
+        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides.
     is_causal : bool
         Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
-    q_offset : int, optional
-        Position of the first query. The default, ``Sk - Sq``, lets the last query meet the last key, as decoding with
-        a cache needs; 0 is the top-left alignment of PyTorch and ONNX.
+    q_offset : int or integer ndarray, optional
+        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default, ``Sk - Sq``
+        (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is the top-left
+        alignment of PyTorch and ONNX.
+    window : (int or None, int or None), optional
+        (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` by default.
+    softcap : float, optional
+        Scaled scores s become ``softcap * tanh(s / softcap)``.
+    sinks : ndarray, shape (Hq,), optional
+        A logit for each head that takes part in the softmax and has no value; -inf for none.
+    alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
+        ``-slope * |p - j|`` is added to the score of key j for a query at position p.
+    kv_lengths : int or integer ndarray, optional
+        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
     out : ndarray, shape (..., Hq, Sq, Dv), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
@@ -62,7 +84,7 @@ def scaled_dot_product_attention(
     out : ndarray, shape (..., Hq, Sq, Dv)
         In query's dtype and memory order. Zero where a query sees no key.
     lse : ndarray, shape (..., Hq, Sq)
-        Only with `return_lse`. Natural logarithm; -inf where a query sees no key.
+        Only with `return_lse`. Natural logarithm, the sink included; -inf where there is nothing.
 
     Raises
     ------
@@ -74,7 +96,9 @@ def scaled_dot_product_attention(
     Notes
     -----
     Vaswani et al., "Attention Is All You Need" (2017); computed in one pass with a running softmax (Milakov and
-    Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). Keys that the causal mask excludes are not read. The result
+    Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; softcap: Gemma 2 (2024); sinks:
+    Xiao et al. 2024 and gpt-oss (2025). Keys that causal, window or lengths exclude are not read into any result; those
+    that only a mask excludes contribute nothing, even NaN. Blocks that a mask excludes whole cost nothing. The result
     for one sequence is the same to the bit for any number of threads and whatever else is in the batch.
 
     Examples
@@ -83,12 +107,185 @@ def scaled_dot_product_attention(
     >>> rng = np.random.default_rng(0)
     >>> query = rng.standard_normal((8, 5, 64), dtype=np.float32)   # 8 query heads, 5 tokens
     >>> key, value = rng.standard_normal((2, 2, 9, 64), dtype=np.float32)  # 2 heads for keys and values, 9 tokens
-    >>> fastattn.scaled_dot_product_attention(query, key, value, is_causal=True).shape
+    >>> fastattn.scaled_dot_product_attention(query, key, value, is_causal=True, window=(4, None)).shape
     (8, 5, 64)
     """
     return _core.scaled_dot_product_attention(
-        query, key, value, is_causal, q_offset, scale, out, return_lse, num_threads
-    )
+        query, key, value, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+        return_lse, num_threads,
+    )  # fmt: skip
+
+
+def varlen_attention(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    cu_seqlens_q: NDArray,
+    cu_seqlens_k: NDArray,
+    *,
+    is_causal: bool = False,
+    q_offset: int | NDArray | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: NDArray | None = None,
+    alibi_slopes: NDArray | None = None,
+    kv_lengths: int | NDArray | None = None,
+    out: NDArray | None = None,
+    return_lse: bool = False,
+    num_threads: int | None = None,
+) -> NDArray | tuple[NDArray, NDArray]:
+    """Attend within each of N sequences that are packed one behind the other, without padding.
+
+    Equal, to the bit, to `scaled_dot_product_attention` of each sequence alone.
+
+    Parameters
+    ----------
+    query : ndarray, shape (Tq, Hq, D)
+        float32 or float64, at any strides. Sequence n is ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
+    key : ndarray, shape (Tk, Hkv, D)
+        Of query's dtype or a narrower one; sequence n by `cu_seqlens_k`. Hq is a multiple of Hkv.
+    value : ndarray, shape (Tk, Hkv, Dv)
+    cu_seqlens_q, cu_seqlens_k : integer ndarray, shape (N + 1,)
+        Where the sequences begin: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
+    is_causal : bool
+        Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
+    q_offset : int or integer ndarray, optional
+        Position of the first query, one for all or of a shape that broadcasts to the shape (N,). The default, ``Sk - Sq``
+        (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is the top-left
+        alignment of PyTorch and ONNX.
+    window : (int or None, int or None), optional
+        (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(D)`` by default.
+    softcap : float, optional
+        Scaled scores s become ``softcap * tanh(s / softcap)``.
+    sinks : ndarray, shape (Hq,), optional
+        A logit for each head that takes part in the softmax and has no value; -inf for none.
+    alibi_slopes : ndarray, shape (Hq,) or (N, Hq), optional
+        ``-slope * |p - j|`` is added to the score of key j for a query at position p.
+    kv_lengths : int or integer ndarray, optional
+        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
+    out : ndarray, shape (Tq, Hq, Dv), optional
+        Where the result goes: any writable array of query's dtype. It may overlap the inputs.
+    return_lse : bool
+        Also return the log-sum-exp of the scores.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    out : ndarray, shape (Tq, Hq, Dv)
+        In query's dtype and memory order.
+    lse : ndarray, shape (Tq, Hq)
+        Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `scaled_dot_product_attention`.
+
+    Notes
+    -----
+    The form is that of FlashAttention's ``flash_attn_varlen_func`` (Dao 2023); its lse there is (Hq, Tq).
+
+    Examples
+    --------
+    Sequences of 2 and of 3 tokens:
+
+    >>> import numpy as np, fastattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 4, 16))
+    >>> bounds = np.array([0, 2, 5])
+    >>> out = fastattn.varlen_attention(query, key, value, bounds, bounds)
+    >>> alone = [x[2:5].swapaxes(0, 1) for x in (query, key, value)]
+    >>> np.array_equal(out[2:5].swapaxes(0, 1), fastattn.scaled_dot_product_attention(*alone))
+    True
+    """
+    return _core.varlen_attention(
+        query, key, value, cu_seqlens_q, cu_seqlens_k, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes,
+        kv_lengths, out, return_lse, num_threads,
+    )  # fmt: skip
+
+
+def attention_weights(
+    query: NDArray,
+    key: NDArray,
+    attn_mask: NDArray | None = None,
+    *,
+    is_causal: bool = False,
+    q_offset: int | NDArray | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: NDArray | None = None,
+    alibi_slopes: NDArray | None = None,
+    kv_lengths: int | NDArray | None = None,
+    out: NDArray | None = None,
+    return_lse: bool = False,
+    num_threads: int | None = None,
+) -> NDArray | tuple[NDArray, NDArray]:
+    """The weights by which `scaled_dot_product_attention` sums the values, whole: to look at, or to prune a cache by.
+
+    Parameters
+    ----------
+    query : ndarray, shape (..., Hq, Sq, D)
+    key : ndarray, shape (..., Hkv, Sk, D)
+    attn_mask : ndarray, optional
+        bool: True lets the query attend to the key. float, of query's dtype or a narrower one: added to the score; -inf
+        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides.
+    is_causal : bool
+        Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
+    q_offset : int or integer ndarray, optional
+        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default, ``Sk - Sq``
+        (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is the top-left
+        alignment of PyTorch and ONNX.
+    window : (int or None, int or None), optional
+        (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(D)`` by default.
+    softcap : float, optional
+        Scaled scores s become ``softcap * tanh(s / softcap)``.
+    sinks : ndarray, shape (Hq,), optional
+        A logit for each head that takes part in the softmax and has no value; -inf for none.
+    alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
+        ``-slope * |p - j|`` is added to the score of key j for a query at position p.
+    kv_lengths : int or integer ndarray, optional
+        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
+    out : ndarray, shape (..., Hq, Sq, Sk), optional
+        Where the result goes: any writable array of query's dtype. It may overlap the inputs.
+    return_lse : bool
+        Also return the log-sum-exp of the scores.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    weights : ndarray, shape (..., Hq, Sq, Sk)
+        Rows sum to 1, to less with a sink, and to 0 where a query sees no key.
+    lse : ndarray, shape (..., Hq, Sq)
+        Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `scaled_dot_product_attention`.
+
+    Notes
+    -----
+    ``need_weights=True`` of PyTorch's MultiheadAttention, but head by head. The result takes Sq * Sk numbers a head, and
+    the scores are computed twice.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> query, key = np.zeros((1, 4)), np.zeros((3, 4))
+    >>> fastattn.attention_weights(query, key, np.array([True, False, True]))
+    array([[0.5, 0. , 0.5]])
+    """
+    return _core.attention_weights(
+        query, key, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+        return_lse, num_threads,
+    )  # fmt: skip
 
 
 def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDArray, NDArray]:

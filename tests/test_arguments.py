@@ -383,7 +383,7 @@ def test_options_may_not_enlarge_what_has_no_leading_axes():
     arrays = zeros(4, 3, 8), zeros(2, 5, 8), zeros(2, 5, 6)
     for name in ("q_offset", "kv_lengths"):
         fastattn.scaled_dot_product_attention(*arrays, **{name: np.array(3)})
-        with pytest.raises(ValueError, match=rf"\b{name}\b.* must .*got \(1,\)"):
+        with pytest.raises(ValueError, match=rf"\b{name}\b.* must .*got .*\(1,\)"):
             fastattn.scaled_dot_product_attention(*arrays, **{name: np.array([3])})
 
 
@@ -639,7 +639,8 @@ def test_subclasses_give_plain_arrays(operation):
 def test_dtype_by_another_name(operation):
     """A dtype object of its own, with metadata, is still float32."""
     dtype = np.dtype(np.float32, metadata={"unit": "m"})
-    getattr(fastattn, operation)(**{name: x.astype(dtype) for name, x in GOOD[operation].items()})
+    arrays = {name: x if name in BOUNDS else x.astype(dtype) for name, x in GOOD[operation].items()}
+    getattr(fastattn, operation)(**arrays)
 
 
 @pytest.mark.parametrize("operation", GOOD)

@@ -1,8 +1,12 @@
-"""Scaled dot-product attention: a call is judged, laid out, cut into items, and the items run on OpenMP's threads.
+"""Attention: a call is judged, laid out, cut into items, and the items run on OpenMP's threads.
 
-An item is some rows of one kv head; where the rows of a sequence are too few to share out, its keys are cut into parts
-as well, and the parts merged in their order. What numbers are added in which order depends on the shape of the sequence
-alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever surrounds it.
+A call is a list of sequences, each with its own queries, keys and positions: the entries of the leading axes, or packed
+ones. An item is some rows of one kv head of a sequence; where the rows of a sequence are too few to share out, its keys
+are cut into parts as well, and the parts merged in their order. What numbers are added in which order depends on the
+sequence alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever surrounds
+it.
+
+Causal, window and lengths become an interval of keys for each query, the mask is read where it lies: kernels/.
 """
 
 import numpy as np
@@ -10,12 +14,14 @@ import numpy as np
 cimport numpy as np
 from libc.math cimport sqrt
 from libc.stddef cimport ptrdiff_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, qsort
 
 from fastattn cimport _arguments as arguments
 from fastattn._arguments cimport length, stride
 from fastattn._core cimport strides
-from fastattn._core.targets cimport FA_MOST_PARTS, fa_attention, fa_attention_item, fa_kernels, fa_type, kernels_of
+from fastattn._core.targets cimport (
+    FA_MASK_BOOL, FA_MOST_PARTS, FA_NO_MASK, fa_attention, fa_attention_item, fa_kernels, fa_type, kernels_of
+)
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
@@ -24,34 +30,48 @@ cdef double LOG2_E = 1.4426950408889634
 cdef ptrdiff_t UNBOUNDED = 1 << 48  # farther than any position, and sums of it do not overflow
 
 cdef enum:
-    QUERY, KEY, VALUE, OUT, LSE  # rows of Axes.stride
+    QUERY, KEY, VALUE, OUT, LSE, MASK  # rows of Axes.stride
     ENOUGH_ITEMS = 32            # a sequence with fewer has its keys cut into parts too
     SHORTEST_PART = 512          # keys; merging a part costs about as much as attending to 10 keys
     PART_ALIGNMENT = 128         # keys: the kernels' own step
     ITEMS_PER_THREAD = 8         # so that the last one to finish is not awaited for long
     WAVE = 1024                  # parts computed before they are merged: bounds their memory
+    AT_HAND = 4                  # sequences that need no memory of their own
 
 # What a core does per nanosecond, for the choice of the number of threads: FLOPs, and bytes of keys and values.
 cdef double FLOPS = 60.0
 cdef double BYTES = 15.0
 
 
-cdef struct Plan:
-    fa_attention call
-    strides.Axes batch
-    char *query
-    char *key
-    char *value
+cdef struct Sequence:
+    const char *query
+    const char *key
+    const char *value
+    const char *mask
     char *out
     char *lse
-    ptrdiff_t query_group, key_head, value_head, out_group, lse_group  # bytes from one kv head to the next
-    ptrdiff_t kv_heads
-    ptrdiff_t rows, many_rows, item_rows  # of a kv head, those for attention_many, of an item
-    ptrdiff_t row_items, items            # of a kv head, of the call
+    const char *slopes
+    ptrdiff_t queries, q_offset, key_begin, key_end  # the keys that some query may see
+    ptrdiff_t rows, many_rows                        # of a kv head; those for attention_many
     ptrdiff_t parts, part_keys
+    ptrdiff_t row_items, first_item                  # of a kv head; where the sequence's items begin
+    double work                                      # FLOPs, or so
+
+
+cdef struct Plan:
+    fa_attention call
+    ptrdiff_t query_group, key_head, value_head, mask_group, out_group, lse_group  # bytes from one kv head to the next
+    ptrdiff_t kv_heads
+    bint weights                       # attention_weights: the weights are the result
+    const char *sinks
+    ptrdiff_t group_options            # bytes of a group's sinks or slopes
+    Sequence *sequences
+    ptrdiff_t count
+    Sequence[AT_HAND] at_hand
+    ptrdiff_t item_rows, whole_items, items  # rows of an item; items that are not cut into parts come first
     int threads
     const fa_kernels *kernels
-    ptrdiff_t first_item  # of the wave, and where its parts are
+    ptrdiff_t first_item, most_parts   # of the wave, and where its parts are
     char *part_out
     char *part_max
     char *part_sum
@@ -62,190 +82,458 @@ cdef struct Plan:
 cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
     """Choose the kernel, the parts of the keys, the threads, and last the rows of an item.
 
-    Tiles and parts decide how numbers are added up; they follow from the shape of one sequence. How many tiles make an
-    item decides nothing but speed: as many as share keys in L2, while enough items are left for the threads.
+    Tiles and parts decide how numbers are added up; they follow from one sequence. How many tiles make an item decides
+    nothing but speed: as many as share keys in L2, while enough items are left for the threads.
     """
-    cdef ptrdiff_t tiles, rest, sequences = strides.total(&p.batch)
+    cdef ptrdiff_t n, items
+    cdef double work = 0, traffic = 0
     p.kernels = kernels_of(type)
-    p.rows = p.call.queries * p.call.group
-    rest = p.rows % p.kernels.tile_rows
-    p.many_rows = p.rows - rest if rest <= p.kernels.few_rows else p.rows
-    tiles = (p.rows + p.kernels.tile_rows - 1) // p.kernels.tile_rows
+    items = 0
+    for n in range(p.count):
+        lay_out_sequence(p, &p.sequences[n])
+        items += tiles_of(p, &p.sequences[n]) * p.kv_heads * p.sequences[n].parts
+        work += p.sequences[n].work
+        traffic += <double>(p.sequences[n].key_end - p.sequences[n].key_begin)
+    traffic *= <double>p.kv_heads * (p.call.head_size + p.call.value_size) * p.kernels.itemsize
+    p.threads = threads_for(asked, items, max(work / FLOPS, traffic / BYTES))
+    if p.count > 1:
+        qsort(p.sequences, p.count, sizeof(Sequence), whole_and_large_first)
 
-    p.parts = min(p.call.keys // SHORTEST_PART, ENOUGH_ITEMS // max(1, p.kv_heads * tiles), <ptrdiff_t>FA_MOST_PARTS)
-    p.parts = max(p.parts, 1)
-    p.part_keys = (p.call.keys + p.parts - 1) // p.parts
-    p.part_keys = (p.part_keys + PART_ALIGNMENT - 1) // PART_ALIGNMENT * PART_ALIGNMENT
-
-    p.threads = threads_for(asked, sequences * p.kv_heads * tiles * p.parts, nanoseconds(p, sequences))
     p.item_rows = p.kernels.most_rows
-    while p.item_rows > p.kernels.tile_rows and (
-        sequences * p.kv_heads * ((p.rows + p.item_rows - 1) // p.item_rows) * p.parts < p.threads * ITEMS_PER_THREAD
-    ):
+    while p.item_rows > p.kernels.tile_rows and count_items(p) < p.threads * ITEMS_PER_THREAD:
         p.item_rows //= 2
-    p.row_items = (p.many_rows + p.item_rows - 1) // p.item_rows + (p.many_rows < p.rows)
-    p.items = sequences * p.kv_heads * p.row_items
+    number_items(p)
 
 
-cdef double nanoseconds(const Plan *p, ptrdiff_t sequences) noexcept nogil:
-    """About how long one thread would take."""
-    cdef double streams = <double>sequences * p.kv_heads * p.call.keys * (p.call.head_size + p.call.value_size)
-    cdef bint triangle = p.call.right == 0 and p.call.queries > 1
-    return max(2 * streams * p.rows / FLOPS / (2 if triangle else 1), streams * p.kernels.itemsize / BYTES)
+cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
+    cdef ptrdiff_t rest, keys
+    # The keys within the first query's left bound and the last one's right bound.
+    s.key_begin = max(0, min(s.key_end, s.q_offset - p.call.left))
+    s.key_end = max(s.key_begin, min(s.key_end, s.q_offset + s.queries + p.call.right))
+    keys = s.key_end - s.key_begin
+    s.rows = s.queries * p.call.group
+    rest = s.rows % p.kernels.tile_rows
+    s.many_rows = s.rows - rest if rest <= p.kernels.few_rows and not p.weights else s.rows
+    s.parts = min(keys // SHORTEST_PART, ENOUGH_ITEMS // max(1, p.kv_heads * tiles_of(p, s)), <ptrdiff_t>FA_MOST_PARTS)
+    s.parts = 1 if p.weights else max(s.parts, 1)
+    s.part_keys = (keys + s.parts - 1) // s.parts
+    s.part_keys = (s.part_keys + PART_ALIGNMENT - 1) // PART_ALIGNMENT * PART_ALIGNMENT
+    s.work = 2.0 * s.rows * p.kv_heads * (p.call.head_size + p.call.value_size) * seen(p, s, keys)
 
 
-cdef fa_attention_item item_of(const Plan *p, ptrdiff_t index) noexcept nogil:
+cdef double seen(const Plan *p, const Sequence *s, ptrdiff_t keys) noexcept nogil:
+    """About how many of its keys a query sees."""
+    cdef double width = min(<double>keys, <double>p.call.left + p.call.right + 1)
+    return keys / 2.0 if p.call.right == 0 and width == keys and s.queries > 1 else width
+
+
+cdef ptrdiff_t tiles_of(const Plan *p, const Sequence *s) noexcept nogil:
+    return (s.rows + p.kernels.tile_rows - 1) // p.kernels.tile_rows
+
+
+cdef int whole_and_large_first(const void *a, const void *b) noexcept nogil:
+    """Largest first, so that no long one is awaited in the end; those that are cut into parts after the others."""
+    cdef const Sequence *x = <const Sequence *>a
+    cdef const Sequence *y = <const Sequence *>b
+    if (x.parts > 1) != (y.parts > 1):
+        return 1 if x.parts > 1 else -1
+    return (x.work < y.work) - (x.work > y.work)
+
+
+cdef ptrdiff_t row_items_of(const Plan *p, const Sequence *s) noexcept nogil:
+    return (s.many_rows + p.item_rows - 1) // p.item_rows + (s.many_rows < s.rows)
+
+
+cdef ptrdiff_t count_items(const Plan *p) noexcept nogil:
+    cdef ptrdiff_t n, items = 0
+    for n in range(p.count):
+        items += row_items_of(p, &p.sequences[n]) * p.kv_heads * p.sequences[n].parts
+    return items
+
+
+cdef void number_items(Plan *p) noexcept nogil:
+    cdef ptrdiff_t n
+    cdef Sequence *s
+    p.items = p.whole_items = 0
+    p.most_parts = 1
+    for n in range(p.count):
+        s = &p.sequences[n]
+        s.first_item, s.row_items = p.items, row_items_of(p, s)
+        p.items += s.row_items * p.kv_heads
+        if s.parts == 1:
+            p.whole_items = p.items
+        p.most_parts = max(p.most_parts, s.parts)
+
+
+# --- items ---
+
+cdef const Sequence *sequence_of(const Plan *p, ptrdiff_t item) noexcept nogil:
+    """The last one whose items begin at or before this one."""
+    cdef ptrdiff_t low = 0, high = p.count, middle
+    while high - low > 1:
+        middle = (low + high) // 2
+        if p.sequences[middle].first_item <= item:
+            low = middle
+        else:
+            high = middle
+    return &p.sequences[low]
+
+
+cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index) noexcept nogil:
     """Item `index` of the call. The last rows of a head come first: under a causal mask they see most."""
     cdef fa_attention_item item
-    cdef ptrdiff_t block = p.row_items - 1 - index % p.row_items
-    cdef ptrdiff_t head = index // p.row_items % p.kv_heads, batch = index // p.row_items // p.kv_heads
-    item.query = p.query + strides.offset(&p.batch, QUERY, batch) + head * p.query_group
-    item.key = p.key + strides.offset(&p.batch, KEY, batch) + head * p.key_head
-    item.value = p.value + strides.offset(&p.batch, VALUE, batch) + head * p.value_head
-    item.out = p.out + strides.offset(&p.batch, OUT, batch) + head * p.out_group
-    item.lse = p.lse + strides.offset(&p.batch, LSE, batch) + head * p.lse_group if p.lse != NULL else NULL
-    item.first_row = min(block * p.item_rows, p.many_rows)
-    item.rows = min(p.item_rows, (p.many_rows if item.first_row < p.many_rows else p.rows) - item.first_row)
-    item.key_begin, item.key_end = 0, p.call.keys
+    cdef ptrdiff_t own = index - s.first_item
+    cdef ptrdiff_t block = s.row_items - 1 - own % s.row_items, head = own // s.row_items
+    item.query = s.query + head * p.query_group
+    item.key = s.key + head * p.key_head
+    item.value = s.value + head * p.value_head
+    item.mask = s.mask + head * p.mask_group if s.mask != NULL else NULL
+    item.out = s.out + head * p.out_group
+    item.lse = s.lse + head * p.lse_group if s.lse != NULL else NULL
+    item.sinks = p.sinks + head * p.group_options if p.sinks != NULL else NULL
+    item.slopes = s.slopes + head * p.group_options if s.slopes != NULL else NULL
+    item.q_offset = s.q_offset
+    item.first_row = min(block * p.item_rows, s.many_rows)
+    item.rows = min(p.item_rows, (s.many_rows if item.first_row < s.many_rows else s.rows) - item.first_row)
+    item.key_begin, item.key_end = s.key_begin, s.key_end
     item.part_out = item.part_max = item.part_sum = NULL
     return item
 
 
 cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, ptrdiff_t part) noexcept nogil:
     """Let the item's results go to a part of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
-    cdef ptrdiff_t first = slot * p.parts * p.item_rows + part * item.rows
+    cdef ptrdiff_t first = slot * p.most_parts * p.item_rows + part * item.rows
     item.part_out = p.part_out + first * p.call.value_size * p.kernels.itemsize
     item.part_max = p.part_max + first * p.kernels.itemsize
     item.part_sum = p.part_sum + first * p.kernels.itemsize
 
 
-cdef void attend(const Plan *p, const fa_attention_item *item, void *memory) noexcept nogil:
+cdef void attend(const Plan *p, const Sequence *s, const fa_attention_item *item, void *memory) noexcept nogil:
     """Rows that fill tiles go in the lanes; a few, or what few are left over, would leave most lanes empty."""
-    if item.first_row < p.many_rows:
+    if p.weights:
+        p.kernels.attention_weights(&p.call, item, memory)
+    elif item.first_row < s.many_rows:
         p.kernels.attention_many(&p.call, item, memory)
     else:
         p.kernels.attention_few(&p.call, item, memory)
 
 
 cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
-    cdef fa_attention_item item = item_of(<const Plan *>plan, index)
-    attend(<const Plan *>plan, &item, memory)
+    cdef const Plan *p = <const Plan *>plan
+    cdef const Sequence *s = sequence_of(p, index)
+    cdef fa_attention_item item = item_of(p, s, index)
+    attend(p, s, &item, memory)
 
 
 cdef void run_part(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
-    """Part `index` of the wave."""
+    """Part `index` of the wave. The sink belongs to the first part."""
     cdef const Plan *p = <const Plan *>plan
-    cdef ptrdiff_t part = index % p.parts, slot = index // p.parts
-    cdef fa_attention_item item = item_of(p, p.first_item + slot)
-    item.key_begin = min(part * p.part_keys, p.call.keys)
-    item.key_end = min(item.key_begin + p.part_keys, p.call.keys)
+    cdef ptrdiff_t part = index % p.most_parts, slot = index // p.most_parts
+    cdef const Sequence *s = sequence_of(p, p.first_item + slot)
+    cdef fa_attention_item item = item_of(p, s, p.first_item + slot)
+    if part >= s.parts:
+        return
+    item.key_begin = min(s.key_begin + part * s.part_keys, s.key_end)
+    item.key_end = min(item.key_begin + s.part_keys, s.key_end)
+    if part:
+        item.sinks = NULL
     point_to_part(p, &item, slot, part)
-    attend(p, &item, memory)
+    attend(p, s, &item, memory)
 
 
 cdef void merge_item(const void *plan, ptrdiff_t slot, void *memory) noexcept nogil:
     cdef const Plan *p = <const Plan *>plan
-    cdef fa_attention_item item = item_of(p, p.first_item + slot)
+    cdef const Sequence *s = sequence_of(p, p.first_item + slot)
+    cdef fa_attention_item item = item_of(p, s, p.first_item + slot)
     point_to_part(p, &item, slot, 0)
-    p.kernels.attention_merge(&p.call, &item, p.parts)
+    p.kernels.attention_merge(&p.call, &item, s.parts)
 
 
 cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
     """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
-    cdef ptrdiff_t wave = max(1, WAVE // p.parts), count
-    cdef ptrdiff_t rows = min(wave, p.items) * p.parts * p.item_rows
+    cdef ptrdiff_t wave = max(1, WAVE // p.most_parts), count
+    cdef ptrdiff_t rows = min(wave, p.items - p.whole_items) * p.most_parts * p.item_rows
     cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.kernels.itemsize)
     cdef bint done = memory != NULL
     p.part_max, p.part_sum = memory, memory + rows * p.kernels.itemsize
     p.part_out = memory + 2 * rows * p.kernels.itemsize
-    p.first_item = 0
+    p.first_item = p.whole_items
     while done and p.first_item < p.items:
         count = min(wave, p.items - p.first_item)
-        done = run(run_part, p, count * p.parts, p.threads, scratch_size)
+        done = run(run_part, p, count * p.most_parts, p.threads, scratch_size)
         done = done and run(merge_item, p, count, p.threads, 0)
         p.first_item += count
     free(memory)
     return done
 
 
-cdef bint run_call(Plan *p) noexcept nogil:
+cdef bint run_call(Plan *p, fa_type type, int asked) noexcept nogil:
     """False where no memory was left."""
-    cdef ptrdiff_t scratch_size = p.kernels.attention_scratch(&p.call)
-    if p.parts == 1:
-        return run(run_item, p, p.items, p.threads, scratch_size)
-    return run_waves(p, scratch_size)
+    cdef ptrdiff_t scratch_size
+    cdef bint done = True
+    lay_out(p, type, asked)
+    scratch_size = p.kernels.attention_scratch(&p.call)
+    if p.whole_items:
+        done = run(run_item, p, p.whole_items, p.threads, scratch_size)
+    if done and p.whole_items < p.items:
+        done = run_waves(p, scratch_size)
+    return done
 
 
 # --- the boundary ---
 
-cdef void fill_batch(Plan *p, int array, np.ndarray x) noexcept:
-    """Strides of the leading axes; 0 where an array is broadcast."""
+cdef int read_options(Plan *p, np.ndarray query, object is_causal, object window, object scale, object softcap) except -1:
+    """What holds for all sequences."""
+    cdef fa_attention *call = &p.call
+    call.left = call.right = UNBOUNDED
+    if arguments.flag("is_causal", is_causal):
+        call.right = 0
+    arguments.attention_window("window", window, &call.left, &call.right)
+    call.scale = LOG2_E * (1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale))
+    call.softcap = 0 if softcap is None else LOG2_E * arguments.positive("softcap", softcap)
+    p.group_options = call.group * np.PyArray_ITEMSIZE(query)
+    return 0
+
+
+cdef int take_sequences(Plan *p, ptrdiff_t count) except -1:
+    p.count, p.sequences = count, p.at_hand
+    if count > AT_HAND:
+        p.sequences = <Sequence *>malloc(count * sizeof(Sequence))
+        if p.sequences == NULL:
+            raise MemoryError("no memory for the list of sequences")
+    return 0
+
+
+cdef void let_go(Plan *p) noexcept:
+    if p.sequences != p.at_hand:
+        free(p.sequences)
+
+
+cdef int place(Sequence *s, ptrdiff_t n, ptrdiff_t queries, ptrdiff_t keys, np.ndarray offsets, np.ndarray lengths,
+               np.ndarray slopes) except -1:
+    """Where sequence n stands, and how long it is."""
+    s.queries, s.key_end = queries, keys
+    if lengths is not None:
+        s.key_end = entry(lengths, n)
+        arguments.length_within("kv_lengths", s.key_end, keys)
+    s.q_offset = s.key_end - queries if offsets is None else max(-UNBOUNDED, min(entry(offsets, n), UNBOUNDED))
+    s.slopes = NULL
+    if slopes is not None:
+        s.slopes = <const char *>np.PyArray_DATA(slopes) + (n * stride(slopes, 2) if slopes.ndim == 2 else 0)
+    return 0
+
+
+cdef ptrdiff_t entry(np.ndarray x, ptrdiff_t n) noexcept:
+    return (<const np.npy_int64 *>np.PyArray_DATA(x))[n if x.ndim else 0]
+
+
+cdef void add_mask(Plan *p, np.ndarray mask) noexcept:
+    cdef fa_attention *call = &p.call
+    call.mask_type = FA_NO_MASK
+    call.mask_head = call.mask_row = call.mask_key = p.mask_group = 0
+    if mask is None:
+        return
+    call.mask_type = FA_MASK_BOOL if np.PyArray_TYPE(mask) == np.NPY_BOOL else <int>arguments.type_of(mask)
+    call.mask_head, call.mask_row, call.mask_key = stride(mask, 3), stride(mask, 2), stride(mask, 1)
+    p.mask_group = call.mask_head * call.group
+
+
+cdef void fill_batch(strides.Axes *batch, int array, np.ndarray x, int own) noexcept:
+    """Strides of the leading axes of an array with so many of its own; 0 where it is broadcast or not there."""
     cdef int i
-    for i in range(p.batch.count):
-        p.batch.stride[array][i] = stride(x, p.batch.count + 3 - i)
+    for i in range(batch.count):
+        batch.stride[array][i] = 0 if x is None else stride(x, batch.count + own - i)
 
 
-def scaled_dot_product_attention(query, key, value, is_causal, q_offset, scale, out, return_lse, num_threads):
+cdef const char *data(np.ndarray x) noexcept:
+    return NULL if x is None else <const char *>np.PyArray_DATA(x)
+
+
+cdef np.ndarray apart(np.ndarray result, tuple inputs):
+    """Where to compute: the result itself, or a new array where it shares memory with an input."""
+    for x in inputs:
+        if x is not None and arguments.share_memory(result, x):
+            return np.PyArray_EMPTY(result.ndim, result.shape, np.PyArray_TYPE(result), 0)
+    return result
+
+
+cdef object attend_batch(
+    query, key, value, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+    return_lse, num_threads, bint weights,
+):
+    """Both functions over leading axes; for the weights `value` is None."""
+    cdef np.ndarray q = arguments.real_array("query", query)
+    cdef np.ndarray k = arguments.real_array_like("key", key, q, "query")
+    cdef np.ndarray v = None if weights else arguments.real_array_like("value", value, q, "query")
+    cdef bint with_lse = arguments.flag("return_lse", return_lse)
+    cdef int asked = arguments.thread_limit(num_threads), i, ndim
+    cdef np.npy_intp[strides.MOST_AXES] shape
+    cdef strides.Axes batch
+    cdef Plan p
+    cdef fa_attention *call = &p.call
+    cdef np.ndarray mask, offsets, lengths, slopes, sink, result, target, lse = None
+    cdef ptrdiff_t n
+
+    ndim = arguments.weights_shape(q, k, shape) if weights else arguments.attention_shape(q, k, v, shape)
+    batch.count = max(ndim - 3, 0)
+    for i in range(batch.count):
+        batch.length[i] = shape[i]
+    p.weights, p.kv_heads = weights, length(k, 3)
+    call.group = length(q, 3) // p.kv_heads if p.kv_heads else 0
+    call.queries, call.keys, call.head_size = length(q, 2), length(k, 2), length(q, 1)
+    call.value_size = 0 if weights else length(v, 1)
+    read_options(&p, q, is_causal, window, scale, softcap)
+    offsets = arguments.per_sequence("q_offset", q_offset, batch.count, shape)
+    lengths = arguments.per_sequence("kv_lengths", kv_lengths, batch.count, shape)
+    slopes = arguments.attention_slopes("alibi_slopes", alibi_slopes, q, batch.count, shape, length(q, 3))
+    sink = arguments.attention_sinks("sinks", sinks, q, length(q, 3))
+    shape[ndim - 1] = call.keys
+    mask = arguments.attention_mask("attn_mask", attn_mask, q, ndim, shape)
+    shape[ndim - 1] = call.keys if weights else call.value_size
+    result = arguments.output("out", out, ndim, shape, q, "query")
+    target = result if out is None else apart(result, (q, k, v, mask))
+    if with_lse:
+        lse = np.PyArray_EMPTY(ndim - 1, shape, np.PyArray_TYPE(q), 0)
+
+    call.query_head, call.query_row, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
+    call.key_row, call.key_element = stride(k, 2), stride(k, 1)
+    call.key_type = call.value_type = arguments.type_of(k)
+    call.value_row = call.value_element = p.value_head = 0
+    if not weights:
+        call.value_row, call.value_element, p.value_head = stride(v, 2), stride(v, 1), stride(v, 3)
+        call.value_type = arguments.type_of(v)
+    call.out_head, call.out_row, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
+    call.lse_head = call.lse_row = 0
+    if with_lse:
+        call.lse_head, call.lse_row = stride(lse, 2), stride(lse, 1)
+    p.query_group, p.out_group, p.lse_group = (
+        call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
+    )
+    p.key_head, p.sinks = stride(k, 3), data(sink)
+    add_mask(&p, mask)
+    fill_batch(&batch, QUERY, q, 3)
+    fill_batch(&batch, KEY, k, 3)
+    fill_batch(&batch, VALUE, v, 3)
+    fill_batch(&batch, OUT, target, 3)
+    fill_batch(&batch, LSE, lse, 2)
+    fill_batch(&batch, MASK, mask, 3)
+    if slopes is not None and slopes.ndim > 1:
+        slopes = slopes.reshape(-1, slopes.shape[slopes.ndim - 1])
+
+    take_sequences(&p, strides.total(&batch))
+    try:
+        for n in range(p.count):
+            place(&p.sequences[n], n, call.queries, call.keys, offsets, lengths, slopes)
+            p.sequences[n].query = data(q) + strides.offset(&batch, QUERY, n)
+            p.sequences[n].key = data(k) + strides.offset(&batch, KEY, n)
+            p.sequences[n].value = data(v) + strides.offset(&batch, VALUE, n)
+            p.sequences[n].mask = data(mask) + strides.offset(&batch, MASK, n)
+            p.sequences[n].out = <char *>data(target) + strides.offset(&batch, OUT, n)
+            p.sequences[n].lse = <char *>data(lse) + strides.offset(&batch, LSE, n)
+        compute(&p, arguments.type_of(q), asked)
+    finally:
+        let_go(&p)
+    if target is not result:
+        result[...] = target
+    return (result, lse) if with_lse else result
+
+
+cdef int compute(Plan *p, fa_type type, int asked) except -1:
+    cdef bint done = True
+    if p.count and p.call.group and p.kv_heads:
+        with nogil:
+            done = run_call(p, type, asked)
+    if not done:
+        raise MemoryError("no scratch memory for attention")
+    return 0
+
+
+def scaled_dot_product_attention(
+    query, key, value, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+    return_lse, num_threads,
+):
+    """See fastattn.attention."""
+    return attend_batch(
+        query, key, value, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+        return_lse, num_threads, False,
+    )
+
+
+def attention_weights(
+    query, key, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out, return_lse,
+    num_threads,
+):
+    """See fastattn.attention."""
+    return attend_batch(
+        query, key, None, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+        return_lse, num_threads, True,
+    )
+
+
+def varlen_attention(
+    query, key, value, cu_seqlens_q, cu_seqlens_k, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes,
+    kv_lengths, out, return_lse, num_threads,
+):
     """See fastattn.attention."""
     cdef np.ndarray q = arguments.real_array("query", query)
     cdef np.ndarray k = arguments.real_array_like("key", key, q, "query")
     cdef np.ndarray v = arguments.real_array_like("value", value, q, "query")
-    cdef bint causal = arguments.flag("is_causal", is_causal), with_lse = arguments.flag("return_lse", return_lse)
-    cdef int asked = arguments.thread_limit(num_threads), i, ndim
-    cdef np.npy_intp shape[strides.MOST_AXES]
+    cdef bint with_lse = arguments.flag("return_lse", return_lse)
+    cdef int asked = arguments.thread_limit(num_threads)
+    cdef np.npy_intp[3] shape
+    cdef np.npy_intp count
     cdef Plan p
     cdef fa_attention *call = &p.call
-    cdef np.ndarray result, target, lse = None
+    cdef np.ndarray begin_q, begin_k, offsets, lengths, slopes, sink, result, target, lse = None
+    cdef ptrdiff_t n, first_q, first_k
 
-    ndim = arguments.attention_shape(q, k, v, shape)
-    p.batch.count = max(ndim - 3, 0)
-    for i in range(p.batch.count):
-        p.batch.length[i] = shape[i]
-    p.kv_heads = length(k, 3)
-    call.group = length(q, 3) // p.kv_heads if p.kv_heads else 0
-    call.queries, call.keys = length(q, 2), length(k, 2)
-    call.head_size, call.value_size = length(q, 1), length(v, 1)
-    call.scale = LOG2_E * (1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale))
-    call.q_offset = call.keys - call.queries if q_offset is None else arguments.integer("q_offset", q_offset)
-    call.q_offset = max(-UNBOUNDED // 4, min(call.q_offset, UNBOUNDED // 4))
-    call.left, call.right = UNBOUNDED, 0 if causal else UNBOUNDED
-
-    result = target = arguments.output("out", out, ndim, shape, q, "query")
-    if out is not None and (
-        arguments.share_memory(result, q) or arguments.share_memory(result, k) or arguments.share_memory(result, v)
-    ):
-        target = np.PyArray_EMPTY(ndim, shape, np.PyArray_TYPE(q), 0)
+    arguments.packed_shape(q, k, v, shape)
+    begin_q = arguments.boundaries("cu_seqlens_q", cu_seqlens_q, q, "query")
+    begin_k = arguments.boundaries("cu_seqlens_k", cu_seqlens_k, k, "key")
+    arguments.as_many("cu_seqlens_k", begin_k, begin_q, "cu_seqlens_q")
+    count = begin_q.shape[0] - 1
+    p.weights, p.kv_heads = False, length(k, 2)
+    call.group = length(q, 2) // p.kv_heads if p.kv_heads else 0
+    call.queries, call.keys, call.head_size, call.value_size = length(q, 3), length(k, 3), length(q, 1), length(v, 1)
+    read_options(&p, q, is_causal, window, scale, softcap)
+    offsets = arguments.per_sequence("q_offset", q_offset, 1, &count)
+    lengths = arguments.per_sequence("kv_lengths", kv_lengths, 1, &count)
+    slopes = arguments.attention_slopes("alibi_slopes", alibi_slopes, q, 1, &count, length(q, 2))
+    sink = arguments.attention_sinks("sinks", sinks, q, length(q, 2))
+    result = arguments.output("out", out, 3, shape, q, "query")
+    target = result if out is None else apart(result, (q, k, v))
     if with_lse:
-        lse = np.PyArray_EMPTY(ndim - 1, shape, np.PyArray_TYPE(q), 0)
+        lse = np.PyArray_EMPTY(2, shape, np.PyArray_TYPE(q), 0)
 
-    p.query, p.key, p.value = <char *>np.PyArray_DATA(q), <char *>np.PyArray_DATA(k), <char *>np.PyArray_DATA(v)
-    p.out, p.lse = <char *>np.PyArray_DATA(target), <char *>np.PyArray_DATA(lse) if with_lse else NULL
-    call.query_head, call.query_row, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
-    call.key_row, call.key_element = stride(k, 2), stride(k, 1)
-    call.value_row, call.value_element = stride(v, 2), stride(v, 1)
-    call.out_head, call.out_row, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
+    call.query_row, call.query_head, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
+    call.key_row, p.key_head, call.key_element = stride(k, 3), stride(k, 2), stride(k, 1)
+    call.value_row, p.value_head, call.value_element = stride(v, 3), stride(v, 2), stride(v, 1)
+    call.out_row, call.out_head, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
+    call.lse_head = call.lse_row = 0
     if with_lse:
-        call.lse_head, call.lse_row = stride(lse, 2), stride(lse, 1)
+        call.lse_row, call.lse_head = stride(lse, 2), stride(lse, 1)
     call.key_type, call.value_type = arguments.type_of(k), arguments.type_of(v)
-    fill_batch(&p, QUERY, q)
-    fill_batch(&p, KEY, k)
-    fill_batch(&p, VALUE, v)
-    fill_batch(&p, OUT, target)
-    for i in range(p.batch.count):  # the lse has an axis less
-        p.batch.stride[LSE][i] = lse.strides[i] if with_lse else 0
     p.query_group, p.out_group, p.lse_group = (
         call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
     )
-    p.key_head, p.value_head = stride(k, 3), stride(v, 3)
+    p.sinks = data(sink)
+    add_mask(&p, None)
 
-    cdef fa_type type = arguments.type_of(q)
-    cdef bint done = True
-    if strides.total(&p.batch) and call.group and call.queries:
-        with nogil:
-            lay_out(&p, type, asked)
-            done = run_call(&p)
-    if not done:
-        raise MemoryError("no scratch memory for attention")
+    take_sequences(&p, count)
+    try:
+        for n in range(count):
+            first_q, first_k = entry(begin_q, n), entry(begin_k, n)
+            place(&p.sequences[n], n, entry(begin_q, n + 1) - first_q, entry(begin_k, n + 1) - first_k, offsets, lengths,
+                  slopes)
+            p.sequences[n].query = data(q) + first_q * call.query_row
+            p.sequences[n].key = data(k) + first_k * call.key_row
+            p.sequences[n].value = data(v) + first_k * call.value_row
+            p.sequences[n].mask = NULL
+            p.sequences[n].out = <char *>data(target) + first_q * call.out_row
+            p.sequences[n].lse = <char *>data(lse) + first_q * call.lse_row
+        compute(&p, arguments.type_of(q), asked)
+    finally:
+        let_go(&p)
     if target is not result:
         result[...] = target
     return (result, lse) if with_lse else result

@@ -5,7 +5,7 @@ from libc.stdlib cimport llabs
 
 cdef enum:
     MOST_AXES = 64
-    MOST_ARRAYS = 5
+    MOST_ARRAYS = 6
 
 cdef struct Axes:
     int count

@@ -5,21 +5,30 @@ cdef extern from "table.h" nogil:
     ctypedef enum fa_type:
         FA_F32, FA_F64, FA_TYPES
 
+    enum:
+        FA_NO_MASK, FA_MASK_BOOL
+
     ctypedef struct fa_attention:
         ptrdiff_t group, queries, keys, head_size, value_size
         ptrdiff_t query_head, query_row, query_element
         ptrdiff_t key_row, key_element, value_row, value_element
         ptrdiff_t out_head, out_row, out_element, lse_head, lse_row
+        ptrdiff_t mask_head, mask_row, mask_key
         fa_type key_type, value_type
-        double scale
-        ptrdiff_t q_offset, left, right
+        int mask_type
+        double scale, softcap
+        ptrdiff_t left, right
 
     ctypedef struct fa_attention_item:
         const char *query
         const char *key
         const char *value
+        const char *mask
         char *out
         char *lse
+        const void *sinks
+        const void *slopes
+        ptrdiff_t q_offset
         ptrdiff_t first_row, rows, key_begin, key_end
         void *part_out
         void *part_max
@@ -53,6 +62,7 @@ cdef extern from "table.h" nogil:
         void (*attention_many)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         void (*attention_few)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
+        void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         ptrdiff_t (*softmax_scratch)(const fa_softmax *) noexcept nogil
         void (*softmax_rows)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
         void (*softmax_columns)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t,

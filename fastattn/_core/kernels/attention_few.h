@@ -13,9 +13,11 @@
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
-    R *query, *scores, *out, *key_panel, *value_panel;
+    R *query, *scores, *bias, *out, *key_panel, *value_panel; /* scores and biases: [rows][FEW_KEYS] */
     R scale; /* applied to the scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
+    R position[FA_FEW_MOST], slope[FA_FEW_MOST];
+    int kinds[FA_FEW_MOST]; /* of mask in this step */
     fa_interval keys[FA_FEW_MOST], any;
 } OP(few);
 
@@ -81,22 +83,44 @@ FA_INLINE void OP(few_values)(OP(rows) value, ptrdiff_t begin, ptrdiff_t end, co
 #undef CALL
 }
 
-/* One row's scores become weights. Scores outside its keys become -inf; so does what fills up the last vector. */
-static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t first_key, ptrdiff_t count) {
+/* What stands between a row's products and its weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys
+ * that are not its own; so does what fills up the last vector. */
+static void OP(few_settle)(const fa_attention *a, const OP(few) *few, int has_slopes, ptrdiff_t row, ptrdiff_t first_key,
+                           ptrdiff_t count) {
+    const OP(softcap) cap = OP(softcap_of)(a);
     R *scores = few->scores + row * FEW_KEYS;
+    int biased = few->kinds[row] != BLOCK_ADMITS;
+    V key;
+    FA_UNROLL for (int lane = 0; lane < LANES; lane++) key[lane] = (R)lane;
+    if (cap.cap != 0 || has_slopes || biased)
+        for (ptrdiff_t t = 0; t < count; t += LANES) {
+            V score = OP(load)(scores + t);
+            if (cap.cap != 0) score = OP(capped)(score, cap);
+            if (has_slopes) {
+                V apart = OP(distance)(OP(splat)(few->position[row] - (R)first_key), key + (R)t);
+                score -= few->slope[row] * apart;
+            }
+            if (biased) score = OP(biased)(score, OP(load)(few->bias + row * FEW_KEYS + t));
+            OP(store)(scores + t, score);
+        }
     ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
     ptrdiff_t end = fa_clamp(few->keys[row].end - first_key, begin, count);
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
     for (ptrdiff_t t = 0; t < begin; t++) scores[t] = (R)-INFINITY;
     for (ptrdiff_t t = end; t < whole; t++) scores[t] = (R)-INFINITY;
+}
 
+/* One row's scores become weights; that of an excluded key is -0.0. */
+static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
+    const V nothing = OP(splat)((R)-INFINITY);
+    R *scores = few->scores + row * FEW_KEYS;
     V top = OP(splat)(few->max[row]), sum = {0};
-    for (ptrdiff_t t = 0; t < whole; t += LANES) top = OP(max)(OP(load)(scores + t), top);
+    for (ptrdiff_t t = 0; t < count; t += LANES) top = OP(max)(OP(load)(scores + t), top);
     R max = OP(lane_max)(top), shift = max == (R)-INFINITY ? 0 : max;
-    for (ptrdiff_t t = 0; t < whole; t += LANES) {
-        V weight = OP(exp2)(OP(load)(scores + t) - shift);
-        OP(store)(scores + t, weight);
+    for (ptrdiff_t t = 0; t < count; t += LANES) {
+        V score = OP(load)(scores + t), weight = OP(exp2)(score - shift);
         sum += weight;
+        OP(store)(scores + t, OP(select)(score == nothing, OP(splat)((R)-0.0), weight));
     }
     few->decay[row] = OP(exp2)(OP(splat)(few->max[row] - shift))[0];
     few->sum[row] = few->sum[row] * few->decay[row] + OP(lane_sum)(sum);
@@ -122,31 +146,65 @@ FA_INLINE void OP(few_value_rows)(const OP(few) *few, OP(rows) value, fa_interva
     } while (t < keys.end);
 }
 
+/* The same where a key that the mask excludes has a value that is not finite: it is left out, as 0 · NaN is NaN. In the
+ * order of additions of the above. Rare, so short rather than fast. */
+static void OP(few_guarded_row)(const OP(few) *few, OP(rows) value, fa_interval keys, ptrdiff_t row) {
+    const R *weights = few->scores + row * FEW_KEYS;
+    for (ptrdiff_t d = 0; d < few->value_width; d += LANES) {
+        R *at = few->out + row * few->value_width + d;
+        ptrdiff_t t = keys.begin, end;
+        do {
+            V sum = {0}, before = OP(load)(at);
+            end = keys.end - t < FEW_KEYS_PER_RUN ? keys.end : t + FEW_KEYS_PER_RUN;
+            for (ptrdiff_t key = t; key < end; key++)
+                if (weights[key] != 0 || !signbit(weights[key]))
+                    sum += OP(splat)(weights[key]) * OP(load)(value.data + key * value.stride + d);
+            OP(store)(at, t == keys.begin ? before * few->decay[row] + sum : before + sum);
+            t = end;
+        } while (t < keys.end);
+    }
+}
+
+/* Each row's mask for a step; returns what kinds there are. */
+static int OP(few_masks)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, ptrdiff_t first_key,
+                         ptrdiff_t count) {
+    int kinds = 0;
+    for (ptrdiff_t row = 0; row < item->rows; row++) {
+        const char *mask = item->mask ? OP(mask_of)(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
+        few->kinds[row] = mask ? OP(mask_row)(a, mask, count, few->bias + row * FEW_KEYS) : BLOCK_ADMITS;
+        kinds |= few->kinds[row];
+    }
+    return kinds;
+}
+
 static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, ptrdiff_t first_key,
                          ptrdiff_t count) {
+    int kinds = OP(few_masks)(a, item, few, first_key, count);
+    if (kinds == BLOCK_EXCLUDES) return;
     OP(rows) key = OP(rows_at)(few->key_panel, few->key_width, item->key + first_key * a->key_row, a->key_type,
                                a->key_row, a->key_element, count, a->head_size);
     OP(rows) value = OP(rows_at)(few->value_panel, few->value_width, item->value + first_key * a->value_row,
                                  a->value_type, a->value_row, a->value_element, count, a->value_size);
     OP(rows) next = {key.data + count * key.stride, key.stride};
-    const fa_interval whole = {0, count};
     ptrdiff_t row = 0;
     for (; row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
         OP(few_score_rows)(few, key, count, row, value, FA_FEW_ROWS);
     for (; row < item->rows; row++) OP(few_score_rows)(few, key, count, row, value, 1);
 
-    int edge = 0;
+    int edge = 0, guarded = kinds & BLOCK_EXCLUDES && !OP(all_finite)(value, count, a->value_size);
     for (row = 0; row < item->rows; row++) {
-        OP(few_weigh)(few, row, first_key, count);
+        OP(few_settle)(a, few, item->slopes != NULL, row, first_key, count);
+        OP(few_weigh)(few, row, count);
         edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
     }
     row = 0;
-    for (; !edge && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
-        OP(few_value_rows)(few, value, whole, row, next, FA_FEW_ROWS, FA_FEW_COLUMNS);
+    for (; !edge && !guarded && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
+        OP(few_value_rows)(few, value, (fa_interval){0, count}, row, next, FA_FEW_ROWS, FA_FEW_COLUMNS);
     for (; row < item->rows; row++) { /* a key that this row does not see is not multiplied either: 0 · NaN is NaN */
         ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
         fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
-        OP(few_value_rows)(few, value, keys, row, next, 1, 8);
+        if (guarded) OP(few_guarded_row)(few, value, keys, row);
+        else OP(few_value_rows)(few, value, keys, row, next, 1, 8);
     }
 }
 
@@ -162,9 +220,11 @@ static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, 
             if (d < a->head_size) memcpy(&x, from + d * a->query_element, sizeof x);
             to[d] = x;
         }
-        fa_interval keys = few->keys[row] = fa_keys_of(a, at / a->group, item->key_begin, item->key_end);
-        few->max[row] = (R)-INFINITY;
-        few->sum[row] = 0;
+        fa_interval keys = few->keys[row] = fa_keys_of(a, item, at / a->group);
+        few->position[row] = (R)(at / a->group + item->q_offset);
+        few->slope[row] = item->slopes ? ((const R *)item->slopes)[at % a->group] : 0;
+        few->max[row] = item->sinks ? ((const R *)item->sinks)[at % a->group] : (R)-INFINITY;
+        few->sum[row] = few->max[row] == (R)-INFINITY ? 0 : 1;
         if (keys.begin == keys.end) continue;
         if (keys.begin < few->any.begin) few->any.begin = keys.begin;
         if (keys.end > few->any.end) few->any.end = keys.end;
@@ -200,6 +260,7 @@ static ptrdiff_t OP(lay_out_few)(const fa_attention *a, OP(few) *few, char *at, 
     few->value_width = (a->value_size + LANES - 1) / LANES * LANES;
     few->query = OP(carve)(&at, rows * few->key_width);
     few->scores = OP(carve)(&at, rows * FEW_KEYS);
+    few->bias = OP(carve)(&at, rows * FEW_KEYS);
     few->out = OP(carve)(&at, rows * few->value_width);
     few->key_panel = OP(carve)(&at, FEW_KEYS * few->key_width);
     few->value_panel = OP(carve)(&at, FEW_KEYS * few->value_width);

@@ -15,7 +15,7 @@ static void OP(find_intervals)(const fa_attention *a, const fa_attention_item *i
     fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
         ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1);
-        fa_interval keys = fa_keys_of(a, row / a->group, item->key_begin, item->key_end);
+        fa_interval keys = fa_keys_of(a, item, row / a->group);
         tile->begin[lane] = keys.begin;
         tile->end[lane] = keys.end;
         if (keys.begin > all.begin) all.begin = keys.begin;
@@ -29,6 +29,21 @@ static void OP(find_intervals)(const fa_attention *a, const fa_attention_item *i
     if (all.begin > item->key_begin) all.begin = (all.begin + FA_TILE_ROWS_1 - 1) / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     if (all.end < item->key_end) all.end = all.end / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     tile->all = all;
+}
+
+/* What else is known of each lane: position, slope, mask; and the sink, with which its sum begins. */
+static void OP(find_options)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
+    const R *slopes = item->slopes, *sinks = item->sinks;
+    tile->one_mask = 1;
+    for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
+        ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1), j = lane / LANES, i = lane % LANES;
+        tile->position[j][i] = (R)(row / a->group + item->q_offset);
+        tile->slope[j][i] = slopes ? slopes[row % a->group] : 0;
+        tile->max[j][i] = sinks ? sinks[row % a->group] : (R)-INFINITY;
+        tile->sum[j][i] = tile->max[j][i] == (R)-INFINITY ? 0 : 1;
+        tile->mask[lane] = item->mask ? OP(mask_of)(a, item, row) : NULL;
+        tile->one_mask &= tile->mask[lane] == tile->mask[0];
+    }
 }
 
 /* Queries into lanes. */
@@ -106,7 +121,8 @@ static void OP(scatter_out)(const fa_attention *a, const fa_attention_item *item
 static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char *at, ptrdiff_t rows) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
-    R *scores = OP(carve)(&at, KEYS_PER_STEP * widest);
+    R *scores = OP(carve)(&at, KEYS_PER_STEP * widest), *bias = OP(carve)(&at, KEYS_PER_STEP * widest);
+    R *mask_rows = OP(carve)(&at, KEYS_PER_STEP * LANES);
     tiles->key_panel = OP(carve)(&at, KEYS_PER_STEP * a->head_size);
     tiles->value_panel = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
     tiles->count = (rows + widest - 1) / widest;
@@ -115,6 +131,8 @@ static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char
         tile->rows = fa_clamp(rows - i * widest, 0, widest);
         tile->vectors = (tile->rows + LANES - 1) / LANES;
         tile->scores = scores;
+        tile->bias = bias;
+        tile->mask_rows = mask_rows;
         tile->query = OP(carve)(&at, a->head_size * tile->vectors * LANES);
         tile->out = OP(carve)(&at, a->value_size * tile->vectors * LANES);
     }
@@ -132,44 +150,59 @@ static void OP(begin_tiles)(const fa_attention *a, const fa_attention_item *item
         OP(tile) *tile = &tiles->tile[i];
         tile->first_row = item->first_row + i * FA_TILE_WIDEST * LANES;
         OP(find_intervals)(a, item, tile);
+        OP(find_options)(a, item, tile);
         OP(gather_queries)(a, item, tile);
         memset(tile->out, 0, (size_t)(a->value_size * tile->vectors * LANES) * sizeof(R));
-        for (ptrdiff_t j = 0; j < tile->vectors; j++) {
-            tile->max[j] = OP(splat)((R)-INFINITY);
-            tile->sum[j] = (V){0};
-        }
         if (tile->any.begin < tiles->any.begin) tiles->any.begin = tile->any.begin;
         if (tile->any.end > tiles->any.end) tiles->any.end = tile->any.end;
     }
 }
 
 /* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only edges
- * pay for exclusion. A step depends on the tile alone, not on what else is in the item. */
-static void OP(take_block)(const fa_attention *a, OP(tile) *tile, OP(step) block) {
-    ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count), end;
-    for (ptrdiff_t key = fa_clamp(tile->any.begin, block.first_key, last); key < last; key = end) {
-        end = key < tile->all.begin && tile->all.begin < last ? tile->all.begin
-              : key < tile->all.end && tile->all.end < last   ? tile->all.end
-                                                              : last;
-        ptrdiff_t skipped = key - block.first_key;
-        OP(step) step = {{block.key.data + skipped * block.key.stride, block.key.stride},
-                         {block.value.data + skipped * block.value.stride, block.value.stride}, key, end - key};
-        OP(tile_step)(a, tile, step);
-    }
+ * pay for exclusion. A step depends on the tile alone, not on what else is in the item. This is the step from `key` on, and
+ * it is empty at the end of the share. */
+static OP(step) OP(step_from)(const OP(tile) *tile, OP(step) block, ptrdiff_t key) {
+    ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count);
+    key = fa_clamp(tile->any.begin, key, last);
+    ptrdiff_t end = key < tile->all.begin && tile->all.begin < last ? tile->all.begin
+                    : key < tile->all.end && tile->all.end < last   ? tile->all.end
+                                                                    : last;
+    ptrdiff_t skipped = key - block.first_key;
+    return (OP(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
+                      {block.value.data + skipped * block.value.stride, block.value.stride}, key, end - key};
+}
+
+/* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP. Empty at the end. */
+static OP(step) OP(block_from)(const fa_attention *a, const fa_attention_item *item, const OP(tiles) *tiles, ptrdiff_t key) {
+    ptrdiff_t end = fa_clamp(key / KEYS_PER_STEP * KEYS_PER_STEP + KEYS_PER_STEP, key, tiles->any.end);
+    OP(step) block = {.first_key = key, .count = end - key};
+    block.key = OP(rows_at)(tiles->key_panel, a->head_size, item->key + key * a->key_row, a->key_type, a->key_row,
+                            a->key_element, block.count, a->head_size);
+    block.value = OP(rows_at)(tiles->value_panel, a->value_size, item->value + key * a->value_row, a->value_type,
+                              a->value_row, a->value_element, block.count, a->value_size);
+    return block;
+}
+
+#define FA_FOR_BLOCKS(block, tiles)                                                                                    \
+    for (OP(step) block = {.first_key = (tiles)->any.begin};                                                           \
+         block.first_key < (tiles)->any.end &&                                                                         \
+         (block = OP(block_from)(a, item, (tiles), block.first_key), block.count);                                     \
+         block.first_key += block.count)
+#define FA_FOR_STEPS(step, tile, block)                                                                                \
+    for (OP(step) step = OP(step_from)((tile), (block), (block).first_key); step.count > 0;                            \
+         step = OP(step_from)((tile), (block), step.first_key + step.count))
+
+/* Weights of all keys, and with them the weighted sums of the values. */
+static void OP(attend)(const fa_attention *a, const fa_attention_item *item, OP(tiles) *tiles) {
+    FA_FOR_BLOCKS(block, tiles)
+        for (ptrdiff_t i = 0; i < tiles->count; i++)
+            FA_FOR_STEPS(step, &tiles->tile[i], block) OP(tile_step)(a, item, &tiles->tile[i], step);
 }
 
 static void EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     OP(tiles) tiles;
     OP(lay_out_tiles)(a, &tiles, scratch, item->rows);
     OP(begin_tiles)(a, item, &tiles);
-    for (ptrdiff_t key = tiles.any.begin, end; key < tiles.any.end; key = end) {
-        end = fa_clamp(key / KEYS_PER_STEP * KEYS_PER_STEP + KEYS_PER_STEP, key, tiles.any.end);
-        OP(step) block = {.first_key = key, .count = end - key};
-        block.key = OP(rows_at)(tiles.key_panel, a->head_size, item->key + key * a->key_row, a->key_type, a->key_row,
-                                a->key_element, block.count, a->head_size);
-        block.value = OP(rows_at)(tiles.value_panel, a->value_size, item->value + key * a->value_row, a->value_type,
-                                  a->value_row, a->value_element, block.count, a->value_size);
-        for (ptrdiff_t i = 0; i < tiles.count; i++) OP(take_block)(a, &tiles.tile[i], block);
-    }
+    OP(attend)(a, item, &tiles);
     for (ptrdiff_t i = 0; i < tiles.count; i++) OP(scatter_out)(a, item, &tiles.tile[i]);
 }

@@ -16,6 +16,10 @@ typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
     R *query, *out;                     /* [head_size][vectors][LANES], [value_size][vectors][LANES] */
     R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
+    R *mask_rows, *bias;                /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
+    const char *mask[FA_TILE_WIDEST * LANES]; /* each lane's row of the mask */
+    int one_mask;                       /* all lanes have the same row */
+    V position[FA_TILE_WIDEST], slope[FA_TILE_WIDEST];
     V max[FA_TILE_WIDEST], sum[FA_TILE_WIDEST], decay[FA_TILE_WIDEST];
     ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
@@ -101,19 +105,24 @@ FA_INLINE void OP(values)(OP(rows) value, ptrdiff_t count, const R *weights, ptr
     }
 }
 
-/* The same for blocks in which some lanes exclude a key whose value is not finite: an excluded weight is -0.0, and its
- * key adds nothing at all, where 0 · NaN would add NaN. Rare, so short rather than fast. */
+/* The same for steps in which some lanes exclude a key whose value is not finite: an excluded weight is -0.0, and its key
+ * adds nothing at all, where 0 · NaN would add NaN. In the order of additions of the above: what is not finite changes no
+ * bit of the lanes that exclude it. Rare, so short rather than fast. */
 static void OP(guarded_values)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
                                const V *decay, int NV) {
     const VI excluded = (VI)OP(splat)((R)-0.0);
     for (ptrdiff_t d = 0; d < value_size; d++)
         for (int j = 0; j < NV; j++) {
-            V sum = OP(load)(out + (d * NV + j) * LANES) * decay[j];
-            for (ptrdiff_t t = 0; t < count; t++) {
-                V p = OP(load)(weights + (t * NV + j) * LANES);
-                sum = OP(select)((VI)p == excluded, sum, sum + p * value.data[t * value.stride + d]);
+            R *at = out + (d * NV + j) * LANES;
+            for (ptrdiff_t t = 0, end; t < count; t = end) {
+                end = count - t < KEYS_PER_SUM ? count : t + KEYS_PER_SUM;
+                V sum = {0}, factor = t ? OP(splat)(1) : decay[j];
+                for (ptrdiff_t key = t; key < end; key++) {
+                    V p = OP(load)(weights + (key * NV + j) * LANES);
+                    sum = OP(select)((VI)p == excluded, sum, sum + OP(splat)(value.data[key * value.stride + d]) * p);
+                }
+                OP(store)(at, OP(load)(at) * factor + sum);
             }
-            OP(store)(out + (d * NV + j) * LANES, sum);
         }
 }
 
@@ -129,19 +138,50 @@ static int OP(all_finite)(OP(rows) rows, ptrdiff_t count, ptrdiff_t size) {
     return nought == 0;
 }
 
-/* Scores of keys outside a lane's own interval become -inf; the maximum is taken anew over what is left. */
-static void OP(exclude)(OP(tile) *tile, ptrdiff_t first_key, ptrdiff_t count, V *max, int NV) {
-    for (int j = 0; j < NV; j++) {
-        VI begin, end;
-        for (int lane = 0; lane < LANES; lane++) {
-            begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - first_key, 0, count);
-            end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - first_key, 0, count);
+/* A step's keys and values; first_key is the number of its first row. */
+typedef struct { OP(rows) key, value; ptrdiff_t first_key, count; } OP(step);
+
+/* The step's part of the mask as biases, lanes side by side (or one for all); returns what kinds there are. */
+static int OP(read_mask)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
+    ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
+    if (tile->one_mask) return OP(mask_row)(a, tile->mask[0] + offset, step.count, tile->mask_rows);
+    int kinds = 0;
+    for (ptrdiff_t j = 0; j < NV; j++) {
+        for (int lane = 0; lane < LANES; lane++)
+            kinds |= OP(mask_row)(a, tile->mask[j * LANES + lane] + offset, step.count,
+                                  tile->mask_rows + lane * KEYS_PER_STEP);
+        for (ptrdiff_t t = 0; t < step.count; t += LANES) {
+            V x[LANES];
+            FA_UNROLL for (int lane = 0; lane < LANES; lane++)
+                x[lane] = OP(load)(tile->mask_rows + lane * KEYS_PER_STEP + t);
+            OP(transpose)(x);
+            FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
         }
-        V top = max[j];
-        for (ptrdiff_t t = 0; t < count; t++) {
+    }
+    return kinds;
+}
+
+/* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys outside
+ * a lane's own interval. Raises the lanes' maximum. */
+FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_slopes, OP(step) step, int biased, int edge,
+                          V *max, const int NV) {
+    const OP(softcap) cap = OP(softcap_of)(a);
+    for (int j = 0; j < NV; j++) {
+        VI begin, end, key = {0};
+        V top = max[j], position = tile->position[j] - (R)step.first_key, at_key = {0};
+        for (int lane = 0; lane < LANES; lane++) {
+            begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - step.first_key, 0, step.count);
+            end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - step.first_key, 0, step.count);
+        }
+        for (ptrdiff_t t = 0; t < step.count; t++, key += 1, at_key += 1) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            VI key = OP(splat_int)((I)t);
-            V score = OP(select)((key >= begin) & (key < end), OP(load)(at), OP(splat)((R)-INFINITY));
+            V score = OP(load)(at);
+            if (cap.cap != 0) score = OP(capped)(score, cap);
+            if (has_slopes) score -= tile->slope[j] * OP(distance)(position, at_key);
+            if (biased)
+                score = OP(biased)(score, tile->one_mask ? OP(splat)(tile->mask_rows[t])
+                                                         : OP(load)(tile->bias + (t * NV + j) * LANES));
+            if (edge) score = OP(select)((key >= begin) & (key < end), score, OP(splat)((R)-INFINITY));
             OP(store)(at, score);
             top = OP(max)(score, top);
         }
@@ -174,17 +214,27 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
     }
 }
 
-/* A step's keys and values; first_key is the number of its first row. */
-typedef struct { OP(rows) key, value; ptrdiff_t first_key, count; } OP(step);
-
-FA_INLINE void OP(tile_step_of)(const fa_attention *a, OP(tile) *tile, OP(step) step, const int MR, const int NV) {
-    V max[FA_TILE_WIDEST], unused[FA_TILE_WIDEST];
-    FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
-
+/* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was made. */
+FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step, V *max,
+                                 const int MR, const int NV) {
+    int kinds = item->mask ? OP(read_mask)(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
-    OP(scores)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, edge ? unused : max, MR, NV);
-    if (edge) OP(exclude)(tile, step.first_key, step.count, max, NV);
-    if (edge && !OP(all_finite)(step.value, step.count, a->value_size)) {
+    int biased = kinds != BLOCK_ADMITS, plain = !(edge || biased || item->slopes || a->softcap != 0);
+    V unused[FA_TILE_WIDEST];
+    FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
+    if (kinds == BLOCK_EXCLUDES) return kinds;
+
+    OP(scores)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, plain ? max : unused, MR, NV);
+    if (!plain) OP(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
+    return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
+}
+
+FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+                                const int MR, const int NV) {
+    V max[FA_TILE_WIDEST];
+    int kinds = OP(tile_scores_of)(a, item, tile, step, max, MR, NV);
+    if (kinds == BLOCK_EXCLUDES) return;
+    if (kinds & BLOCK_EXCLUDES && !OP(all_finite)(step.value, step.count, a->value_size)) {
         OP(weigh)(tile, max, step.count, NV, 1);
         OP(guarded_values)(step.value, step.count, tile->scores, a->value_size, tile->out, tile->decay, NV);
     } else {
@@ -193,12 +243,24 @@ FA_INLINE void OP(tile_step_of)(const fa_attention *a, OP(tile) *tile, OP(step) 
     }
 }
 
-static void OP(tile_step)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
-    switch (tile->vectors) {
-    case 1: OP(tile_step_of)(a, tile, step, FA_TILE_ROWS_1, 1); break;
-    case 2: OP(tile_step_of)(a, tile, step, FA_TILE_ROWS_2, 2); break;
+/* One instantiation for each width of a tile. */
 #if FA_TILE_WIDEST >= 3
-    case 3: OP(tile_step_of)(a, tile, step, FA_TILE_ROWS_3, 3); break;
-#endif
+#define FA_FOR_WIDTH(vectors, CALL)                                                                                    \
+    switch (vectors) {                                                                                                 \
+    case 1: CALL(FA_TILE_ROWS_1, 1); break;                                                                            \
+    case 2: CALL(FA_TILE_ROWS_2, 2); break;                                                                            \
+    case 3: CALL(FA_TILE_ROWS_3, 3); break;                                                                            \
     }
+#else
+#define FA_FOR_WIDTH(vectors, CALL)                                                                                    \
+    switch (vectors) {                                                                                                 \
+    case 1: CALL(FA_TILE_ROWS_1, 1); break;                                                                            \
+    case 2: CALL(FA_TILE_ROWS_2, 2); break;                                                                            \
+    }
+#endif
+
+static void OP(tile_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step) {
+#define CALL(MR, NV) OP(tile_step_of)(a, item, tile, step, MR, NV)
+    FA_FOR_WIDTH(tile->vectors, CALL)
+#undef CALL
 }

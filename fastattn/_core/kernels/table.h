@@ -21,17 +21,23 @@ typedef struct {
     ptrdiff_t query_head, query_row, query_element;
     ptrdiff_t key_row, key_element, value_row, value_element;
     ptrdiff_t out_head, out_row, out_element, lse_head, lse_row;
+    ptrdiff_t mask_head, mask_row, mask_key;
     fa_type key_type, value_type;
-    double scale;                    /* of the scores, times log2 e: the kernels work with powers of two */
-    ptrdiff_t q_offset, left, right; /* query i sees the keys i + q_offset - left <= j <= i + q_offset + right */
+    int mask_type;         /* an fa_type, FA_MASK_BOOL or FA_NO_MASK */
+    double scale, softcap; /* times log2 e: the kernels work with powers of two. softcap 0: none */
+    ptrdiff_t left, right; /* a query at position p sees the keys p - left <= j <= p + right */
 } fa_attention;
+
+enum { FA_NO_MASK = -1, FA_MASK_BOOL = -2 };
 
 /* Rows [first_row, first_row + rows) of one kv head against the keys [key_begin, key_end).
  * Where part_sum is given the result is one part of several, left normalised in part_out (rows, value_size), with the
  * maximum (as a power of two) and the sum of its weights (rows,) for attention_merge. */
 typedef struct {
-    const char *query, *key, *value; /* the kv head's first row */
-    char *out, *lse;                 /* likewise; lse may be NULL */
+    const char *query, *key, *value, *mask; /* the kv head's first row */
+    char *out, *lse;                        /* likewise; lse may be NULL */
+    const void *sinks, *slopes;             /* of the group's heads, in the kernel's type, times log2 e; or NULL */
+    ptrdiff_t q_offset;                     /* query i stands at position i + q_offset */
     ptrdiff_t first_row, rows, key_begin, key_end;
     void *part_out, *part_max, *part_sum;
 } fa_attention_item;
@@ -75,6 +81,7 @@ typedef struct {
     void (*attention_many)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_few)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t parts);
+    void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *scratch);
     ptrdiff_t (*softmax_scratch)(const fa_softmax *);
     void (*softmax_rows)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows, void *scratch);
     void (*softmax_columns)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows,

@@ -3,10 +3,12 @@
 #include "lanes.h"
 #include "rows.h"
 #include "attention_rows.h"
+#include "attention_mask.h"
 #include "attention_tile.h"
 #include "attention_many.h"
 #include "attention_few.h"
 #include "attention_merge.h"
+#include "attention_weights.h"
 #include "softmax.h"
 #include "normalization.h"
 #include "rotary.h"
@@ -27,6 +29,7 @@ static const fa_kernels EXPORT(kernels) = {
     .attention_many = EXPORT(attention_many),
     .attention_few = EXPORT(attention_few),
     .attention_merge = EXPORT(attention_merge),
+    .attention_weights = EXPORT(attention_weights),
     .softmax_scratch = EXPORT(softmax_scratch),
     .softmax_rows = EXPORT(softmax_rows),
     .softmax_columns = EXPORT(softmax_columns),

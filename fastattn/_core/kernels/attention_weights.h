@@ -1,0 +1,50 @@
+/* The weights themselves, (rows, keys): for a look at them, not for speed. The keys are passed twice, first for the
+ * maximum and the sum of each row (attention over values of no components), then for the weights. */
+
+/* weights[key][lane] to rows; `to` is where each lane's row begins. */
+static void OP(scatter_weights)(const fa_attention *a, const OP(tile) *tile, OP(step) step, char **to) {
+    for (ptrdiff_t row = 0; row < tile->rows; row++)
+        for (ptrdiff_t t = 0; t < step.count; t++) {
+            const R *weight = tile->scores + (t * tile->vectors + row / LANES) * LANES + row % LANES;
+            memcpy(to[row] + (step.first_key + t) * a->out_element, weight, sizeof *weight);
+        }
+}
+
+FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+                                   char **to, const int MR, const int NV) {
+    const V nothing = OP(splat)((R)-INFINITY);
+    V unused[FA_TILE_WIDEST];
+    if (OP(tile_scores_of)(a, item, tile, step, unused, MR, NV) == BLOCK_EXCLUDES) return;
+    for (int j = 0; j < NV; j++) {
+        V shift = OP(select)(tile->max[j] == nothing, (V){0}, tile->max[j]);
+        V sum = OP(select)(tile->sum[j] == (V){0}, OP(splat)(1), tile->sum[j]);
+        for (ptrdiff_t t = 0; t < step.count; t++) {
+            R *at = tile->scores + (t * NV + j) * LANES;
+            OP(store)(at, OP(exp2)(OP(load)(at) - shift) / sum);
+        }
+    }
+    OP(scatter_weights)(a, tile, step, to);
+}
+
+static void OP(weights_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+                             char **to) {
+#define CALL(MR, NV) OP(weights_step_of)(a, item, tile, step, to, MR, NV)
+    FA_FOR_WIDTH(tile->vectors, CALL)
+#undef CALL
+}
+
+static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+    OP(tiles) tiles;
+    OP(lay_out_tiles)(a, &tiles, scratch, item->rows);
+    OP(begin_tiles)(a, item, &tiles);
+    OP(attend)(a, item, &tiles);
+    char *to[MOST_TILES][FA_TILE_WIDEST * LANES];
+    for (ptrdiff_t i = 0; i < tiles.count; i++) {
+        OP(address_rows)(a, item, &tiles.tile[i], to[i]);
+        for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++)
+            for (ptrdiff_t key = 0; key < a->keys; key++) memset(to[i][row] + key * a->out_element, 0, sizeof(R));
+    }
+    FA_FOR_BLOCKS(block, &tiles)
+        for (ptrdiff_t i = 0; i < tiles.count; i++)
+            FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, to[i]);
+}
