@@ -18,7 +18,6 @@ from fastattn._core.targets cimport FA_F32, FA_F64, fa_type
 
 np.import_array()
 
-cdef double LOG2_E = 1.4426950408889634  # the kernels work with powers of two
 
 
 # --- arrays ---
@@ -267,13 +266,13 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
 
 
 cdef np.ndarray per_head(str name, object x, np.ndarray query, str lead_axes, int lead, const np.npy_intp *shape, heads):
-    """A real number for each head, or for each head of each sequence, times log2 e; side by side, in query's type."""
+    """A real number for each head, or for each head of each sequence; side by side, in query's type."""
     cdef np.ndarray a = real_array_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if lead_axes else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head,")
-    return np.require(np.multiply(a, LOG2_E, dtype=np.float64).astype(query.dtype), requirements=["C", "A"])
+    return np.array(a, dtype=query.dtype, order="C")
 
 
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):

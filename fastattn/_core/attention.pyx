@@ -26,7 +26,6 @@ from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
 
-cdef double LOG2_E = 1.4426950408889634
 cdef ptrdiff_t UNBOUNDED = 1 << 48  # farther than any position, and sums of it do not overflow
 
 cdef enum:
@@ -289,8 +288,8 @@ cdef int read_options(Plan *p, np.ndarray query, object is_causal, object window
     if arguments.flag("is_causal", is_causal):
         call.right = 0
     arguments.attention_window("window", window, &call.left, &call.right)
-    call.scale = LOG2_E * (1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale))
-    call.softcap = 0 if softcap is None else LOG2_E * arguments.positive("softcap", softcap)
+    call.scale = 1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale)
+    call.softcap = 0 if softcap is None else arguments.positive("softcap", softcap)
     p.group_options = call.group * np.PyArray_ITEMSIZE(query)
     return 0
 

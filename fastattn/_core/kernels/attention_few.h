@@ -13,7 +13,7 @@
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
-    R *query, *scores, *bias, *out, *key_panel, *value_panel; /* scores and biases: [rows][FEW_KEYS] */
+    R *query, *scores, *bias, *clean, *out, *key_panel, *value_panel; /* scores and biases: [rows][FEW_KEYS] */
     R scale; /* applied to the scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
     R position[FA_FEW_MOST], slope[FA_FEW_MOST];
@@ -118,11 +118,11 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
     for (ptrdiff_t t = 0; t < count; t += LANES) top = OP(max)(OP(load)(scores + t), top);
     R max = OP(lane_max)(top), shift = max == (R)-INFINITY ? 0 : max;
     for (ptrdiff_t t = 0; t < count; t += LANES) {
-        V score = OP(load)(scores + t), weight = OP(exp2)(score - shift);
+        V score = OP(load)(scores + t), weight = OP(power)(score - shift);
         sum += weight;
         OP(store)(scores + t, OP(select)(score == nothing, OP(splat)((R)-0.0), weight));
     }
-    few->decay[row] = OP(exp2)(OP(splat)(few->max[row] - shift))[0];
+    few->decay[row] = OP(power)(OP(splat)(few->max[row] - shift))[0];
     few->sum[row] = few->sum[row] * few->decay[row] + OP(lane_sum)(sum);
     few->max[row] = max;
 }
@@ -144,25 +144,6 @@ FA_INLINE void OP(few_value_rows)(const OP(few) *few, OP(rows) value, fa_interva
         decay = NULL;
         t = end;
     } while (t < keys.end);
-}
-
-/* The same where a key that the mask excludes has a value that is not finite: it is left out, as 0 · NaN is NaN. In the
- * order of additions of the above. Rare, so short rather than fast. */
-static void OP(few_guarded_row)(const OP(few) *few, OP(rows) value, fa_interval keys, ptrdiff_t row) {
-    const R *weights = few->scores + row * FEW_KEYS;
-    for (ptrdiff_t d = 0; d < few->value_width; d += LANES) {
-        R *at = few->out + row * few->value_width + d;
-        ptrdiff_t t = keys.begin, end;
-        do {
-            V sum = {0}, before = OP(load)(at);
-            end = keys.end - t < FEW_KEYS_PER_RUN ? keys.end : t + FEW_KEYS_PER_RUN;
-            for (ptrdiff_t key = t; key < end; key++)
-                if (weights[key] != 0 || !signbit(weights[key]))
-                    sum += OP(splat)(weights[key]) * OP(load)(value.data + key * value.stride + d);
-            OP(store)(at, t == keys.begin ? before * few->decay[row] + sum : before + sum);
-            t = end;
-        } while (t < keys.end);
-    }
 }
 
 /* Each row's mask for a step; returns what kinds there are. */
@@ -191,21 +172,23 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
         OP(few_score_rows)(few, key, count, row, value, FA_FEW_ROWS);
     for (; row < item->rows; row++) OP(few_score_rows)(few, key, count, row, value, 1);
 
-    int edge = 0, guarded = kinds & BLOCK_EXCLUDES && !OP(all_finite)(value, count, a->value_size);
+    int edge = 0, unclean = kinds & BLOCK_EXCLUDES && !OP(all_finite)(value, count, a->value_size);
+    OP(rows) used = unclean ? OP(cleaned)(value, count, few->value_width, few->clean) : value;
     for (row = 0; row < item->rows; row++) {
         OP(few_settle)(a, few, item->slopes != NULL, row, first_key, count);
         OP(few_weigh)(few, row, count);
         edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
     }
     row = 0;
-    for (; !edge && !guarded && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
-        OP(few_value_rows)(few, value, (fa_interval){0, count}, row, next, FA_FEW_ROWS, FA_FEW_COLUMNS);
+    for (; !edge && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
+        OP(few_value_rows)(few, used, (fa_interval){0, count}, row, next, FA_FEW_ROWS, FA_FEW_COLUMNS);
     for (; row < item->rows; row++) { /* a key that this row does not see is not multiplied either: 0 · NaN is NaN */
         ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
         fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
-        if (guarded) OP(few_guarded_row)(few, value, keys, row);
-        else OP(few_value_rows)(few, value, keys, row, next, 1, 8);
+        OP(few_value_rows)(few, used, keys, row, next, 1, 8);
     }
+    for (row = 0; unclean && row < item->rows; row++)
+        OP(add_unclean)(value, count, few->scores + row * FEW_KEYS, few->value_width, few->out + row * few->value_width, 1);
 }
 
 static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few) {
@@ -247,7 +230,7 @@ static void OP(few_finish)(const fa_attention *a, const fa_attention_item *item,
             ((R *)item->part_max)[row] = few->max[row];
             ((R *)item->part_sum)[row] = few->sum[row];
         } else if (item->lse) {
-            R lse = OP(natural_lse)(few->max[row], few->sum[row]);
+            R lse = OP(log_sum)(few->max[row], few->sum[row]);
             memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
         }
     }
@@ -261,6 +244,7 @@ static ptrdiff_t OP(lay_out_few)(const fa_attention *a, OP(few) *few, char *at, 
     few->query = OP(carve)(&at, rows * few->key_width);
     few->scores = OP(carve)(&at, rows * FEW_KEYS);
     few->bias = OP(carve)(&at, rows * FEW_KEYS);
+    few->clean = OP(carve)(&at, FEW_KEYS * few->value_width);
     few->out = OP(carve)(&at, rows * few->value_width);
     few->key_panel = OP(carve)(&at, FEW_KEYS * few->key_width);
     few->value_panel = OP(carve)(&at, FEW_KEYS * few->value_width);

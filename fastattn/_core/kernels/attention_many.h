@@ -84,7 +84,7 @@ static void OP(address_rows)(const fa_attention *a, const fa_attention_item *ite
         }
         to[row] = item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
         if (item->lse) {
-            R lse = OP(natural_lse)(max, sum);
+            R lse = OP(log_sum)(max, sum);
             memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
         }
     }
@@ -122,7 +122,7 @@ static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
     R *scores = OP(carve)(&at, KEYS_PER_STEP * widest), *bias = OP(carve)(&at, KEYS_PER_STEP * widest);
-    R *mask_rows = OP(carve)(&at, KEYS_PER_STEP * LANES);
+    R *mask_rows = OP(carve)(&at, KEYS_PER_STEP * LANES), *clean = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
     tiles->key_panel = OP(carve)(&at, KEYS_PER_STEP * a->head_size);
     tiles->value_panel = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
     tiles->count = (rows + widest - 1) / widest;
@@ -132,6 +132,7 @@ static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char
         tile->vectors = (tile->rows + LANES - 1) / LANES;
         tile->scores = scores;
         tile->bias = bias;
+        tile->clean = clean;
         tile->mask_rows = mask_rows;
         tile->query = OP(carve)(&at, a->head_size * tile->vectors * LANES);
         tile->out = OP(carve)(&at, a->value_size * tile->vectors * LANES);

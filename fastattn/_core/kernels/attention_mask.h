@@ -1,17 +1,9 @@
-/* Masks as the attention kernels want them: a bias for each score, as a power of two; -inf excludes the key.
+/* Masks as the attention kernels want them: a bias for each score; -inf excludes the key.
  *
  * A mask is read where it lies, at any strides, a block of keys of one row at a time. Most blocks of a bool mask, and of
  * padding, are either empty or full: they are told by their bytes, and cost neither arithmetic nor, when empty, keys. */
 
 typedef uint8_t OP(bytes) __attribute__((vector_size(LANES), may_alias));
-
-/* m · log2 e. What is finite stays so: a mask of the lowest number is a bias like any other, and excludes nothing. */
-FA_INLINE V OP(to_bias)(V m) {
-    const V most = OP(splat)(sizeof(R) == 4 ? (R)3.40282347e+38 : (R)1.7976931348623157e+308);
-    V bias = OP(max)(-most, m * (R)1.4426950408889634);
-    bias = OP(select)(bias > most, most, bias);
-    return OP(select)((m == OP(splat)((R)INFINITY)) | (m == OP(splat)((R)-INFINITY)), m, bias);
-}
 
 FA_INLINE V OP(bytes_to_bias)(const uint8_t *from) {
     OP(bytes) b;
@@ -52,7 +44,7 @@ static int OP(kinds_of_biases)(const R *bias, ptrdiff_t count) {
     return kinds;
 }
 
-/* Elements of any type and stride, one by one, as the mask's own value (a bool as 0 or -inf). */
+/* Elements of any type and stride, one by one, as biases. */
 static void OP(gather_mask)(const fa_attention *a, const char *from, ptrdiff_t count, R *to) {
     if (a->mask_type != FA_MASK_BOOL) OP(widen)(to, from, (fa_type)a->mask_type, a->mask_key, count);
     else
@@ -61,9 +53,8 @@ static void OP(gather_mask)(const fa_attention *a, const char *from, ptrdiff_t c
 
 /* The biases of one row for `count` keys from `from` on, whole vectors of them; returns what kinds there are. */
 static int OP(mask_row)(const fa_attention *a, const char *from, ptrdiff_t count, R *to) {
-    int is_bool = a->mask_type == FA_MASK_BOOL;
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
-    if (is_bool && a->mask_key == 1) {
+    if (a->mask_type == FA_MASK_BOOL && a->mask_key == 1) {
         const uint8_t *bytes = (const uint8_t *)from;
         int kinds = OP(kinds_of_bytes)(bytes, count);
         ptrdiff_t t = 0;
@@ -75,8 +66,6 @@ static int OP(mask_row)(const fa_attention *a, const char *from, ptrdiff_t count
         memcpy(to, from, (size_t)count * sizeof(R));
     else OP(gather_mask)(a, from, count, to);
     for (ptrdiff_t t = count; t < whole; t++) to[t] = to[count - 1];
-    if (!is_bool)
-        for (ptrdiff_t t = 0; t < whole; t += LANES) OP(store)(to + t, OP(to_bias)(OP(load)(to + t)));
     return OP(kinds_of_biases)(to, count);
 }
 
@@ -85,16 +74,16 @@ FA_INLINE const char *OP(mask_of)(const fa_attention *a, const fa_attention_item
     return item->mask + OP(row_offset)(a, row, a->mask_head, a->mask_row);
 }
 
-/* Scores, as powers of two, and what becomes of them before exclusion. */
+/* What becomes of scores before exclusion. */
 typedef struct {
-    R cap, per_cap; /* softcap and its inverse; cap 0: none */
+    R cap, factor; /* the cap, 0 for none; and what takes scores to the argument of tanh_half, in one rounding */
 } OP(softcap);
 
 FA_INLINE OP(softcap) OP(softcap_of)(const fa_attention *a) {
-    return (OP(softcap)){(R)a->softcap, a->softcap == 0 ? 0 : (R)(1 / a->softcap)};
+    return (OP(softcap)){(R)a->softcap, a->softcap == 0 ? 0 : (R)(2.885390081777926815 / a->softcap)};
 }
 
-FA_INLINE V OP(capped)(V score, OP(softcap) cap) { return cap.cap * OP(tanh)(score * cap.per_cap); }
+FA_INLINE V OP(capped)(V score, OP(softcap) cap) { return cap.cap * OP(tanh_half)(score * cap.factor); }
 
 FA_INLINE V OP(distance)(V position, V key) {
     V apart = position - key;

@@ -10,7 +10,7 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
         for (ptrdiff_t p = 0; p < parts; p++) top = max[p * item->rows + row] > top ? max[p * item->rows + row] : top;
         R shift = top == (R)-INFINITY ? 0 : top;
         for (ptrdiff_t p = 0; p < parts; p++) {
-            weight[p] = OP(exp2)(OP(splat)(max[p * item->rows + row] - shift))[0] * sum[p * item->rows + row];
+            weight[p] = OP(power)(OP(splat)(max[p * item->rows + row] - shift))[0] * sum[p * item->rows + row];
             total += weight[p];
         }
         R divisor = total == 0 ? 1 : total;
@@ -21,7 +21,7 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
             memcpy(to + d * a->out_element, &x, sizeof x);
         }
         if (item->lse) {
-            R lse = OP(natural_lse)(top, total);
+            R lse = OP(log_sum)(top, total);
             memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
         }
     }

@@ -28,8 +28,12 @@ FA_INLINE ptrdiff_t OP(row_offset)(const fa_attention *a, ptrdiff_t row, ptrdiff
     return row / a->group * row_stride + row % a->group * head_stride;
 }
 
-/* Natural log-sum-exp of weights that are powers of two; -inf where there was nothing to attend. */
-FA_INLINE R OP(natural_lse)(R max, R sum) { return (R)(0.693147180559945309 * ((double)max + log2((double)sum))); }
+/* -inf where there was nothing to attend. */
+FA_INLINE R OP(log_sum)(R max, R sum) { return (R)((double)max + log((double)sum)); }
+
+/* e^x by the cheaper 2^x, for x <= 0. Multiplied only here, where the maximum is off: log2 e in the scale would save this
+ * product and cost the scores half a bit, more where they are large (ALiBi). */
+FA_INLINE V OP(power)(V x) { return OP(exp2)(x * (R)1.4426950408889634); }
 
 /* A piece of scratch memory, whole cache lines. */
 FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {

@@ -1,7 +1,7 @@
 /* One tile of attention with the queries in the lanes, and one step of keys.
  *
  *   S' = K Q'             keys are broadcast from memory as they lie, the queries stand transposed: a lane is a row
- *   P' = 2^(S' - max)     max, sum and rescaling are lane by lane: no horizontal operation anywhere
+ *   P' = e^(S' - max)     max, sum and rescaling are lane by lane: no horizontal operation anywhere
  *   O' = O' + V' P'       the same product again, value elements broadcast
  *
  * Online softmax: Milakov and Gimelshein 2018; tiling over keys: Rabe and Staats 2021, Dao et al. 2022.
@@ -16,6 +16,7 @@ typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
     R *query, *out;                     /* [head_size][vectors][LANES], [value_size][vectors][LANES] */
     R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
+    R *clean;                           /* [KEYS_PER_STEP][value_size], likewise */
     R *mask_rows, *bias;                /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
     const char *mask[FA_TILE_WIDEST * LANES]; /* each lane's row of the mask */
     int one_mask;                       /* all lanes have the same row */
@@ -25,12 +26,12 @@ typedef struct {
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } OP(tile);
 
-/* scores[MR][NV] = MR keys times the transposed queries; raises the lanes' maximum. */
+/* scores[MR][NV] = MR keys times the transposed queries, RUN_OF components added up in one chain; raises the lanes' maximum. */
 FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
-                               V *max, const int MR, const int NV) {
+                               V *max, const ptrdiff_t RUN_OF, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST] = {{{0}}};
     for (ptrdiff_t d = 0, end; d < head_size; d = end) {
-        end = head_size - d < FA_TILE_RUN ? head_size : d + FA_TILE_RUN;
+        end = head_size - d < RUN_OF ? head_size : d + RUN_OF;
         FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
         for (ptrdiff_t c = d; c < end; c++) {
             V q[FA_TILE_WIDEST];
@@ -84,9 +85,10 @@ FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weight
     } while (0)
 
 FA_INLINE void OP(scores)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
-                          V *max, const int MR, const int NV) {
+                          V *max, const ptrdiff_t RUN_OF, const int MR, const int NV) {
 #define CALL(M)                                                                                                        \
-    OP(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max, M, NV)
+    OP(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
+                    RUN_OF, M, NV)
     FA_IN_TILES(count, MR, CALL);
 #undef CALL
 }
@@ -105,27 +107,6 @@ FA_INLINE void OP(values)(OP(rows) value, ptrdiff_t count, const R *weights, ptr
     }
 }
 
-/* The same for steps in which some lanes exclude a key whose value is not finite: an excluded weight is -0.0, and its key
- * adds nothing at all, where 0 · NaN would add NaN. In the order of additions of the above: what is not finite changes no
- * bit of the lanes that exclude it. Rare, so short rather than fast. */
-static void OP(guarded_values)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
-                               const V *decay, int NV) {
-    const VI excluded = (VI)OP(splat)((R)-0.0);
-    for (ptrdiff_t d = 0; d < value_size; d++)
-        for (int j = 0; j < NV; j++) {
-            R *at = out + (d * NV + j) * LANES;
-            for (ptrdiff_t t = 0, end; t < count; t = end) {
-                end = count - t < KEYS_PER_SUM ? count : t + KEYS_PER_SUM;
-                V sum = {0}, factor = t ? OP(splat)(1) : decay[j];
-                for (ptrdiff_t key = t; key < end; key++) {
-                    V p = OP(load)(weights + (key * NV + j) * LANES);
-                    sum = OP(select)((VI)p == excluded, sum, sum + OP(splat)(value.data[key * value.stride + d]) * p);
-                }
-                OP(store)(at, OP(load)(at) * factor + sum);
-            }
-        }
-}
-
 static int OP(all_finite)(OP(rows) rows, ptrdiff_t count, ptrdiff_t size) {
     R nought = 0;
     for (ptrdiff_t t = 0; t < count; t++) {
@@ -136,6 +117,28 @@ static int OP(all_finite)(OP(rows) rows, ptrdiff_t count, ptrdiff_t size) {
         for (; d < size; d++) nought += rows.data[t * rows.stride + d] * (R)0;
     }
     return nought == 0;
+}
+
+/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first. Then it is
+ * added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
+static OP(rows) OP(cleaned)(OP(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (ptrdiff_t d = 0; d < size; d++) {
+            R x = value.data[t * value.stride + d];
+            panel[t * size + d] = isfinite(x) ? x : 0;
+        }
+    return (OP(rows)){panel, size};
+}
+
+FA_INLINE int OP(is_excluded)(R weight) { return weight == 0 && signbit(weight); }
+
+static void OP(add_unclean)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out, ptrdiff_t lanes) {
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (ptrdiff_t d = 0; d < size; d++) {
+            R x = value.data[t * value.stride + d];
+            for (ptrdiff_t lane = 0; !isfinite(x) && lane < lanes; lane++)
+                if (!OP(is_excluded)(weights[t * lanes + lane])) out[d * lanes + lane] += weights[t * lanes + lane] * x;
+        }
 }
 
 /* A step's keys and values; first_key is the number of its first row. */
@@ -190,12 +193,12 @@ FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_s
 }
 
 /* Scores become weights; the running maximum, sum and decay follow. */
-FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const int NV, const int guarded) {
+FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const int NV, int unclean) {
     const V nothing = OP(splat)((R)-INFINITY);
     V shift[FA_TILE_WIDEST], sum[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) {
         shift[j] = OP(select)(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
-        tile->decay[j] = OP(exp2)(tile->max[j] - shift[j]);
+        tile->decay[j] = OP(power)(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
         tile->sum[j] *= tile->decay[j];
     }
@@ -205,9 +208,9 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
         for (; t < end; t++)
             FA_UNROLL for (int j = 0; j < NV; j++) {
                 R *at = tile->scores + (t * NV + j) * LANES;
-                V score = OP(load)(at), weight = OP(exp2)(score - shift[j]);
+                V score = OP(load)(at), weight = OP(power)(score - shift[j]);
                 sum[j] += weight;
-                if (guarded) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
+                if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
                 OP(store)(at, weight);
             }
         FA_UNROLL for (int j = 0; j < NV; j++) tile->sum[j] += sum[j];
@@ -216,7 +219,7 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
 
 /* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was made. */
 FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step, V *max,
-                                 const int MR, const int NV) {
+                                 const ptrdiff_t RUN_OF, const int MR, const int NV) {
     int kinds = item->mask ? OP(read_mask)(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     int biased = kinds != BLOCK_ADMITS, plain = !(edge || biased || item->slopes || a->softcap != 0);
@@ -224,7 +227,8 @@ FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item 
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
-    OP(scores)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, plain ? max : unused, MR, NV);
+    OP(scores)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, plain ? max : unused,
+               RUN_OF, MR, NV);
     if (!plain) OP(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
     return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
 }
@@ -232,15 +236,13 @@ FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item 
 FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
                                 const int MR, const int NV) {
     V max[FA_TILE_WIDEST];
-    int kinds = OP(tile_scores_of)(a, item, tile, step, max, MR, NV);
+    int kinds = OP(tile_scores_of)(a, item, tile, step, max, FA_TILE_RUN, MR, NV);
     if (kinds == BLOCK_EXCLUDES) return;
-    if (kinds & BLOCK_EXCLUDES && !OP(all_finite)(step.value, step.count, a->value_size)) {
-        OP(weigh)(tile, max, step.count, NV, 1);
-        OP(guarded_values)(step.value, step.count, tile->scores, a->value_size, tile->out, tile->decay, NV);
-    } else {
-        OP(weigh)(tile, max, step.count, NV, 0);
-        OP(values)(step.value, step.count, tile->scores, a->value_size, tile->out, tile->decay, MR, NV);
-    }
+    int unclean = kinds & BLOCK_EXCLUDES && !OP(all_finite)(step.value, step.count, a->value_size);
+    OP(rows) value = unclean ? OP(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
+    OP(weigh)(tile, max, step.count, NV, unclean);
+    OP(values)(value, step.count, tile->scores, a->value_size, tile->out, tile->decay, MR, NV);
+    if (unclean) OP(add_unclean)(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
 }
 
 /* One instantiation for each width of a tile. */

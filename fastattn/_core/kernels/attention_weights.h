@@ -1,5 +1,5 @@
 /* The weights themselves, (rows, keys): for a look at them, not for speed. The keys are passed twice, first for the
- * maximum and the sum of each row (attention over values of no components), then for the weights. */
+ * maximum and the sum of each row, then for the weights. */
 
 /* weights[key][lane] to rows; `to` is where each lane's row begins. */
 static void OP(scatter_weights)(const fa_attention *a, const OP(tile) *tile, OP(step) step, char **to) {
@@ -10,17 +10,25 @@ static void OP(scatter_weights)(const fa_attention *a, const OP(tile) *tile, OP(
         }
 }
 
+/* Sums hide the rounding of single scores, weights show it: shorter chains than attention needs. */
+#define WEIGHTS_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
+
+/* One step of the first pass, or (`to` given) of the second. */
 FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
                                    char **to, const int MR, const int NV) {
     const V nothing = OP(splat)((R)-INFINITY);
-    V unused[FA_TILE_WIDEST];
-    if (OP(tile_scores_of)(a, item, tile, step, unused, MR, NV) == BLOCK_EXCLUDES) return;
+    V max[FA_TILE_WIDEST];
+    if (OP(tile_scores_of)(a, item, tile, step, max, WEIGHTS_RUN, MR, NV) == BLOCK_EXCLUDES) return;
+    if (!to) {
+        OP(weigh)(tile, max, step.count, NV, 0);
+        return;
+    }
     for (int j = 0; j < NV; j++) {
         V shift = OP(select)(tile->max[j] == nothing, (V){0}, tile->max[j]);
         V sum = OP(select)(tile->sum[j] == (V){0}, OP(splat)(1), tile->sum[j]);
         for (ptrdiff_t t = 0; t < step.count; t++) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            OP(store)(at, OP(exp2)(OP(load)(at) - shift) / sum);
+            OP(store)(at, OP(power)(OP(load)(at) - shift) / sum);
         }
     }
     OP(scatter_weights)(a, tile, step, to);
@@ -33,16 +41,22 @@ static void OP(weights_step)(const fa_attention *a, const fa_attention_item *ite
 #undef CALL
 }
 
+static void OP(clear_row)(const fa_attention *a, char *to) {
+    for (ptrdiff_t key = 0; key < a->keys; key++) memset(to + key * a->out_element, 0, sizeof(R));
+}
+
 static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     OP(tiles) tiles;
     OP(lay_out_tiles)(a, &tiles, scratch, item->rows);
     OP(begin_tiles)(a, item, &tiles);
-    OP(attend)(a, item, &tiles);
+    FA_FOR_BLOCKS(block, &tiles)
+        for (ptrdiff_t i = 0; i < tiles.count; i++)
+            FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, NULL);
+
     char *to[MOST_TILES][FA_TILE_WIDEST * LANES];
     for (ptrdiff_t i = 0; i < tiles.count; i++) {
         OP(address_rows)(a, item, &tiles.tile[i], to[i]);
-        for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++)
-            for (ptrdiff_t key = 0; key < a->keys; key++) memset(to[i][row] + key * a->out_element, 0, sizeof(R));
+        for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++) OP(clear_row)(a, to[i][row]);
     }
     FA_FOR_BLOCKS(block, &tiles)
         for (ptrdiff_t i = 0; i < tiles.count; i++)

@@ -24,7 +24,7 @@ typedef struct {
     ptrdiff_t mask_head, mask_row, mask_key;
     fa_type key_type, value_type;
     int mask_type;         /* an fa_type, FA_MASK_BOOL or FA_NO_MASK */
-    double scale, softcap; /* times log2 e: the kernels work with powers of two. softcap 0: none */
+    double scale, softcap; /* softcap 0: none */
     ptrdiff_t left, right; /* a query at position p sees the keys p - left <= j <= p + right */
 } fa_attention;
 
@@ -32,11 +32,11 @@ enum { FA_NO_MASK = -1, FA_MASK_BOOL = -2 };
 
 /* Rows [first_row, first_row + rows) of one kv head against the keys [key_begin, key_end).
  * Where part_sum is given the result is one part of several, left normalised in part_out (rows, value_size), with the
- * maximum (as a power of two) and the sum of its weights (rows,) for attention_merge. */
+ * maximum and the sum of its weights (rows,) for attention_merge. */
 typedef struct {
     const char *query, *key, *value, *mask; /* the kv head's first row */
     char *out, *lse;                        /* likewise; lse may be NULL */
-    const void *sinks, *slopes;             /* of the group's heads, in the kernel's type, times log2 e; or NULL */
+    const void *sinks, *slopes;             /* of the group's heads, in the kernel's type; or NULL */
     ptrdiff_t q_offset;                     /* query i stands at position i + q_offset */
     ptrdiff_t first_row, rows, key_begin, key_end;
     void *part_out, *part_max, *part_sum;

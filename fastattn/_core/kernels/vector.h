@@ -131,19 +131,17 @@ FA_INLINE V_f64 exp_bits_f64(V_f64 floored) {
     return exp_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64)) * (V_f64)((VI_f64)t << 52);
 }
 
-/* tanh x = (e^2x - 1) / (e^2x + 1), from e^2x - 1 = 2^n (2^f - 1) + (2^n - 1), which keeps the relative error small near
- * 0 as well: at most 2.0 ulp (float32) and 2.1 ulp (float64), see tests/test_kernels.py. Beyond the clamp it is +-1. */
-FA_INLINE V_f32 tanh_f32(V_f32 x) {
+/* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error small
+ * near 0 as well. Beyond the clamp it is +-1. */
+FA_INLINE V_f32 tanh_half_f32(V_f32 t) {
     const V_f32 most = splat_f32(30.0f);
-    V_f32 t = x * 2.88539008f;
     t = select_f32(t > most, most, select_f32(t < -most, -most, t));
     V_f32 magic = t + FA_MAGIC_F32, power = (V_f32)((VI_f32)magic << 23);
     V_f32 less = exp2_less_f32(t - (magic - FA_MAGIC_F32)) * power + (power - 1.0f);
     return less / (less + 2.0f);
 }
-FA_INLINE V_f64 tanh_f64(V_f64 x) {
+FA_INLINE V_f64 tanh_half_f64(V_f64 t) {
     const V_f64 most = splat_f64(60.0);
-    V_f64 t = x * 2.8853900817779268;
     t = select_f64(t > most, most, select_f64(t < -most, -most, t));
     V_f64 magic = t + FA_MAGIC_F64, power = (V_f64)((VI_f64)magic << 52);
     V_f64 less = exp2_less_f64(t - (magic - FA_MAGIC_F64)) * power + (power - 1.0);
