@@ -28,7 +28,7 @@ FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_ite
         V sum = OP(select)(tile->sum[j] == (V){0}, OP(splat)(1), tile->sum[j]);
         for (ptrdiff_t t = 0; t < step.count; t++) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            OP(store)(at, OP(power)(OP(load)(at) - shift) / sum);
+            OP(store)(at, OP(exp)(OP(load)(at) - shift) / sum);
         }
     }
     OP(scatter_weights)(a, tile, step, to);
