@@ -15,10 +15,10 @@ static void OP(scatter_weights)(const fa_attention *a, const OP(tile) *tile, OP(
 
 /* One step of the first pass, or (`to` given) of the second. */
 FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
-                                   char **to, const int MR, const int NV) {
+                                   char **to, const int NV) {
     const V nothing = OP(splat)((R)-INFINITY);
     V max[FA_TILE_WIDEST];
-    if (OP(tile_scores_of)(a, item, tile, step, max, WEIGHTS_RUN, MR, NV) == BLOCK_EXCLUDES) return;
+    if (OP(tile_scores_of)(a, item, tile, step, max, WEIGHTS_RUN, NV) == BLOCK_EXCLUDES) return;
     if (!to) {
         OP(weigh)(tile, max, step.count, NV, 0);
         return;
@@ -36,7 +36,7 @@ FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_ite
 
 static void OP(weights_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
                              char **to) {
-#define CALL(MR, NV) OP(weights_step_of)(a, item, tile, step, to, MR, NV)
+#define CALL(NV) OP(weights_step_of)(a, item, tile, step, to, NV)
     FA_FOR_WIDTH(tile->vectors, CALL)
 #undef CALL
 }

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #define FA_INLINE static inline __attribute__((always_inline, unused))
+#define FA_APART static __attribute__((noinline, unused))
 #define FA_UNROLL _Pragma("GCC unroll 32")
 
 /* V: a register of reals. VU: the same in memory, at any element's address. VI: integers of the same width. */
