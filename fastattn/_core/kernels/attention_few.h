@@ -152,7 +152,9 @@ static int OP(few_masks)(const fa_attention *a, const fa_attention_item *item, O
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         const char *mask = item->mask ? OP(mask_of)(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
-        few->kinds[row] = mask ? OP(mask_row)(a, mask, count, few->bias + row * FEW_KEYS) : BLOCK_ADMITS;
+        const OP(kinds) none = {{0}, {0}, {0}};
+        few->kinds[row] = BLOCK_ADMITS;
+        if (mask) few->kinds[row] = OP(kinds_of)(OP(mask_row)(a, mask, count, few->bias + row * FEW_KEYS, none));
         kinds |= few->kinds[row];
     }
     return kinds;

@@ -170,7 +170,7 @@ static OP(step) OP(step_from)(const OP(tile) *tile, OP(step) block, ptrdiff_t ke
                                                                     : last;
     ptrdiff_t skipped = key - block.first_key;
     return (OP(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
-                      {block.value.data + skipped * block.value.stride, block.value.stride}, key, end - key};
+                      {block.value.data + skipped * block.value.stride, block.value.stride}, key, end - key, block.finite};
 }
 
 /* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP. Empty at the end. */
@@ -181,6 +181,7 @@ static OP(step) OP(block_from)(const fa_attention *a, const fa_attention_item *i
                             a->key_element, block.count, a->head_size);
     block.value = OP(rows_at)(tiles->value_panel, a->value_size, item->value + key * a->value_row, a->value_type,
                               a->value_row, a->value_element, block.count, a->value_size);
+    block.finite = item->mask && OP(all_finite)(block.value, block.count, a->value_size); /* once for all tiles */
     return block;
 }
 

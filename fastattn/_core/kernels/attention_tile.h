@@ -130,15 +130,14 @@ FA_PRODUCTS(FA_TILE_ROWS_3, 3)
 #endif
 
 static int OP(all_finite)(OP(rows) rows, ptrdiff_t count, ptrdiff_t size) {
+    V noughts = {0};
     R nought = 0;
     for (ptrdiff_t t = 0; t < count; t++) {
-        V sum = {0};
         ptrdiff_t d = 0;
-        for (; d + LANES <= size; d += LANES) sum += OP(load)(rows.data + t * rows.stride + d) * (R)0;
-        for (int lane = 0; lane < LANES; lane++) nought += sum[lane];
+        for (; d + LANES <= size; d += LANES) noughts += OP(load)(rows.data + t * rows.stride + d) * (R)0;
         for (; d < size; d++) nought += rows.data[t * rows.stride + d] * (R)0;
     }
-    return nought == 0;
+    return OP(lane_sum)(noughts) + nought == 0;
 }
 
 /* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first. Then it is
@@ -164,17 +163,22 @@ static void OP(add_unclean)(OP(rows) value, ptrdiff_t count, const R *weights, p
 }
 
 /* A step's keys and values; first_key is the number of its first row. */
-typedef struct { OP(rows) key, value; ptrdiff_t first_key, count; } OP(step);
+typedef struct {
+    OP(rows) key, value;
+    ptrdiff_t first_key, count;
+    int finite; /* the values are known to be */
+} OP(step);
 
 /* The step's part of the mask as biases, lanes side by side (or one for all); returns what kinds there are. */
 static int OP(read_mask)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
     ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
-    if (tile->one_mask) return OP(mask_row)(a, tile->mask[0] + offset, step.count, tile->mask_rows);
-    int kinds = 0;
+    OP(kinds) kinds = {{0}, {0}, {0}};
+    if (tile->one_mask)
+        return OP(kinds_of)(OP(mask_row)(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
     for (ptrdiff_t j = 0; j < NV; j++) {
         for (int lane = 0; lane < LANES; lane++)
-            kinds |= OP(mask_row)(a, tile->mask[j * LANES + lane] + offset, step.count,
-                                  tile->mask_rows + lane * KEYS_PER_STEP);
+            kinds = OP(mask_row)(a, tile->mask[j * LANES + lane] + offset, step.count,
+                                 tile->mask_rows + lane * KEYS_PER_STEP, kinds);
         for (ptrdiff_t t = 0; t < step.count; t += LANES) {
             V x[LANES];
             FA_UNROLL for (int lane = 0; lane < LANES; lane++)
@@ -183,7 +187,7 @@ static int OP(read_mask)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
             FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
         }
     }
-    return kinds;
+    return OP(kinds_of)(kinds);
 }
 
 /* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys outside
@@ -259,7 +263,7 @@ FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *
     V max[FA_TILE_WIDEST];
     int kinds = OP(tile_scores_of)(a, item, tile, step, max, FA_TILE_RUN, NV);
     if (kinds == BLOCK_EXCLUDES) return;
-    int unclean = kinds & BLOCK_EXCLUDES && !OP(all_finite)(step.value, step.count, a->value_size);
+    int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !OP(all_finite)(step.value, step.count, a->value_size);
     OP(rows) value = unclean ? OP(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
     OP(weigh)(tile, max, step.count, NV, unclean);
     FA_VALUES(NV)(value, step.count, tile->scores, a->value_size, tile->out, tile->decay);

@@ -16,6 +16,16 @@
 
 #include "vector.h"
 
+/* Bytes as integers of the elements' width. */
+FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
+    return (VI_f32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+FA_INLINE VI_f64 load_bytes_f64(const uint8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (VI_f64)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+}
+
 FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm256_max_ps((__m256)a, (__m256)b); }
 FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm256_max_pd((__m256d)a, (__m256d)b); }
 

@@ -21,6 +21,14 @@
 
 #include "vector.h"
 
+/* Bytes as integers of the elements' width. */
+FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
+    return (VI_f32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+FA_INLINE VI_f64 load_bytes_f64(const uint8_t *p) {
+    return (VI_f64)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p));
+}
+
 FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm512_max_ps((__m512)a, (__m512)b); }
 FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm512_max_pd((__m512d)a, (__m512d)b); }
 

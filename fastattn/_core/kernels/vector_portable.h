@@ -24,6 +24,10 @@
 
 #include "vector.h"
 
+/* Bytes as integers of the elements' width. */
+FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) { return (VI_f32){p[0], p[1], p[2], p[3]}; }
+FA_INLINE VI_f64 load_bytes_f64(const uint8_t *p) { return (VI_f64){p[0], p[1]}; }
+
 #if defined(__SSE2__)
 FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm_max_ps((__m128)a, (__m128)b); }
 FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm_max_pd((__m128d)a, (__m128d)b); }
