@@ -1,5 +1,6 @@
 """What `bench`, `check` and benchmarks/ stand on: cases, the rule of accuracy, timing, engines, tables."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -62,7 +63,7 @@ def test_flops_count_what_is_seen(options, seen):
 def test_formulas_keep_the_rule_that_they_define(operation, dtype):
     for case in AWKWARD:
         if case.operation == operation:
-            case = Case("", operation, case.sizes, case.options, dtype)
+            case = dataclasses.replace(case, dtype=dtype)
             result = getattr(formulas, operation)(**case.inputs(), **case.options)
             assert accuracy.judge(result, accuracy.expected(case)).kept
 
