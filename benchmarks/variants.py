@@ -96,9 +96,9 @@ def _against(name, case, engines, pace):
 
 
 def _packed(name, case, alternatives, engines, pace):
-    """The packed call and all alternatives in one process; then PyTorch, whose ways are alternatives of its own."""
-    outcomes = duel({name: [case], **{label: cases for label, cases, _ in alternatives}}, engines[0], pace)
-    for label, _, asked in alternatives:
+    """The packed call and each alternative in one process; then PyTorch, which has alternatives of its own."""
+    for label, cases, asked in alternatives:
+        outcomes = duel({name: [case], label: cases}, engines[0], pace)
         yield Row(label, case.shape, outcomes[name], outcomes[label], asked)
     (row,) = _against("PyTorch", case, engines, pace)
     yield dataclasses.replace(row, label=", ".join(filter(None, [row.label, row.other.variant])))
