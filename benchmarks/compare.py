@@ -39,20 +39,24 @@ Shapes: batch × heads × tokens × head size, or rows × length; 32/8 heads are
 
 def main(argv=None):
     """Measure, print the table, and put it where it was asked for."""
-    arguments = _parse(argv)
+    arguments = parse(argv, __doc__)
     threads = arguments.threads or fastattn.get_num_threads()
     present = [name for name in OTHERS if not PEERS[name].absent]
     facts = machine.describe(["numpy", *present], threads)
     pace = Pace(arguments.rounds, arguments.seconds, patience=arguments.rounds * arguments.seconds * 5)
     results = collect(chosen("full", arguments.only), ["fastattn", *present], pace, threads)
 
-    table = render(results, present, facts)
+    data = {"machine": facts, "results": [result.as_json() for result in results]}
+    deliver(render(results, present, facts), data, arguments, BEGIN)
+
+
+def deliver(table, data, arguments, begin):
+    """Print the table, and put table and measurements where they were asked for."""
     print(table)
     if arguments.json:
-        data = {"machine": facts, "results": [result.as_json() for result in results]}
         arguments.json.write_text(json.dumps(data, indent=2) + "\n")
     if arguments.readme:
-        arguments.readme.write_text(replaced(arguments.readme.read_text(), table))
+        arguments.readme.write_text(replaced(arguments.readme.read_text(), table, begin))
 
 
 def render(results, others, facts):
@@ -68,17 +72,18 @@ def render(results, others, facts):
     return "\n\n".join(blocks)
 
 
-def replaced(text, table):
+def replaced(text, table, beginning=BEGIN):
     """A text with what stands between the markers replaced by the table."""
-    before, begin, rest = text.partition(BEGIN)
+    before, begin, rest = text.partition(beginning)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"there are no lines {BEGIN!r} and {END!r} to put the table between")
+        raise SystemExit(f"there are no lines {beginning!r} and {END!r} to put the table between")
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
-def _parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv, description):
+    """The arguments of a script that measures."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each engine (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.2, help="length of a turn (default: 0.2)")

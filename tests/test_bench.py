@@ -1,6 +1,8 @@
 """What `bench`, `check` and benchmarks/ stand on: cases, the rule of accuracy, timing, engines, tables."""
 
-import importlib.util
+import contextlib
+import dataclasses
+import importlib
 import io
 import json
 import math
@@ -13,10 +15,21 @@ import numpy as np
 import pytest
 
 from fastattn.commands import accuracy, formulas, limits, measure, tables
-from fastattn.commands.cases import AWKWARD, CASES, OPERATIONS, SUITES, Case, chosen
+from fastattn.commands.cases import (
+    ARRAYS,
+    AWKWARD,
+    CASES,
+    OPERATIONS,
+    SUITES,
+    Case,
+    chosen,
+    long_tailed,
+    packed_lengths,
+)
 from fastattn.commands.peers import PEERS, Unsuitable, folded
 from fastattn.commands.peers.__main__ import Desk, serve
 from fastattn.commands.results import Result, geometric_mean
+from fastattn.commands.variants import VARIANTS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,6 +59,28 @@ def test_every_operation_has_awkward_cases_and_every_peer_a_way():
     assert all(timed <= set(PEERS[name].load().VARIANTS) for name in ("fastattn", "numpy"))
 
 
+def test_awkward_cases_have_every_option():
+    options = set("attn_mask is_causal q_offset window scale softcap sinks alibi_slopes kv_lengths".split())
+    for operation in ("scaled_dot_product_attention", "varlen_attention", "attention_weights"):
+        cases = [case for case in AWKWARD if case.operation == operation]
+        found = {name for case in cases for name in (*case.options, *(ARRAYS[label][0] for label in case.arrays))}
+        assert found >= options - ({"attn_mask", "scale"} if operation == "varlen_attention" else set())
+
+
+def test_lengths_have_a_long_tail_and_their_ends():
+    lengths = long_tailed(64, 16, 512)
+    assert (lengths.min(), lengths.max()) == (16, 512)
+    assert np.median(lengths) < lengths.mean() < 200
+
+
+def test_packed_cases_pack():
+    (case,) = (case for case in VARIANTS.values() if case.operation == "varlen_attention")
+    queries, keys = packed_lengths(case.sizes)
+    assert case.inputs()["query"].shape == (queries.sum(), 12, 64)
+    assert case.shape == "64×12×16…512×64"
+    assert case.flops == 4 * 12 * 64 * (queries @ keys)
+
+
 def test_inputs_are_the_same_every_time():
     first = small().inputs()["query"].copy()
     small(dtype="float64").inputs()
@@ -62,14 +97,15 @@ def test_flops_count_what_is_seen(options, seen):
 def test_formulas_keep_the_rule_that_they_define(operation, dtype):
     for case in AWKWARD:
         if case.operation == operation:
-            case = Case("", operation, case.sizes, case.options, dtype)
+            case = dataclasses.replace(case, dtype=dtype)
             result = getattr(formulas, operation)(**case.inputs(), **case.options)
             assert accuracy.judge(result, accuracy.expected(case)).kept
 
 
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}])
-def test_samples_are_parts_of_the_whole(options):
-    case = small(options=options)
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": (7, 2), "softcap": 2.0}])
+@pytest.mark.parametrize("arrays", [(), ("bool mask by head", "sinks"), ("float mask", "kv_lengths", "alibi_slopes")])
+def test_samples_are_parts_of_the_whole(options, arrays):
+    case = small(options=options, arrays=arrays)
     whole = formulas.scaled_dot_product_attention(**case.inputs(), **options)
     parts = list(case.parts(sampled=True))
     assert len(parts) == 3
@@ -169,6 +205,21 @@ def test_an_engine_that_fails_in_the_race_leaves_it():
     assert len(outcomes["fastattn"].times) == 3
 
 
+def test_cases_of_one_engine_take_turns_in_its_process():
+    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    with measure.Engine("fastattn", 1) as engine:
+        outcomes = measure.duel({"one": [tiny], "two": [tiny, row]}, engine, measure.Pace(3, 0.01))
+    assert [len(outcome.times) for outcome in outcomes.values()] == [3, 3]
+    assert all(outcome.kept for outcome in outcomes.values())
+    assert outcomes["one"].faster_than(outcomes["two"]) > 1
+
+
+def test_a_group_is_as_good_as_its_worst_case():
+    fine, close = measure.Outcome(error=1.0, allowed=9.0), measure.Outcome(error=8.0, allowed=9.0)
+    assert measure._closest([fine, close]) is close
+    assert measure._closest([close, failed := measure.Outcome(failure="no"), fine]) is failed
+
+
 def test_patience_ends_and_one_round_is_kept():
     with measure.Engine("fastattn", 1) as engine:
         outcomes = measure.race(CASES["tiny"], [engine], measure.Pace(5, 0.01, patience=0.01))
@@ -215,6 +266,8 @@ def test_folding_is_for_grouped_heads_that_see_everything():
     assert folded(case, case.inputs()["query"]).shape == (1, 2, 60, 8)
     with pytest.raises(Unsuitable):
         folded(small(options={"is_causal": True}), case.inputs()["query"])
+    with pytest.raises(Unsuitable):
+        folded(small(arrays=("bool mask",)), case.inputs()["query"])
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
@@ -226,6 +279,23 @@ def test_installed_peers_run(name):
             assert engine.prepare(CASES[case]).failure == ""
         for case in ("rotary_embedding-1x32x1x128-out", "rotary_embedding-1x32x128x128"):
             assert engine.prepare(CASES[case]).failure == ""
+
+
+def test_pytorch_runs_every_variant():
+    if PEERS["torch"].absent:
+        pytest.skip(f"{PEERS['torch'].absent} not installed")
+    torch = PEERS["torch"].load()
+    masks = [small(arrays=(name,)) for name in ("bool mask", "float mask", "padding")]
+    for case in (*masks, small(options={"is_causal": True})):
+        for name, build in torch.VARIANTS[case.operation].items():
+            with contextlib.suppress(Unsuitable):
+                call, fetch = build(case, case.inputs())
+                assert accuracy.judge(fetch(call()), accuracy.expected(case)).plausible, name
+    sizes = {"B": 5, "Hq": 2, "Hkv": 2, "shortest": 3, "longest": 40, "roll": 0, "D": 8, "Dv": 8}
+    packed = Case("packed", "varlen_attention", sizes)
+    for build in torch.VARIANTS["varlen_attention"].values():
+        call, fetch = build(packed, packed.inputs())
+        assert accuracy.judge(fetch(call()), accuracy.expected(packed)).plausible
 
 
 # Limits and results
@@ -301,15 +371,24 @@ def test_progress_shows_on_terminals_alone():
         assert stream.getvalue() == shown
 
 
-# benchmarks/compare.py
+# benchmarks/compare.py and benchmarks/variants.py
+
+
+def script(name):
+    """A script of benchmarks/, which finds the others there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
 def compare():
-    spec = importlib.util.spec_from_file_location("compare", BENCHMARKS / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("compare")
+
+
+@pytest.fixture(scope="module")
+def variants():
+    return script("variants")
 
 
 def results():
@@ -345,3 +424,45 @@ def test_the_table_replaces_what_stands_between_the_markers(compare):
     assert compare.replaced(once, "new") == once
     with pytest.raises(SystemExit, match="there are no lines"):
         compare.replaced("no markers", "new")
+
+
+def rows(variants, ours, other, **changes):
+    outcomes = (measure.Outcome(times=[seconds] if seconds else []) for seconds in (ours, other))
+    return [variants.Row("a label", "1×2×3×4", *outcomes, **changes)]
+
+
+def test_the_second_table_shows_shortfalls(variants):
+    measured = {
+        "Options, against the same call without": rows(variants, 3.0, 2.0, asked=1.25),
+        "Against PyTorch": rows(variants, 1.0, 2.0, asked=1.0),
+        "Packed sequences": rows(variants, 1.0, 2.0),
+    }
+    table = variants.render(measured, ["torch"], {"processor": "a processor"})
+    assert "| a label | 1×2×3×4 | 2.00 s | 3.00 s | **1.50×** | ≤ 1.25× |" in table
+    assert "| a label | 1×2×3×4 | 1.00 s | 2.00 s | 2.00× | ≥ 1.00× |" in table
+    assert "| a label | 1×2×3×4 | 1.00 s | 2.00 s | 2.00× |  |" in table
+    assert "Geometric mean: 2.00×" in table
+    assert table.endswith("a processor")
+
+
+def test_the_second_table_without_pytorch(variants):
+    table = variants.render({"Against PyTorch": rows(variants, 1.0, None, asked=1.0)}, [], {})
+    assert "| a label | 1×2×3×4 | 1.00 s | — | — | ≥ 1.00× |" in table
+    assert "PyTorch was not installed." in table
+    (row,) = rows(variants, 1.0, None)
+    assert json.loads(json.dumps(row.as_json(), allow_nan=False))["speedup"] is None
+
+
+def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
+    """One option, nothing from PyTorch, and the README's second block alone is rewritten."""
+    tiny = CASES["tiny"]
+    title = "Options, against the same call without"
+    monkeypatch.setitem(variants.PARTS, title, ([("an option", tiny, tiny, 1.5)], *variants.PARTS[title][1:]))
+    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
+    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    options = ["--only", "^an option", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
+    variants.main([*options, "--readme", str(readme), "--json", str(measurements)])
+    before, _, after = readme.read_text().partition(variants.BEGIN)
+    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert "| an option | 1×8×8×16 |" in after
+    assert json.loads(measurements.read_text())[title][0]["speedup"] > 0

@@ -6,7 +6,9 @@ inputs, how much work they are, and which parts of the result to compare with th
 
 Sizes of attention: B batch, Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head
 size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers. Sizes of rotary
-embedding: B, H, S, D, the rotary size R, and P rows of the tables, or 0 where every token has its own.
+embedding: B, H, S, D, the rotary size R, and P rows of the tables, or 0 where every token has its own. Sizes of packed
+sequences: as attention, but for the lengths: `shortest` and `longest`, and by how many places the sequences' key
+lengths are rolled against their query lengths.
 """
 
 import functools
@@ -39,6 +41,8 @@ class Case:
     sizes : mapping of str to int
     options : mapping
         Further keyword arguments of the call.
+    arrays : tuple of str
+        Keys of `ARRAYS`: further arguments that are drawn with the inputs.
     dtype : str
     out : bool
         Whether the call writes into a given array or allocates its result.
@@ -53,6 +57,7 @@ class Case:
     dtype: str = "float32"
     out: bool = False
     suite: str = "full"
+    arrays: tuple = ()
 
     @property
     def title(self):
@@ -63,6 +68,12 @@ class Case:
     def shape(self):
         """The sizes as a reader wants them: 1×12×128×64, or 64×768."""
         return OPERATIONS[self.operation].shape(self)
+
+    @property
+    def described(self):
+        """The shape, and the names of the options that it does not show."""
+        shown = {"is_causal", "return_lse"}
+        return " ".join([self.shape, *(name for name in (*self.options, *self.arrays) if name not in shown)])
 
     @property
     def flops(self):
@@ -81,7 +92,7 @@ class Case:
 
     def inputs(self):
         """The arrays of the call by argument name; the same ones in every process."""
-        return _inputs(self.operation, tuple(self.sizes.items()), self.dtype)
+        return _inputs(self.operation, tuple(self.sizes.items()), self.arrays, self.dtype)
 
     def parts(self, sampled=False):
         """What to compare with the oracle: (index of the result, arguments, options) of all of it or of samples."""
@@ -120,7 +131,7 @@ class Operation:
 
 
 @functools.lru_cache(maxsize=1)
-def _inputs(operation, sizes, dtype):
+def _inputs(operation, sizes, arrays, dtype):
     """The last inputs are kept: cases that differ in `out` alone follow one another."""
     generator = np.random.default_rng(0)
 
@@ -128,7 +139,8 @@ def _inputs(operation, sizes, dtype):
         """Normal numbers; beyond `DRAWN` they repeat, since drawing takes longer than most of what is timed."""
         return np.resize(generator.standard_normal(min(math.prod(shape), DRAWN), dtype), shape)
 
-    return OPERATIONS[operation].inputs(draw, **dict(sizes))
+    inputs = OPERATIONS[operation].inputs(draw, **dict(sizes))
+    return inputs | {argument: make(draw, **dict(sizes)) for argument, make in map(ARRAYS.get, arrays)}
 
 
 # Attention
@@ -138,17 +150,28 @@ def _attention_inputs(draw, B, Hq, Hkv, Sq, Sk, D, Dv):
     return {"query": draw((B, Hq, Sq, D)), "key": draw((B, Hkv, Sk, D)), "value": draw((B, Hkv, Sk, Dv))}
 
 
+def _weights_inputs(draw, **sizes):
+    inputs = _attention_inputs(draw, **sizes)
+    return {name: inputs[name] for name in ("query", "key")}
+
+
 def _attention_parts(case, arguments):
     """First and last of batch and key-value heads, a head of each group; queries at the beginning, middle and end."""
     sizes = case.sizes
     group = sizes["Hq"] // sizes["Hkv"]
     batch, kv_heads = _ends(sizes["B"]), _ends(sizes["Hkv"])
     heads = [group * head + group - 1 for head in kv_heads]
-    shared = {name: arguments[name][np.ix_(batch, kv_heads)] for name in ("key", "value")}
+    chosen = {"key": np.ix_(batch, kv_heads), "value": np.ix_(batch, kv_heads), "kv_lengths": batch}
+    chosen |= {"sinks": heads, "alibi_slopes": heads}
+    shared = {name: arguments[name][index] for name, index in chosen.items() if name in arguments}
+    offset = shared.get("kv_lengths", sizes["Sk"]) - sizes["Sq"]
     for rows in _blocks(sizes["Sq"]):
         index = np.ix_(batch, heads, rows)
-        position = sizes["Sk"] - sizes["Sq"] + rows[0]
-        yield index, {"query": arguments["query"][index], **shared}, {"q_offset": position}
+        changed = {"query": arguments["query"][index], **shared}
+        if "attn_mask" in arguments:
+            scores = [sizes[axis] for axis in ("B", "Hq", "Sq", "Sk")]
+            changed["attn_mask"] = np.broadcast_to(arguments["attn_mask"], scores)[index]
+        yield index, changed, {"q_offset": offset + rows[0]}
 
 
 def _attention_title(case):
@@ -174,6 +197,62 @@ def _attention_flops(case):
 def _attention_traffic(case):
     B, Hq, Hkv, Sq, Sk, D, Dv = case.sizes.values()
     return B * (Hq * Sq + Hkv * Sk) * (D + Dv)
+
+
+def _weights_traffic(case):
+    B, Hq, Hkv, Sq, Sk, D, _ = case.sizes.values()
+    return B * ((Hq * Sq + Hkv * Sk) * D + Hq * Sq * Sk)
+
+
+# Packed sequences
+
+
+def long_tailed(count, shortest, longest):
+    """Lengths of sequences as they come: many short ones and a few long ones, evenly over the logarithm."""
+    logarithms = np.random.default_rng(0).uniform(math.log1p(shortest), math.log1p(longest), count)
+    lengths = np.expm1(logarithms).round().astype(int)
+    lengths[:2] = [longest, shortest][:count]
+    return lengths
+
+
+def packed_lengths(sizes):
+    """The query and the key length of each of the packed sequences."""
+    lengths = long_tailed(sizes["B"], sizes["shortest"], sizes["longest"])
+    return lengths, np.roll(lengths, sizes["roll"])
+
+
+def _varlen_inputs(draw, **sizes):
+    _, Hq, Hkv, *_, D, Dv = sizes.values()
+    bounds = {
+        f"cu_seqlens_{letter}": np.append(0, np.cumsum(lengths))
+        for letter, lengths in zip("qk", packed_lengths(sizes), strict=True)
+    }
+    tokens = bounds["cu_seqlens_q"][-1]
+    return {"query": draw((tokens, Hq, D)), "key": draw((tokens, Hkv, D)), "value": draw((tokens, Hkv, Dv)), **bounds}
+
+
+def _varlen_title(case):
+    return f"packed attention {case.name.removesuffix(f'-{case.dtype}')}"
+
+
+def _varlen_shape(case):
+    B, Hq, Hkv, shortest, longest, _, D, Dv = case.sizes.values()
+    sizes = {"B": B, "Hq": Hq, "Hkv": Hkv, "Sq": 0, "Sk": 0, "D": D, "Dv": Dv}
+    return _attention_shape(replace(case, sizes=sizes)).replace("×0×", f"×{shortest}…{longest}×")
+
+
+def _varlen_flops(case):
+    """As if every query saw all keys of its sequence."""
+    queries, keys = packed_lengths(case.sizes)
+    return 2 * case.sizes["Hq"] * int(queries @ keys) * (case.sizes["D"] + case.sizes["Dv"])
+
+
+def _varlen_traffic(case):
+    _, Hq, Hkv, *_, D, Dv = case.sizes.values()
+    return int(packed_lengths(case.sizes)[0].sum()) * (Hq + Hkv) * (D + Dv)
+
+
+# Merging
 
 
 def _merge_inputs(draw, P, S, Dv):
@@ -273,6 +352,10 @@ OPERATIONS = {
         _attention_flops,
         streaming="read",
     ),
+    "varlen_attention": Operation(
+        _varlen_inputs, _varlen_title, _varlen_shape, _varlen_traffic, flops=_varlen_flops, streaming="read"
+    ),
+    "attention_weights": Operation(_weights_inputs, _attention_title, _attention_shape, _weights_traffic),
     "merge_states": Operation(_merge_inputs, _row_title, _row_shape, _merge_traffic),
     "softmax": _rows("x", 2),
     "log_softmax": _rows("x", 2),
@@ -281,6 +364,48 @@ OPERATIONS = {
     "add_layer_norm": _rows("x residual weight bias", 4),
     "add_rms_norm": _rows("x residual weight", 4),
     "rotary_embedding": Operation(_rotary_inputs, _rotary_title, _rotary_shape, _rotary_traffic, _rotary_parts),
+}
+
+
+# Further arguments of attention: what a case calls it, the argument, and function of (draw, sizes) to its array.
+
+
+def _padding(share):
+    """A bool mask for all queries alike: the last `share` of the keys are excluded."""
+
+    def make(draw, B, Sk, **_):
+        return np.tile(np.arange(Sk) < round((1 - share) * Sk), (B, 1, 1, 1))
+
+    return make
+
+
+def _padded_lengths(B, Sk, **_):
+    return long_tailed(B, Sk // 32, Sk)
+
+
+def _float_mask(draw, Sq, Sk, **_):
+    mask = draw((Sq, Sk))
+    return np.where(mask < -1, -np.inf, mask).astype(mask.dtype)
+
+
+ARRAYS = {
+    "bool mask": ("attn_mask", lambda draw, Sq, Sk, **_: draw((1, 1, Sq, Sk)) > 0),
+    "bool mask by head": ("attn_mask", lambda draw, Hq, Sq, Sk, **_: draw((Hq, Sq, Sk)) > 0),
+    "float mask": ("attn_mask", _float_mask),
+    "padding 0 %": ("attn_mask", _padding(0)),
+    "padding 10 %": ("attn_mask", _padding(0.1)),
+    "padding 50 %": ("attn_mask", _padding(0.5)),
+    "padding": (
+        "attn_mask",
+        lambda draw, **sizes: (np.arange(sizes["Sk"]) < _padded_lengths(**sizes)[:, None])[:, None, None],
+    ),
+    "half kv_lengths": ("kv_lengths", lambda draw, B, Sk, **_: np.full(B, Sk // 2)),
+    "packed lengths": ("kv_lengths", lambda draw, B, Sk, **_: long_tailed(B, 16, Sk)),
+    "kv_lengths": ("kv_lengths", lambda draw, **sizes: _padded_lengths(**sizes)),
+    "q_offset": ("q_offset", lambda draw, B, **_: 13 * np.arange(B) - 3),
+    "sinks": ("sinks", lambda draw, Hq, **_: draw((Hq,))),
+    "alibi_slopes": ("alibi_slopes", lambda draw, Hq, **_: np.abs(draw((Hq,)))),
+    "alibi_slopes by batch": ("alibi_slopes", lambda draw, B, Hq, **_: np.abs(draw((B, Hq)))),
 }
 
 
@@ -405,6 +530,40 @@ _AWKWARD_ATTENTION = (
     (0,  2,  2,   3,    4,   8,   8),
 )  # fmt: skip
 
+_EVERYTHING = ("float mask", "kv_lengths", "q_offset", "sinks", "alibi_slopes by batch")
+
+_AWKWARD_VARIANTS = (
+    # arrays, options of attention and of its weights
+    (("bool mask",), {}),
+    (("bool mask by head",), {}),
+    (("float mask",), {}),
+    (("padding",), {"is_causal": True}),
+    ((), {"window": (9, 4)}),
+    ((), {"window": (None, 2)}),
+    ((), {"softcap": 1.5}),
+    (("sinks",), {}),
+    (("alibi_slopes",), {}),
+    (("alibi_slopes by batch",), {"is_causal": True}),
+    (("kv_lengths",), {}),
+    (("kv_lengths",), {"is_causal": True}),
+    (("q_offset",), {"is_causal": True}),
+    (_EVERYTHING, {"is_causal": True, "window": (40, 3), "softcap": 20.0, "scale": 0.3}),
+)
+
+#: Sizes of these, each in all variants: many queries, and one of each of many sequences (decoding).
+_VARIANT_SIZES = ((3, 4, 2, 67, 133, 40, 24), (16, 16, 4, 1, 301, 64, 64))
+
+_AWKWARD_VARLEN = (
+    # B Hq Hkv shortest longest roll  D   Dv  arrays, options
+    (1,  1,  1,       1,      1,   0,  1,  1, (), {}),
+    (7,  2,  2,       0,     75,   0, 64, 64, (), {"is_causal": True}),
+    (9,  6,  2,       0,     70,   1, 33, 20, (), {}),
+    (9,  6,  2,       0,    140,   2, 33, 20, (), {"is_causal": True}),
+    (5,  4,  4,       3,     90,   1, 16, 48, ("sinks", "alibi_slopes"), {"window": (20, 1)}),
+    (8,  4,  1,       3,     90,   1, 80, 80, ("sinks", "alibi_slopes by batch", "q_offset"),
+     {"is_causal": True, "window": (40, 3), "softcap": 20.0, "kv_lengths": 3}),
+)  # fmt: skip
+
 _AWKWARD_ROWS = ((1, 1), (3, 2), (5, 31), (17, 64), (67, 33), (2, 1000), (3, 4099), (1, 70001))
 
 _AWKWARD_ROTARY = (
@@ -429,8 +588,24 @@ def _awkward_attention(B, Hq, Hkv, Sq, Sk, D, Dv, options=None):
     return Case("awkward", "scaled_dot_product_attention", sizes, {**(options or {}), "return_lse": True})
 
 
+def _awkward_variants(operation):
+    """Every option alone, some together, all together."""
+    for row in _VARIANT_SIZES:
+        for arrays, options in _AWKWARD_VARIANTS:
+            yield replace(_awkward_attention(*row, options), operation=operation, arrays=arrays)
+
+
+def _awkward_varlen(*row):
+    *sizes, arrays, options = row
+    named = dict(zip(("B", "Hq", "Hkv", "shortest", "longest", "roll", "D", "Dv"), sizes, strict=True))
+    return Case("awkward", "varlen_attention", named, {**options, "return_lse": True}, arrays=arrays)
+
+
 def _check_cases():
     yield from (_awkward_attention(*row) for row in _AWKWARD_ATTENTION)
+    yield from _awkward_variants("scaled_dot_product_attention")
+    yield from (_awkward_varlen(*row) for row in _AWKWARD_VARLEN)
+    yield from _awkward_variants("attention_weights")
     yield from (Case("awkward", "merge_states", {"P": parts, "S": 37, "Dv": 65}) for parts in (1, 2, 5))
     for name in _ROWS:
         for rows, n in _AWKWARD_ROWS:

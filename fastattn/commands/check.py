@@ -87,7 +87,7 @@ def _judge(case, expectation):
 def _line(operation, target, dtype, cases, verdicts):
     case, worst = max(zip(cases, verdicts, strict=True), key=lambda pair: pair[1].share)
     failure = getattr(worst, "failure", "")
-    return Line(operation, target, dtype, len(cases), case.shape, worst.error, worst.allowed, failure)
+    return Line(operation, target, dtype, len(cases), case.described, worst.error, worst.allowed, failure)
 
 
 @contextlib.contextmanager

@@ -5,23 +5,96 @@ error against the float64 oracle is the yardstick of the contract (see :mod:`fas
 Names and arguments are the library's, without ``out`` and ``num_threads``.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 
-def scaled_dot_product_attention(query, key, value, *, is_causal=False, q_offset=None, scale=None, return_lse=False):
+def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, **options):
     """Attention that stores all scores; arrays of three axes and more, (..., heads, tokens, size)."""
-    *lead, q_heads, q_length, size = query.shape
-    kv_heads, k_length = key.shape[-3:-1]
-    grouped = query.reshape(*lead, kv_heads, q_heads // kv_heads, q_length, size)
-    scores = grouped * query.dtype.type(size**-0.5 if scale is None else scale) @ key[..., None, :, :].swapaxes(-1, -2)
-    if is_causal:
-        offset = k_length - q_length if q_offset is None else q_offset
-        hidden = np.arange(k_length) > np.arange(q_length)[:, None] + offset
-        np.copyto(scores, -np.inf, where=hidden)
+    weights, lse = attention_weights(query, key, attn_mask, return_lse=True, **options)
+    result = (_grouped(weights, value) @ value[..., None, :, :]).reshape(*lse.shape, value.shape[-1])
+    return (result, lse) if return_lse else result
+
+
+def attention_weights(
+    query,
+    key,
+    attn_mask=None,
+    *,
+    is_causal=False,
+    q_offset=None,
+    window=None,
+    scale=None,
+    softcap=None,
+    sinks=None,
+    alibi_slopes=None,
+    kv_lengths=None,
+    return_lse=False,
+):
+    """The softmax of the scores; arrays of three axes and more, (..., heads, tokens, size)."""
+    real = query.dtype.type
+    k_length, q_length = key.shape[-2], query.shape[-2]
+    scaled = _grouped(query, key) * real(query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (scaled @ key[..., None, :, :].swapaxes(-1, -2)).reshape(*query.shape[:-1], k_length)
+    if softcap is not None:
+        scores = np.tanh(scores / real(softcap)) * real(softcap)
+
+    lengths = k_length if kv_lengths is None else _by_sequence(kv_lengths)
+    if is_causal or window is not None or alibi_slopes is not None:
+        offset = lengths - q_length if q_offset is None else _by_sequence(q_offset)
+        ahead = np.arange(k_length) - np.arange(q_length)[:, None] - offset
+        if alibi_slopes is not None:
+            scores -= alibi_slopes.astype(real)[..., None, None] * np.abs(ahead).astype(real)
+        np.copyto(scores, -np.inf, where=_out_of_reach(ahead, is_causal, window))
+    if kv_lengths is not None:
+        np.copyto(scores, -np.inf, where=np.arange(k_length) >= lengths)
+    if attn_mask is not None:
+        scores += (attn_mask if attn_mask.dtype != bool else np.where(attn_mask, 0, -np.inf)).astype(real)
+    if sinks is not None:
+        column = np.broadcast_to(sinks.astype(real)[:, None, None], (*scores.shape[:-1], 1))
+        scores = np.concatenate([scores, column], axis=-1)
+
     weights, total, lse = _exponentials(scores, -1)
     weights /= np.where(total == 0, 1, total)
-    result = (weights @ value[..., None, :, :]).reshape(*lead, q_heads, q_length, value.shape[-1])
-    return (result, lse.reshape(*lead, q_heads, q_length)) if return_lse else result
+    weights = weights[..., :k_length]
+    return (weights, lse[..., 0]) if return_lse else weights
+
+
+def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_lse=False, **options):
+    """Attention of one packed sequence after the other."""
+    results = []
+    for n, bounds in enumerate(zip(pairwise(cu_seqlens_q), pairwise(cu_seqlens_k), strict=True)):
+        q, k = (slice(*bound) for bound in bounds)
+        heads_first = (x.swapaxes(0, 1) for x in (query[q], key[k], value[k]))
+        own = {name: _of_sequence(name, option, n) for name, option in options.items()}
+        out, lse = scaled_dot_product_attention(*heads_first, return_lse=True, **own)
+        results.append((out.swapaxes(0, 1), lse.T))
+    out, lse = map(np.concatenate, zip(*results, strict=True))
+    return (out, lse) if return_lse else out
+
+
+def _grouped(x, key):
+    """Heads as (..., heads of key, heads that share one, tokens, size)."""
+    *lead, heads, length, size = x.shape
+    return x.reshape(*lead, key.shape[-3], heads // key.shape[-3], length, size)
+
+
+def _by_sequence(numbers):
+    """With axes for heads, queries and keys."""
+    return np.asarray(numbers)[..., None, None, None]
+
+
+def _of_sequence(name, option, n):
+    """The n-th sequence's part of an option that may have one for each."""
+    axes = {"q_offset": 1, "kv_lengths": 1, "alibi_slopes": 2}.get(name)
+    return option[n] if np.ndim(option) == axes else option
+
+
+def _out_of_reach(ahead, is_causal, window):
+    """Which keys, so far ahead of the query's position, causal mask and window exclude."""
+    left, right = (np.inf if reach is None else reach for reach in window or (None, None))
+    return (ahead > (min(right, 0) if is_causal else right)) | (ahead < -left)
 
 
 def merge_states(outs, lses):

@@ -7,6 +7,7 @@ the ratios of the rounds, so that a machine that slows down for a while slows bo
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -101,16 +102,17 @@ class Engine:
         if self._process is not None:
             self._stop()
 
-    def prepare(self, case):
-        """Get ready for a case, and compare the result with the oracle."""
+    def prepare(self, case, beside=False):
+        """Get ready for a case, instead of or beside those before, and compare the result with the oracle."""
         try:
-            return Outcome(**self._ask(action="prepare", case=case.name))
+            return Outcome(**self._ask(action="prepare", case=case.name, beside=beside))
         except EngineFailure as failure:
             return Outcome(failure=str(failure))
 
-    def time(self, seconds):
-        """Median time of one call of the prepared case, over about `seconds`."""
-        return self._ask(action="time", seconds=seconds)["seconds"]
+    def time(self, seconds, cases=None):
+        """Median time of one call of the prepared case, or sum of those of some cases, over about `seconds`."""
+        names = cases and [case.name for case in cases]
+        return self._ask(action="time", seconds=seconds, cases=names)["seconds"]
 
     def _ask(self, **request):
         """One line of JSON there, and one back."""
@@ -167,20 +169,49 @@ class Pace:
 def race(case, engines, pace):
     """Let engines take turns at a case; their outcomes by name."""
     outcomes = {engine.name: engine.prepare(case) for engine in engines}
-    spent = dict.fromkeys(outcomes, 0.0)
-    for turn in range(pace.rounds):
-        for engine in engines[:: 1 if turn % 2 else -1]:
-            if not outcomes[engine.name].failure and spent[engine.name] < pace.patience:
-                spent[engine.name] += _turn(engine, outcomes[engine.name], pace.seconds)
+    _take_turns([(engine.time, outcomes[engine.name]) for engine in engines], pace)
     return outcomes
 
 
-def _turn(engine, outcome, seconds):
-    """Let one engine run for a moment, and return how long that took in all."""
+def duel(groups, engine, pace):
+    """Let calls of one engine take turns in its process; their outcomes by name.
+
+    Parameters
+    ----------
+    groups : dict of str to list of cases
+        What takes a turn together: the time of a group is the sum of its cases' times.
+    """
+    kept = iter([False])  # the first case takes the place of whatever was prepared before
+    outcomes = {
+        name: _closest([engine.prepare(case, beside=next(kept, True)) for case in cases])
+        for name, cases in groups.items()
+    }
+    timers = {name: functools.partial(engine.time, cases=cases) for name, cases in groups.items()}
+    _take_turns([(timers[name], outcomes[name]) for name in groups], pace)
+    return outcomes
+
+
+def _closest(outcomes):
+    """The one that failed, or else used the largest part of its allowed error."""
+    return max(outcomes, key=lambda outcome: (bool(outcome.failure), outcome.error / outcome.allowed))
+
+
+def _take_turns(contenders, pace):
+    """Let contenders, (function that times, outcome), run round by round, every other round backwards."""
+    spent = [0.0] * len(contenders)
+    for turn in range(pace.rounds):
+        for n in range(len(contenders))[:: 1 if turn % 2 else -1]:
+            timer, outcome = contenders[n]
+            if not outcome.failure and spent[n] < pace.patience:
+                spent[n] += _turn(timer, outcome, pace.seconds)
+
+
+def _turn(timer, outcome, seconds):
+    """Let one contender run for a moment, and return how long that took in all."""
     time.sleep(PAUSE)
     start = time.perf_counter()
     try:
-        outcome.times.append(engine.time(seconds))
+        outcome.times.append(timer(seconds))
     except EngineFailure as failure:
         outcome.failure = str(failure)
     return time.perf_counter() - start

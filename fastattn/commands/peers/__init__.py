@@ -68,6 +68,6 @@ def folded(case, query):
 
     The same mathematics without grouped heads, as long as nothing depends on a query's position.
     """
-    if is_causal(case) or case.sizes["Hq"] == case.sizes["Hkv"]:
-        raise Unsuitable("only grouped heads without a causal mask can be folded")
+    if is_causal(case) or case.arrays or case.sizes["Hq"] == case.sizes["Hkv"]:
+        raise Unsuitable("only grouped heads without any mask can be folded")
     return query.reshape(case.sizes["B"], case.sizes["Hkv"], -1, case.sizes["D"])

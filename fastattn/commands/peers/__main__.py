@@ -1,7 +1,7 @@
 """An engine's process: ``python -m fastattn.commands.peers NAME THREADS``.
 
-Requests are lines of JSON on standard input, answers lines of JSON on standard output: ``prepare`` a case,
-then ``time`` it. Between requests the process sleeps.
+Requests are lines of JSON on standard input, answers lines of JSON on standard output: ``prepare`` a case or several
+beside each other, then ``time`` them. Between requests the process sleeps.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 from fastattn.commands import accuracy, measure
 from fastattn.commands.cases import CASES
 from fastattn.commands.peers import PEERS
+from fastattn.commands.variants import VARIANTS
 
 #: How long a way of computing a case runs when the fastest is chosen.
 TRIAL_SECONDS = 0.05
@@ -21,12 +22,13 @@ class Desk:
 
     def __init__(self, peer):
         self.peer = peer
-        self.call = None
+        self.calls = {}
 
-    def prepare(self, case):
-        """Choose the fastest way that computes the case."""
-        self.call = None
-        case = CASES[case]
+    def prepare(self, case, beside=False):
+        """Choose the fastest way that computes the case; forget the other cases, unless it stands beside them."""
+        if not beside:
+            self.calls.clear()
+        case = (CASES | VARIANTS)[case]
         expectation = accuracy.expected(case, sampled=True)
         ways = self.peer.VARIANTS[case.operation]
         tried = {name: self._try(build, case, expectation) for name, build in ways.items()}
@@ -34,12 +36,13 @@ class Desk:
         if not working:
             return {"failure": "; ".join(f"{name}: {reason}" for name, reason in tried.items())}
         name = self._fastest(working)
-        self.call, verdict = working[name]
+        self.calls[case.name], verdict = working[name]
         return {"variant": name, "error": verdict.error, "allowed": verdict.allowed}
 
-    def time(self, seconds):
-        """Run the prepared case for a moment."""
-        return {"seconds": measure.burst(self.call, seconds)}
+    def time(self, seconds, cases=None):
+        """Run the prepared case, or some of several one after the other, for a moment in all."""
+        calls = [self.calls[name] for name in cases or self.calls]
+        return {"seconds": sum(measure.burst(call, seconds / len(calls)) for call in calls)}
 
     @staticmethod
     def _try(build, case, expectation):

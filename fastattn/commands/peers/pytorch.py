@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -17,16 +18,17 @@ def start(threads):
 # Attention
 
 
-def _attention(query, key, value, case):
+def _attention(query, key, value, case, mask=None):
     """Causal attention of unequal lengths needs a mask: PyTorch's own is_causal counts from the first key."""
-    masked = is_causal(case) and not is_square(case)
+    if mask is None and is_causal(case) and not is_square(case):
+        mask = _visible(case)
     call = functools.partial(
         F.scaled_dot_product_attention,
         query,
         key,
         value,
-        attn_mask=_visible(case) if masked else None,
-        is_causal=is_causal(case) and not masked,
+        attn_mask=mask,
+        is_causal=is_causal(case) and mask is None,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return call, functools.partial(_unfolded, case)
@@ -42,17 +44,66 @@ def _unfolded(case, result):
 
 
 def _heads_first(case, arguments):
-    return _attention(*map(torch.from_numpy, arguments.values()), case)
+    return _attention(*_tensors(arguments), case, _mask(arguments))
 
 
 def _tokens_first(case, arguments):
     """The memory order in which a projection leaves its heads: (B, S, H, D)."""
-    tensors = map(torch.from_numpy, arguments.values())
-    return _attention(*(tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors), case)
+    tensors = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in _tensors(arguments))
+    return _attention(*tensors, case, _mask(arguments))
+
+
+def _mask_added(case, arguments):
+    """The bool mask as numbers to add, prepared beforehand."""
+    mask = _mask(arguments)
+    if mask is None or mask.dtype != torch.bool:
+        raise Unsuitable("no bool mask")
+    added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return _attention(*_tensors(arguments), case, added)
+
+
+def _tensors(arguments):
+    return [torch.from_numpy(arguments[name]) for name in ("query", "key", "value")]
+
+
+def _mask(arguments):
+    return torch.from_numpy(arguments["attn_mask"]) if "attn_mask" in arguments else None
 
 
 def _group_folded(case, arguments):
     return _heads_first(case, {**arguments, "query": folded(case, arguments["query"])})
+
+
+# Packed sequences: no function of its own on CPUs. Sequences of queries are as long as those of keys.
+
+
+def _padded(case, arguments):
+    """All as long as the longest, beforehand; keys behind a sequence's end are masked."""
+    sequences = _sequences(arguments)
+    lengths = [len(query) for query, _, _ in sequences]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    batch = (pad(tensors).transpose(1, 2) for tensors in zip(*sequences, strict=True))
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None, None]
+    call = functools.partial(F.scaled_dot_product_attention, *batch, attn_mask=mask)
+    return call, lambda result: _packed(row[:, :length] for row, length in zip(result, lengths, strict=True))
+
+
+def _one_by_one(case, arguments):
+    sequences = [[tensor.transpose(0, 1)[None] for tensor in sequence] for sequence in _sequences(arguments)]
+    return lambda: [F.scaled_dot_product_attention(*sequence) for sequence in sequences], lambda results: _packed(
+        result[0] for result in results
+    )
+
+
+def _sequences(arguments):
+    """Query, key and value (S, H, D) of each."""
+    lengths = np.diff(arguments["cu_seqlens_q"]).tolist()
+    return list(zip(*(tensor.split(lengths) for tensor in _tensors(arguments)), strict=True))
+
+
+def _packed(results):
+    """Those of (H, S, D) one behind the other: (T, H, D)."""
+    return torch.cat([result.transpose(0, 1) for result in results]).numpy()
 
 
 # Row operations
@@ -168,7 +219,9 @@ VARIANTS = {
         "scaled_dot_product_attention": _heads_first,
         "scaled_dot_product_attention on (B, S, H, D)": _tokens_first,
         "scaled_dot_product_attention, groups folded": _group_folded,
+        "scaled_dot_product_attention, mask as numbers": _mask_added,
     },
+    "varlen_attention": {"padded, with a mask": _padded, "one by one": _one_by_one},
     "softmax": {
         "softmax": _allocating(functools.partial(torch.softmax, dim=-1)),
         "softmax, out": _writing(_into(torch.softmax)),
