@@ -19,7 +19,6 @@ from fastattn._core.targets cimport FA_F32, FA_F64, fa_type
 np.import_array()
 
 
-
 # --- arrays ---
 
 cdef np.ndarray array(str name, object x):
@@ -265,12 +264,14 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
     return a
 
 
-cdef np.ndarray per_head(str name, object x, np.ndarray query, str lead_axes, int lead, const np.npy_intp *shape, heads):
+cdef np.ndarray per_head(
+    str name, object x, np.ndarray query, bint each, int lead, const np.npy_intp *shape, ptrdiff_t heads
+):
     """A real number for each head, or for each head of each sequence; side by side, in query's type."""
     cdef np.ndarray a = real_array_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
-        needed = f"({heads},) or {(*leading, heads)}" if lead_axes else f"({heads},)"
+        needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head,")
     return np.array(a, dtype=query.dtype, order="C")
 
@@ -278,17 +279,19 @@ cdef np.ndarray per_head(str name, object x, np.ndarray query, str lead_axes, in
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):
     if sinks is None:
         return None
-    cdef np.ndarray a = per_head(name, sinks, query, "", 0, NULL, heads)
+    cdef np.ndarray a = per_head(name, sinks, query, False, 0, NULL, heads)
     wrong = np.isnan(sinks) | np.isposinf(sinks)
     if wrong.any():
         raise ValueError(f"{name} must be finite, or -inf for none, got {sinks[wrong][0]}")
     return a
 
 
-cdef np.ndarray attention_slopes(str name, object slopes, np.ndarray query, int lead, const np.npy_intp *shape, ptrdiff_t heads):
+cdef np.ndarray attention_slopes(
+    str name, object slopes, np.ndarray query, int lead, const np.npy_intp *shape, ptrdiff_t heads
+):
     if slopes is None:
         return None
-    cdef np.ndarray a = per_head(name, slopes, query, "with the leading axes", lead, shape, heads)
+    cdef np.ndarray a = per_head(name, slopes, query, True, lead, shape, heads)
     wrong = ~np.isfinite(slopes)
     if wrong.any():
         raise ValueError(f"{name} must be finite, got {slopes[wrong][0]}")
@@ -337,7 +340,9 @@ cdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name):
     cdef const np.npy_int64 *at = <const np.npy_int64 *>np.PyArray_DATA(a)
     cdef ptrdiff_t i, end = rows.shape[0]
     if at[0] != 0 or at[a.shape[0] - 1] != end:
-        raise ValueError(f"{name} must run from 0 to {end}, the rows of {rows_name}, got {at[0]} to {at[a.shape[0] - 1]}")
+        raise ValueError(
+            f"{name} must run from 0 to {end}, the rows of {rows_name}, got {at[0]} to {at[a.shape[0] - 1]}"
+        )
     for i in range(1, a.shape[0]):
         if at[i] < at[i - 1]:
             raise ValueError(f"{name} must never decrease, got {at[i - 1]} before {at[i]}")

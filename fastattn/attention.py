@@ -39,8 +39,8 @@ def scaled_dot_product_attention(
     """Attend each query to all keys that it may see, and return the weighted sum of their values.
 
     ``softmax(scale * query @ key.T) @ value``, computed tile by tile: the scores are never stored whole. All options
-    compose, in this order: scale, softcap, ALiBi and float mask; bool mask, causal, window and lengths exclude; softmax,
-    with the sink in its denominator.
+    compose, in this order: scale, softcap, ALiBi and float mask; bool mask, causal, window and lengths exclude;
+    softmax, with the sink in its denominator.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def scaled_dot_product_attention(
     is_causal : bool
         Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
     q_offset : int or integer ndarray, optional
-        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default, ``Sk - Sq``
-        (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is the top-left
-        alignment of PyTorch and ONNX.
+        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default,
+        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
+        the top-left alignment of PyTorch and ONNX.
     window : (int or None, int or None), optional
         (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
@@ -151,9 +151,9 @@ def varlen_attention(
     is_causal : bool
         Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
     q_offset : int or integer ndarray, optional
-        Position of the first query, one for all or of a shape that broadcasts to the shape (N,). The default, ``Sk - Sq``
-        (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is the top-left
-        alignment of PyTorch and ONNX.
+        Position of a sequence's first query, one for all or of a shape that broadcasts to (N,). The default,
+        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
+        the top-left alignment of PyTorch and ONNX.
     window : (int or None, int or None), optional
         (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
@@ -236,9 +236,9 @@ def attention_weights(
     is_causal : bool
         Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
     q_offset : int or integer ndarray, optional
-        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default, ``Sk - Sq``
-        (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is the top-left
-        alignment of PyTorch and ONNX.
+        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default,
+        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
+        the top-left alignment of PyTorch and ONNX.
     window : (int or None, int or None), optional
         (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
@@ -272,8 +272,8 @@ def attention_weights(
 
     Notes
     -----
-    ``need_weights=True`` of PyTorch's MultiheadAttention, but head by head. The result takes Sq * Sk numbers a head, and
-    the scores are computed twice.
+    ``need_weights=True`` of PyTorch's MultiheadAttention, but head by head. The result takes Sq * Sk numbers a head,
+    and the scores are computed twice.
 
     Examples
     --------

@@ -3,8 +3,8 @@
 A call is a list of sequences, each with its own queries, keys and positions: the entries of the leading axes, or packed
 ones. An item is some rows of one kv head of a sequence; where the rows of a sequence are too few to share out, its keys
 are cut into parts as well, and the parts merged in their order. What numbers are added in which order depends on the
-sequence alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever surrounds
-it.
+sequence alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever is
+around it.
 
 Causal, window and lengths become an interval of keys for each query, the mask is read where it lies: kernels/.
 """
@@ -281,7 +281,9 @@ cdef bint run_call(Plan *p, fa_type type, int asked) noexcept nogil:
 
 # --- the boundary ---
 
-cdef int read_options(Plan *p, np.ndarray query, object is_causal, object window, object scale, object softcap) except -1:
+cdef int read_options(
+    Plan *p, np.ndarray query, object is_causal, object window, object scale, object softcap
+) except -1:
     """What holds for all sequences."""
     cdef fa_attention *call = &p.call
     call.left = call.right = UNBOUNDED
@@ -459,8 +461,8 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(
-    query, key, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out, return_lse,
-    num_threads,
+    query, key, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
+    return_lse, num_threads,
 ):
     """See fastattn.attention."""
     return attend_batch(
@@ -522,8 +524,10 @@ def varlen_attention(
     try:
         for n in range(count):
             first_q, first_k = entry(begin_q, n), entry(begin_k, n)
-            place(&p.sequences[n], n, entry(begin_q, n + 1) - first_q, entry(begin_k, n + 1) - first_k, offsets, lengths,
-                  slopes)
+            place(
+                &p.sequences[n], n, entry(begin_q, n + 1) - first_q, entry(begin_k, n + 1) - first_k, offsets, lengths,
+                slopes,
+            )
             p.sequences[n].query = data(q) + first_q * call.query_row
             p.sequences[n].key = data(k) + first_k * call.key_row
             p.sequences[n].value = data(v) + first_k * call.value_row

@@ -18,7 +18,8 @@ FA_INLINE V OP(keep_lanes)(V x, int n, R rest) {
 #define RUN (64 * LANES)
 
 /* The row to prefetch while this one is at work, of which `left` are still to come: far enough ahead to hide the way to
- * memory, 8 KB and at least two rows (softmax has the next in hand already). At the end it is the row itself, which costs next to nothing. */
+ * memory, 8 KB and at least two rows (softmax has the next in hand already). At the end it is the row itself, which costs
+ * next to nothing. */
 FA_INLINE const R *OP(row_ahead)(const R *row, ptrdiff_t stride, ptrdiff_t length, ptrdiff_t left) {
     ptrdiff_t rows = 8192 / (length * (ptrdiff_t)sizeof(R)) + 2;
     return rows < left ? (const R *)((const char *)row + rows * stride) : row;
