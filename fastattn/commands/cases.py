@@ -550,8 +550,8 @@ _AWKWARD_VARIANTS = (
     (_EVERYTHING, {"is_causal": True, "window": (40, 3), "softcap": 20.0, "scale": 0.3}),
 )
 
-#: Sizes of these, each in all variants: many queries, and one of each of many sequences (decoding).
-_VARIANT_SIZES = ((3, 4, 2, 67, 133, 40, 24), (16, 16, 4, 1, 301, 64, 64))
+#: Sizes of these, each in all variants: many queries; one, and two, of each of many sequences (decoding).
+_VARIANT_SIZES = ((3, 4, 2, 67, 133, 40, 24), (16, 16, 4, 1, 301, 64, 64), (16, 16, 4, 2, 301, 64, 64))
 
 _AWKWARD_VARLEN = (
     # B Hq Hkv shortest longest roll  D   Dv  arrays, options

@@ -118,7 +118,7 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
     for (ptrdiff_t t = 0; t < count; t += LANES) top = OP(max)(OP(load)(scores + t), top);
     R max = OP(lane_max)(top), shift = max == (R)-INFINITY ? 0 : max;
     for (ptrdiff_t t = 0; t < count; t += LANES) {
-        V score = OP(load)(scores + t), weight = OP(exp)(score - shift);
+        V score = OP(load)(scores + t), weight = OP(exact_power)(score - shift);
         sum += weight;
         OP(store)(scores + t, OP(select)(score == nothing, OP(splat)((R)-0.0), weight));
     }

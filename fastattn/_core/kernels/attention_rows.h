@@ -35,6 +35,11 @@ FA_INLINE R OP(log_sum)(R max, R sum) { return (R)((double)max + log((double)sum
  * product and cost the scores half a bit, more where they are large (ALiBi). */
 FA_INLINE V OP(power)(V x) { return OP(exp2)(x * (R)1.4426950408889634); }
 
+/* e^x for x <= 0, as exact as can be. */
+FA_INLINE V OP(exact_power)(V x) {
+    return OP(exp_exact)(OP(max)(OP(splat)(sizeof(R) == 4 ? (R)-88.029694 : (R)-709.0895657128241), x));
+}
+
 /* A piece of scratch memory, whole cache lines. */
 FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {
     R *piece = (R *)*scratch;

@@ -10,6 +10,8 @@
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
 #define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
+/* Of few queries NumPy makes several sums and adds them, and so must we; tiles that are not full can afford it. */
+#define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
 #define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 
 typedef struct {
@@ -218,13 +220,13 @@ FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_s
     }
 }
 
-/* Scores become weights; the running maximum, sum and decay follow. */
-FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const int NV, int unclean) {
+/* Scores become weights; the running maximum, sum and decay follow. `exact` is for who looks at single weights. */
+FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const int NV, int unclean, const int exact) {
     const V nothing = OP(splat)((R)-INFINITY);
     V shift[FA_TILE_WIDEST], sum[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) {
         shift[j] = OP(select)(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
-        tile->decay[j] = OP(power)(tile->max[j] - shift[j]);
+        tile->decay[j] = exact ? OP(exact_power)(tile->max[j] - shift[j]) : OP(power)(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
         tile->sum[j] *= tile->decay[j];
     }
@@ -234,7 +236,7 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
         for (; t < end; t++)
             FA_UNROLL for (int j = 0; j < NV; j++) {
                 R *at = tile->scores + (t * NV + j) * LANES;
-                V score = OP(load)(at), weight = OP(power)(score - shift[j]);
+                V score = OP(load)(at), weight = exact ? OP(exact_power)(score - shift[j]) : OP(power)(score - shift[j]);
                 sum[j] += weight;
                 if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
                 OP(store)(at, weight);
@@ -261,11 +263,11 @@ FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item 
 FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
                                 const int NV) {
     V max[FA_TILE_WIDEST];
-    int kinds = OP(tile_scores_of)(a, item, tile, step, max, FA_TILE_RUN, NV);
+    int kinds = OP(tile_scores_of)(a, item, tile, step, max, tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN, NV);
     if (kinds == BLOCK_EXCLUDES) return;
     int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !OP(all_finite)(step.value, step.count, a->value_size);
     OP(rows) value = unclean ? OP(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
-    OP(weigh)(tile, max, step.count, NV, unclean);
+    OP(weigh)(tile, max, step.count, NV, unclean, 0);
     FA_VALUES(NV)(value, step.count, tile->scores, a->value_size, tile->out, tile->decay);
     if (unclean) OP(add_unclean)(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
 }

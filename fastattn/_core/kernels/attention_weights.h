@@ -10,17 +10,15 @@ static void OP(scatter_weights)(const fa_attention *a, const OP(tile) *tile, OP(
         }
 }
 
-/* Sums hide the rounding of single scores, weights show it: shorter chains than attention needs. */
-#define WEIGHTS_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
-
-/* One step of the first pass, or (`to` given) of the second. */
+/* One step of the first pass, or (`to` given) of the second. Sums hide the rounding of single scores, weights show it: hence
+ * the shorter chains. */
 FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
                                    char **to, const int NV) {
     const V nothing = OP(splat)((R)-INFINITY);
     V max[FA_TILE_WIDEST];
-    if (OP(tile_scores_of)(a, item, tile, step, max, WEIGHTS_RUN, NV) == BLOCK_EXCLUDES) return;
+    if (OP(tile_scores_of)(a, item, tile, step, max, FA_SHORT_RUN, NV) == BLOCK_EXCLUDES) return;
     if (!to) {
-        OP(weigh)(tile, max, step.count, NV, 0);
+        OP(weigh)(tile, max, step.count, NV, 0, 1);
         return;
     }
     for (int j = 0; j < NV; j++) {
@@ -28,7 +26,7 @@ FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_ite
         V sum = OP(select)(tile->sum[j] == (V){0}, OP(splat)(1), tile->sum[j]);
         for (ptrdiff_t t = 0; t < step.count; t++) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            OP(store)(at, OP(exp)(OP(load)(at) - shift) / sum);
+            OP(store)(at, OP(exact_power)(OP(load)(at) - shift) / sum);
         }
     }
     OP(scatter_weights)(a, tile, step, to);

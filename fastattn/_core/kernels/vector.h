@@ -132,6 +132,16 @@ FA_INLINE V_f64 exp_bits_f64(V_f64 floored) {
     return exp_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64)) * (V_f64)((VI_f64)t << 52);
 }
 
+/* The same to half a unit and a little: for single weights, which no sum follows. */
+FA_INLINE V_f32 exp_exact_f32(V_f32 floored) {
+    V_f32 t = floored * 1.44269504f + FA_MAGIC_F32;
+    return exp2_half_f32(exp_rest_f32(floored, t - FA_MAGIC_F32) * 1.44269504f) * (V_f32)((VI_f32)t << 23);
+}
+FA_INLINE V_f64 exp_exact_f64(V_f64 floored) {
+    V_f64 t = floored * 1.4426950408889634 + FA_MAGIC_F64;
+    return exp2_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64) * 1.4426950408889634) * (V_f64)((VI_f64)t << 52);
+}
+
 /* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error small
  * near 0 as well. Beyond the clamp it is +-1. */
 FA_INLINE V_f32 tanh_half_f32(V_f32 t) {
