@@ -83,10 +83,10 @@ FA_INLINE void OP(few_values)(OP(rows) value, ptrdiff_t begin, ptrdiff_t end, co
 #undef CALL
 }
 
-/* What stands between a row's products and its weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys
- * that are not its own; so does what fills up the last vector. */
-static void OP(few_settle)(const fa_attention *a, const OP(few) *few, int has_slopes, ptrdiff_t row, ptrdiff_t first_key,
-                           ptrdiff_t count) {
+/* What stands between a row's products and its weights, in the contract's order: softcap, ALiBi, mask, and -inf for
+ * keys that are not its own and for what fills up the last vector. */
+static void OP(few_settle)(const fa_attention *a, const OP(few) *few, int has_slopes, ptrdiff_t row,
+                           ptrdiff_t first_key, ptrdiff_t count) {
     const OP(softcap) cap = OP(softcap_of)(a);
     R *scores = few->scores + row * FEW_KEYS;
     int biased = few->kinds[row] != BLOCK_ADMITS;
@@ -190,7 +190,8 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
         OP(few_value_rows)(few, used, keys, row, next, 1, 8);
     }
     for (row = 0; unclean && row < item->rows; row++)
-        OP(add_unclean)(value, count, few->scores + row * FEW_KEYS, few->value_width, few->out + row * few->value_width, 1);
+        OP(add_unclean)(value, count, few->scores + row * FEW_KEYS, few->value_width,
+                        few->out + row * few->value_width, 1);
 }
 
 static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few) {

@@ -159,9 +159,9 @@ static void OP(begin_tiles)(const fa_attention *a, const fa_attention_item *item
     }
 }
 
-/* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only edges
- * pay for exclusion. A step depends on the tile alone, not on what else is in the item. This is the step from `key` on, and
- * it is empty at the end of the share. */
+/* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only
+ * edges pay for exclusion. A step depends on the tile alone, not on what else is in the item. This is the step from
+ * `key` on, and it is empty at the end of the share. */
 static OP(step) OP(step_from)(const OP(tile) *tile, OP(step) block, ptrdiff_t key) {
     ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count);
     key = fa_clamp(tile->any.begin, key, last);
@@ -170,11 +170,13 @@ static OP(step) OP(step_from)(const OP(tile) *tile, OP(step) block, ptrdiff_t ke
                                                                     : last;
     ptrdiff_t skipped = key - block.first_key;
     return (OP(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
-                      {block.value.data + skipped * block.value.stride, block.value.stride}, key, end - key, block.finite};
+                      {block.value.data + skipped * block.value.stride, block.value.stride},
+                      key, end - key, block.finite};
 }
 
 /* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP. Empty at the end. */
-static OP(step) OP(block_from)(const fa_attention *a, const fa_attention_item *item, const OP(tiles) *tiles, ptrdiff_t key) {
+static OP(step) OP(block_from)(const fa_attention *a, const fa_attention_item *item, const OP(tiles) *tiles,
+                               ptrdiff_t key) {
     ptrdiff_t end = fa_clamp(key / KEYS_PER_STEP * KEYS_PER_STEP + KEYS_PER_STEP, key, tiles->any.end);
     OP(step) block = {.first_key = key, .count = end - key};
     block.key = OP(rows_at)(tiles->key_panel, a->head_size, item->key + key * a->key_row, a->key_type, a->key_row,

@@ -27,11 +27,12 @@ static void OP(gather_mask)(const fa_attention *a, const char *from, ptrdiff_t c
         for (ptrdiff_t t = 0; t < count; t++) to[t] = from[t * a->mask_key] ? 0 : (R)-INFINITY;
 }
 
-/* The biases of one row for `count` keys from `from` on, the last vector filled up with the last of them; notes their kinds. */
+/* The biases of one row for `count` keys from `from` on, the last vector filled up with the last of them; notes their
+ * kinds. */
 FA_INLINE OP(kinds) OP(mask_row)(const fa_attention *a, const char *from, ptrdiff_t count, R *to, OP(kinds) kinds) {
     ptrdiff_t t = 0, whole = (count + LANES - 1) / LANES * LANES;
-    /* The next block of this row: with so many rows in turn the hardware does not see it coming, and a full bool mask costs
-     * 40 % instead of 25 % (prefetched into L2 as well: 37 %). */
+    /* The next block of this row: with so many rows in turn the hardware does not see it coming, and a full bool mask
+     * costs 40 % instead of 25 % (prefetched into L2: 37 %). */
     for (ptrdiff_t at = 0; at < count * a->mask_key; at += 64) __builtin_prefetch(from + count * a->mask_key + at, 0, 3);
     if (a->mask_type == FA_MASK_BOOL && a->mask_key == 1)
         for (; t + LANES <= count; t += LANES) {

@@ -10,9 +10,9 @@
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
 #define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
+#define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 /* Of few queries NumPy makes several sums and adds them, and so must we; tiles that are not full can afford it. */
 #define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
-#define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 
 typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
@@ -28,7 +28,8 @@ typedef struct {
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } OP(tile);
 
-/* scores[MR][NV] = MR keys times the transposed queries, `run` components added up in one chain; raises the lanes' maximum. */
+/* scores[MR][NV] = MR keys times the transposed queries, `run` components added up in one chain; raises the lanes'
+ * maximum. */
 FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
                                V *max, ptrdiff_t run, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST] = {{{0}}};
@@ -142,8 +143,8 @@ static int OP(all_finite)(OP(rows) rows, ptrdiff_t count, ptrdiff_t size) {
     return OP(lane_sum)(noughts) + nought == 0;
 }
 
-/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first. Then it is
- * added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
+/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first. Then it
+ * is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
 static OP(rows) OP(cleaned)(OP(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
@@ -192,10 +193,10 @@ static int OP(read_mask)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
     return OP(kinds_of)(kinds);
 }
 
-/* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys outside
- * a lane's own interval. Raises the lanes' maximum. */
-FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_slopes, OP(step) step, int biased, int edge,
-                          V *max, const int NV) {
+/* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys
+ * outside a lane's own interval. Raises the lanes' maximum. */
+FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_slopes, OP(step) step, int biased,
+                          int edge, V *max, const int NV) {
     const OP(softcap) cap = OP(softcap_of)(a);
     for (int j = 0; j < NV; j++) {
         VI begin, end, key = {0};
@@ -245,9 +246,10 @@ FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const in
     }
 }
 
-/* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was made. */
-FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step, V *max,
-                                 ptrdiff_t run, const int NV) {
+/* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
+ * made. */
+FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+                                 V *max, ptrdiff_t run, const int NV) {
     int kinds = item->mask ? OP(read_mask)(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     int biased = kinds != BLOCK_ADMITS, plain = !(edge || biased || item->slopes || a->softcap != 0);
@@ -255,7 +257,8 @@ FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item 
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
-    FA_SCORES(NV)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, plain ? max : unused, run);
+    FA_SCORES(NV)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, plain ? max : unused,
+                  run);
     if (!plain) OP(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
     return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
 }
@@ -263,7 +266,8 @@ FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item 
 FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
                                 const int NV) {
     V max[FA_TILE_WIDEST];
-    int kinds = OP(tile_scores_of)(a, item, tile, step, max, tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN, NV);
+    ptrdiff_t run = tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
+    int kinds = OP(tile_scores_of)(a, item, tile, step, max, run, NV);
     if (kinds == BLOCK_EXCLUDES) return;
     int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !OP(all_finite)(step.value, step.count, a->value_size);
     OP(rows) value = unclean ? OP(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
