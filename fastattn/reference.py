@@ -159,8 +159,8 @@ def _weights(
         scale = 1 / np.sqrt(_REAL(head_size))
 
     # 1. Where queries and keys stand. What there is for each sequence gets axes for heads, queries and keys.
-    lengths = keys if kv_lengths is None else np.asarray(kv_lengths)[..., None, None, None]  # (..., 1, 1, 1)
-    offset = lengths - queries if q_offset is None else np.asarray(q_offset)[..., None, None, None]
+    lengths = keys if kv_lengths is None else np.asarray(kv_lengths, np.int64)[..., None, None, None]  # (..., 1, 1, 1)
+    offset = lengths - queries if q_offset is None else np.asarray(q_offset, np.int64)[..., None, None, None]
     position = np.arange(queries)[:, None] + offset  # (..., 1, Sq, 1)
     j = np.arange(keys)  # (Sk,)
 
@@ -541,6 +541,7 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
     """
     x, cos, sin = _real(x), _real(cos), _real(sin)
     if positions is not None:
+        positions = np.asarray(positions, np.int64) + np.zeros(x.shape[-2], np.int64)  # one position may stand for all tokens
         cos, sin = cos[positions], sin[positions]  # (..., S, R/2)
     if x.ndim > 2:
         cos, sin = np.expand_dims(cos, -3), np.expand_dims(sin, -3)  # (..., 1, S, R/2)
