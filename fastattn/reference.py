@@ -541,7 +541,7 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
     """
     x, cos, sin = _real(x), _real(cos), _real(sin)
     if positions is not None:
-        positions = np.asarray(positions, np.int64) + np.zeros(x.shape[-2], np.int64)  # one position may stand for all tokens
+        positions = np.asarray(positions, np.int64) + np.zeros(x.shape[-2], np.int64)  # one may stand for all tokens
         cos, sin = cos[positions], sin[positions]  # (..., S, R/2)
     if x.ndim > 2:
         cos, sin = np.expand_dims(cos, -3), np.expand_dims(sin, -3)  # (..., 1, S, R/2)
