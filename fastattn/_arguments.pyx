@@ -267,7 +267,7 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
 cdef np.ndarray per_head(
     str name, object x, np.ndarray query, bint each, int lead, const np.npy_intp *shape, ptrdiff_t heads
 ):
-    """A real number for each head, or for each head of each sequence; side by side, in query's type."""
+    """A real number for each head, or for each head of each sequence; side by side, in query's type; always a copy."""
     cdef np.ndarray a = real_array_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
@@ -280,9 +280,9 @@ cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdif
     if sinks is None:
         return None
     cdef np.ndarray a = per_head(name, sinks, query, False, 0, NULL, heads)
-    wrong = np.isnan(sinks) | np.isposinf(sinks)
+    wrong = np.isnan(a) | np.isposinf(a)
     if wrong.any():
-        raise ValueError(f"{name} must be finite, or -inf for none, got {sinks[wrong][0]}")
+        raise ValueError(f"{name} must be finite, or -inf for none, got {a[wrong][0]}")
     return a
 
 
@@ -292,9 +292,9 @@ cdef np.ndarray attention_slopes(
     if slopes is None:
         return None
     cdef np.ndarray a = per_head(name, slopes, query, True, lead, shape, heads)
-    wrong = ~np.isfinite(slopes)
+    wrong = ~np.isfinite(a)
     if wrong.any():
-        raise ValueError(f"{name} must be finite, got {slopes[wrong][0]}")
+        raise ValueError(f"{name} must be finite, got {a[wrong][0]}")
     return a
 
 

@@ -148,24 +148,11 @@ def varlen_attention(
     value : ndarray, shape (Tk, Hkv, Dv)
     cu_seqlens_q, cu_seqlens_k : integer ndarray, shape (N + 1,)
         Where the sequences begin: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
-    is_causal : bool
-        Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
-    q_offset : int or integer ndarray, optional
-        Position of a sequence's first query, one for all or of a shape that broadcasts to (N,). The default,
-        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
-        the top-left alignment of PyTorch and ONNX.
-    window : (int or None, int or None), optional
-        (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
-    scale : float, optional
-        Factor of the scores; ``1 / sqrt(D)`` by default.
-    softcap : float, optional
-        Scaled scores s become ``softcap * tanh(s / softcap)``.
-    sinks : ndarray, shape (Hq,), optional
-        A logit for each head that takes part in the softmax and has no value; -inf for none.
+    is_causal, window, scale, softcap, sinks
+        As in `scaled_dot_product_attention`, the same for all sequences.
+    q_offset, kv_lengths : int or integer ndarray, optional
+        As there: one for all, or of a shape that broadcasts to (N,). Positions and lengths are each sequence's own.
     alibi_slopes : ndarray, shape (Hq,) or (N, Hq), optional
-        ``-slope * |p - j|`` is added to the score of key j for a query at position p.
-    kv_lengths : int or integer ndarray, optional
-        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
     out : ndarray, shape (Tq, Hq, Dv), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
@@ -230,27 +217,8 @@ def attention_weights(
     ----------
     query : ndarray, shape (..., Hq, Sq, D)
     key : ndarray, shape (..., Hkv, Sk, D)
-    attn_mask : ndarray, optional
-        bool: True lets the query attend to the key. float, of query's dtype or a narrower one: added to the score; -inf
-        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides.
-    is_causal : bool
-        Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
-    q_offset : int or integer ndarray, optional
-        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default,
-        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
-        the top-left alignment of PyTorch and ONNX.
-    window : (int or None, int or None), optional
-        (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
-    scale : float, optional
-        Factor of the scores; ``1 / sqrt(D)`` by default.
-    softcap : float, optional
-        Scaled scores s become ``softcap * tanh(s / softcap)``.
-    sinks : ndarray, shape (Hq,), optional
-        A logit for each head that takes part in the softmax and has no value; -inf for none.
-    alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
-        ``-slope * |p - j|`` is added to the score of key j for a query at position p.
-    kv_lengths : int or integer ndarray, optional
-        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
+    attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
+        As in `scaled_dot_product_attention`.
     out : ndarray, shape (..., Hq, Sq, Sk), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool

@@ -346,8 +346,8 @@ cdef void fill_batch(strides.Axes *batch, int array, np.ndarray x, int own) noex
         batch.stride[array][i] = 0 if x is None else stride(x, batch.count + own - i)
 
 
-cdef const char *data(np.ndarray x) noexcept:
-    return NULL if x is None else <const char *>np.PyArray_DATA(x)
+cdef char *data(np.ndarray x) noexcept:
+    return NULL if x is None else <char *>np.PyArray_DATA(x)
 
 
 cdef np.ndarray apart(np.ndarray result, tuple inputs):
@@ -381,7 +381,7 @@ cdef object attend_batch(
         batch.length[i] = shape[i]
     p.weights, p.kv_heads = weights, length(k, 3)
     call.group = length(q, 3) // p.kv_heads if p.kv_heads else 0
-    call.queries, call.keys, call.head_size = length(q, 2), length(k, 2), length(q, 1)
+    call.keys, call.head_size = length(k, 2), length(q, 1)
     call.value_size = 0 if weights else length(v, 1)
     read_options(&p, q, is_causal, window, scale, softcap)
     offsets = arguments.per_sequence("q_offset", q_offset, batch.count, shape)
@@ -424,13 +424,13 @@ cdef object attend_batch(
     take_sequences(&p, strides.total(&batch))
     try:
         for n in range(p.count):
-            place(&p.sequences[n], n, call.queries, call.keys, offsets, lengths, slopes)
+            place(&p.sequences[n], n, length(q, 2), call.keys, offsets, lengths, slopes)
             p.sequences[n].query = data(q) + strides.offset(&batch, QUERY, n)
             p.sequences[n].key = data(k) + strides.offset(&batch, KEY, n)
             p.sequences[n].value = data(v) + strides.offset(&batch, VALUE, n)
             p.sequences[n].mask = data(mask) + strides.offset(&batch, MASK, n)
-            p.sequences[n].out = <char *>data(target) + strides.offset(&batch, OUT, n)
-            p.sequences[n].lse = <char *>data(lse) + strides.offset(&batch, LSE, n)
+            p.sequences[n].out = data(target) + strides.offset(&batch, OUT, n)
+            p.sequences[n].lse = data(lse) + strides.offset(&batch, LSE, n)
         compute(&p, arguments.type_of(q), asked)
     finally:
         let_go(&p)
@@ -495,7 +495,7 @@ def varlen_attention(
     count = begin_q.shape[0] - 1
     p.weights, p.kv_heads = False, length(k, 2)
     call.group = length(q, 2) // p.kv_heads if p.kv_heads else 0
-    call.queries, call.keys, call.head_size, call.value_size = length(q, 3), length(k, 3), length(q, 1), length(v, 1)
+    call.keys, call.head_size, call.value_size = length(k, 3), length(q, 1), length(v, 1)
     read_options(&p, q, is_causal, window, scale, softcap)
     offsets = arguments.per_sequence("q_offset", q_offset, 1, &count)
     lengths = arguments.per_sequence("kv_lengths", kv_lengths, 1, &count)
@@ -532,8 +532,8 @@ def varlen_attention(
             p.sequences[n].key = data(k) + first_k * call.key_row
             p.sequences[n].value = data(v) + first_k * call.value_row
             p.sequences[n].mask = NULL
-            p.sequences[n].out = <char *>data(target) + first_q * call.out_row
-            p.sequences[n].lse = <char *>data(lse) + first_q * call.lse_row
+            p.sequences[n].out = data(target) + first_q * call.out_row
+            p.sequences[n].lse = data(lse) + first_q * call.lse_row
         compute(&p, arguments.type_of(q), asked)
     finally:
         let_go(&p)

@@ -9,7 +9,7 @@ cdef extern from "table.h" nogil:
         FA_NO_MASK, FA_MASK_BOOL
 
     ctypedef struct fa_attention:
-        ptrdiff_t group, queries, keys, head_size, value_size
+        ptrdiff_t group, keys, head_size, value_size
         ptrdiff_t query_head, query_row, query_element
         ptrdiff_t key_row, key_element, value_row, value_element
         ptrdiff_t out_head, out_row, out_element, lse_head, lse_row

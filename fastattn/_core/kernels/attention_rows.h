@@ -37,7 +37,7 @@ FA_INLINE V OP(power)(V x) { return OP(exp2)(x * (R)1.4426950408889634); }
 
 /* e^x for x <= 0, as exact as can be. */
 FA_INLINE V OP(exact_power)(V x) {
-    return OP(exp_exact)(OP(max)(OP(splat)(sizeof(R) == 4 ? (R)-88.029694 : (R)-709.0895657128241), x));
+    return OP(exp_exact_bits)(OP(max)(OP(splat)(sizeof(R) == 4 ? (R)FA_EXP_FLOOR_F32 : (R)FA_EXP_FLOOR_F64), x));
 }
 
 /* A piece of scratch memory, whole cache lines. */

@@ -17,7 +17,7 @@ typedef enum { FA_F32, FA_F64, FA_TYPES } fa_type;
  * side: row = query · group + head in group. So neighbouring rows stand at neighbouring positions, see nearly the same
  * keys, and one stream of keys serves the whole group. */
 typedef struct {
-    ptrdiff_t group, queries, keys, head_size, value_size;
+    ptrdiff_t group, keys, head_size, value_size;
     ptrdiff_t query_head, query_row, query_element;
     ptrdiff_t key_row, key_element, value_row, value_element;
     ptrdiff_t out_head, out_row, out_element, lse_head, lse_row;

@@ -115,6 +115,8 @@ FA_INLINE V_f64 exp_rest_f64(V_f64 x, V_f64 n) {
  * n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
 #define FA_MAGIC_F32 (0x1.8p23f + 127.0f)
 #define FA_MAGIC_F64 (0x1.8p52 + 1023.0)
+#define FA_EXP_FLOOR_F32 -88.029694f
+#define FA_EXP_FLOOR_F64 -709.0895657128241
 FA_INLINE V_f32 exp2_bits_f32(V_f32 floored) {
     V_f32 t = floored + FA_MAGIC_F32;
     return exp2_half_f32(floored - (t - FA_MAGIC_F32)) * (V_f32)((VI_f32)t << 23);
@@ -133,11 +135,11 @@ FA_INLINE V_f64 exp_bits_f64(V_f64 floored) {
 }
 
 /* The same to half a unit and a little: for single weights, which no sum follows. */
-FA_INLINE V_f32 exp_exact_f32(V_f32 floored) {
+FA_INLINE V_f32 exp_exact_bits_f32(V_f32 floored) {
     V_f32 t = floored * 1.44269504f + FA_MAGIC_F32;
     return exp2_half_f32(exp_rest_f32(floored, t - FA_MAGIC_F32) * 1.44269504f) * (V_f32)((VI_f32)t << 23);
 }
-FA_INLINE V_f64 exp_exact_f64(V_f64 floored) {
+FA_INLINE V_f64 exp_exact_bits_f64(V_f64 floored) {
     V_f64 t = floored * 1.4426950408889634 + FA_MAGIC_F64;
     return exp2_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64) * 1.4426950408889634) * (V_f64)((VI_f64)t << 52);
 }

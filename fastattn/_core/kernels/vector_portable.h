@@ -67,5 +67,5 @@ FA_INLINE V_f64 join_f64(V_f64 a, V_f64 b, int n) {
 
 FA_INLINE V_f32 exp2_f32(V_f32 x) { return exp2_bits_f32(max_f32(splat_f32(-127.0f), x)); }
 FA_INLINE V_f64 exp2_f64(V_f64 x) { return exp2_bits_f64(max_f64(splat_f64(-1023.0), x)); }
-FA_INLINE V_f32 exp_f32(V_f32 x) { return exp_bits_f32(max_f32(splat_f32(-88.029694f), x)); }
-FA_INLINE V_f64 exp_f64(V_f64 x) { return exp_bits_f64(max_f64(splat_f64(-709.0895657128241), x)); }
+FA_INLINE V_f32 exp_f32(V_f32 x) { return exp_bits_f32(max_f32(splat_f32(FA_EXP_FLOOR_F32), x)); }
+FA_INLINE V_f64 exp_f64(V_f64 x) { return exp_bits_f64(max_f64(splat_f64(FA_EXP_FLOOR_F64), x)); }
