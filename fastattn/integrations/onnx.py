@@ -6,8 +6,8 @@ all others in its own NumPy code. What an operator means in the model's opset is
 
 Three things differ from the letter of the schemas:
 
-- float16 and bfloat16 are computed in float32 and rounded once, at the end; `stash_type` and `softmax_precision` can
-  ask for more precision, never for less.
+- float16 and bfloat16 are computed in float32 and rounded once, at the end; Softmax is rounded at each step of its
+  function body. `stash_type` and `softmax_precision` can ask for more precision, never for less.
 - A row of -inf alone, whose softmax is 0/0, gives zeros (LogSoftmax: -inf), as fastattn does everywhere.
 - ``nonpad_kv_seqlen`` beyond the number of keys is an error.
 
@@ -331,23 +331,36 @@ class Softmax(_Operator):
     """Softmax, by `fastattn.softmax`."""
 
     def _run(self, x, *, axis):
-        return (_along(fastattn.softmax, x, axis, self.since_version),)
+        return (_along(_softmax, x, axis, self.since_version),)
 
 
 class LogSoftmax(_Operator):
     """LogSoftmax, by `fastattn.log_softmax`."""
 
     def _run(self, x, *, axis):
-        return (_along(fastattn.log_softmax, x, axis, self.since_version),)
+        return (_along(_log_softmax, x, axis, self.since_version),)
 
 
-def _along(function: Callable[..., NDArray], x: NDArray, axis: int, since_version: int) -> NDArray:
+def _along(function: Callable[[NDArray, int], NDArray], x: NDArray, axis: int, since_version: int) -> NDArray:
     axis = _axis(axis, x)
-    wide = x.astype(_computing_dtype(x.dtype), copy=False)
     if since_version < 13:  # there `axis` is where the second axis of a matrix begins
-        rows = wide.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-        return _narrowed(function(rows).reshape(x.shape), x.dtype)
-    return _narrowed(function(wide, axis), x.dtype)
+        return function(x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:])), 1).reshape(x.shape)
+    return function(x, axis)
+
+
+def _log_softmax(x: NDArray, axis: int) -> NDArray:
+    return _narrowed(fastattn.log_softmax(_widened(x), axis), x.dtype)
+
+
+def _softmax(x: NDArray, axis: int) -> NDArray:
+    """In 16 bits the steps of the function body, exponentials, sum and quotient, are each rounded."""
+    weights = fastattn.softmax(_widened(x), axis)
+    if x.dtype.itemsize > 2:
+        return weights
+    largest = weights.max(axis, keepdims=True, initial=0)
+    exponentials = _narrowed(weights / np.where(largest == 0, 1, largest), x.dtype)
+    total = _narrowed(_widened(exponentials).sum(axis, keepdims=True), x.dtype)
+    return exponentials / np.where(total == 0, total.dtype.type(1), total)
 
 
 # Attributes and types
@@ -376,6 +389,10 @@ def _computing_dtype(*dtypes: np.dtype) -> np.dtype:
     if unknown:
         raise ValueError(f"tensors must be of {', '.join(_COMPUTED_IN)}, got {', '.join(unknown)}")
     return np.result_type(*(_COMPUTED_IN[dtype.name] for dtype in dtypes))
+
+
+def _widened(x: NDArray) -> NDArray:
+    return x.astype(_computing_dtype(x.dtype), copy=False)
 
 
 @np.errstate(over="ignore")
