@@ -12,6 +12,8 @@ cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_nam
 cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
 cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape)
 cdef fa_type type_of(np.ndarray x)
+cdef int computed_in(np.ndarray x)
+cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name)
 
 cpdef tuple states(object outs, object lses)
 

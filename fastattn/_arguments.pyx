@@ -14,7 +14,7 @@ from cpython.long cimport PyLong_Check
 from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 
-from fastattn._core.targets cimport FA_F32, FA_F64, fa_type
+from fastattn._core.targets cimport FA_BF16, FA_F16, FA_F32, FA_F64, FA_TYPES, fa_type
 
 np.import_array()
 
@@ -30,16 +30,37 @@ cdef np.ndarray array(str name, object x):
     return <np.ndarray>x
 
 
-cdef bint is_real(np.ndarray x) noexcept:
+cdef int bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it has come by
+
+
+cdef fa_type type_of(np.ndarray x):
+    """How x stores its elements; FA_TYPES where the kernels do not know it. bfloat16 is told by its name."""
+    global bfloat16
     cdef int number = np.PyArray_TYPE(x)
-    return (number == np.NPY_FLOAT32 or number == np.NPY_FLOAT64) and np.PyArray_ISNOTSWAPPED(x)
+    if number == np.NPY_FLOAT32:
+        return FA_F32
+    if number == np.NPY_FLOAT64:
+        return FA_F64
+    if number == np.NPY_FLOAT16:
+        return FA_F16
+    if number < np.NPY_USERDEF:
+        return FA_TYPES
+    if number != bfloat16 and x.dtype.name == "bfloat16":
+        bfloat16 = number
+    return FA_BF16 if number == bfloat16 else FA_TYPES
+
+
+cdef bint is_real(np.ndarray x):
+    return type_of(x) != FA_TYPES and np.PyArray_ISNOTSWAPPED(x)
 
 
 cdef np.ndarray real_array(str name, object x):
-    """An array of one of the types that the kernels compute with."""
+    """An array of one of the types that the kernels read."""
     cdef np.ndarray a = array(name, x)
     if not is_real(a):
-        raise TypeError(f"{name} must have dtype float32 or float64 in native byte order, got {described(a)}")
+        raise TypeError(
+            f"{name} must have dtype float32, float64, float16 or bfloat16 in native byte order, got {described(a)}"
+        )
     return a
 
 
@@ -49,6 +70,22 @@ cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_
     if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model):
         raise TypeError(
             f"{name} must not be wider than {model_name} ({model.dtype}), got dtype {a.dtype}; convert one of them"
+        )
+    return a
+
+
+cdef int computed_in(np.ndarray x):
+    """NumPy's number of the type that an array's sums are made in: float32, or float64 for float64."""
+    return np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.NPY_FLOAT32
+
+
+cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name):
+    """An array that is widened before it is used: of the type that the model is computed in, or a narrower one."""
+    cdef np.ndarray a = real_array(name, x)
+    if np.PyArray_TYPE(a) == np.NPY_FLOAT64 and np.PyArray_TYPE(model) != np.NPY_FLOAT64:
+        raise TypeError(
+            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, float32, "
+            f"got dtype {a.dtype}; convert it"
         )
     return a
 
@@ -115,10 +152,6 @@ cdef bint overlaps_itself(np.ndarray a) noexcept:
         if a.strides[i] == 0 and a.shape[i] > 1:
             return True
     return False
-
-
-cdef fa_type type_of(np.ndarray x):
-    return FA_F32 if np.PyArray_TYPE(x) == np.NPY_FLOAT32 else FA_F64
 
 
 cdef str shape_of(np.ndarray x):

@@ -3,7 +3,7 @@ from libc.stddef cimport ptrdiff_t, size_t
 
 cdef extern from "table.h" nogil:
     ctypedef enum fa_type:
-        FA_F32, FA_F64, FA_TYPES
+        FA_F32, FA_F64, FA_BF16, FA_F16, FA_TYPES, FA_I8
 
     enum:
         FA_NO_MASK, FA_MASK_BOOL

@@ -6,12 +6,6 @@
 
 typedef struct { const R *data; ptrdiff_t stride; } OP(rows); /* stride in elements */
 
-/* from[i] for i < size, widened; `step` bytes apart. One loop a type, so that the compiler can vectorise each. */
-FA_INLINE void OP(widen)(R *to, const char *from, fa_type type, ptrdiff_t step, ptrdiff_t size) {
-    if (type == FA_F32) for (ptrdiff_t d = 0; d < size; d++) { float x; memcpy(&x, from + d * step, sizeof x); to[d] = (R)x; }
-    else for (ptrdiff_t d = 0; d < size; d++) { double x; memcpy(&x, from + d * step, sizeof x); to[d] = (R)x; }
-}
-
 static OP(rows) OP(rows_at)(R *panel, ptrdiff_t width, const char *source, fa_type type, ptrdiff_t row,
                             ptrdiff_t element, ptrdiff_t count, ptrdiff_t size) {
     if (type == STORED && width == size && OP(plain)(source, row, element))

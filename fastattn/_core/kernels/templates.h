@@ -1,6 +1,7 @@
 /* Every template for one type (R and its companions, set by target.h), and their table. */
 
 #include "lanes.h"
+#include "storage.h"
 #include "rows.h"
 #include "attention_rows.h"
 #include "attention_mask.h"

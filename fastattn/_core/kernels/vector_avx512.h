@@ -19,7 +19,15 @@
 #define FA_FEW_COLUMNS 4
 #define FA_FEW_BEST 8
 
+#define FA_HAS_F16
 #include "vector.h"
+
+FA_INLINE V_f32 load_f16_f32(const uint16_t *p) {
+    return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
