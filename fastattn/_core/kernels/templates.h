@@ -13,6 +13,7 @@
 #include "softmax.h"
 #include "normalization.h"
 #include "rotary.h"
+#include "cache.h"
 #include "probe.h"
 
 static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
@@ -38,6 +39,8 @@ static const fa_kernels EXPORT(kernels) = {
     .normalize_rows = EXPORT(normalize_rows),
     .rotary_scratch = EXPORT(rotary_scratch),
     .rotate_rows = EXPORT(rotate_rows),
+    .cache_scratch = EXPORT(cache_scratch),
+    .store_rows = EXPORT(store_rows),
     .probe_fma = EXPORT(probe_fma),
     .probe_read = EXPORT(probe_read),
     .probe_copy = EXPORT(probe_copy),
