@@ -30,6 +30,10 @@ cdef np.ndarray array(str name, object x):
     return <np.ndarray>x
 
 
+cdef str REALS = "float32, float64, float16 or bfloat16"
+cdef enum:
+    USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
+
 cdef int bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it has come by
 
 
@@ -43,7 +47,7 @@ cdef fa_type type_of(np.ndarray x):
         return FA_F64
     if number == np.NPY_FLOAT16:
         return FA_F16
-    if number < np.NPY_USERDEF:
+    if number < USER_DEFINED:
         return FA_TYPES
     if number != bfloat16 and x.dtype.name == "bfloat16":
         bfloat16 = number
@@ -58,9 +62,7 @@ cdef np.ndarray real_array(str name, object x):
     """An array of one of the types that the kernels read."""
     cdef np.ndarray a = array(name, x)
     if not is_real(a):
-        raise TypeError(
-            f"{name} must have dtype float32, float64, float16 or bfloat16 in native byte order, got {described(a)}"
-        )
+        raise TypeError(f"{name} must have dtype {REALS} in native byte order, got {described(a)}")
     return a
 
 
@@ -279,6 +281,19 @@ cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy
     return 3
 
 
+cdef int cached_shape(
+    np.ndarray query, np.ndarray keys, np.ndarray values, ptrdiff_t batch, np.npy_intp *shape
+) except -1:
+    """The same for queries (B, Hq, Sq, D) on a cache's pages, (pages, Hkv, tokens, D) and (pages, Hkv, tokens, Dv)."""
+    cdef ptrdiff_t kv_heads = keys.shape[1]
+    if query.ndim != 4 or query.shape[0] != batch or query.shape[1] % kv_heads or query.shape[3] != keys.shape[3]:
+        unfit("query", query, f"shape ({batch}, a multiple of {kv_heads} heads, queries, {keys.shape[3]})")
+    if np.PyArray_ITEMSIZE(keys) > np.PyArray_ITEMSIZE(query):
+        raise TypeError(f"query must not be narrower than the cache ({keys.dtype}), got dtype {query.dtype}")
+    shape[0], shape[1], shape[2], shape[3] = query.shape[0], query.shape[1], query.shape[2], values.shape[3]
+    return 0
+
+
 # --- options of attention ---
 
 cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores):
@@ -289,8 +304,10 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
     cdef int i
     if np.PyArray_TYPE(a) != np.NPY_BOOL:
         if not is_real(a):
-            raise TypeError(f"{name} must have dtype bool, float32 or float64 in native byte order, got {described(a)}")
-        real_array_like(name, a, query, "query")
+            raise TypeError(
+                f"{name} must have dtype bool, {REALS} in native byte order, got {described(a)}"
+            )
+        parameter_like(name, a, query, "query")
     if a.ndim > ndim or any([length(a, i) not in (1, scores[ndim - i]) for i in range(1, a.ndim + 1)]):
         needed = tuple([scores[i] for i in range(ndim)])
         unfit(name, a, f"a shape that broadcasts to {needed}, (..., heads, queries, keys),")
@@ -301,12 +318,12 @@ cdef np.ndarray per_head(
     str name, object x, np.ndarray query, bint each, int lead, const np.npy_intp *shape, ptrdiff_t heads
 ):
     """A real number for each head, or for each head of each sequence; side by side, in query's type; always a copy."""
-    cdef np.ndarray a = real_array_like(name, x, query, "query")
+    cdef np.ndarray a = parameter_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head,")
-    return np.array(a, dtype=query.dtype, order="C")
+    return np.array(a, dtype=np.float64 if computed_in(query) == np.NPY_FLOAT64 else np.float32, order="C")
 
 
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):
@@ -528,13 +545,6 @@ cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads,
         a.shape[2] if tokens < 0 else tokens
     ):
         unfit(name, a, f"shape ({batch}, {heads}, {'tokens' if tokens < 0 else tokens}, {size})")
-    return a
-
-
-cdef np.ndarray cache_query(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t size):
-    cdef np.ndarray a = real_array(name, x)
-    if a.ndim != 4 or a.shape[0] != batch or a.shape[1] % heads or a.shape[3] != size:
-        unfit(name, a, f"shape ({batch}, a multiple of {heads} heads, queries, {size})")
     return a
 
 

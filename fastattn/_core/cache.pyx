@@ -19,7 +19,7 @@ from fastattn._arguments cimport stride
 from fastattn._core.targets cimport FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_type, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
-from fastattn._core.pages import attend_pages
+from fastattn._core.attention import attend_pages
 
 np.import_array()
 
@@ -333,20 +333,22 @@ cdef class Fixed(Store):
 
     def attend(self, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
                return_lse, num_threads):
-        cdef np.ndarray q = arguments.cache_query("query", query, self.batch, self.kv_heads, self.head_dim)
         if self.window:
-            window, q_offset = self.seen_through(q, window, q_offset, attn_mask)
+            window, q_offset = self.seen_through(query, window, q_offset, attn_mask)
         return attend_pages(
-            q, self.key_pages, self.value_pages, self.key_scales, self.value_scales, self.tables, self.seen_firsts,
+            query, self.key_pages, self.value_pages, self.key_scales, self.value_scales, self.tables, self.seen_firsts,
             self.seen_lengths, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
             return_lse, num_threads,
         )
 
-    cdef tuple seen_through(self, np.ndarray q, window, q_offset, attn_mask):
+    cdef tuple seen_through(self, query, window, q_offset, attn_mask):
         """(window, q_offset) for attention to a ring: the cache's own window applies, positions are rebased."""
+        cdef np.ndarray q = arguments.real_array("query", query)
+        cdef np.npy_intp[4] shape
         cdef ptrdiff_t left = UNBOUNDED, right = UNBOUNDED, n, first, offset
         cdef np.npy_intp batch = self.batch
         cdef np.ndarray offsets = arguments.per_sequence("q_offset", q_offset, 1, &batch)
+        arguments.cached_shape(q, self.key_pages, self.value_pages, batch, shape)
         arguments.attention_window("window", window, &left, &right)
         if left != UNBOUNDED and left >= self.window:
             raise ValueError(f"window must reach back less than the cache's own, {self.window}, got {left}")
@@ -699,16 +701,15 @@ cdef class Paged(Store):
     def attend(self, ids, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
                return_lse, num_threads):
         cdef Batch batch = self.batch_of(ids)
-        cdef ptrdiff_t count = batch.slots.shape[0], n, slot
-        cdef np.ndarray q = arguments.cache_query("query", query, count, self.kv_heads, self.head_dim)
-        for n in range(count):
+        cdef ptrdiff_t n, slot
+        for n in range(batch.slots.shape[0]):
             slot = integers(batch.slots)[n]
             integers(batch.lengths)[n] = integers(self.held_lengths)[slot]
             memcpy(
                 integers(batch.tables) + n * batch.tables.shape[1], self.table(slot), self.blocks(slot) * sizeof(int64)
             )
         result = attend_pages(
-            q, self.key_pages, self.value_pages, self.key_scales, self.value_scales, batch.tables, None, batch.lengths,
+            query, self.key_pages, self.value_pages, self.key_scales, self.value_scales, batch.tables, None, batch.lengths,
             attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads,
         )
         self.spare = batch
