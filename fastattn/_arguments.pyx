@@ -152,7 +152,7 @@ cdef bint overlaps_itself(np.ndarray a) noexcept:
     cdef int i
     for i in range(a.ndim):
         if a.strides[i] == 0 and a.shape[i] > 1:
-            return True
+            return np.PyArray_SIZE(a) > 0  # NumPy gives an array of no elements such strides
     return False
 
 

@@ -709,8 +709,9 @@ cdef class Paged(Store):
                 integers(batch.tables) + n * batch.tables.shape[1], self.table(slot), self.blocks(slot) * sizeof(int64)
             )
         result = attend_pages(
-            query, self.key_pages, self.value_pages, self.key_scales, self.value_scales, batch.tables, None, batch.lengths,
-            attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads,
+            query, self.key_pages, self.value_pages, self.key_scales, self.value_scales, batch.tables, None,
+            batch.lengths, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
+            return_lse, num_threads,
         )
         self.spare = batch
         return result
