@@ -71,4 +71,3 @@ def assert_attends(attend, query, sequences, options, expected_options, dtype):
     given = np.full_like(out, np.nan)
     assert attend(query, **options, out=given) is given
     np.testing.assert_array_equal(given, out)
-

@@ -136,8 +136,7 @@ class FixedMachine(Machine):
             left = self.window - 1 if left is None else left
             offsets = options.get("q_offset", self.lengths - queries)
             gone = any(
-                first and queries and offset - left < first
-                for first, offset in zip(self.firsts, offsets, strict=True)
+                first and queries and offset - left < first for first, offset in zip(self.firsts, offsets, strict=True)
             )
             if wide or gone or (any(self.firsts) and "attn_mask" in options):
                 with pytest.raises(ValueError, match=r"(window|query|attn_mask) must .* got"):
