@@ -4,10 +4,12 @@ Their histories at random are in test_cache_machine.py.
 """
 
 import copy
+import importlib
 import json
 import pickle
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,6 +201,28 @@ def assert_unchanged(cache, before):
     assert now.keys() == before.keys()
     for name, x in before.items():
         np.testing.assert_array_equal(now[name], x)
+
+
+MOST_ERRORS = {"float32": (1e-5, 1e-5), "float16": (2e-3, 2e-3), "bfloat16": (0.01, 0.01), "int8": (0.04, 0.08)}
+
+
+@pytest.mark.parametrize("dtype", MOST_ERRORS)
+@pytest.mark.parametrize("n", [0, 1])
+def test_errors_on_trained_like_data(cache_accuracy, dtype, n):
+    """Twice what the README's table says, for keys and values without outliers and with some of 5 times the size."""
+    over_all, worst = cache_accuracy.error(dtype, cache_accuracy.OUTLIERS[n], draws=1)
+    assert over_all < MOST_ERRORS[dtype][n]
+    assert worst < 10 * MOST_ERRORS[dtype][n]
+
+
+@pytest.fixture(scope="module")
+def cache_accuracy():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    if not folder.exists():
+        pytest.skip("needs the checkout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        return importlib.import_module("cache_accuracy")
 
 
 # Attending

@@ -179,8 +179,9 @@ class FixedMachine(Machine):
         for change in (lambda: cache.append(*self.new_rows(self.batch, 0)), lambda: cache.reorder(range(self.batch))):
             with pytest.raises(ValueError, match=r"mmap_mode must .* got 'r'"):
                 change()
-        query = self.new_query(self.batch, 1)
-        np.testing.assert_array_equal(cache.attend(query), self.cache.attend(query))
+        query, next_ones = self.new_query(self.batch, 1), self.lengths
+        expected = self.cache.attend(query, q_offset=next_ones)
+        np.testing.assert_array_equal(cache.attend(query, q_offset=next_ones), expected)
 
     @invariant()
     def all_is_there(self):
