@@ -189,8 +189,10 @@ def test_rows_without_a_scale_are_refused(target, rng, size, bad, name, kind):
 
 
 def snapshot(cache):
-    """All that a cache is."""
-    state = cache._store.state() | {str(n): x for n, x in enumerate(cache._store.arrays())}
+    """All that a cache is; what stands beyond the sequences' ends is not part of it."""
+    store = cache._store
+    pools = {str(n): [x[part].ravel() for part in store.used_parts()] for n, x in enumerate(store.arrays())}
+    state = store.state() | {n: np.concatenate([np.zeros(0, np.int8), *parts]) for n, parts in pools.items()}
     if isinstance(cache, fastattn.PagedKVCache):
         state["free"] = np.array([cache.free_pages])
     return {name: np.array(x) for name, x in state.items()}

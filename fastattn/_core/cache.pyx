@@ -199,14 +199,9 @@ cdef class Store:
 
     cdef int judge(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
         """int8: every row must have a finite scale. Nothing is written."""
-        cdef int which
-        if self.stored != FA_I8:
-            return 0
-        self.run_items(p, sequences, tokens, asked)
-        for which in range(2):
-            if p.sides[which].refused:
-                name = "v" if which else "k"
-                raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
+        if self.stored == FA_I8:
+            self.run_items(p, sequences, tokens, asked)
+            must_have_scales(p)
         return 0
 
     cdef int store(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
@@ -235,6 +230,15 @@ cdef class Store:
         if not done:
             raise MemoryError("no scratch memory for the cache")
         return 0
+
+
+cdef int must_have_scales(const Plan *p) except -1:
+    cdef int which
+    for which in range(2):
+        if p.sides[which].refused:
+            name = "v" if which else "k"
+            raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
+    return 0
 
 
 cdef np.ndarray new_counts(lengths, np.ndarray counts, ptrdiff_t tokens):
@@ -323,8 +327,10 @@ cdef class Fixed(Store):
         self.must_be_writable()
         p.slots, p.tables, p.table_row = NULL, integers(self.tables), self.tables.shape[1]
         p.lengths, p.counts, p.ring = old, new, self.window != 0
-        self.judge(&p, self.batch, most, asked)
+        if self.window:  # otherwise what is written before a refusal lies beyond the sequences' ends
+            self.judge(&p, self.batch, most, asked)
         self.store(&p, self.batch, most, asked)
+        must_have_scales(&p)
         for n in range(self.batch):
             old[n] += new[n]
             if self.window:
