@@ -12,6 +12,7 @@
 ``peers``             how each engine runs each operation
 ``limits``            what this machine can do at most, measured
 ``machine``           what the machine and the software are
+``dtypes``            the types of cases, and what they need
 ``options``           arguments that measuring has in common
 ``results``           outcomes set against the limits
 ``tables``            numbers and tables as text, the progress line
