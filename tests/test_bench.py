@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastattn.commands import accuracy, formulas, limits, measure, tables
+from fastattn.commands import accuracy, check, dtypes, formulas, limits, measure, tables
 from fastattn.commands.cases import (
     ARRAYS,
     AWKWARD,
     CASES,
     OPERATIONS,
+    STORING,
     SUITES,
     Case,
     chosen,
@@ -34,8 +35,19 @@ from fastattn.commands.variants import VARIANTS
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def small(**changes):
-    sizes = {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 30, "Sk": 50, "D": 8, "Dv": 8}
+HALF = ("float16", "bfloat16")
+
+
+def needs(name):
+    """Skip where a type cannot be had."""
+    if dtypes.absent(name):
+        pytest.skip(f"{dtypes.absent(name)} not installed")
+
+
+SIZES = {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 30, "Sk": 50, "D": 8, "Dv": 8}
+
+
+def small(sizes=SIZES, **changes):
     return Case("small", "scaled_dot_product_attention", sizes, **changes)
 
 
@@ -48,9 +60,53 @@ def test_names_are_the_cases_own():
 
 def test_suites_grow():
     everything = re.compile("")
-    quick, usual, full = (chosen(suite, everything) for suite in SUITES)
+    quick, usual, full = (chosen(suite, everything, dtypes.NEEDS) for suite in SUITES)
     assert set(map(id, quick)) < set(map(id, usual)) < set(map(id, full))
     assert full == list(CASES.values())
+
+
+def test_types_are_chosen():
+    everything = re.compile("")
+    assert {case.dtype for case in chosen("full", everything, ("bfloat16",))} == {"bfloat16"}
+    unasked = [case.name for case in chosen("full", everything) if "bert-512" in case.name]
+    assert unasked == ["bert-512", "bert-512-float64", "bert-512-float16", "bert-512-bfloat16", "bert-512-batch-8"]
+    for case in CASES.values():
+        in_float32 = CASES[case.name.removesuffix(f"-{case.dtype}")]
+        assert dataclasses.replace(case, name=in_float32.name, dtype="float32") == in_float32
+        assert case.title == in_float32.title
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_inputs_are_drawn_in_float32_and_rounded(dtype):
+    needs(dtype)
+    drawn, rounded = small().inputs(), small(dtype=dtype).inputs()
+    for name, array in rounded.items():
+        assert array.dtype.name == dtype
+        np.testing.assert_array_equal(array, drawn[name].astype(array.dtype))
+
+
+@pytest.mark.parametrize("kv_dtype", [*HALF, "int8"])
+def test_keys_and_values_may_be_stored_in_less(kv_dtype):
+    """A cache rounds to int8 what it is given; the inputs are what it is given."""
+    needs(kv_dtype)
+    case = small(kv_dtype=kv_dtype)
+    kinds = {name: array.dtype.name for name, array in case.inputs().items()}
+    stored = "float32" if kv_dtype == "int8" else kv_dtype
+    assert kinds == {"query": "float32", "key": stored, "value": stored}
+    assert case.types == f"float32/{kv_dtype}"
+
+
+@pytest.mark.parametrize(("kv_dtype", "row"), [("", 4 * 8), ("float16", 2 * 8), ("int8", 8 + 4)])
+def test_traffic_counts_what_is_stored(kv_dtype, row):
+    """Queries and results of 4 heads and 30 tokens; keys and values of 2 heads and 50."""
+    case = small(kv_dtype=kv_dtype)
+    assert case.stored == 2 * 2 * 50 * row
+    assert case.traffic == 2 * 4 * 30 * 4 * 8 + case.stored
+
+
+def test_keys_behind_the_end_of_a_sequence_are_not_read():
+    case = small(arrays=("kv_lengths",))
+    assert case.stored == 2 * 2 * 4 * 8 * case.inputs()["kv_lengths"].sum()
 
 
 def test_every_operation_has_awkward_cases_and_every_peer_a_way():
@@ -94,13 +150,31 @@ def test_flops_count_what_is_seen(options, seen):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_formulas_keep_the_rule_that_they_define(operation, dtype):
+@pytest.mark.parametrize(("dtype", "kv_dtype"), check.TYPES)
+def test_formulas_keep_the_rule_that_they_define(operation, dtype, kv_dtype):
+    """And stay in the type of their input; logarithms of sums are float32 at least."""
+    needs(dtype)
+    needs(kv_dtype)
+    if kv_dtype and operation not in STORING:
+        pytest.skip("no keys")
     for case in AWKWARD:
         if case.operation == operation:
-            case = dataclasses.replace(case, dtype=dtype)
+            case = dataclasses.replace(case, dtype=dtype, kv_dtype=kv_dtype)
             result = getattr(formulas, operation)(**case.inputs(), **case.options)
             assert accuracy.judge(result, accuracy.expected(case)).kept
+            kinds = [array.dtype.name for array in (result if isinstance(result, tuple) else (result,))]
+            lse = dtypes.wide(dtypes.named(dtype)).name if operation in (*STORING, "merge_states") else dtype
+            assert kinds == [dtype, lse][: len(kinds)]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_sums_of_16_bits_are_rounded_once(dtype):
+    """4,096 equal weights: bfloat16 that is added up one by one stops at 256."""
+    needs(dtype)
+    x = np.zeros((1, 4096), dtypes.named(dtype))
+    np.testing.assert_array_equal(formulas.softmax(x), np.full_like(x, 2**-12))
+    y = formulas.layer_norm(np.tile(np.array([-3, 3], x.dtype), (1, 2048)))
+    np.testing.assert_array_equal(np.abs(y), np.ones_like(y))
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": (7, 2), "softcap": 2.0}])
@@ -130,6 +204,33 @@ def test_twice_the_formulas_error_and_one_ulp():
     assert verdict(formula, oracle, formula).allowed == allowed
     assert verdict(np.array([1 + 2**-9, -4], np.float32), oracle, formula).kept
     assert not verdict(np.array([1 + 2**-8, -4], np.float32), oracle, formula).kept
+
+
+@pytest.mark.parametrize(("dtype", "ulp"), [("float16", 2**-8), ("bfloat16", 2**-5)])
+def test_one_ulp_of_16_bits(dtype, ulp):
+    needs(dtype)
+    oracle, kind = np.array([1.0, -4.0]), dtypes.named(dtype)
+    exact, near, far = (np.array([1 + n * ulp, -4], kind) for n in range(3))
+    assert verdict(near, oracle, exact).allowed == ulp
+    assert verdict(near, oracle, exact).kept
+    assert not verdict(far, oracle, exact).kept
+
+
+def test_int8_is_held_to_rows_of_integers():
+    case = small(kv_dtype="int8", cached=True)
+    inputs = case.inputs()
+    rounded = inputs | {name: accuracy.quantised(inputs[name], 127) for name in ("key", "value")}
+    assert np.abs(rounded["key"] - inputs["key"]).max() <= np.abs(inputs["key"]).max() / 254 * (1 + 1e-6)
+    expectation = accuracy.expected(case)
+    found = accuracy.judge(formulas.scaled_dot_product_attention(**rounded), expectation)
+    assert 0 < found.error < found.allowed < found.tolerable
+    assert accuracy.judge(formulas.scaled_dot_product_attention(**inputs), expectation).error < 1e-6
+    coarse = inputs | {name: accuracy.quantised(inputs[name], 15) for name in ("key", "value")}
+    assert not accuracy.judge(formulas.scaled_dot_product_attention(**coarse), expectation).kept
+
+
+def test_rows_of_nothing_are_quantised_to_nothing():
+    assert not accuracy.quantised(np.zeros((2, 3), np.float32), 127).any()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -282,12 +383,27 @@ def test_installed_peers_run(name):
             assert engine.prepare(CASES[case]).failure == ""
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("torch", "bfloat16"), ("torch", "float16"), ("openvino", "bfloat16")])
+def test_installed_peers_run_in_16_bits(name, dtype):
+    needs(dtype)
+    if PEERS[name].absent:
+        pytest.skip(f"{PEERS[name].absent} not installed")
+    with measure.Engine(name, 1) as engine:
+        for case in ("bert-128", "softmax-1x128-out", "layer_norm-1x768", "rotary_embedding-1x32x128x128"):
+            outcome = engine.prepare(CASES[f"{case}-{dtype}"])
+            assert outcome.failure == ""
+            assert outcome.error > 1e-5  # the formula's is; float32 would be more exact
+
+
 def test_pytorch_runs_every_variant():
     if PEERS["torch"].absent:
         pytest.skip(f"{PEERS['torch'].absent} not installed")
     torch = PEERS["torch"].load()
-    masks = [small(arrays=(name,)) for name in ("bool mask", "float mask", "padding")]
-    for case in (*masks, small(options={"is_causal": True})):
+    cases = [small(arrays=(name,)) for name in ("bool mask", "float mask", "padding", "kv_lengths")]
+    cases += [small(options={"is_causal": True}), small(dtype="float16", arrays=("float mask",))]
+    decoding = {"B": 3, "Hq": 4, "Hkv": 2, "Sq": 1, "Sk": 70, "D": 8, "Dv": 8}
+    cases.append(small(sizes=decoding, arrays=("kv_lengths",)))
+    for case in cases:
         for name, build in torch.VARIANTS[case.operation].items():
             with contextlib.suppress(Unsuitable):
                 call, fetch = build(case, case.inputs())
