@@ -298,7 +298,7 @@ def test_an_engine_whose_process_ends_says_so_and_starts_again():
 
 def test_an_engine_that_fails_in_the_race_leaves_it():
     class Failing(measure.Engine):
-        def time(self, seconds):
+        def time(self, seconds, cases=None):
             raise measure.EngineFailure("out of memory")
 
     with Failing("numpy", 1) as failing, measure.Engine("fastattn", 1) as fine:

@@ -588,6 +588,11 @@ def chosen(suite, pattern, asked=()):
     return [case for case in matching if case.dtype in (asked or ("float32", *_ALSO.get(_original(case), ())))]
 
 
+def in_float32(case):
+    """The same case in float32; None for one that is."""
+    return None if case.dtype == "float32" else CASES[_original(case)]
+
+
 def _original(case):
     """The name of the same case in float32."""
     return case.name.removesuffix(f"-{case.dtype}")

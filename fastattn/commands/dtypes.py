@@ -13,6 +13,8 @@ import numpy as np
 #: The packages that a type needs.
 NEEDS = {"float32": (), "float64": (), "float16": (), "bfloat16": ("ml_dtypes",)}
 
+HALF = ("float16", "bfloat16")
+
 
 @functools.cache
 def named(name):
