@@ -8,6 +8,8 @@
 ``cases``             the data: operations, model shapes, awkward sizes
 ``formulas``          each operation as a straightforward NumPy formula
 ``accuracy``          the rule that a result's error must keep
+``decode``            decoding over long contexts, as data, and a loop over many caches
+``variants``          options of attention, as data
 ``measure``           timing, engines in processes of their own, taking turns
 ``peers``             how each engine runs each operation
 ``limits``            what this machine can do at most, measured
