@@ -12,6 +12,8 @@ cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_nam
 cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
 cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape)
 cdef fa_type type_of(np.ndarray x)
+cdef int computed_in(np.ndarray x)
+cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name)
 
 cpdef tuple states(object outs, object lses)
 
@@ -28,6 +30,9 @@ cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters)
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
 cdef int weights_shape(np.ndarray query, np.ndarray key, np.npy_intp *shape) except -1
 cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
+cdef int cached_shape(
+    np.ndarray query, np.ndarray keys, np.ndarray values, ptrdiff_t batch, np.npy_intp *shape
+) except -1
 cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores)
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads)
 cdef np.ndarray attention_slopes(

@@ -14,7 +14,7 @@ from cpython.long cimport PyLong_Check
 from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 
-from fastattn._core.targets cimport FA_F32, FA_F64, fa_type
+from fastattn._core.targets cimport FA_BF16, FA_F16, FA_F32, FA_F64, FA_TYPES, fa_type
 
 np.import_array()
 
@@ -30,16 +30,39 @@ cdef np.ndarray array(str name, object x):
     return <np.ndarray>x
 
 
-cdef bint is_real(np.ndarray x) noexcept:
+cdef str REALS = "float32, float64, float16 or bfloat16"
+cdef enum:
+    USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
+
+cdef int bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it has come by
+
+
+cdef fa_type type_of(np.ndarray x):
+    """How x stores its elements; FA_TYPES where the kernels do not know it. bfloat16 is told by its name."""
+    global bfloat16
     cdef int number = np.PyArray_TYPE(x)
-    return (number == np.NPY_FLOAT32 or number == np.NPY_FLOAT64) and np.PyArray_ISNOTSWAPPED(x)
+    if number == np.NPY_FLOAT32:
+        return FA_F32
+    if number == np.NPY_FLOAT64:
+        return FA_F64
+    if number == np.NPY_FLOAT16:
+        return FA_F16
+    if number < USER_DEFINED:
+        return FA_TYPES
+    if number != bfloat16 and x.dtype.name == "bfloat16":
+        bfloat16 = number
+    return FA_BF16 if number == bfloat16 else FA_TYPES
+
+
+cdef bint is_real(np.ndarray x):
+    return type_of(x) != FA_TYPES and np.PyArray_ISNOTSWAPPED(x)
 
 
 cdef np.ndarray real_array(str name, object x):
-    """An array of one of the types that the kernels compute with."""
+    """An array of one of the types that the kernels read."""
     cdef np.ndarray a = array(name, x)
     if not is_real(a):
-        raise TypeError(f"{name} must have dtype float32 or float64 in native byte order, got {described(a)}")
+        raise TypeError(f"{name} must have dtype {REALS} in native byte order, got {described(a)}")
     return a
 
 
@@ -49,6 +72,22 @@ cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_
     if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model):
         raise TypeError(
             f"{name} must not be wider than {model_name} ({model.dtype}), got dtype {a.dtype}; convert one of them"
+        )
+    return a
+
+
+cdef int computed_in(np.ndarray x):
+    """NumPy's number of the type that an array's sums are made in: float32, or float64 for float64."""
+    return np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.NPY_FLOAT32
+
+
+cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name):
+    """An array that is widened before it is used: of the type that the model is computed in, or a narrower one."""
+    cdef np.ndarray a = real_array(name, x)
+    if np.PyArray_TYPE(a) == np.NPY_FLOAT64 and np.PyArray_TYPE(model) != np.NPY_FLOAT64:
+        raise TypeError(
+            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, float32, "
+            f"got dtype {a.dtype}; convert it"
         )
     return a
 
@@ -115,10 +154,6 @@ cdef bint overlaps_itself(np.ndarray a) noexcept:
         if a.strides[i] == 0 and a.shape[i] > 1:
             return True
     return False
-
-
-cdef fa_type type_of(np.ndarray x):
-    return FA_F32 if np.PyArray_TYPE(x) == np.NPY_FLOAT32 else FA_F64
 
 
 cdef str shape_of(np.ndarray x):
@@ -246,6 +281,19 @@ cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy
     return 3
 
 
+cdef int cached_shape(
+    np.ndarray query, np.ndarray keys, np.ndarray values, ptrdiff_t batch, np.npy_intp *shape
+) except -1:
+    """The same for queries (B, Hq, Sq, D) on a cache's pages, (pages, Hkv, tokens, D) and (pages, Hkv, tokens, Dv)."""
+    cdef ptrdiff_t kv_heads = keys.shape[1]
+    if query.ndim != 4 or query.shape[0] != batch or query.shape[1] % kv_heads or query.shape[3] != keys.shape[3]:
+        unfit("query", query, f"shape ({batch}, a multiple of {kv_heads} heads, queries, {keys.shape[3]})")
+    if np.PyArray_ITEMSIZE(keys) > np.PyArray_ITEMSIZE(query):
+        raise TypeError(f"query must not be narrower than the cache ({keys.dtype}), got dtype {query.dtype}")
+    shape[0], shape[1], shape[2], shape[3] = query.shape[0], query.shape[1], query.shape[2], values.shape[3]
+    return 0
+
+
 # --- options of attention ---
 
 cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores):
@@ -256,8 +304,10 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
     cdef int i
     if np.PyArray_TYPE(a) != np.NPY_BOOL:
         if not is_real(a):
-            raise TypeError(f"{name} must have dtype bool, float32 or float64 in native byte order, got {described(a)}")
-        real_array_like(name, a, query, "query")
+            raise TypeError(
+                f"{name} must have dtype bool, {REALS} in native byte order, got {described(a)}"
+            )
+        parameter_like(name, a, query, "query")
     if a.ndim > ndim or any([length(a, i) not in (1, scores[ndim - i]) for i in range(1, a.ndim + 1)]):
         needed = tuple([scores[i] for i in range(ndim)])
         unfit(name, a, f"a shape that broadcasts to {needed}, (..., heads, queries, keys),")
@@ -268,12 +318,12 @@ cdef np.ndarray per_head(
     str name, object x, np.ndarray query, bint each, int lead, const np.npy_intp *shape, ptrdiff_t heads
 ):
     """A real number for each head, or for each head of each sequence; side by side, in query's type; always a copy."""
-    cdef np.ndarray a = real_array_like(name, x, query, "query")
+    cdef np.ndarray a = parameter_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head,")
-    return np.array(a, dtype=query.dtype, order="C")
+    return np.array(a, dtype=np.float64 if computed_in(query) == np.NPY_FLOAT64 else np.float32, order="C")
 
 
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):

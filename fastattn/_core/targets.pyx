@@ -9,7 +9,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct fa_target:
         const char *name
         int (*supported)() noexcept nogil
-        const fa_kernels *kernels[2]
+        const fa_kernels *kernels[FA_TYPES]
     const fa_target *fa_targets[]
     int fa_target_count
     void *fa_scratch(size_t size)

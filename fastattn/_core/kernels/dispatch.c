@@ -25,6 +25,8 @@ static int has(unsigned leaf_1_c, unsigned leaf_7_b, uint64_t state) {
 enum {
     FMA = 1u << 12, AVX = 1u << 28, F16C = 1u << 29,                                         /* leaf 1, ecx */
     AVX2 = 1u << 5, AVX512F = 1u << 16, AVX512DQ = 1u << 17, AVX512BW = 1u << 30,            /* leaf 7, ebx */
+    AVX512VNNI = 1u << 11,                                                                   /* leaf 7, ecx */
+    AVX512BF16 = 1u << 5,                                                                    /* leaf 7.1, eax */
 };
 #define AVX512VL (1u << 31)
 
@@ -32,11 +34,19 @@ int fa_supported_avx2(void) { return has(FMA | AVX | F16C, AVX2, STATE_AVX); }
 int fa_supported_avx512(void) {
     return has(FMA | AVX | F16C, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL, STATE_AVX512);
 }
+int fa_supported_avx512_bf16(void) {
+    unsigned a, b, c, d;
+    if (!fa_supported_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & AVX512VNNI)) return 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX512BF16;
+}
 #endif
 
 int fa_supported_portable(void) { return 1; }
 
 const fa_target *const fa_targets[] = {
+#ifdef FA_HAVE_AVX512_BF16
+    &fa_target_avx512_bf16,
+#endif
 #ifdef FA_HAVE_AVX512
     &fa_target_avx512,
 #endif

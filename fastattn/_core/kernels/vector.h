@@ -35,6 +35,64 @@
 FA_DECLARE_VECTOR(f32, float, int32_t)
 FA_DECLARE_VECTOR(f64, double, int64_t)
 
+/* --- narrower storage --- */
+
+/* 16-bit and 8-bit elements of a float32 vector, in memory and widened to integers of its lanes. */
+typedef uint32_t VW_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
+typedef uint16_t VH_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef int8_t VB_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 4), aligned(1), may_alias));
+
+typedef uint16_t VS_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
+
+FA_INLINE VW_f32 choose_bits(VI_f32 mask, VW_f32 a, VW_f32 b) { return ((VW_f32)mask & a) | (~(VW_f32)mask & b); }
+
+/* bfloat16: the upper half of a float32. Rounded to even; NaN stays NaN and becomes quiet. */
+FA_INLINE V_f32 bf16_of_bits(VW_f32 bits) { return (V_f32)(bits << 16); }
+FA_INLINE VW_f32 bits_of_bf16(V_f32 x) {
+    VW_f32 bits = (VW_f32)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return choose_bits(x == x, rounded, bits >> 16 | 0x40);
+}
+
+/* float16, for machines without an instruction for it (x86-64 has it from AVX2's generation on): exponents are moved by a
+ * product with 2^112, which makes subnormal numbers right as well; infinity and NaN keep their exponent of all ones. */
+FA_INLINE V_f32 f16_of_bits(VW_f32 bits) {
+    VW_f32 magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+    VW_f32 finite = (VW_f32)((V_f32)magnitude * 0x1p112f);
+    return (V_f32)(choose_bits(magnitude >= 0x7c00u << 13, magnitude | 0x7f800000, finite) | sign);
+}
+FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
+    VW_f32 bits = (VW_f32)x, sign = bits & 0x80000000, magnitude = bits ^ sign;
+    /* A subnormal result: adding 1/2 leaves its 10 bits, rounded, at the end of the sum. */
+    VW_f32 tiny = (VW_f32)((V_f32)magnitude + 0.5f) - 0x3f000000;
+    VW_f32 normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    VW_f32 special = choose_bits(magnitude > 0x7f800000, (magnitude >> 13 & 0x3ff) | 0x7e00, (VW_f32){0} + 0x7c00);
+    VW_f32 half = choose_bits(magnitude < 113u << 23, tiny, normal);
+    return choose_bits(magnitude >= 143u << 23, special, half) | sign >> 16;
+}
+
+FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
+FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
+FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
+FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
+    return __builtin_convertvector(__builtin_convertvector(*(const VB_f32 *)p, VI_f32), V_f32);
+}
+#ifdef FA_HAS_F16
+FA_INLINE V_f32 load_f16_f32(const uint16_t *p);
+FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x);
+#else
+FA_INLINE V_f32 load_f16_f32(const uint16_t *p) { return f16_of_bits(load_halves(p)); }
+FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_f16(x)); }
+#endif
+
+/* One element: a vector's first lane, so that both round alike. */
+FA_INLINE float bf16_to_float(uint16_t x) { return bf16_of_bits((VW_f32){x})[0]; }
+FA_INLINE float f16_to_float(uint16_t x) { return f16_of_bits((VW_f32){x})[0]; }
+FA_INLINE uint16_t float_to_bf16(float x) { return (uint16_t)bits_of_bf16((V_f32){x})[0]; }
+FA_INLINE uint16_t float_to_f16(float x) { return (uint16_t)bits_of_f16((V_f32){x})[0]; }
+
+/* --- exponentials --- */
+
 /* 2^f for f in [0, 1): minimax in relative error with the constant term fixed at 1, so that 2^0 is exact.
  * Error before rounding 2.0e-9 (float32) and 3.2e-18 (float64). */
 FA_INLINE V_f32 exp2_unit_f32(V_f32 f) {

@@ -14,7 +14,13 @@
 #define FA_FEW_COLUMNS 4
 #define FA_FEW_BEST 4
 
+#define FA_HAS_F16
 #include "vector.h"
+
+FA_INLINE V_f32 load_f16_f32(const uint16_t *p) { return (V_f32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {

@@ -19,7 +19,15 @@
 #define FA_FEW_COLUMNS 4
 #define FA_FEW_BEST 8
 
+#define FA_HAS_F16
 #include "vector.h"
+
+FA_INLINE V_f32 load_f16_f32(const uint16_t *p) {
+    return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
@@ -64,6 +72,18 @@ FA_INLINE V_f64 exp2_f64(V_f64 x) {
     V_f64 f = (V_f64)_mm512_reduce_pd((__m512d)x, 0x09);
     return (V_f64)_mm512_scalef_pd((__m512d)exp2_unit_f64(f), (__m512d)x);
 }
+
+#ifdef FA_DOT
+/* The same by a polynomial of degree 4: error 2.6e-6, for what is rounded to 8 bits. */
+FA_INLINE V_f32 exp2_rough_f32(V_f32 x) {
+    V_f32 f = (V_f32)_mm512_reduce_ps((__m512)x, 0x09);
+    V_f32 p = f * 0.0135341678f + 0.0520114638f;
+    p = p * f + 0.241442755f;
+    p = p * f + 0.693003833f;
+    p = p * f + 1.00000262f;
+    return (V_f32)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+#endif
 
 /* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
 FA_INLINE V_f32 exp_f32(V_f32 x) {
