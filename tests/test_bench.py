@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import fastattn
 from fastattn.commands import accuracy, check, dtypes, formulas, limits, measure, tables
 from fastattn.commands.cases import (
     ARRAYS,
@@ -24,10 +25,12 @@ from fastattn.commands.cases import (
     SUITES,
     Case,
     chosen,
+    in_dtype,
     long_tailed,
     packed_lengths,
 )
-from fastattn.commands.peers import PEERS, Unsuitable, folded
+from fastattn.commands.decode import DECODING, Loop, Reader, cached
+from fastattn.commands.peers import PEERS, Peer, Unsuitable, folded
 from fastattn.commands.peers.__main__ import Desk, serve
 from fastattn.commands.results import Result, geometric_mean
 from fastattn.commands.variants import VARIANTS
@@ -149,14 +152,14 @@ def test_flops_count_what_is_seen(options, seen):
     assert small(options=options).flops == 2 * 4 * seen * (8 + 8)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize(("dtype", "kv_dtype"), check.TYPES)
+@pytest.mark.parametrize(
+    ("operation", "dtype", "kv_dtype"),
+    [(name, *types) for types in check.TYPES for name in (STORING if types[1] else OPERATIONS)],
+)
 def test_formulas_keep_the_rule_that_they_define(operation, dtype, kv_dtype):
     """And stay in the type of their input; logarithms of sums are float32 at least."""
     needs(dtype)
     needs(kv_dtype)
-    if kv_dtype and operation not in STORING:
-        pytest.skip("no keys")
     for case in AWKWARD:
         if case.operation == operation:
             case = dataclasses.replace(case, dtype=dtype, kv_dtype=kv_dtype)
@@ -424,6 +427,23 @@ def test_limits_are_measured():
     assert limits.memory("copy", 1e6, 1) > 1e8
 
 
+def test_the_limit_of_bfloat16_is_that_of_its_dot_product(monkeypatch):
+    """Where the target has one; else that of float32, which float16 always has."""
+    rates = {"float32": 100.0, "float64": 50.0, "bfloat16": 200.0}
+    asked = []
+
+    def fma(dtype, num_threads):
+        asked.append(dtype)
+        return rates[dtype]
+
+    for dot, limit in ((lambda dtype, num_threads: rates[dtype], 200e9), (lambda dtype, num_threads: 0.0, 100e9)):
+        monkeypatch.setattr(limits, "probe", SimpleNamespace(fma=fma, dot=dot))
+        assert limits.arithmetic.__wrapped__("bfloat16", 1) == limit
+        assert limits.arithmetic.__wrapped__("float16", 1) == 100e9
+        assert limits.arithmetic.__wrapped__("float64", 1) == 50e9
+    assert set(asked) == {"float32", "float64"}
+
+
 def test_whatever_takes_longer_at_the_limit_bounds_a_case():
     outcomes = {"fastattn": measure.Outcome(times=[1.0])}
     case = CASES["bert-512"]
@@ -543,6 +563,41 @@ def test_the_table_replaces_what_stands_between_the_markers(compare):
         compare.replaced("no markers", "new")
 
 
+def test_the_table_of_types_has_its_own_sections_and_float32(compare):
+    """And the ratio to float32; the first table has neither."""
+    shown = results()
+    for result in shown:
+        result.outcomes["float32"] = measure.Outcome(times=[5e-6])
+    halves = [dataclasses.replace(result, case=in_dtype(result.case, "bfloat16")) for result in shown]
+    table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is left out"])
+    assert "**Attention, bfloat16**" in table
+    assert "| attention tiny | 1×8×8×16 | bfloat16 | 1.00 µs | 2.00 µs | 3.00 µs | 2.00× | 5.00× |" in table
+    assert "slower in 0 of 1. Against float32: 5.00×." in table
+    assert "float16 is left out" in table
+    assert "vs. float32" not in compare.render(results(), ["torch"], {})
+
+
+def test_types_are_compared_with_float32_in_the_same_rounds(compare, tmp_path, monkeypatch):
+    """And the block of their own in the README is rewritten."""
+    monkeypatch.setattr(compare, "OTHERS", ())
+    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
+    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    options = ["--dtype", "float16,float64", "--only", "^tiny|softmax-1x128-", "--rounds", "1", "--seconds", "0.01"]
+    compare.main([*options, "--threads", "1", "--readme", str(readme), "--json", str(measurements)])
+    before, _, after = readme.read_text().partition(compare.BEGIN_TYPES)
+    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert "**Attention, float16**" in after
+    measured = {result["case"]: result for result in json.loads(measurements.read_text())["results"]}
+    rows = ("tiny", "softmax-1x128-out")
+    assert list(measured) == [f"{name}-{dtype}" for dtype in ("float16", "float64") for name in rows]
+    assert measured["tiny-float64"]["engines"]["float32"]["speedup"] > 0
+
+
+def test_the_first_table_is_of_float32_and_float64(compare):
+    cases = compare.of_float(SimpleNamespace(only=re.compile("")))
+    assert {case.dtype for case in cases} == {"float32", "float64"}
+
+
 def rows(variants, ours, other, **changes):
     outcomes = (measure.Outcome(times=[seconds] if seconds else []) for seconds in (ours, other))
     return [variants.Row("a label", "1×2×3×4", *outcomes, **changes)]
@@ -583,3 +638,138 @@ def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
     assert before in (BENCHMARKS.parent / "README.md").read_text()
     assert "| an option | 1×8×8×16 |" in after
     assert json.loads(measurements.read_text())[title][0]["speedup"] > 0
+
+
+# benchmarks/decode.py
+
+
+@pytest.fixture(scope="module")
+def decoding():
+    return script("decode")
+
+
+def decoded(decoding, arrays, cache=None, torch=None, float32=None, stored="bfloat16"):
+    """A row of 8 sequences and a megabyte that is read in 1 ms; the times in ms."""
+    times = ([] if seconds is None else [seconds / 1e3] for seconds in (arrays, cache, torch, 1.0, float32))
+    outcomes = (measure.Outcome(times=found, error=1.0, allowed=2.0) for found in times)
+    return decoding.Row("ragged", "8×1", stored, 8, 10**6, *outcomes)
+
+
+def test_the_table_of_decoding_shows_what_falls_short(decoding):
+    good = decoded(decoding, 1.1, cache=1.25, torch=11.0, float32=2.2)
+    assert decoding._line(good)[3:] == ["7273", "91 %", "6400", "**80 %**", "0.91", "2.00×", "727", "10.0×"]
+    poor = decoded(decoding, None, cache=2.0, torch=4.0, float32=3.0)
+    assert decoding._line(poor)[3:] == ["—", "—", "4000", "**50 %**", "0.50", "**1.50×**", "2000", "**2.00×**"]
+    alone = decoded(decoding, 1.0, float32=1.0, stored="float32")
+    assert decoding._line(alone)[3:] == ["8000", "100 %", "—", "—", "1.00", "", "—", "—"]
+
+
+def test_decoding_that_is_wrong_or_fails_is_told(decoding):
+    row = decoded(decoding, 1.0)
+    row.arrays.error = 3.0
+    row.cache.failure = "no cache"
+    assert list(decoding._remarks([row])) == [
+        "ragged, bfloat16, arrays: WRONG, error 3.0e+00 where 2.0e+00 is allowed",
+        "ragged, bfloat16, KVCache: no cache",
+    ]
+    assert json.loads(json.dumps(row.as_json(), allow_nan=False))["cache"]["share_of_read"] is None
+
+
+def test_the_table_of_steps(decoding):
+    steps = {
+        "float32": {"step": 0.1, "bare": 0.096, "calls": 0.002, "outside": 0.04},
+        "bfloat16": {"step": 0.1, "bare": 0.09, "calls": 0.001, "outside": 0.1},
+    }
+    table = decoding.render([], steps, ["torch"], {})
+    assert "| float32 | 100 ms | 96.0 ms | 4 % | 6 % |" in table
+    assert "| bfloat16 | 100 ms | 90.0 ms | **10 %** | 11 % |" in table
+
+
+def test_decoding_reads_more_than_a_cache_holds():
+    for cases in DECODING.values():
+        assert set(cases) == {"float32", "bfloat16", "float16", "int8"}
+        assert all(case.stored > 2**25 for case in cases.values())
+        assert cases["int8"].stored < cases["bfloat16"].stored < cases["float32"].stored
+        assert cases["int8"].inputs()["key"].dtype == np.float32
+
+
+def test_reading_takes_turns_with_engines():
+    case = small(sizes={**SIZES, "Sk": 2**15})
+    reader = Reader(1)
+    assert reader.prepare(case).failure == ""
+    assert 1e-5 < reader.time(0.01, [case]) < 1
+
+
+def test_an_engine_may_have_several_cases_of_a_contest():
+    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    with measure.Engine("fastattn", 1) as ours, measure.Engine("numpy", 1) as other:
+        outcomes = measure.contest([(ours, [tiny]), (other, [row]), (ours, [row])], measure.Pace(2, 0.01))
+    assert [outcome.variant for outcome in outcomes] == ["scaled_dot_product_attention", "formula", "softmax"]
+    assert all(len(outcome.times) == 2 for outcome in outcomes)
+
+
+class PlainCache:
+    """As much of a KVCache as measuring needs, in plain arrays."""
+
+    def __init__(self, batch, num_kv_heads, max_length, head_dim, *, dtype, value_dim=None):
+        self.keys = np.full((batch, num_kv_heads, max_length, head_dim), np.nan, dtypes.named(dtype))
+        self.values = np.full((batch, num_kv_heads, max_length, value_dim or head_dim), np.nan, dtypes.named(dtype))
+        self.lengths = np.zeros(batch, int)
+
+    def append(self, k, v, *, lengths=None):
+        counts = np.full(len(k), k.shape[2]) if lengths is None else lengths
+        for n, (begin, count) in enumerate(zip(self.lengths, counts, strict=True)):
+            self.keys[n, :, begin : begin + count] = k[n, :, :count]
+            self.values[n, :, begin : begin + count] = v[n, :, :count]
+        self.lengths += counts
+
+    def truncate(self, length):
+        self.lengths[:] = length
+
+    def attend(self, query, *, out=None, **options):
+        return fastattn.scaled_dot_product_attention(
+            query, self.keys, self.values, kv_lengths=self.lengths, out=out, **options
+        )
+
+
+@pytest.mark.parametrize("arrays", [(), ("kv_lengths",)])
+def test_a_cache_is_filled_with_what_is_attended_to(monkeypatch, arrays):
+    monkeypatch.setattr(fastattn, "KVCache", PlainCache, raising=False)
+    case = cached(small(sizes={**SIZES, "B": 3, "Sq": 1, "Sk": 70}, arrays=arrays))
+    (build,) = PEERS["fastattn"].load().VARIANTS[case.operation].values()
+    call, fetch = build(case, case.inputs())
+    assert accuracy.judge(fetch(call()), accuracy.expected(case)).kept
+
+
+def test_a_step_of_the_loop_is_compared_with_its_attention(monkeypatch):
+    monkeypatch.setattr(fastattn, "KVCache", PlainCache, raising=False)
+    loop = Loop("float32", layers=3, tokens=40)
+    times = loop.measure(4)
+    assert [cache.lengths.tolist() for cache in loop.caches] == [[39]] * 3
+    assert 0 < times["calls"] < times["step"]
+    assert times["outside"] < 1
+    loop.step()
+    attended = loop.out.copy()
+    loop.out[:] = 0
+    loop.bare()
+    np.testing.assert_allclose(loop.out, attended, rtol=1e-5)
+
+
+def test_decoding_is_measured(decoding, tmp_path, monkeypatch):
+    """One small shape without PyTorch; and its block alone is rewritten in the README."""
+    tiny = {stored: CASES["tiny" if stored == "float32" else f"tiny-{stored}"] for stored in ("float32", "float16")}
+    monkeypatch.setattr(decoding, "DECODING", {"a shape": tiny})
+    monkeypatch.setattr(decoding, "cached", lambda case: case)
+    monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))
+    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
+    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    options = ["--only", "^a shape", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
+    decoding.main([*options, "--readme", str(readme), "--json", str(measurements)])
+    before, _, after = readme.read_text().partition(decoding.BEGIN)
+    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert "| a shape | 1×8×8×16 | float32 |" in after
+    assert "PyTorch was not installed." in after
+    first, _ = json.loads(measurements.read_text())["rows"]
+    assert first["arrays"]["tokens_per_second"] > 0
+    assert 0 < first["arrays"]["share_of_read"] < 1
+    assert first["growth"] == 1
