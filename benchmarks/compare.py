@@ -41,8 +41,8 @@ Shapes: batch × heads × tokens × head size, or rows × length; 32/8 heads are
 
 LEGEND_TYPES = """\
 "vs. float32" is the time of fastattn's own float32 over that of this type, in the same rounds. The limit of bfloat16 is
-that of its dot product where the processor has one. ONNX Runtime computes no bfloat16, and OpenVINO's float16 is
-float32 inside."""
+that of its dot product where the processor has one. ONNX Runtime has no bfloat16 but in norms; OpenVINO's float16 is
+float32 inside, since told otherwise it takes bfloat16."""
 
 
 def main(argv=None):

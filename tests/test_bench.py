@@ -386,16 +386,21 @@ def test_installed_peers_run(name):
             assert engine.prepare(CASES[case]).failure == ""
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("torch", "bfloat16"), ("torch", "float16"), ("openvino", "bfloat16")])
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_installed_peers_run_in_16_bits(name, dtype):
+    """ONNX Runtime has the norms alone in bfloat16."""
     needs(dtype)
     if PEERS[name].absent:
         pytest.skip(f"{PEERS[name].absent} not installed")
     with measure.Engine(name, 1) as engine:
-        for case in ("bert-128", "softmax-1x128-out", "layer_norm-1x768", "rotary_embedding-1x32x128x128"):
+        for case in ("bert-128", "softmax-1x128-out", "layer_norm-1x768-out", "rotary_embedding-1x32x128x128"):
             outcome = engine.prepare(CASES[f"{case}-{dtype}"])
-            assert outcome.failure == ""
-            assert outcome.error > 1e-5  # the formula's is; float32 would be more exact
+            if (name, dtype) == ("onnxruntime", "bfloat16") and not case.startswith("layer_norm"):
+                assert "NOT_IMPLEMENTED" in outcome.failure
+            else:
+                assert outcome.failure == ""
+                assert outcome.error > 1e-6  # results are in 16 bits
 
 
 def test_pytorch_runs_every_variant():
