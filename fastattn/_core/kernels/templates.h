@@ -38,6 +38,7 @@
 #include "softmax.h"
 #include "normalization.h"
 #include "rotary.h"
+#include "cache.h"
 #include "probe.h"
 
 static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
@@ -65,6 +66,8 @@ static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
         .normalize_rows = EXPORT(normalize_rows),                                                                      \
         .rotary_scratch = EXPORT(rotary_scratch),                                                                      \
         .rotate_rows = EXPORT(rotate_rows),                                                                            \
+        .cache_scratch = EXPORT(cache_scratch),                                                                        \
+        .store_rows = EXPORT(store_rows),                                                                              \
         .probe_fma = EXPORT(probe_fma),                                                                                \
         .probe_dot = DOT,                                                                                              \
         .probe_read = EXPORT(probe_read),                                                                              \
