@@ -12,6 +12,7 @@
 #include "attention_fma.h"
 #include "attention_tile.h"
 #include "attention_many.h"
+#include "attention_few_products.h"
 #include "attention_few.h"
 #include "attention_merge.h"
 #include "attention_weights.h"
