@@ -30,6 +30,10 @@ cdef np.ndarray array(str name, object x):
     return <np.ndarray>x
 
 
+cdef str REALS = "float32, float64, float16 or bfloat16"
+cdef enum:
+    USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
+
 cdef int bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it has come by
 
 
@@ -43,7 +47,7 @@ cdef fa_type type_of(np.ndarray x):
         return FA_F64
     if number == np.NPY_FLOAT16:
         return FA_F16
-    if number < np.NPY_USERDEF:
+    if number < USER_DEFINED:
         return FA_TYPES
     if number != bfloat16 and x.dtype.name == "bfloat16":
         bfloat16 = number
@@ -58,9 +62,7 @@ cdef np.ndarray real_array(str name, object x):
     """An array of one of the types that the kernels read."""
     cdef np.ndarray a = array(name, x)
     if not is_real(a):
-        raise TypeError(
-            f"{name} must have dtype float32, float64, float16 or bfloat16 in native byte order, got {described(a)}"
-        )
+        raise TypeError(f"{name} must have dtype {REALS} in native byte order, got {described(a)}")
     return a
 
 
@@ -289,8 +291,10 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
     cdef int i
     if np.PyArray_TYPE(a) != np.NPY_BOOL:
         if not is_real(a):
-            raise TypeError(f"{name} must have dtype bool, float32 or float64 in native byte order, got {described(a)}")
-        real_array_like(name, a, query, "query")
+            raise TypeError(
+                f"{name} must have dtype bool, {REALS} in native byte order, got {described(a)}"
+            )
+        parameter_like(name, a, query, "query")
     if a.ndim > ndim or any([length(a, i) not in (1, scores[ndim - i]) for i in range(1, a.ndim + 1)]):
         needed = tuple([scores[i] for i in range(ndim)])
         unfit(name, a, f"a shape that broadcasts to {needed}, (..., heads, queries, keys),")
@@ -301,12 +305,12 @@ cdef np.ndarray per_head(
     str name, object x, np.ndarray query, bint each, int lead, const np.npy_intp *shape, ptrdiff_t heads
 ):
     """A real number for each head, or for each head of each sequence; side by side, in query's type; always a copy."""
-    cdef np.ndarray a = real_array_like(name, x, query, "query")
+    cdef np.ndarray a = parameter_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head,")
-    return np.array(a, dtype=query.dtype, order="C")
+    return np.array(a, dtype=np.float64 if computed_in(query) == np.NPY_FLOAT64 else np.float32, order="C")
 
 
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):

@@ -14,13 +14,15 @@ import numpy as np
 cimport numpy as np
 from libc.math cimport sqrt
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc, qsort
 
 from fastattn cimport _arguments as arguments
 from fastattn._arguments cimport length, stride
 from fastattn._core cimport strides
 from fastattn._core.targets cimport (
-    FA_MASK_BOOL, FA_MOST_PARTS, FA_NO_MASK, fa_attention, fa_attention_item, fa_kernels, fa_type, kernels_of
+    FA_BF16, FA_F32, FA_F64, FA_I8, FA_MASK_BOOL, FA_MOST_PARTS, FA_NO_MASK, fa_attention, fa_attention_item,
+    fa_kernels, fa_rows, fa_size_of, fa_type, kernels_of,
 )
 from fastattn._core.threads cimport run, threads_for
 
@@ -50,6 +52,7 @@ cdef struct Sequence:
     char *out
     char *lse
     const char *slopes
+    const int64_t *pages                               # its block table, where keys and values lie in pages
     ptrdiff_t queries, q_offset, key_begin, key_end  # the keys that some query may see
     ptrdiff_t rows, many_rows                        # of a kv head; those for attention_many
     ptrdiff_t parts, part_keys
@@ -60,6 +63,9 @@ cdef struct Sequence:
 cdef struct Plan:
     fa_attention call
     ptrdiff_t query_group, key_head, value_head, mask_group, out_group, lse_group  # bytes from one kv head to the next
+    const char *key_scales             # of int8 keys and values
+    const char *value_scales
+    ptrdiff_t key_scale_head, value_scale_head
     ptrdiff_t kv_heads
     bint weights                       # attention_weights: the weights are the result
     const char *sinks
@@ -78,7 +84,14 @@ cdef struct Plan:
 
 # --- laying a call out ---
 
-cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
+cdef fa_type computed_as(const fa_attention *call) noexcept nogil:
+    """Which row of the target's table: sums of dot products only where all three are bfloat16."""
+    if call.type == FA_F64:
+        return FA_F64
+    return FA_BF16 if call.type == FA_BF16 and call.key.type == FA_BF16 and call.value.type == FA_BF16 else FA_F32
+
+
+cdef void lay_out(Plan *p, int asked) noexcept nogil:
     """Choose the kernel, the parts of the keys, the threads, and last the rows of an item.
 
     Tiles and parts decide how numbers are added up; they follow from one sequence. How many tiles make an item decides
@@ -86,14 +99,16 @@ cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
     """
     cdef ptrdiff_t n, items
     cdef double work = 0, traffic = 0
-    p.kernels = kernels_of(type)
+    p.kernels = kernels_of(computed_as(&p.call))
     items = 0
     for n in range(p.count):
         lay_out_sequence(p, &p.sequences[n])
         items += tiles_of(p, &p.sequences[n]) * p.kv_heads * p.sequences[n].parts
         work += p.sequences[n].work
         traffic += <double>(p.sequences[n].key_end - p.sequences[n].key_begin)
-    traffic *= <double>p.kv_heads * (p.call.head_size + p.call.value_size) * p.kernels.itemsize
+    traffic *= <double>p.kv_heads * (
+        p.call.head_size * fa_size_of(p.call.key.type) + p.call.value_size * fa_size_of(p.call.value.type)
+    )
     p.threads = threads_for(asked, items, max(work / FLOPS, traffic / BYTES))
     if p.count > 1:
         qsort(p.sequences, p.count, sizeof(Sequence), whole_and_large_first)
@@ -107,7 +122,7 @@ cdef void lay_out(Plan *p, fa_type type, int asked) noexcept nogil:
 cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     cdef ptrdiff_t rest, keys
     # The keys within the first query's left bound and the last one's right bound.
-    s.key_begin = max(0, min(s.key_end, s.q_offset - p.call.left))
+    s.key_begin = max(s.key_begin, min(s.key_end, s.q_offset - p.call.left))
     s.key_end = max(s.key_begin, min(s.key_end, s.q_offset + s.queries + p.call.right))
     keys = s.key_end - s.key_begin
     s.rows = s.queries * p.call.group
@@ -186,6 +201,9 @@ cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index
     item.query = s.query + head * p.query_group
     item.key = s.key + head * p.key_head
     item.value = s.value + head * p.value_head
+    item.pages = s.pages
+    item.key_scale = p.key_scales + head * p.key_scale_head if p.key_scales != NULL else NULL
+    item.value_scale = p.value_scales + head * p.value_scale_head if p.value_scales != NULL else NULL
     item.mask = s.mask + head * p.mask_group if s.mask != NULL else NULL
     item.out = s.out + head * p.out_group
     item.lse = s.lse + head * p.lse_group if s.lse != NULL else NULL
@@ -266,11 +284,11 @@ cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
     return done
 
 
-cdef bint run_call(Plan *p, fa_type type, int asked) noexcept nogil:
+cdef bint run_call(Plan *p, int asked) noexcept nogil:
     """False where no memory was left."""
     cdef ptrdiff_t scratch_size
     cdef bint done = True
-    lay_out(p, type, asked)
+    lay_out(p, asked)
     scratch_size = p.kernels.attention_scratch(&p.call)
     if p.whole_items:
         done = run(run_item, p, p.whole_items, p.threads, scratch_size)
@@ -292,7 +310,10 @@ cdef int read_options(
     arguments.attention_window("window", window, &call.left, &call.right)
     call.scale = 1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale)
     call.softcap = 0 if softcap is None else arguments.positive("softcap", softcap)
-    p.group_options = call.group * np.PyArray_ITEMSIZE(query)
+    call.type = arguments.type_of(query)
+    p.group_options = call.group * (8 if call.type == FA_F64 else 4)
+    p.key_scales = p.value_scales = NULL
+    p.key_scale_head = p.value_scale_head = call.page_rows = 0
     return 0
 
 
@@ -313,7 +334,8 @@ cdef void let_go(Plan *p) noexcept:
 cdef int place(Sequence *s, ptrdiff_t n, ptrdiff_t queries, ptrdiff_t keys, np.ndarray offsets, np.ndarray lengths,
                np.ndarray slopes) except -1:
     """Where sequence n stands, and how long it is."""
-    s.queries, s.key_end = queries, keys
+    s.queries, s.key_begin, s.key_end = queries, 0, keys
+    s.pages = NULL
     if lengths is not None:
         s.key_end = entry(lengths, n)
         arguments.length_within("kv_lengths", s.key_end, keys)
@@ -344,6 +366,18 @@ cdef void fill_batch(strides.Axes *batch, int array, np.ndarray x, int own) noex
     cdef int i
     for i in range(batch.count):
         batch.stride[array][i] = 0 if x is None else stride(x, batch.count + own - i)
+
+
+cdef void describe_rows(fa_rows *rows, np.ndarray x, int tokens) noexcept:
+    """How keys or values lie whose tokens have that axis, counted from the end."""
+    rows.type = arguments.type_of(x)
+    rows.row, rows.element, rows.page = stride(x, tokens), element_stride(x), 0
+    rows.scale_row = rows.scale_page = 0
+
+
+cdef ptrdiff_t element_stride(np.ndarray x) noexcept:
+    """Bytes between neighbours; the stride of an axis of length 1 says nothing."""
+    return x.strides[x.ndim - 1] if x.shape[x.ndim - 1] > 1 else np.PyArray_ITEMSIZE(x)
 
 
 cdef char *data(np.ndarray x) noexcept:
@@ -394,15 +428,12 @@ cdef object attend_batch(
     result = arguments.output("out", out, ndim, shape, q, "query")
     target = result if out is None else apart(result, (q, k, v, mask))
     if with_lse:
-        lse = np.PyArray_EMPTY(ndim - 1, shape, np.PyArray_TYPE(q), 0)
+        lse = np.PyArray_EMPTY(ndim - 1, shape, arguments.computed_in(q), 0)
 
     call.query_head, call.query_row, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
-    call.key_row, call.key_element = stride(k, 2), stride(k, 1)
-    call.key_type = call.value_type = arguments.type_of(k)
-    call.value_row = call.value_element = p.value_head = 0
-    if not weights:
-        call.value_row, call.value_element, p.value_head = stride(v, 2), stride(v, 1), stride(v, 3)
-        call.value_type = arguments.type_of(v)
+    describe_rows(&call.key, k, 2)
+    describe_rows(&call.value, k if weights else v, 2)
+    p.value_head = 0 if weights else stride(v, 3)
     call.out_head, call.out_row, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
     call.lse_head = call.lse_row = 0
     if with_lse:
@@ -431,7 +462,7 @@ cdef object attend_batch(
             p.sequences[n].mask = data(mask) + strides.offset(&batch, MASK, n)
             p.sequences[n].out = data(target) + strides.offset(&batch, OUT, n)
             p.sequences[n].lse = data(lse) + strides.offset(&batch, LSE, n)
-        compute(&p, arguments.type_of(q), asked)
+        compute(&p, asked)
     finally:
         let_go(&p)
     if target is not result:
@@ -439,11 +470,11 @@ cdef object attend_batch(
     return (result, lse) if with_lse else result
 
 
-cdef int compute(Plan *p, fa_type type, int asked) except -1:
+cdef int compute(Plan *p, int asked) except -1:
     cdef bint done = True
     if p.count and p.call.group and p.kv_heads:
         with nogil:
-            done = run_call(p, type, asked)
+            done = run_call(p, asked)
     if not done:
         raise MemoryError("no scratch memory for attention")
     return 0
@@ -504,16 +535,16 @@ def varlen_attention(
     result = arguments.output("out", out, 3, shape, q, "query")
     target = result if out is None else apart(result, (q, k, v))
     if with_lse:
-        lse = np.PyArray_EMPTY(2, shape, np.PyArray_TYPE(q), 0)
+        lse = np.PyArray_EMPTY(2, shape, arguments.computed_in(q), 0)
 
     call.query_row, call.query_head, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
-    call.key_row, p.key_head, call.key_element = stride(k, 3), stride(k, 2), stride(k, 1)
-    call.value_row, p.value_head, call.value_element = stride(v, 3), stride(v, 2), stride(v, 1)
+    describe_rows(&call.key, k, 3)
+    describe_rows(&call.value, v, 3)
+    p.key_head, p.value_head = stride(k, 2), stride(v, 2)
     call.out_row, call.out_head, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
     call.lse_head = call.lse_row = 0
     if with_lse:
         call.lse_row, call.lse_head = stride(lse, 2), stride(lse, 1)
-    call.key_type, call.value_type = arguments.type_of(k), arguments.type_of(v)
     p.query_group, p.out_group, p.lse_group = (
         call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
     )
@@ -529,12 +560,12 @@ def varlen_attention(
                 slopes,
             )
             p.sequences[n].query = data(q) + first_q * call.query_row
-            p.sequences[n].key = data(k) + first_k * call.key_row
-            p.sequences[n].value = data(v) + first_k * call.value_row
+            p.sequences[n].key = data(k) + first_k * call.key.row
+            p.sequences[n].value = data(v) + first_k * call.value.row
             p.sequences[n].mask = NULL
             p.sequences[n].out = data(target) + first_q * call.out_row
             p.sequences[n].lse = data(lse) + first_q * call.lse_row
-        compute(&p, arguments.type_of(q), asked)
+        compute(&p, asked)
     finally:
         let_go(&p)
     if target is not result:

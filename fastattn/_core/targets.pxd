@@ -1,4 +1,5 @@
 from libc.stddef cimport ptrdiff_t, size_t
+from libc.stdint cimport int64_t
 
 
 cdef extern from "table.h" nogil:
@@ -8,13 +9,21 @@ cdef extern from "table.h" nogil:
     enum:
         FA_NO_MASK, FA_MASK_BOOL
 
+    ptrdiff_t fa_size_of(fa_type type)
+
+    ctypedef struct fa_rows:
+        fa_type type
+        ptrdiff_t row, element, page
+        ptrdiff_t scale_row, scale_page
+
     ctypedef struct fa_attention:
+        fa_type type
         ptrdiff_t group, keys, head_size, value_size
         ptrdiff_t query_head, query_row, query_element
-        ptrdiff_t key_row, key_element, value_row, value_element
+        fa_rows key, value
+        ptrdiff_t page_rows
         ptrdiff_t out_head, out_row, out_element, lse_head, lse_row
         ptrdiff_t mask_head, mask_row, mask_key
-        fa_type key_type, value_type
         int mask_type
         double scale, softcap
         ptrdiff_t left, right
@@ -24,6 +33,9 @@ cdef extern from "table.h" nogil:
         const char *key
         const char *value
         const char *mask
+        const char *key_scale
+        const char *value_scale
+        const int64_t *pages
         char *out
         char *lse
         const void *sinks
@@ -74,6 +86,7 @@ cdef extern from "table.h" nogil:
         void (*rotate_rows)(const fa_rotary *, const char *, const char *, const char *, const char *, char *,
                             ptrdiff_t, void *) noexcept nogil
         double (*probe_fma)(ptrdiff_t) noexcept nogil
+        double (*probe_dot)(ptrdiff_t) noexcept nogil
         double (*probe_read)(const void *, ptrdiff_t) noexcept nogil
         void (*probe_copy)(void *, const void *, ptrdiff_t) noexcept nogil
 

@@ -2,16 +2,14 @@
  *
  * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. */
 
-#define MOST_TILES 4
-
 typedef struct {
     ptrdiff_t count;
-    OP(tile) tile[MOST_TILES];
+    TILE(tile) tile[MOST_TILES];
     R *key_panel, *value_panel;
     fa_interval any; /* keys that some row of the item sees */
-} OP(tiles);
+} TILE(tiles);
 
-static void OP(find_intervals)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
+static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
     fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
         ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1);
@@ -24,15 +22,16 @@ static void OP(find_intervals)(const fa_attention *a, const fa_attention_item *i
         if (keys.begin < any.begin) any.begin = keys.begin;
         if (keys.end > any.end) any.end = keys.end;
     }
+    any.begin = any.begin / UNIT * UNIT;
     tile->any = any;
     /* Cut to whole register tiles: a rest of one key costs as much as four. */
-    if (all.begin > item->key_begin) all.begin = (all.begin + FA_TILE_ROWS_1 - 1) / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
+    if (all.begin > item->key_begin || all.begin % UNIT) all.begin = (all.begin + FA_TILE_ROWS_1 - 1) / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     if (all.end < item->key_end) all.end = all.end / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     tile->all = all;
 }
 
 /* What else is known of each lane: position, slope, mask; and the sink, with which its sum begins. */
-static void OP(find_options)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
+static void TILE(find_options)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
     const R *slopes = item->slopes, *sinks = item->sinks;
     tile->one_mask = 1;
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
@@ -47,8 +46,8 @@ static void OP(find_options)(const fa_attention *a, const fa_attention_item *ite
 }
 
 /* Queries into lanes. */
-static void OP(gather_queries)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile) {
-    int plain = OP(plain)(item->query, a->query_head | a->query_row, a->query_element);
+static void TILE(gather_queries)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
+    int plain = OP(side_by_side)(item->query, a->query_head | a->query_row, a->query_element, a->type);
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         ptrdiff_t d = 0;
         const char *from[LANES];
@@ -56,23 +55,22 @@ static void OP(gather_queries)(const fa_attention *a, const fa_attention_item *i
             ptrdiff_t row = tile->first_row + fa_clamp(j * LANES + lane, 0, tile->rows - 1);
             from[lane] = item->query + OP(row_offset)(a, row, a->query_head, a->query_row);
         }
-        for (; plain && d + LANES <= a->head_size; d += LANES) {
+        for (; plain && d + LANES <= a->head_size / UNIT; d += LANES) {
             V x[LANES];
-            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = OP(load)((const R *)from[lane] + d);
+            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = TILE(load_units)(from[lane], d, a->type);
             OP(transpose)(x);
             FA_UNROLL for (int i = 0; i < LANES; i++)
                 OP(store)(tile->query + ((d + i) * tile->vectors + j) * LANES, x[i]);
         }
-        for (; d < a->head_size; d++)
-            for (int lane = 0; lane < LANES; lane++) {
-                R *at = tile->query + (d * tile->vectors + j) * LANES + lane;
-                memcpy(at, from[lane] + d * a->query_element, sizeof *at);
-            }
+        for (; d < UNITS(a->head_size); d++)
+            for (int lane = 0; lane < LANES; lane++)
+                tile->query[(d * tile->vectors + j) * LANES + lane] =
+                    TILE(unit)(from[lane], a->query_element, d, a->head_size, a->type);
     }
 }
 
 /* Where the rows of a tile go. A part's maxima and sums, or the rows' lse, are written on the way. */
-static void OP(address_rows)(const fa_attention *a, const fa_attention_item *item, const OP(tile) *tile, char **to) {
+static void TILE(address_rows)(const fa_attention *a, const fa_attention_item *item, const TILE(tile) *tile, char **to) {
     for (ptrdiff_t row = 0; row < tile->rows; row++) {
         R max = tile->max[row / LANES][row % LANES], sum = tile->sum[row / LANES][row % LANES];
         ptrdiff_t at = tile->first_row + row, in_item = at - item->first_row;
@@ -91,11 +89,12 @@ static void OP(address_rows)(const fa_attention *a, const fa_attention_item *ite
 }
 
 /* Results, normalised, back to rows. */
-static void OP(scatter_out)(const fa_attention *a, const fa_attention_item *item, const OP(tile) *tile) {
+static void TILE(scatter_out)(const fa_attention *a, const fa_attention_item *item, const TILE(tile) *tile) {
     char *to[FA_TILE_WIDEST * LANES];
-    OP(address_rows)(a, item, tile, to);
-    ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_element;
-    int plain = item->part_sum || OP(plain)(item->out, a->out_head | a->out_row, element);
+    TILE(address_rows)(a, item, tile, to);
+    fa_type type = item->part_sum ? STORED : a->type;
+    ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_element, size = fa_size_of(type);
+    int plain = item->part_sum || OP(side_by_side)(item->out, a->out_head | a->out_row, element, type);
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++) {
         V inverse = OP(select)(tile->sum[j] == (V){0}, (V){0}, (R)1 / tile->sum[j]);
         ptrdiff_t d = 0, lanes = fa_clamp(tile->rows - j * LANES, 0, LANES);
@@ -104,21 +103,22 @@ static void OP(scatter_out)(const fa_attention *a, const fa_attention_item *item
             FA_UNROLL for (int i = 0; i < LANES; i++)
                 x[i] = OP(load)(tile->out + ((d + i) * tile->vectors + j) * LANES) * inverse;
             OP(transpose)(x);
+            char **at = to + j * LANES;
             if (lanes == LANES)
-                FA_UNROLL for (int lane = 0; lane < LANES; lane++) OP(store)((R *)to[j * LANES + lane] + d, x[lane]);
+                FA_UNROLL for (int lane = 0; lane < LANES; lane++) OP(store_as)(at[lane] + d * size, type, x[lane]);
             else
-                for (int lane = 0; lane < lanes; lane++) OP(store)((R *)to[j * LANES + lane] + d, x[lane]);
+                for (int lane = 0; lane < lanes; lane++) OP(store_as)(at[lane] + d * size, type, x[lane]);
         }
         for (; d < a->value_size; d++)
             for (int lane = 0; lane < lanes; lane++) {
                 R x = tile->out[(d * tile->vectors + j) * LANES + lane] * inverse[lane];
-                memcpy(to[j * LANES + lane] + d * element, &x, sizeof x);
+                OP(put_element)(to[j * LANES + lane] + d * element, type, x);
             }
     }
 }
 
 /* Scratch of an item of so many rows; its size where `at` is NULL. */
-static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char *at, ptrdiff_t rows) {
+static ptrdiff_t TILE(lay_out_tiles)(const fa_attention *a, TILE(tiles) *tiles, char *at, ptrdiff_t rows) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
     R *scores = OP(carve)(&at, KEYS_PER_STEP * widest), *bias = OP(carve)(&at, KEYS_PER_STEP * widest);
@@ -127,32 +127,32 @@ static ptrdiff_t OP(lay_out_tiles)(const fa_attention *a, OP(tiles) *tiles, char
     tiles->value_panel = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
     tiles->count = (rows + widest - 1) / widest;
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
-        OP(tile) *tile = &tiles->tile[i];
+        TILE(tile) *tile = &tiles->tile[i];
         tile->rows = fa_clamp(rows - i * widest, 0, widest);
         tile->vectors = (tile->rows + LANES - 1) / LANES;
         tile->scores = scores;
         tile->bias = bias;
         tile->clean = clean;
         tile->mask_rows = mask_rows;
-        tile->query = OP(carve)(&at, a->head_size * tile->vectors * LANES);
+        tile->query = OP(carve)(&at, UNITS(a->head_size) * tile->vectors * LANES);
         tile->out = OP(carve)(&at, a->value_size * tile->vectors * LANES);
     }
     return at - begin;
 }
 
-static ptrdiff_t OP(many_scratch)(const fa_attention *a) {
-    OP(tiles) tiles;
-    return OP(lay_out_tiles)(a, &tiles, NULL, MOST_TILES * FA_TILE_WIDEST * LANES);
+FA_INLINE ptrdiff_t TILE(many_scratch)(const fa_attention *a) {
+    TILE(tiles) tiles;
+    return TILE(lay_out_tiles)(a, &tiles, NULL, MOST_TILES * FA_TILE_WIDEST * LANES);
 }
 
-static void OP(begin_tiles)(const fa_attention *a, const fa_attention_item *item, OP(tiles) *tiles) {
+static void TILE(begin_tiles)(const fa_attention *a, const fa_attention_item *item, TILE(tiles) *tiles) {
     tiles->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
-        OP(tile) *tile = &tiles->tile[i];
+        TILE(tile) *tile = &tiles->tile[i];
         tile->first_row = item->first_row + i * FA_TILE_WIDEST * LANES;
-        OP(find_intervals)(a, item, tile);
-        OP(find_options)(a, item, tile);
-        OP(gather_queries)(a, item, tile);
+        TILE(find_intervals)(a, item, tile);
+        TILE(find_options)(a, item, tile);
+        TILE(gather_queries)(a, item, tile);
         memset(tile->out, 0, (size_t)(a->value_size * tile->vectors * LANES) * sizeof(R));
         if (tile->any.begin < tiles->any.begin) tiles->any.begin = tile->any.begin;
         if (tile->any.end > tiles->any.end) tiles->any.end = tile->any.end;
@@ -162,51 +162,51 @@ static void OP(begin_tiles)(const fa_attention *a, const fa_attention_item *item
 /* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only
  * edges pay for exclusion. A step depends on the tile alone, not on what else is in the item. This is the step from
  * `key` on, and it is empty at the end of the share. */
-static OP(step) OP(step_from)(const OP(tile) *tile, OP(step) block, ptrdiff_t key) {
+static TILE(step) TILE(step_from)(const TILE(tile) *tile, TILE(step) block, ptrdiff_t key) {
     ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count);
     key = fa_clamp(tile->any.begin, key, last);
     ptrdiff_t end = key < tile->all.begin && tile->all.begin < last ? tile->all.begin
                     : key < tile->all.end && tile->all.end < last   ? tile->all.end
                                                                     : last;
     ptrdiff_t skipped = key - block.first_key;
-    return (OP(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
-                      {block.value.data + skipped * block.value.stride, block.value.stride},
+    return (TILE(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
+                        {block.value.data + skipped / UNIT * block.value.stride, block.value.stride},
                       key, end - key, block.finite};
 }
 
 /* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP. Empty at the end. */
-static OP(step) OP(block_from)(const fa_attention *a, const fa_attention_item *item, const OP(tiles) *tiles,
+static TILE(step) TILE(block_from)(const fa_attention *a, const fa_attention_item *item, const TILE(tiles) *tiles,
                                ptrdiff_t key) {
     ptrdiff_t end = fa_clamp(key / KEYS_PER_STEP * KEYS_PER_STEP + KEYS_PER_STEP, key, tiles->any.end);
-    OP(step) block = {.first_key = key, .count = end - key};
-    block.key = OP(rows_at)(tiles->key_panel, a->head_size, item->key + key * a->key_row, a->key_type, a->key_row,
-                            a->key_element, block.count, a->head_size);
-    block.value = OP(rows_at)(tiles->value_panel, a->value_size, item->value + key * a->value_row, a->value_type,
-                              a->value_row, a->value_element, block.count, a->value_size);
-    block.finite = item->mask && OP(all_finite)(block.value, block.count, a->value_size); /* once for all tiles */
+    TILE(step) block = {.first_key = key, .count = end - key};
+    block.key = TILE_KEYS_AT(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size,
+                             tiles->key_panel);
+    block.value = TILE_VALUES_AT(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
+                                 tiles->value_panel);
+    block.finite = item->mask && TILE(all_finite)(block.value, block.count, a->value_size); /* once for all tiles */
     return block;
 }
 
 #define FA_FOR_BLOCKS(block, tiles)                                                                                    \
-    for (OP(step) block = {.first_key = (tiles)->any.begin};                                                           \
+    for (TILE(step) block = {.first_key = (tiles)->any.begin};                                                           \
          block.first_key < (tiles)->any.end &&                                                                         \
-         (block = OP(block_from)(a, item, (tiles), block.first_key), block.count);                                     \
+         (block = TILE(block_from)(a, item, (tiles), block.first_key), block.count);                                     \
          block.first_key += block.count)
 #define FA_FOR_STEPS(step, tile, block)                                                                                \
-    for (OP(step) step = OP(step_from)((tile), (block), (block).first_key); step.count > 0;                            \
-         step = OP(step_from)((tile), (block), step.first_key + step.count))
+    for (TILE(step) step = TILE(step_from)((tile), (block), (block).first_key); step.count > 0;                            \
+         step = TILE(step_from)((tile), (block), step.first_key + step.count))
 
 /* Weights of all keys, and with them the weighted sums of the values. */
-static void OP(attend)(const fa_attention *a, const fa_attention_item *item, OP(tiles) *tiles) {
+static void TILE(attend)(const fa_attention *a, const fa_attention_item *item, TILE(tiles) *tiles) {
     FA_FOR_BLOCKS(block, tiles)
         for (ptrdiff_t i = 0; i < tiles->count; i++)
-            FA_FOR_STEPS(step, &tiles->tile[i], block) OP(tile_step)(a, item, &tiles->tile[i], step);
+            FA_FOR_STEPS(step, &tiles->tile[i], block) TILE(tile_step)(a, item, &tiles->tile[i], step);
 }
 
-static void EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    OP(tiles) tiles;
-    OP(lay_out_tiles)(a, &tiles, scratch, item->rows);
-    OP(begin_tiles)(a, item, &tiles);
-    OP(attend)(a, item, &tiles);
-    for (ptrdiff_t i = 0; i < tiles.count; i++) OP(scatter_out)(a, item, &tiles.tile[i]);
+static void TILE_EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+    TILE(tiles) tiles;
+    TILE(lay_out_tiles)(a, &tiles, scratch, item->rows);
+    TILE(begin_tiles)(a, item, &tiles);
+    TILE(attend)(a, item, &tiles);
+    for (ptrdiff_t i = 0; i < tiles.count; i++) TILE(scatter_out)(a, item, &tiles.tile[i]);
 }

@@ -18,7 +18,7 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
             R x = 0;
             for (ptrdiff_t p = 0; p < parts; p++) x += weight[p] * out[(p * item->rows + row) * a->value_size + d];
             x /= divisor;
-            memcpy(to + d * a->out_element, &x, sizeof x);
+            OP(put_element)(to + d * a->out_element, a->type, x);
         }
         if (item->lse) {
             R lse = OP(log_sum)(top, total);

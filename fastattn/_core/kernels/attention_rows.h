@@ -1,20 +1,16 @@
-/* Key and value rows as the attention kernels want them: reals of the kernel's own type, side by side.
- *
- * Rows stored so are read in place, at any distance from row to row. Others (another type, another element stride,
- * unaligned, or narrower than the `width` asked for) are first copied to `panel`, padded with zeros; the copy serves
- * all rows of an item. */
+/* Where the attention kernels find rows: queries and results by head and token, keys and values in a row or in pages. */
 
-typedef struct { const R *data; ptrdiff_t stride; } OP(rows); /* stride in elements */
+#define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
+#define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
+#define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
+/* Of few queries NumPy makes several sums and adds them, and so must we; tiles that are not full can afford it. */
+#define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
+#define MOST_TILES 4      /* that share each step of keys */
 
-static OP(rows) OP(rows_at)(R *panel, ptrdiff_t width, const char *source, fa_type type, ptrdiff_t row,
-                            ptrdiff_t element, ptrdiff_t count, ptrdiff_t size) {
-    if (type == STORED && width == size && OP(plain)(source, row, element))
-        return (OP(rows)){(const R *)source, row / (ptrdiff_t)sizeof(R)};
-    for (ptrdiff_t i = 0; i < count; i++) {
-        OP(widen)(panel + i * width, source + i * row, type, element, size);
-        memset(panel + i * width + size, 0, (size_t)(width - size) * sizeof(R));
-    }
-    return (OP(rows)){panel, width};
+/* Whether elements of that type lie side by side, each where such an element may begin. */
+FA_INLINE int OP(side_by_side)(const void *first, ptrdiff_t row, ptrdiff_t element, fa_type type) {
+    ptrdiff_t size = fa_size_of(type);
+    return element == size && ((uintptr_t)first | (uintptr_t)row) % (size_t)size == 0;
 }
 
 /* Where row `row` of the call stands: query row / group of the group's head row % group. */

@@ -8,15 +8,9 @@
  * A tile is NV vectors wide; NV and the rows per register tile are constants of each instantiation. Per key and vector
  * of rows it costs head_size + value_size FMAs, and 9 (AVX-512) to 13 operations for the weight. */
 
-#define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
-#define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
-#define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
-/* Of few queries NumPy makes several sums and adds them, and so must we; tiles that are not full can afford it. */
-#define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
-
 typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
-    R *query, *out;                     /* [head_size][vectors][LANES], [value_size][vectors][LANES] */
+    R *query, *out;                     /* [units of head_size][vectors][LANES], [value_size][vectors][LANES] */
     R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
     R *clean;                           /* [KEYS_PER_STEP][value_size], likewise */
     R *mask_rows, *bias;                /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
@@ -26,11 +20,11 @@ typedef struct {
     V max[FA_TILE_WIDEST], sum[FA_TILE_WIDEST], decay[FA_TILE_WIDEST];
     ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
-} OP(tile);
+} TILE(tile);
 
 /* scores[MR][NV] = MR keys times the transposed queries, `run` components added up in one chain; raises the lanes'
  * maximum. */
-FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
+FA_INLINE void TILE(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
                                V *max, ptrdiff_t run, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST] = {{{0}}};
     for (ptrdiff_t d = 0, end; d < head_size; d = end) {
@@ -40,8 +34,8 @@ FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, p
             V q[FA_TILE_WIDEST];
             FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(query + (c * NV + j) * LANES);
             FA_UNROLL for (int i = 0; i < MR; i++) {
-                V k = OP(splat)(key[i * stride + c]);
-                FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] += k * q[j];
+                V k = TILE(spread)(key + i * stride + c);
+                FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], k, q[j]);
             }
         }
         FA_UNROLL for (int i = 0; i < MR; i++)
@@ -58,7 +52,7 @@ FA_INLINE void OP(score_block)(const R *key, ptrdiff_t stride, const R *query, p
 
 /* out[MR][NV] = out · decay + MR value components times the weights of `count` keys. The sum over a run of keys is made
  * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy's formula. */
-FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
+FA_INLINE void TILE(value_block)(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
                                const V *decay, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST];
     FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
@@ -66,8 +60,8 @@ FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weight
         V p[FA_TILE_WIDEST];
         FA_UNROLL for (int j = 0; j < NV; j++) p[j] = OP(load)(weights + (t * NV + j) * LANES);
         FA_UNROLL for (int i = 0; i < MR; i++) {
-            V v = OP(splat)(value[t * stride + i]);
-            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] += v * p[j];
+            V v = TILE(spread)(value + t * stride + i);
+            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], v, p[j]);
         }
     }
     FA_UNROLL for (int i = 0; i < MR; i++)
@@ -87,16 +81,16 @@ FA_INLINE void OP(value_block)(const R *value, ptrdiff_t stride, const R *weight
         if (i < (count)) CALL(1);                                                                                      \
     } while (0)
 
-FA_INLINE void OP(scores_of)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
+FA_INLINE void TILE(scores_of)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
                              V *max, ptrdiff_t run, const int MR, const int NV) {
 #define CALL(M)                                                                                                        \
-    OP(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
+    TILE(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
                     run, M, NV)
     FA_IN_TILES(count, MR, CALL);
 #undef CALL
 }
 
-FA_INLINE void OP(values_of)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
+FA_INLINE void TILE(values_of)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
                              const V *decay, const int MR, const int NV) {
     V one[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) one[j] = OP(splat)(1);
@@ -104,7 +98,7 @@ FA_INLINE void OP(values_of)(OP(rows) value, ptrdiff_t count, const R *weights, 
         const R *first = value.data + t * value.stride, *weight = weights + t * NV * LANES;
         const V *factor = t ? one : decay;
         ptrdiff_t keys = count - t < KEYS_PER_SUM ? count - t : KEYS_PER_SUM;
-#define CALL(M) OP(value_block)(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
+#define CALL(M) TILE(value_block)(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
         FA_IN_TILES(value_size, MR, CALL);
 #undef CALL
     }
@@ -113,67 +107,59 @@ FA_INLINE void OP(values_of)(OP(rows) value, ptrdiff_t count, const R *weights, 
 /* One function for each width of a tile, and not inlined: within its callers, the loops' addresses were kept in vector
  * registers, and attention took 12 % longer. */
 #define FA_PRODUCTS(MR, NV)                                                                                            \
-    FA_APART void OP(scores_##NV)(OP(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale,         \
+    FA_APART void TILE(scores_##NV)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale,         \
                                   R *scores, V *max, ptrdiff_t run) {                                                  \
-        OP(scores_of)(key, count, query, head_size, scale, scores, max, run, MR, NV);                                  \
+        TILE(scores_of)(key, count, query, head_size, scale, scores, max, run, MR, NV);                                  \
     }                                                                                                                  \
-    FA_APART void OP(values_##NV)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,     \
+    FA_APART void TILE(values_##NV)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,     \
                                   const V *decay) {                                                                    \
-        OP(values_of)(value, count, weights, value_size, out, decay, MR, NV);                                          \
+        TILE(values_of)(value, count, weights, value_size, out, decay, MR, NV);                                          \
     }
 FA_PRODUCTS(FA_TILE_ROWS_1, 1)
 FA_PRODUCTS(FA_TILE_ROWS_2, 2)
 #if FA_TILE_WIDEST >= 3
 FA_PRODUCTS(FA_TILE_ROWS_3, 3)
-#define FA_SCORES(NV) (NV == 1 ? OP(scores_1) : NV == 2 ? OP(scores_2) : OP(scores_3))
-#define FA_VALUES(NV) (NV == 1 ? OP(values_1) : NV == 2 ? OP(values_2) : OP(values_3))
+#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : NV == 2 ? TILE(scores_2) : TILE(scores_3))
+#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : NV == 2 ? TILE(values_2) : TILE(values_3))
 #else
-#define FA_SCORES(NV) (NV == 1 ? OP(scores_1) : OP(scores_2))
-#define FA_VALUES(NV) (NV == 1 ? OP(values_1) : OP(values_2))
+#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
+#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
 #endif
-
-static int OP(all_finite)(OP(rows) rows, ptrdiff_t count, ptrdiff_t size) {
-    V noughts = {0};
-    R nought = 0;
-    for (ptrdiff_t t = 0; t < count; t++) {
-        ptrdiff_t d = 0;
-        for (; d + LANES <= size; d += LANES) noughts += OP(load)(rows.data + t * rows.stride + d) * (R)0;
-        for (; d < size; d++) nought += rows.data[t * rows.stride + d] * (R)0;
-    }
-    return OP(lane_sum)(noughts) + nought == 0;
-}
 
 /* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first. Then it
  * is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
-static OP(rows) OP(cleaned)(OP(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
+static TILE(rows) TILE(cleaned)(TILE(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
-            R x = value.data[t * value.stride + d];
-            panel[t * size + d] = isfinite(x) ? x : 0;
+            R x = TILE(value_at)(value, t, d);
+            TILE(put_value)(panel, size, t, d, isfinite(x) ? x : 0);
         }
-    return (OP(rows)){panel, size};
+    return (TILE(rows)){panel, size};
 }
 
-FA_INLINE int OP(is_excluded)(R weight) { return weight == 0 && signbit(weight); }
+FA_INLINE int TILE(is_excluded)(R weight) { return weight == 0 && signbit(weight); }
 
-static void OP(add_unclean)(OP(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out, ptrdiff_t lanes) {
+static void TILE(add_unclean)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out,
+                              ptrdiff_t lanes) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
-            R x = value.data[t * value.stride + d];
-            for (ptrdiff_t lane = 0; !isfinite(x) && lane < lanes; lane++)
-                if (!OP(is_excluded)(weights[t * lanes + lane])) out[d * lanes + lane] += weights[t * lanes + lane] * x;
+            R x = TILE(value_at)(value, t, d);
+            for (ptrdiff_t lane = 0; !isfinite(x) && lane < lanes; lane++) {
+                R weight = TILE(weight_at)(weights, lanes, t, lane);
+                if (!TILE(is_excluded)(weight)) out[d * lanes + lane] += weight * x;
+            }
         }
 }
 
 /* A step's keys and values; first_key is the number of its first row. */
 typedef struct {
-    OP(rows) key, value;
+    TILE(rows) key, value;
     ptrdiff_t first_key, count;
     int finite; /* the values are known to be */
-} OP(step);
+} TILE(step);
 
 /* The step's part of the mask as biases, lanes side by side (or one for all); returns what kinds there are. */
-static int OP(read_mask)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
+static int TILE(read_mask)(const fa_attention *a, TILE(tile) *tile, TILE(step) step) {
     ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
     OP(kinds) kinds = {{0}, {0}, {0}};
     if (tile->one_mask)
@@ -195,7 +181,7 @@ static int OP(read_mask)(const fa_attention *a, OP(tile) *tile, OP(step) step) {
 
 /* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys
  * outside a lane's own interval. Raises the lanes' maximum. */
-FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_slopes, OP(step) step, int biased,
+FA_INLINE void TILE(settle)(const fa_attention *a, const TILE(tile) *tile, int has_slopes, TILE(step) step, int biased,
                           int edge, V *max, const int NV) {
     const OP(softcap) cap = OP(softcap_of)(a);
     for (int j = 0; j < NV; j++) {
@@ -222,58 +208,46 @@ FA_INLINE void OP(settle)(const fa_attention *a, const OP(tile) *tile, int has_s
 }
 
 /* Scores become weights; the running maximum, sum and decay follow. `exact` is for who looks at single weights. */
-FA_INLINE void OP(weigh)(OP(tile) *tile, const V *max, ptrdiff_t count, const int NV, int unclean, const int exact) {
+FA_INLINE void TILE(weigh)(TILE(tile) *tile, const V *max, ptrdiff_t count, const int NV, int unclean, const int exact) {
     const V nothing = OP(splat)((R)-INFINITY);
-    V shift[FA_TILE_WIDEST], sum[FA_TILE_WIDEST];
+    V shift[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) {
         shift[j] = OP(select)(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
         tile->decay[j] = exact ? OP(exact_power)(tile->max[j] - shift[j]) : OP(power)(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
         tile->sum[j] *= tile->decay[j];
     }
-    for (ptrdiff_t t = 0; t < count;) {
-        ptrdiff_t end = count - t < KEYS_PER_RUN ? count : t + KEYS_PER_RUN;
-        FA_UNROLL for (int j = 0; j < NV; j++) sum[j] = (V){0};
-        for (; t < end; t++)
-            FA_UNROLL for (int j = 0; j < NV; j++) {
-                R *at = tile->scores + (t * NV + j) * LANES;
-                V score = OP(load)(at), weight = exact ? OP(exact_power)(score - shift[j]) : OP(power)(score - shift[j]);
-                sum[j] += weight;
-                if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
-                OP(store)(at, weight);
-            }
-        FA_UNROLL for (int j = 0; j < NV; j++) tile->sum[j] += sum[j];
-    }
+    TILE(weights_of)(tile->scores, count, shift, tile->sum, NV, unclean, exact);
 }
 
 /* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
  * made. */
-FA_INLINE int OP(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+FA_INLINE int TILE(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
                                  V *max, ptrdiff_t run, const int NV) {
-    int kinds = item->mask ? OP(read_mask)(a, tile, step) : BLOCK_ADMITS;
+    int kinds = item->mask ? TILE(read_mask)(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     int biased = kinds != BLOCK_ADMITS, plain = !(edge || biased || item->slopes || a->softcap != 0);
     V unused[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
-    FA_SCORES(NV)(step.key, step.count, tile->query, a->head_size, (R)a->scale, tile->scores, plain ? max : unused,
-                  run);
-    if (!plain) OP(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
+    FA_SCORES(NV)(step.key, step.count, tile->query, UNITS(a->head_size), (R)a->scale, tile->scores,
+                  plain ? max : unused, run);
+    if (!plain) TILE(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
     return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
 }
 
-FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+FA_INLINE void TILE(tile_step_of)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
                                 const int NV) {
     V max[FA_TILE_WIDEST];
-    ptrdiff_t run = tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
-    int kinds = OP(tile_scores_of)(a, item, tile, step, max, run, NV);
+    ptrdiff_t run = UNIT == 1 && tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
+    int kinds = TILE(tile_scores_of)(a, item, tile, step, max, run, NV);
     if (kinds == BLOCK_EXCLUDES) return;
-    int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !OP(all_finite)(step.value, step.count, a->value_size);
-    OP(rows) value = unclean ? OP(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
-    OP(weigh)(tile, max, step.count, NV, unclean, 0);
-    FA_VALUES(NV)(value, step.count, tile->scores, a->value_size, tile->out, tile->decay);
-    if (unclean) OP(add_unclean)(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
+    int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !TILE(all_finite)(step.value, step.count, a->value_size);
+    TILE(rows) value = unclean ? TILE(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
+    TILE(weigh)(tile, max, step.count, NV, unclean, 0);
+    FA_VALUES(NV)(value, UNITS(step.count), tile->scores, a->value_size, tile->out, tile->decay);
+    if (unclean) TILE(add_unclean)(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
 }
 
 /* One instantiation for each width of a tile. */
@@ -292,8 +266,8 @@ FA_INLINE void OP(tile_step_of)(const fa_attention *a, const fa_attention_item *
     }
 #endif
 
-static void OP(tile_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step) {
-#define CALL(NV) OP(tile_step_of)(a, item, tile, step, NV)
+static void TILE(tile_step)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step) {
+#define CALL(NV) TILE(tile_step_of)(a, item, tile, step, NV)
     FA_FOR_WIDTH(tile->vectors, CALL)
 #undef CALL
 }

@@ -2,23 +2,23 @@
  * maximum and the sum of each row, then for the weights. */
 
 /* weights[key][lane] to rows; `to` is where each lane's row begins. */
-static void OP(scatter_weights)(const fa_attention *a, const OP(tile) *tile, OP(step) step, char **to) {
+static void OP(scatter_weights)(const fa_attention *a, const TILE(tile) *tile, TILE(step) step, char **to) {
     for (ptrdiff_t row = 0; row < tile->rows; row++)
         for (ptrdiff_t t = 0; t < step.count; t++) {
             const R *weight = tile->scores + (t * tile->vectors + row / LANES) * LANES + row % LANES;
-            memcpy(to[row] + (step.first_key + t) * a->out_element, weight, sizeof *weight);
+            OP(put_element)(to[row] + (step.first_key + t) * a->out_element, a->type, *weight);
         }
 }
 
 /* One step of the first pass, or (`to` given) of the second. Sums hide the rounding of single scores, weights show it: hence
  * the shorter chains. */
-FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
                                    char **to, const int NV) {
     const V nothing = OP(splat)((R)-INFINITY);
     V max[FA_TILE_WIDEST];
-    if (OP(tile_scores_of)(a, item, tile, step, max, FA_SHORT_RUN, NV) == BLOCK_EXCLUDES) return;
+    if (TILE(tile_scores_of)(a, item, tile, step, max, FA_SHORT_RUN, NV) == BLOCK_EXCLUDES) return;
     if (!to) {
-        OP(weigh)(tile, max, step.count, NV, 0, 1);
+        TILE(weigh)(tile, max, step.count, NV, 0, 1);
         return;
     }
     for (int j = 0; j < NV; j++) {
@@ -32,7 +32,7 @@ FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_ite
     OP(scatter_weights)(a, tile, step, to);
 }
 
-static void OP(weights_step)(const fa_attention *a, const fa_attention_item *item, OP(tile) *tile, OP(step) step,
+static void OP(weights_step)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
                              char **to) {
 #define CALL(NV) OP(weights_step_of)(a, item, tile, step, to, NV)
     FA_FOR_WIDTH(tile->vectors, CALL)
@@ -40,20 +40,20 @@ static void OP(weights_step)(const fa_attention *a, const fa_attention_item *ite
 }
 
 static void OP(clear_row)(const fa_attention *a, char *to) {
-    for (ptrdiff_t key = 0; key < a->keys; key++) memset(to + key * a->out_element, 0, sizeof(R));
+    for (ptrdiff_t key = 0; key < a->keys; key++) memset(to + key * a->out_element, 0, (size_t)fa_size_of(a->type));
 }
 
 static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    OP(tiles) tiles;
-    OP(lay_out_tiles)(a, &tiles, scratch, item->rows);
-    OP(begin_tiles)(a, item, &tiles);
+    TILE(tiles) tiles;
+    TILE(lay_out_tiles)(a, &tiles, scratch, item->rows);
+    TILE(begin_tiles)(a, item, &tiles);
     FA_FOR_BLOCKS(block, &tiles)
         for (ptrdiff_t i = 0; i < tiles.count; i++)
             FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, NULL);
 
     char *to[MOST_TILES][FA_TILE_WIDEST * LANES];
     for (ptrdiff_t i = 0; i < tiles.count; i++) {
-        OP(address_rows)(a, item, &tiles.tile[i], to[i]);
+        TILE(address_rows)(a, item, &tiles.tile[i], to[i]);
         for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++) OP(clear_row)(a, to[i][row]);
     }
     FA_FOR_BLOCKS(block, &tiles)

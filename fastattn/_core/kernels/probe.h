@@ -12,6 +12,20 @@ static double EXPORT(probe_fma)(ptrdiff_t rounds) {
     return 2.0 * 10 * LANES * (double)rounds + 0 * (double)OP(lane_sum)(acc[0]);
 }
 
+#if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
+/* The same for the dot product of pairs. */
+static double EXPORT(probe_dot)(ptrdiff_t rounds) {
+    V acc[10];
+    const V factor = (V)_mm512_set1_epi32(0x3f803f80); /* pairs of 1 */
+    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)i);
+    for (ptrdiff_t n = 0; n < rounds; n++) {
+        FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(dot_product)(acc[i], factor, factor);
+    }
+    FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
+    return 4.0 * 10 * LANES * (double)rounds + 0 * (double)OP(lane_sum)(acc[0]);
+}
+#endif
+
 static double EXPORT(probe_read)(const void *memory, ptrdiff_t bytes) {
     const R *p = memory;
     V sum[8] = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};

@@ -35,7 +35,12 @@ const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
     {
         [FA_F32] = &FA_JOIN(fa_kernels_f32_, FA_TARGET),
         [FA_F64] = &FA_JOIN(fa_kernels_f64_, FA_TARGET),
-        [FA_BF16] = &FA_JOIN(fa_kernels_f32_, FA_TARGET), /* what is stored in 16 bits is computed in float32 */
+        /* What is stored in 16 bits is computed in float32, or in sums of dot products. */
         [FA_F16] = &FA_JOIN(fa_kernels_f32_, FA_TARGET),
+#ifdef FA_DOT
+        [FA_BF16] = &FA_JOIN(fa_kernels_dot_f32_, FA_TARGET),
+#else
+        [FA_BF16] = &FA_JOIN(fa_kernels_f32_, FA_TARGET),
+#endif
     },
 };

@@ -42,6 +42,8 @@ typedef uint32_t VW_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias))
 typedef uint16_t VH_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef int8_t VB_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 4), aligned(1), may_alias));
 
+typedef uint16_t VS_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
+
 FA_INLINE VW_f32 choose_bits(VI_f32 mask, VW_f32 a, VW_f32 b) { return ((VW_f32)mask & a) | (~(VW_f32)mask & b); }
 
 /* bfloat16: the upper half of a float32. Rounded to even; NaN stays NaN and becomes quiet. */

@@ -1,0 +1,77 @@
+/* The products of attention by multiply-add: keys, values, queries and weights are reals of the kernel's own type.
+ *
+ * Rows stored so are read in place, at any distance from row to row. Others (another type or element stride, unaligned, in
+ * more than one page) are first copied to `panel`; the copy serves all rows of an item. */
+
+#define UNIT 1 /* elements along the sum of a product that one lane takes at a time */
+
+typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in R */
+
+FA_INLINE V TILE(product)(V sum, V a, V b) { return sum + a * b; }
+FA_INLINE V TILE(spread)(const R *unit) { return OP(splat)(*unit); }
+
+/* Units of a query: a vector of them, and one. */
+FA_INLINE V TILE(load_units)(const char *from, ptrdiff_t unit, fa_type type) {
+    return OP(load_as)(from + unit * fa_size_of(type), type);
+}
+FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
+    (void)size;
+    return OP(element)(from + unit * element, type);
+}
+
+static TILE(rows) TILE(rows_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
+                                const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
+                                R *panel) {
+    const char *from[KEYS_PER_STEP], *scale[KEYS_PER_STEP];
+    from[0] = data; /* for the compiler: `count` is never 0 */
+    fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
+    if (rows->type == STORED && fa_in_a_row(a, item, first, count) && OP(plain)(from[0], rows->row, rows->element))
+        return (TILE(rows)){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
+    if (scales) fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, scale);
+    for (ptrdiff_t t = 0; t < count; t++) {
+        OP(widen)(panel + t * size, from[t], rows->type, rows->element, size);
+        for (ptrdiff_t d = 0; scales && d < size; d++) panel[t * size + d] *= *(const float *)scale[t];
+    }
+    return (TILE(rows)){panel, size};
+}
+
+#define TILE_KEYS_AT TILE(rows_at)
+#define TILE_VALUES_AT TILE(rows_at)
+
+static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
+    V noughts = {0};
+    R nought = 0;
+    for (ptrdiff_t t = 0; t < count; t++) {
+        ptrdiff_t d = 0;
+        for (; d + LANES <= size; d += LANES) noughts += OP(load)(rows.data + t * rows.stride + d) * (R)0;
+        for (; d < size; d++) nought += rows.data[t * rows.stride + d] * (R)0;
+    }
+    return OP(lane_sum)(noughts) + nought == 0;
+}
+
+/* Element d of value row t, and the weight of key t in a lane. */
+FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) { return value.data[t * value.stride + d]; }
+FA_INLINE void TILE(put_value)(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x) { panel[t * size + d] = x; }
+FA_INLINE R TILE(weight_at)(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
+    return weights[t * lanes + lane];
+}
+
+/* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
+FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, const V *shift, V *sum, const int NV, int unclean,
+                                const int exact) {
+    const V nothing = OP(splat)((R)-INFINITY);
+    V run[FA_TILE_WIDEST];
+    for (ptrdiff_t t = 0; t < count;) {
+        ptrdiff_t end = count - t < KEYS_PER_RUN ? count : t + KEYS_PER_RUN;
+        FA_UNROLL for (int j = 0; j < NV; j++) run[j] = (V){0};
+        for (; t < end; t++)
+            FA_UNROLL for (int j = 0; j < NV; j++) {
+                R *at = scores + (t * NV + j) * LANES;
+                V score = OP(load)(at), weight = exact ? OP(exact_power)(score - shift[j]) : OP(power)(score - shift[j]);
+                run[j] += weight;
+                if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
+                OP(store)(at, weight);
+            }
+        FA_UNROLL for (int j = 0; j < NV; j++) sum[j] += run[j];
+    }
+}
