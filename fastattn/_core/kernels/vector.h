@@ -73,7 +73,11 @@ FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
 FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
 FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
 FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
+#ifdef FA_HAS_BF16
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x); /* the same in fewer instructions */
+#else
 FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
+#endif
 FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
     return __builtin_convertvector(__builtin_convertvector(*(const VB_f32 *)p, VI_f32), V_f32);
 }
