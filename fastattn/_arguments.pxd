@@ -30,6 +30,9 @@ cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters)
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
 cdef int weights_shape(np.ndarray query, np.ndarray key, np.npy_intp *shape) except -1
 cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
+cdef int cached_shape(
+    np.ndarray query, np.ndarray keys, np.ndarray values, ptrdiff_t batch, np.npy_intp *shape
+) except -1
 cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores)
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads)
 cdef np.ndarray attention_slopes(

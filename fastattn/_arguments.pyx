@@ -283,6 +283,19 @@ cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy
     return 3
 
 
+cdef int cached_shape(
+    np.ndarray query, np.ndarray keys, np.ndarray values, ptrdiff_t batch, np.npy_intp *shape
+) except -1:
+    """The same for queries (B, Hq, Sq, D) on a cache's pages, (pages, Hkv, tokens, D) and (pages, Hkv, tokens, Dv)."""
+    cdef ptrdiff_t kv_heads = keys.shape[1]
+    if query.ndim != 4 or query.shape[0] != batch or query.shape[1] % kv_heads or query.shape[3] != keys.shape[3]:
+        unfit("query", query, f"shape ({batch}, a multiple of {kv_heads} heads, queries, {keys.shape[3]})")
+    if np.PyArray_ITEMSIZE(keys) > np.PyArray_ITEMSIZE(query):
+        raise TypeError(f"query must not be narrower than the cache ({keys.dtype}), got dtype {query.dtype}")
+    shape[0], shape[1], shape[2], shape[3] = query.shape[0], query.shape[1], query.shape[2], values.shape[3]
+    return 0
+
+
 # --- options of attention ---
 
 cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim, const np.npy_intp *scores):

@@ -380,6 +380,15 @@ cdef ptrdiff_t element_stride(np.ndarray x) noexcept:
     return x.strides[x.ndim - 1] if x.shape[x.ndim - 1] > 1 else np.PyArray_ITEMSIZE(x)
 
 
+cdef void describe_pages(fa_rows *rows, np.ndarray pages, np.ndarray scales) noexcept:
+    """The same for pages (pages, heads, tokens, size); with scales, (pages, heads, tokens), they hold int8."""
+    describe_rows(rows, pages, 2)
+    rows.page = pages.strides[0]
+    if scales is not None:
+        rows.type = FA_I8
+        rows.scale_row, rows.scale_page = scales.strides[2], scales.strides[0]
+
+
 cdef char *data(np.ndarray x) noexcept:
     return NULL if x is None else <char *>np.PyArray_DATA(x)
 
@@ -390,6 +399,26 @@ cdef np.ndarray apart(np.ndarray result, tuple inputs):
         if x is not None and arguments.share_memory(result, x):
             return np.PyArray_EMPTY(result.ndim, result.shape, np.PyArray_TYPE(result), 0)
     return result
+
+
+cdef void describe(Plan *p, np.ndarray q, np.ndarray out, np.ndarray lse, int heads, int tokens) noexcept:
+    """How queries and results lie: which axes, counted from the end, are those of the heads and of the tokens."""
+    cdef fa_attention *call = &p.call
+    call.query_head, call.query_row, call.query_element = stride(q, heads), stride(q, tokens), element_stride(q)
+    call.out_head, call.out_row, call.out_element = stride(out, heads), stride(out, tokens), element_stride(out)
+    call.lse_head = call.lse_row = 0
+    if lse is not None:
+        call.lse_head, call.lse_row = stride(lse, heads - 1), stride(lse, tokens - 1)
+    p.query_group, p.out_group, p.lse_group = (
+        call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
+    )
+
+
+cdef object handed_over(np.ndarray result, np.ndarray target, np.ndarray lse):
+    """What the caller gets."""
+    if target is not result:
+        result[...] = target
+    return result if lse is None else (result, lse)
 
 
 cdef object attend_batch(
@@ -430,18 +459,10 @@ cdef object attend_batch(
     if with_lse:
         lse = np.PyArray_EMPTY(ndim - 1, shape, arguments.computed_in(q), 0)
 
-    call.query_head, call.query_row, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
+    describe(&p, q, target, lse, 3, 2)
     describe_rows(&call.key, k, 2)
     describe_rows(&call.value, k if weights else v, 2)
-    p.value_head = 0 if weights else stride(v, 3)
-    call.out_head, call.out_row, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
-    call.lse_head = call.lse_row = 0
-    if with_lse:
-        call.lse_head, call.lse_row = stride(lse, 2), stride(lse, 1)
-    p.query_group, p.out_group, p.lse_group = (
-        call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
-    )
-    p.key_head, p.sinks = stride(k, 3), data(sink)
+    p.key_head, p.value_head, p.sinks = stride(k, 3), 0 if weights else stride(v, 3), data(sink)
     add_mask(&p, mask)
     fill_batch(&batch, QUERY, q, 3)
     fill_batch(&batch, KEY, k, 3)
@@ -465,9 +486,7 @@ cdef object attend_batch(
         compute(&p, asked)
     finally:
         let_go(&p)
-    if target is not result:
-        result[...] = target
-    return (result, lse) if with_lse else result
+    return handed_over(result, target, lse)
 
 
 cdef int compute(Plan *p, int asked) except -1:
@@ -537,17 +556,10 @@ def varlen_attention(
     if with_lse:
         lse = np.PyArray_EMPTY(2, shape, arguments.computed_in(q), 0)
 
-    call.query_row, call.query_head, call.query_element = stride(q, 3), stride(q, 2), stride(q, 1)
+    describe(&p, q, target, lse, 2, 3)
     describe_rows(&call.key, k, 3)
     describe_rows(&call.value, v, 3)
     p.key_head, p.value_head = stride(k, 2), stride(v, 2)
-    call.out_row, call.out_head, call.out_element = stride(target, 3), stride(target, 2), stride(target, 1)
-    call.lse_head = call.lse_row = 0
-    if with_lse:
-        call.lse_row, call.lse_head = stride(lse, 2), stride(lse, 1)
-    p.query_group, p.out_group, p.lse_group = (
-        call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
-    )
     p.sinks = data(sink)
     add_mask(&p, None)
 
@@ -568,6 +580,70 @@ def varlen_attention(
         compute(&p, asked)
     finally:
         let_go(&p)
-    if target is not result:
-        result[...] = target
-    return (result, lse) if with_lse else result
+    return handed_over(result, target, lse)
+
+
+def attend_pages(
+    query, np.ndarray key_pages, np.ndarray value_pages, np.ndarray key_scales, np.ndarray value_scales,
+    np.ndarray block_tables, np.ndarray first_keys, np.ndarray lengths, attn_mask, is_causal, q_offset, window, scale,
+    softcap, sinks, alibi_slopes, out, return_lse, num_threads,
+):
+    """Attention over a cache's pages, read where they lie; for fastattn.cache, which knows them to be sound.
+
+    query (B, Hq, Sq, D); key_pages (pages, Hkv, page size, D) and value_pages likewise; scales (pages, Hkv, page size) of
+    int8 pages, or None. Key j of sequence b, first_keys[b] <= j < lengths[b], is row ``j % page size`` of page
+    ``block_tables[b, j // page size]``. block_tables, first_keys (or None) and lengths are int64, in C order.
+    """
+    cdef np.ndarray q = arguments.real_array("query", query)
+    cdef bint with_lse = arguments.flag("return_lse", return_lse)
+    cdef int asked = arguments.thread_limit(num_threads)
+    cdef np.npy_intp[4] shape
+    cdef Plan p
+    cdef fa_attention *call = &p.call
+    cdef np.ndarray mask, offsets, slopes, sink, result, target, lse = None
+    cdef ptrdiff_t n, batch = block_tables.shape[0], longest = 0
+
+    arguments.cached_shape(q, key_pages, value_pages, batch, shape)
+    for n in range(batch):
+        longest = max(longest, entry(lengths, n))
+    p.weights, p.kv_heads = False, key_pages.shape[1]
+    call.group = length(q, 3) // p.kv_heads
+    call.keys, call.head_size, call.value_size = longest, length(q, 1), length(value_pages, 1)
+    read_options(&p, q, is_causal, window, scale, softcap)
+    offsets = arguments.per_sequence("q_offset", q_offset, 1, shape)
+    slopes = arguments.attention_slopes("alibi_slopes", alibi_slopes, q, 1, shape, length(q, 3))
+    sink = arguments.attention_sinks("sinks", sinks, q, length(q, 3))
+    shape[3] = longest
+    mask = arguments.attention_mask("attn_mask", attn_mask, q, 4, shape)
+    shape[3] = call.value_size
+    result = arguments.output("out", out, 4, shape, q, "query")
+    target = result if out is None else apart(result, (q, key_pages, value_pages, mask))
+    if with_lse:
+        lse = np.PyArray_EMPTY(3, shape, arguments.computed_in(q), 0)
+
+    describe(&p, q, target, lse, 3, 2)
+    describe_pages(&call.key, key_pages, key_scales)
+    describe_pages(&call.value, value_pages, value_scales)
+    call.page_rows = key_pages.shape[2]
+    p.key_head, p.value_head, p.sinks = key_pages.strides[1], value_pages.strides[1], data(sink)
+    if key_scales is not None:
+        p.key_scales, p.key_scale_head = data(key_scales), key_scales.strides[1]
+        p.value_scales, p.value_scale_head = data(value_scales), value_scales.strides[1]
+    add_mask(&p, mask)
+
+    take_sequences(&p, batch)
+    try:
+        for n in range(batch):
+            place(&p.sequences[n], n, length(q, 2), entry(lengths, n), offsets, None, slopes)
+            if first_keys is not None:
+                p.sequences[n].key_begin = entry(first_keys, n)
+            p.sequences[n].pages = <const int64_t *>(data(block_tables) + n * block_tables.strides[0])
+            p.sequences[n].query = data(q) + n * stride(q, 4)
+            p.sequences[n].key, p.sequences[n].value = data(key_pages), data(value_pages)
+            p.sequences[n].mask = data(mask) + n * stride(mask, 4) if mask is not None else NULL
+            p.sequences[n].out = data(target) + n * stride(target, 4)
+            p.sequences[n].lse = data(lse) + n * stride(lse, 3) if with_lse else NULL
+        compute(&p, asked)
+    finally:
+        let_go(&p)
+    return handed_over(result, target, lse)
