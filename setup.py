@@ -41,9 +41,7 @@ TARGETS = {
     "portable": Target(("",), ""),
     "avx2": Target(X86_64, "-mavx2 -mfma -mf16c"),
     "avx512": Target(X86_64, AVX512),
-    "avx512_bf16": Target(
-        X86_64, f"{AVX512} -mavx512bf16 -mavx512vnni"
-    ),  # no processor has the first without the second
+    "avx512_bf16": Target(X86_64, f"{AVX512} -mavx512bf16 -mavx512vnni"),  # the former implies the latter
 }
 
 # Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.

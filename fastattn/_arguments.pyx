@@ -100,16 +100,17 @@ cdef np.ndarray bool_array(str name, object x):
 
 
 cdef np.ndarray vector_like(str name, object x, np.ndarray model, str model_name):
-    """None, or a parameter for each element of the model's last axis, side by side and of the model's type."""
+    """None, or a parameter for each element of the model's last axis: side by side, in the type it is computed in."""
     if x is None:
         return None
-    cdef np.ndarray a = real_array_like(name, x, model, model_name)
+    cdef np.ndarray a = parameter_like(name, x, model, model_name)
     cdef ptrdiff_t length = model.shape[model.ndim - 1]
     if a.ndim != 1 or a.shape[0] != length:
         raise ValueError(f"{name} must have shape ({length},), the last axis of {model_name}, got {shape_of(a)}")
-    if np.PyArray_TYPE(a) == np.PyArray_TYPE(model) and np.PyArray_ISCARRAY_RO(a):
+    cdef int type = computed_in(model)
+    if np.PyArray_TYPE(a) == type and np.PyArray_ISCARRAY_RO(a):
         return a
-    return np.require(a, dtype=model.dtype, requirements=["C", "A"])
+    return np.PyArray_FROMANY(a, type, 0, 0, np.NPY_ARRAY_CARRAY_RO)
 
 
 cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_name):
@@ -179,8 +180,9 @@ cpdef tuple states(object outs, object lses):
         raise ValueError("outs[0] must have at least one axis, got shape ()")
     for i in range(len(outs)):
         out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
-        if np.PyArray_TYPE(lse) != np.PyArray_TYPE(first):
-            raise TypeError(f"lses[{i}] must have dtype {first.dtype}, as outs[0] has, got dtype {lse.dtype}")
+        if np.PyArray_TYPE(lse) != computed_in(first):
+            needed = "float64" if computed_in(first) == np.NPY_FLOAT64 else "float32"
+            raise TypeError(f"lses[{i}] must have dtype {needed}, as that of outs[0] ({first.dtype}), got dtype {lse.dtype}")
         needed = (<object>out).shape[: out.ndim - 1]
         if (<object>lse).shape != needed:
             raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")
@@ -446,7 +448,7 @@ cdef np.ndarray rotary_array(str name, object x):
 
 cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position):
     """A number for each pair of components, in rows: for positions to choose from or, without them, for x's tokens."""
-    cdef np.ndarray a = real_array_like(name, table, x, "x")
+    cdef np.ndarray a = parameter_like(name, table, x, "x")
     if by_position and a.ndim != 2:
         unfit(name, a, "2 axes (positions, pairs) where positions are given")
     if not by_position and (a.ndim < 2 or length(a, 2) != length(x, 2) or not fits_tokens(a, 1, x)):

@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+import dtypes
 import fastattn
 from targets import on_target
 
@@ -22,9 +23,23 @@ def target(request):
         yield request.param
 
 
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+@pytest.fixture(params=dtypes.ALL, ids=str)
 def dtype(request):
-    return np.dtype(request.param)
+    """Each type that arrays may be stored in; 32 and 64 bits alone for what is marked `wide`."""
+    return request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the 16-bit cases of tests, and of single parameters, that are marked `wide`."""
+    left_out = [item for item in items if item.get_closest_marker("wide") and _dtype_of(item) in dtypes.HALF]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        out = set(left_out)
+        items[:] = [item for item in items if item not in out]
+
+
+def _dtype_of(item):
+    return item.callspec.params.get("dtype") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 
 import fastattn
 from accuracy import assert_accurate, naive_attention, naive_attention_weights, unfused_matmul, wider_oracle
+from dtypes import HALF, computed_in, eps, readable
 from fastattn import reference
 from targets import multiplies_and_adds_at_once
 
@@ -52,19 +53,20 @@ class Problem(NamedTuple):
 WIDE = 32
 
 
-@functools.lru_cache(maxsize=8)
-def _wide_problem(shape, dtype):
+@functools.lru_cache(maxsize=16)
+def _wide_problem(shape, dtype, stored):
     rng = np.random.default_rng(shape)
     shape = shape._replace(value_size=max(shape.value_size, WIDE))
-    arrays = Problem(*(rng.normal(size=size).astype(dtype) for size in (shape.query, shape.key, shape.value)))
+    kinds = ((shape.query, dtype), (shape.key, stored or dtype), (shape.value, stored or dtype))
+    arrays = Problem(*(rng.normal(size=size).astype(kind) for size, kind in kinds))
     for x in arrays:
         x.flags.writeable = False
     return arrays
 
 
-def problem(shape, dtype):
-    """Normally distributed query, key and value of that shape, read-only."""
-    query, key, value = _wide_problem(shape, dtype)
+def problem(shape, dtype, stored=None):
+    """Normally distributed query, key and value of that shape, read-only; key and value `stored` in their own type."""
+    query, key, value = _wide_problem(shape, dtype, stored)
     return Problem(query, key, np.ascontiguousarray(value[..., : shape.value_size]))
 
 
@@ -78,9 +80,9 @@ def answers(query, key, value, **options):
 
 
 @functools.lru_cache(maxsize=64)
-def _wide_answers(shape, dtype, options, fused):
+def _wide_answers(shape, dtype, stored, options, fused):
     del fused  # part of the key, as the formula depends on it
-    return answers(*_wide_problem(shape, dtype), **dict(options))
+    return answers(*_wide_problem(shape, dtype, stored), **dict(options))
 
 
 def assert_attention_accurate(query, key, value, *, known=None, out=None, num_threads=None, **options):
@@ -100,16 +102,21 @@ def assert_attention_accurate(query, key, value, *, known=None, out=None, num_th
     return result, lse
 
 
-def assert_accurate_at(shape, dtype, *, num_threads=None, **options):
+def assert_accurate_at(shape, dtype, stored=None, *, num_threads=None, **options):
     """The same for the problem of that shape."""
-    known = _wide_answers(shape, dtype, tuple(options.items()), multiplies_and_adds_at_once())
-    return assert_attention_accurate(*problem(shape, dtype), known=known, num_threads=num_threads, **options)
+    known = _wide_answers(shape, dtype, stored, tuple(options.items()), multiplies_and_adds_at_once())
+    return assert_attention_accurate(*problem(shape, dtype, stored), known=known, num_threads=num_threads, **options)
 
 
 def assert_same_attention(one, other, query, key, value, **options):
-    """That two ways to (out, lse) differ by rounding only: that of the largest score, times the values."""
-    tolerance = 16 * np.finfo(query.dtype).eps * (1 + largest_score(query, key, **options))
-    np.testing.assert_allclose(one[0], other[0], rtol=0, atol=tolerance * _largest(value))
+    """That two ways to (out, lse) differ by rounding only: that of the largest score, times the values.
+
+    In 16 bits weights and results are rounded once more.
+    """
+    tolerance = 16 * eps(computed_in(query.dtype)) * (1 + largest_score(query, key, **options))
+    if query.dtype in HALF:
+        tolerance += 4 * eps(query.dtype)
+    np.testing.assert_allclose(readable(one[0]), readable(other[0]), rtol=0, atol=tolerance * _largest(value))
     np.testing.assert_allclose(one[1], other[1], rtol=0, atol=tolerance * 8)
 
 
@@ -133,7 +140,7 @@ def _largest(x):
 
 
 def _longest(x):
-    return _largest(np.linalg.norm(x, axis=-1))
+    return _largest(np.linalg.norm(x.astype(np.float64), axis=-1))
 
 
 # The options of attention, each for the problem of a given shape. They leave work for one another: together they still
@@ -222,7 +229,7 @@ def assert_accurate_with(names, shape, dtype):
 @functools.lru_cache(maxsize=512)  # small ones, asked for once by each target
 def _answers_with(names, shape, dtype, fused):
     del fused
-    return answers(*_wide_problem(shape, dtype), **options_of(names, shape, dtype))
+    return answers(*_wide_problem(shape, dtype, None), **options_of(names, shape, dtype))
 
 
 def assert_weights_accurate(names, shape, dtype):

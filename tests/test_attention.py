@@ -26,7 +26,7 @@ from problems import (
     problem,
 )
 
-pytestmark = pytest.mark.usefixtures("target")
+pytestmark = [pytest.mark.usefixtures("target"), pytest.mark.wide]
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 

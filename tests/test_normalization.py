@@ -16,7 +16,7 @@ from arrays import (
     laid_out,
 )
 
-pytestmark = pytest.mark.usefixtures("target")
+pytestmark = [pytest.mark.usefixtures("target"), pytest.mark.wide]
 
 # Operation -> its array arguments: rows first, then vectors of a row's length.
 ARRAYS = {

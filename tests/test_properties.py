@@ -15,6 +15,8 @@ from targets import on_target
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 
+pytestmark = pytest.mark.wide
+
 targets = st.sampled_from(fastattn.targets())
 dtypes = st.sampled_from([np.dtype(np.float32), np.dtype(np.float64)])
 layouts = st.sampled_from(list(WRITABLE_LAYOUTS))

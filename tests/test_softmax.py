@@ -16,7 +16,7 @@ from arrays import (
     laid_out,
 )
 
-pytestmark = pytest.mark.usefixtures("target")
+pytestmark = [pytest.mark.usefixtures("target"), pytest.mark.wide]
 
 # Rows up to a few vectors, a step, beyond the first-level cache, beyond what a three-pass row may hold.
 LONG_SIZES = (511, 513, 1000, 4099, 65_537)

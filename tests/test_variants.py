@@ -39,6 +39,8 @@ from targets import on_target
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 attention_weights = functools.partial(fastattn.attention_weights, return_lse=True)
 
+pytestmark = pytest.mark.wide
+
 ALONE = [(name,) for name in OPTIONS]
 PAIRS = [
     ("causal", "window"),

@@ -21,6 +21,8 @@ from arrays import (
 from problems import assert_same_attention
 from targets import on_target
 
+pytestmark = pytest.mark.wide
+
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 varlen_attention = functools.partial(fastattn.varlen_attention, return_lse=True)
 

@@ -5,7 +5,7 @@ from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._core cimport strides
-from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_normalization, kernels_of
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_normalization, fa_size_of, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
@@ -44,7 +44,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
     cdef strides.Axes *outer = &p.outer
     cdef fa_normalization *call = &p.call
     cdef int last
-    cdef ptrdiff_t itemsize = p.kernels.itemsize
+    cdef ptrdiff_t itemsize = fa_size_of(call.type)
     strides.simplify(outer, 4)
     p.rows, call.x_row, call.residual_row, call.out_row, call.total_row = 1, 0, 0, 0, 0
     if outer.count:
@@ -110,7 +110,8 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
     p.total = <char *>np.PyArray_DATA(total) if more else NULL
-    p.kernels = kernels_of(arguments.type_of(x))
+    call.type = arguments.type_of(x)
+    p.kernels = kernels_of(call.type)
     return 0
 
 

@@ -114,11 +114,11 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray cos, np.ndarray sin, np.ndarray 
     call.x_element, call.out_element = last_stride(x), last_stride(out)
     call.cos_element, call.sin_element = last_stride(cos), last_stride(sin)
     call.cos_row, call.sin_row = stride(cos, 2), stride(sin, 2)
-    call.table_type = arguments.type_of(cos)
+    call.type, call.table_type = arguments.type_of(x), arguments.type_of(cos)
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.cos, p.sin = <char *>np.PyArray_DATA(cos), <char *>np.PyArray_DATA(sin)
     p.positions = NULL if positions is None else <char *>np.PyArray_DATA(positions)
-    p.kernels = kernels_of(arguments.type_of(x))
+    p.kernels = kernels_of(call.type)
     return 0
 
 

@@ -5,7 +5,7 @@ from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._core cimport strides
-from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_softmax, kernels_of
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_size_of, fa_softmax, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
@@ -34,7 +34,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
     cdef strides.Axes *outer = &p.outer
     cdef fa_softmax *call = &p.call
     cdef int last
-    cdef ptrdiff_t itemsize = p.kernels.itemsize
+    cdef ptrdiff_t itemsize = fa_size_of(call.type)
     strides.simplify(outer, 3)
     p.rows, call.x_row, call.out_row, call.where_row = 1, 0, 0, 0
     if outer.count:
@@ -108,7 +108,8 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
     p.call.streaming = p.call.length >= 64 and beyond_cache(np.PyArray_NBYTES(target))
     p.x, p.out = <char *>np.PyArray_DATA(a), <char *>np.PyArray_DATA(target)
     p.where = NULL if mask is None else <char *>np.PyArray_DATA(mask)
-    p.kernels = kernels_of(arguments.type_of(a))
+    p.call.type = arguments.type_of(a)
+    p.kernels = kernels_of(p.call.type)
     cdef bint done = True
     if np.PyArray_SIZE(a):
         with nogil:

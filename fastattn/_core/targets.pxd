@@ -47,11 +47,13 @@ cdef extern from "table.h" nogil:
         void *part_sum
 
     ctypedef struct fa_softmax:
+        fa_type type
         ptrdiff_t length
         ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element
         int logarithm, streaming
 
     ctypedef struct fa_normalization:
+        fa_type type
         ptrdiff_t length
         ptrdiff_t x_row, x_element, residual_row, residual_element
         ptrdiff_t out_row, out_element, total_row, total_element
@@ -61,11 +63,11 @@ cdef extern from "table.h" nogil:
         int centred, plain_x, plain_residual, plain_out, plain_total, streaming
 
     ctypedef struct fa_rotary:
+        fa_type type, table_type
         ptrdiff_t length, pairs
         ptrdiff_t x_row, x_element, out_row, out_element
         ptrdiff_t cos_row, cos_element, sin_row, sin_element
         ptrdiff_t position
-        fa_type table_type
         int interleaved
 
     ctypedef struct fa_cache_rows:

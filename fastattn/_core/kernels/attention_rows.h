@@ -7,12 +7,6 @@
 #define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
 #define MOST_TILES 4      /* that share each step of keys */
 
-/* Whether elements of that type lie side by side, each where such an element may begin. */
-FA_INLINE int OP(side_by_side)(const void *first, ptrdiff_t row, ptrdiff_t element, fa_type type) {
-    ptrdiff_t size = fa_size_of(type);
-    return element == size && ((uintptr_t)first | (uintptr_t)row) % (size_t)size == 0;
-}
-
 /* Where row `row` of the call stands: query row / group of the group's head row % group. */
 FA_INLINE ptrdiff_t OP(row_offset)(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {
     return row / a->group * row_stride + row % a->group * head_stride;

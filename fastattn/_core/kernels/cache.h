@@ -56,8 +56,8 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
         if (c->pairs) {
             OP(widen)(cos_row, cos + i * c->cos_row, c->table_type, c->cos_element, c->pairs);
             OP(widen)(sin_row, sin + i * c->sin_row, c->table_type, c->sin_element, c->pairs);
-            if (c->interleaved) OP(turn_row)(row, cos_row, sin_row, row, c->pairs, 1);
-            else OP(turn_row)(row, cos_row, sin_row, row, c->pairs, 0);
+            if (c->interleaved) OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 1);
+            else OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 0);
         }
         if (c->stored != FA_I8) {
             OP(narrow)(out + i * bytes, c->stored, itemsize, row, c->size);

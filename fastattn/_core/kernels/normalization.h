@@ -49,59 +49,80 @@ FA_INLINE OP(statistics) OP(row_statistics)(const R *x, ptrdiff_t count, R about
 }
 
 /* out = (x - mean) · factor · weight + bias; either may be absent. */
-FA_INLINE void OP(normalize)(const R *x, const R *weight, const R *bias, R *out, ptrdiff_t count, R mean, R factor,
-                             const R *ahead, OP(around) *around) {
-#define CENTRED(i, n) (OP(prefetch)(ahead + i), (OP(load_some)(x + i, n) - mean) * factor)
+FA_INLINE void OP(normalize)(const R *x, const R *weight, const R *bias, char *out, const fa_type type, ptrdiff_t count,
+                             R mean, R factor, const char *ahead, OP(around) *around) {
+#define CENTRED(i, n) (OP(prefetch)(ahead + i * fa_size_of(type)), (OP(load_some)(x + i, n) - mean) * factor)
 #define WEIGHTED(i, n) (CENTRED(i, n) * OP(load_some)(weight + i, n))
 #define BIASED(i, n) (CENTRED(i, n) + OP(load_some)(bias + i, n))
 #define BOTH(i, n) (WEIGHTED(i, n) + OP(load_some)(bias + i, n))
-    if (weight && bias) FA_MAP(out, count, around, BOTH);
-    else if (weight) FA_MAP(out, count, around, WEIGHTED);
-    else if (bias) FA_MAP(out, count, around, BIASED);
-    else FA_MAP(out, count, around, CENTRED);
+    if (weight && bias) FA_MAP(out, type, count, around, BOTH);
+    else if (weight) FA_MAP(out, type, count, around, WEIGHTED);
+    else if (bias) FA_MAP(out, type, count, around, BIASED);
+    else FA_MAP(out, type, count, around, CENTRED);
 #undef CENTRED
 #undef WEIGHTED
 #undef BIASED
 #undef BOTH
 }
 
-/* The row to normalise: as it lies, gathered, or the sum with the residual, which is also an output. */
+/* x + residual into `total`, as it is stored, and into `row`, which may be `total` itself. */
+FA_INLINE void OP(add_rows)(const char *x, const char *residual, char *total, R *row, const fa_type type, ptrdiff_t count) {
+    const ptrdiff_t size = fa_size_of(type);
+#define ADD(n)                                                                                                         \
+    do {                                                                                                               \
+        V sum = OP(load_some_as)(x + i * size, type, n) + OP(load_some_as)(residual + i * size, type, n);              \
+        OP(store_some_as)(total + i * size, type, sum, n);                                                             \
+        if (type != STORED) OP(store_some)(row + i, sum, n);                                                           \
+    } while (0)
+    ptrdiff_t i = 0;
+    for (; i + LANES <= count; i += LANES) ADD(LANES);
+    if (i < count) ADD(count - i);
+#undef ADD
+}
+
+/* The row to normalise: as it lies, widened, or the sum with the residual, which is also an output. In 16 bits that sum is
+ * normalised before it is rounded. */
 static const R *OP(normalization_row)(const fa_normalization *n, const char *x, const char *residual, char *total,
                                       R *row) {
     if (!residual) {
-        if (n->plain_x) return (const R *)x;
-        OP(gather)(row, x, n->x_element, n->length);
+        if (n->plain_x && n->type == STORED) return (const R *)x;
+        OP(widen)(row, x, n->type, n->x_element, n->length);
         return row;
     }
     if (!(n->plain_x && n->plain_residual && n->plain_total)) {
         R *other = row + n->length;
-        OP(gather)(row, x, n->x_element, n->length);
-        OP(gather)(other, residual, n->residual_element, n->length);
+        OP(widen)(row, x, n->type, n->x_element, n->length);
+        OP(widen)(other, residual, n->type, n->residual_element, n->length);
         for (ptrdiff_t i = 0; i < n->length; i++) row[i] += other[i];
-        OP(scatter)(total, n->total_element, row, n->length);
+        OP(narrow)(total, n->type, n->total_element, row, n->length);
         return row;
     }
-#define ADDED(i, count) (OP(load_some)((const R *)x + i, count) + OP(load_some)((const R *)residual + i, count))
-    FA_MAP((R *)total, n->length, (OP(around) *)NULL, ADDED);
+#define ADDED(TYPE) OP(add_rows)(x, residual, total, row, TYPE, n->length)
+    FA_FOR_RESULT(n->type, ADDED);
 #undef ADDED
-    return (const R *)total;
+    return n->type == STORED ? (const R *)total : row;
 }
 
 static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, const char *residual, char *out,
                                    char *total, ptrdiff_t rows, void *scratch) {
+    const ptrdiff_t bytes = n->length * fa_size_of(n->type);
+    const fa_type out_type = n->plain_out ? n->type : STORED;
     R *work = scratch, *result = work + 2 * n->length;
     OP(around) around = {.filled = 0};
-    int streaming = n->streaming && n->plain_x && n->plain_out, joined = n->out_row == n->length * (ptrdiff_t)sizeof(R);
+    int streaming = n->streaming && n->plain_x && n->plain_out && n->type == STORED, joined = n->out_row == bytes;
     for (ptrdiff_t row = 0; row < rows; row++) {
         const R *in = OP(normalization_row)(n, x, residual, total, work);
         OP(statistics) s = n->centred ? OP(row_statistics)(in, n->length, OP(row_mean)(in, n->length), 1)
                                       : OP(row_statistics)(in, n->length, 0, 0);
         R factor = (R)(1 / sqrt((double)s.spread + n->eps));
-        const R *ahead = n->plain_x ? OP(row_ahead)((const R *)x, n->x_row, n->length, rows - row) : in;
-        OP(normalize)(in, n->weight, n->bias, n->plain_out ? (R *)out : result, n->length, s.mean, factor, ahead,
-                      streaming ? &around : NULL);
+        const char *ahead = n->plain_x ? OP(row_ahead)(x, n->x_row, bytes, rows - row) : (const char *)in;
+        char *to = n->plain_out ? out : (char *)result;
+#define NORMALIZE(TYPE)                                                                                                \
+    OP(normalize)(in, n->weight, n->bias, to, TYPE, n->length, s.mean, factor, ahead, streaming ? &around : NULL)
+        FA_FOR_RESULT(out_type, NORMALIZE);
+#undef NORMALIZE
         if (streaming) OP(end_row)(&around, (R *)out + n->length, joined && row + 1 < rows);
-        if (!n->plain_out) OP(scatter)(out, n->out_element, result, n->length);
+        if (!n->plain_out) OP(narrow)(out, n->type, n->out_element, result, n->length);
         x += n->x_row;
         residual = residual ? residual + n->residual_row : NULL;
         out += n->out_row;
@@ -111,6 +132,6 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
 }
 
 static ptrdiff_t EXPORT(normalization_scratch)(const fa_normalization *n) {
-    int copies = !(n->plain_x && n->plain_out) || !(n->plain_residual && n->plain_total);
+    int copies = n->type != STORED || !(n->plain_x && n->plain_out) || !(n->plain_residual && n->plain_total);
     return copies ? 3 * n->length * (ptrdiff_t)sizeof(R) : 0;
 }

@@ -39,7 +39,7 @@ static void EXPORT(probe_copy)(void *to, const void *from, ptrdiff_t bytes) {
     const R *x = from;
     OP(around) state = {.filled = 0}, *around = &state;
 #define SAME(i, n) (OP(prefetch)(x + 2048 + i), OP(load_some)(x + i, n))
-    FA_MAP((R *)to, bytes / (ptrdiff_t)sizeof(R), around, SAME);
+    FA_MAP((char *)to, STORED, bytes / (ptrdiff_t)sizeof(R), around, SAME);
 #undef SAME
     OP(end_row)(around, (R *)to + bytes / (ptrdiff_t)sizeof(R), 0);
     stream_end();

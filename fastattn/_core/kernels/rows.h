@@ -7,6 +7,41 @@ FA_INLINE void OP(store_some)(R *p, V x, ptrdiff_t n) {
     else OP(store_part)(p, x, (int)n);
 }
 
+/* The same of any type; a part of 16-bit elements goes through a vector's worth of memory, as nothing beyond is touched. */
+FA_INLINE V OP(load_some_as)(const char *p, fa_type type, ptrdiff_t n) {
+    if (type == STORED) return OP(load_some)((const R *)p, n);
+    if (n == LANES) return OP(load_as)(p, type);
+    char part[LANES * sizeof(R)] = {0};
+    memcpy(part, p, (size_t)(n * fa_size_of(type)));
+    return OP(load_as)(part, type);
+}
+FA_INLINE void OP(store_some_as)(char *p, fa_type type, V x, ptrdiff_t n) {
+    if (type == STORED) OP(store_some)((R *)p, x, n);
+    else if (n == LANES) OP(store_as)(p, type, x);
+    else {
+        char part[LANES * sizeof(R)];
+        OP(store_as)(part, type, x);
+        memcpy(p, part, (size_t)(n * fa_size_of(type)));
+    }
+}
+
+/* CALL(TYPE) with the type of a result as a constant. */
+#undef FA_FOR_RESULT
+#if FA_VECTOR_BYTES / LANES == 4
+#define FA_FOR_RESULT(type, CALL)                                                                                      \
+    do {                                                                                                               \
+        if ((type) == FA_F32) CALL(FA_F32);                                                                            \
+        else if ((type) == FA_BF16) CALL(FA_BF16);                                                                     \
+        else CALL(FA_F16);                                                                                             \
+    } while (0)
+#else
+#define FA_FOR_RESULT(type, CALL)                                                                                      \
+    do {                                                                                                               \
+        (void)(type);                                                                                                  \
+        CALL(FA_F64);                                                                                                  \
+    } while (0)
+#endif
+
 /* The first n lanes of x, and `rest` in the others. */
 FA_INLINE V OP(keep_lanes)(V x, int n, R rest) {
     VI lane;
@@ -20,12 +55,12 @@ FA_INLINE V OP(keep_lanes)(V x, int n, R rest) {
 /* The row to prefetch while this one is at work, of which `left` are still to come: far enough ahead to hide the way to
  * memory, 8 KB and at least two rows (softmax has the next in hand already). At the end it is the row itself, which costs
  * next to nothing. */
-FA_INLINE const R *OP(row_ahead)(const R *row, ptrdiff_t stride, ptrdiff_t length, ptrdiff_t left) {
-    ptrdiff_t rows = 8192 / (length * (ptrdiff_t)sizeof(R)) + 2;
-    return rows < left ? (const R *)((const char *)row + rows * stride) : row;
+FA_INLINE const char *OP(row_ahead)(const char *row, ptrdiff_t stride, ptrdiff_t bytes, ptrdiff_t left) {
+    ptrdiff_t rows = 8192 / bytes + 2;
+    return rows < left ? row + rows * stride : row;
 }
 
-FA_INLINE void OP(prefetch)(const R *address) { __builtin_prefetch(address, 0, 2); }
+FA_INLINE void OP(prefetch)(const void *address) { __builtin_prefetch(address, 0, 2); }
 
 /* How a large result is stored: around the cache, which saves reading the lines that are overwritten (copy 38 GB/s against
  * 23). That wants whole aligned vectors, so what a row leaves over at its end waits in `line` for the next row's beginning:
@@ -35,19 +70,22 @@ typedef struct {
     ptrdiff_t filled; /* lanes of `line` that wait */
 } OP(around);
 
-/* out[i] = VALUE(i, n) for the n elements from i on, a vector at a time; `around` is NULL for plain stores. */
-#define FA_MAP(out, count, around, VALUE)                                                                              \
+/* Element i of `out` = VALUE(i, n) for the n elements from i on, a vector at a time, stored as `type`; `around` is NULL for
+ * plain stores, and is meant for STORED alone. */
+#define FA_MAP(out, type, count, around, VALUE)                                                                        \
     do {                                                                                                               \
         ptrdiff_t i = 0;                                                                                               \
-        if (around) {                                                                                                  \
-            i = (ptrdiff_t)(-(uintptr_t)(out) % FA_VECTOR_BYTES / sizeof(R));                                          \
-            if (i) OP(put_line)(around, (out) - (around)->filled, VALUE(0, i), i);                                     \
-            for (; i + LANES <= (count); i += LANES) OP(stream)((out) + i, VALUE(i, LANES));                           \
+        if ((type) == STORED && (around)) {                                                                            \
+            R *place = (R *)(out);                                                                                     \
+            i = (ptrdiff_t)(-(uintptr_t)place % FA_VECTOR_BYTES / sizeof(R));                                          \
+            if (i) OP(put_line)(around, place - (around)->filled, VALUE(0, i), i);                                     \
+            for (; i + LANES <= (count); i += LANES) OP(stream)(place + i, VALUE(i, LANES));                           \
             (around)->filled = (count) - i;                                                                            \
             if (i < (count)) (around)->line = VALUE(i, (count) - i);                                                   \
         } else {                                                                                                       \
-            for (; i + LANES <= (count); i += LANES) OP(store)((out) + i, VALUE(i, LANES));                            \
-            if (i < (count)) OP(store_part)((out) + i, VALUE(i, (count) - i), (int)((count) - i));                     \
+            const ptrdiff_t size = fa_size_of(type);                                                                   \
+            for (; i + LANES <= (count); i += LANES) OP(store_as)((out) + i * size, type, VALUE(i, LANES));            \
+            if (i < (count)) OP(store_some_as)((out) + i * size, type, VALUE(i, (count) - i), (count) - i);            \
         }                                                                                                              \
     } while (0)
 
@@ -66,15 +104,13 @@ FA_INLINE void OP(end_row)(OP(around) *around, R *end, int next_follows) {
     if (around->filled && !next_follows) OP(put_line)(around, end - around->filled, (V){0}, 0);
 }
 
+/* Whether elements of that type lie side by side, each where such an element may begin. */
+FA_INLINE int OP(side_by_side)(const void *first, ptrdiff_t row, ptrdiff_t element, fa_type type) {
+    ptrdiff_t size = fa_size_of(type);
+    return element == size && ((uintptr_t)first | (uintptr_t)row) % (size_t)size == 0;
+}
+
 /* Whether rows can be used as they lie. */
 FA_INLINE int OP(plain)(const void *first, ptrdiff_t row, ptrdiff_t element) {
-    return element == (ptrdiff_t)sizeof(R) && ((uintptr_t)first | (uintptr_t)row) % sizeof(R) == 0;
-}
-
-static void OP(gather)(R *to, const char *from, ptrdiff_t element, ptrdiff_t count) {
-    for (ptrdiff_t i = 0; i < count; i++) memcpy(to + i, from + i * element, sizeof *to);
-}
-
-static void OP(scatter)(char *to, ptrdiff_t element, const R *from, ptrdiff_t count) {
-    for (ptrdiff_t i = 0; i < count; i++) memcpy(to + i * element, from + i, sizeof *from);
+    return OP(side_by_side)(first, row, element, STORED);
 }

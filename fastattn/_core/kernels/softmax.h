@@ -10,12 +10,12 @@ typedef struct { R max, sum; } OP(softmax_state);
 
 FA_INLINE ptrdiff_t OP(span_of)(const fa_softmax *s) { return s->length < SPAN ? s->length : SPAN; }
 
-/* Elements [first, first + count) of a row: in place, or gathered into scratch with the excluded ones at -inf. */
+/* Elements [first, first + count) of a row: in place, or widened into scratch with the excluded ones at -inf. */
 FA_INLINE const R *OP(softmax_span)(const fa_softmax *s, const char *x, const char *where, ptrdiff_t first,
                                     ptrdiff_t count, int plain, R *scratch) {
     x += first * s->x_element;
     if (plain) return (const R *)x;
-    OP(gather)(scratch, x, s->x_element, count);
+    OP(widen)(scratch, x, s->type, s->x_element, count);
     if (where)
         for (ptrdiff_t i = 0; i < count; i++)
             if (!where[(first + i) * s->where_element]) scratch[i] = (R)-INFINITY;
@@ -76,14 +76,19 @@ FA_INLINE R OP(last_factor)(const fa_softmax *s, R sum) {
 
 /* The last pass over a span. softmax: terms · factor; or, from x itself, e^(x - shift) · factor.
  * log_softmax: x - shift - factor, the factor then being the logarithm of the sum. */
-FA_INLINE void OP(span_finish)(const fa_softmax *s, const R *x, int terms, R *out, ptrdiff_t count, R shift, R factor,
-                               OP(around) *around) {
+FA_INLINE void OP(span_finish)(const fa_softmax *s, const R *x, int terms, char *out, fa_type type, ptrdiff_t count,
+                               R shift, R factor, OP(around) *around) {
 #define SCALED(i, n) (OP(load_some)(x + i, n) * factor)
 #define TERMS(i, n) (OP(exp)(OP(load_some)(x + i, n) - shift) * factor)
 #define LOGARITHM(i, n) (OP(load_some)(x + i, n) - shift - factor)
-    if (s->logarithm) FA_MAP(out, count, around, LOGARITHM);
-    else if (terms) FA_MAP(out, count, around, SCALED);
-    else FA_MAP(out, count, around, TERMS);
+#define FINISH(TYPE)                                                                                                   \
+    do {                                                                                                               \
+        if (s->logarithm) FA_MAP(out, TYPE, count, around, LOGARITHM);                                                 \
+        else if (terms) FA_MAP(out, TYPE, count, around, SCALED);                                                      \
+        else FA_MAP(out, TYPE, count, around, TERMS);                                                                  \
+    } while (0)
+    FA_FOR_RESULT(type, FINISH);
+#undef FINISH
 #undef SCALED
 #undef TERMS
 #undef LOGARITHM
@@ -91,7 +96,8 @@ FA_INLINE void OP(span_finish)(const fa_softmax *s, const R *x, int terms, R *ou
 
 /* What the rows of a call have in common. */
 typedef struct {
-    int plain, plain_out; /* rows can be read, and written, as they lie */
+    int plain, plain_out; /* rows can be read as they lie, and be written to where they belong */
+    fa_type out_type;     /* how they are written there, or to `result` */
     int joined;           /* a row begins where the one before ends */
     OP(around) *around;   /* NULL: plain stores */
     R *scratch, *result;
@@ -100,17 +106,19 @@ typedef struct {
 /* A row on its way: where it is read, where its exponentials and its result go, what to prefetch meanwhile. */
 typedef struct {
     const R *x, *ahead;
-    R *terms, *to;
+    R *terms;
+    char *to;
     R shift, factor;
 } OP(softmax_row);
 
 FA_INLINE OP(softmax_row) OP(begin_row)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t left,
                                         R *scratch, const OP(softmax_memory) *memory) {
     OP(softmax_row) row = {.x = OP(softmax_span)(s, x, where, 0, s->length, memory->plain, scratch)};
-    row.ahead = memory->plain ? OP(row_ahead)(row.x, s->x_row, s->length, left) : row.x;
-    /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed. */
-    row.terms = memory->plain_out && !memory->around ? (R *)out : scratch;
-    row.to = memory->plain_out ? (R *)out : memory->result;
+    row.ahead = memory->plain ? (const R *)OP(row_ahead)(x, s->x_row, s->length * (ptrdiff_t)sizeof(R), left) : row.x;
+    /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed or too
+     * narrow. */
+    row.terms = memory->plain_out && memory->out_type == STORED && !memory->around ? (R *)out : scratch;
+    row.to = memory->plain_out ? out : (char *)memory->result;
     row.shift = OP(finite_shift)(OP(span_max)(row.x, s->length));
     return row;
 }
@@ -122,9 +130,10 @@ FA_INLINE V OP(row_terms)(const fa_softmax *s, const OP(softmax_row) *row, ptrdi
 }
 
 FA_INLINE void OP(row_results)(const fa_softmax *s, const OP(softmax_row) *row, ptrdiff_t i, ptrdiff_t count,
-                               OP(around) *around) {
+                               const OP(softmax_memory) *memory) {
     const R *from = s->logarithm ? row->x : row->terms;
-    OP(span_finish)(s, from + i, !s->logarithm, row->to + i, count, row->shift, row->factor, around);
+    char *to = row->to + i * fa_size_of(memory->out_type);
+    OP(span_finish)(s, from + i, !s->logarithm, to, memory->out_type, count, row->shift, row->factor, memory->around);
 }
 
 /* Rows that fit the cache, three of them on their way: while the exponentials of one are computed, the results of the row
@@ -142,11 +151,12 @@ static void OP(softmax_short_rows)(const fa_softmax *s, const char *x, const cha
         for (ptrdiff_t i = 0; i < s->length; i += RUN) {
             ptrdiff_t count = s->length - i < RUN ? s->length - i : RUN;
             if (middle) sum += OP(row_terms)(s, middle, i, count);
-            if (last) OP(row_results)(s, last, i, count, memory->around);
+            if (last) OP(row_results)(s, last, i, count, memory);
         }
         if (middle) middle->factor = OP(last_factor)(s, OP(lane_sum)(sum));
-        if (last && !memory->plain_out) OP(scatter)(out + (r - 2) * s->out_row, s->out_element, last->to, s->length);
-        if (last && memory->around) OP(end_row)(memory->around, last->to + s->length, memory->joined);
+        if (last && !memory->plain_out)
+            OP(narrow)(out + (r - 2) * s->out_row, s->type, s->out_element, memory->result, s->length);
+        if (last && memory->around) OP(end_row)(memory->around, (R *)last->to + s->length, memory->joined);
     }
 }
 
@@ -167,9 +177,10 @@ static void OP(softmax_long_row)(const fa_softmax *s, const char *x, const char 
     for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
         const R *span = OP(softmax_span)(s, x, where, first, count, memory->plain, memory->scratch);
-        R *to = memory->plain_out ? (R *)out + first : memory->result;
-        OP(span_finish)(s, span, 0, to, count, shift, factor, memory->around);
-        if (!memory->plain_out) OP(scatter)(out + first * s->out_element, s->out_element, to, count);
+        char *to = memory->plain_out ? out + first * s->out_element : (char *)memory->result;
+        OP(span_finish)(s, span, 0, to, memory->out_type, count, shift, factor, memory->around);
+        if (!memory->plain_out)
+            OP(narrow)(out + first * s->out_element, s->type, s->out_element, memory->result, count);
     }
     if (memory->around) OP(end_row)(memory->around, (R *)out + s->length, memory->joined);
 }
@@ -177,14 +188,16 @@ static void OP(softmax_long_row)(const fa_softmax *s, const char *x, const char 
 static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                  void *scratch) {
     OP(around) around = {.filled = 0};
+    int plain_out = OP(side_by_side)(out, s->out_row, s->out_element, s->type);
     OP(softmax_memory) memory = {
-        .plain = !where && OP(plain)(x, s->x_row, s->x_element),
-        .plain_out = OP(plain)(out, s->out_row, s->out_element),
+        .plain = !where && s->type == STORED && OP(plain)(x, s->x_row, s->x_element),
+        .plain_out = plain_out,
+        .out_type = plain_out ? s->type : STORED,
         .joined = s->out_row == s->length * (ptrdiff_t)sizeof(R),
         .scratch = scratch,
         .result = (R *)scratch + 3 * OP(span_of)(s),
     };
-    if (s->streaming && memory.plain && memory.plain_out) memory.around = &around;
+    if (s->streaming && memory.plain && plain_out) memory.around = &around;
     if (s->length <= SPAN) OP(softmax_short_rows)(s, x, where, out, rows, &memory);
     else
         for (ptrdiff_t row = 0; row < rows; row++)
@@ -196,30 +209,27 @@ static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char 
     }
 }
 
-/* `lanes` rows side by side: element i of all of them stands at x + i · x_element. */
-FA_INLINE void OP(softmax_side_by_side)(const fa_softmax *s, const char *x, char *out, int lanes) {
+/* `lanes` rows side by side: element i of all of them stands at x + i · x_element. Between the passes the exponentials
+ * stay in the output; one of 16 bits would round them, so there they are computed twice. */
+FA_INLINE void OP(softmax_lanes)(const fa_softmax *s, const char *x, char *out, const fa_type type, int lanes) {
     const V lowest = OP(splat)((R)-INFINITY);
     V max = lowest, sum = {0};
-#define AT(i) OP(load_some)((const R *)(x + (i) * s->x_element), lanes)
-#define PUT(i, value)                                                                                                  \
-    do {                                                                                                               \
-        R *to = (R *)(out + (i) * s->out_element);                                                                     \
-        if (lanes == LANES) OP(store)(to, value);                                                                      \
-        else OP(store_part)(to, value, lanes);                                                                         \
-    } while (0)
+#define AT(i) OP(load_some_as)(x + (i) * s->x_element, type, lanes)
+#define PUT(i, value) OP(store_some_as)(out + (i) * s->out_element, type, value, lanes)
     for (ptrdiff_t i = 0; i < s->length; i++) max = OP(max)(AT(i), max);
     V shift = OP(select)(max == lowest, (V){0}, max);
     for (ptrdiff_t i = 0; i < s->length; i++) {
         V less = AT(i) - shift, term = OP(exp)(less);
         sum += term;
         if (s->logarithm) term = less;
-        PUT(i, term);
+        if (type == STORED) PUT(i, term);
     }
     V factor = OP(select)(sum == (V){0}, (V){0}, (R)1 / sum);
     if (s->logarithm)
         for (int lane = 0; lane < LANES; lane++) factor[lane] = sum[lane] == 0 ? 0 : (R)log((double)sum[lane]);
     for (ptrdiff_t i = 0; i < s->length; i++) {
-        V kept = OP(load_some)((const R *)(out + i * s->out_element), lanes);
+        V kept = type == STORED ? OP(load_some)((const R *)(out + i * s->out_element), lanes) : (V)(AT(i) - shift);
+        if (type != STORED && !s->logarithm) kept = OP(exp)(kept);
         if (s->logarithm) kept = kept - factor;
         else kept = kept * factor;
         PUT(i, kept);
@@ -231,11 +241,15 @@ FA_INLINE void OP(softmax_side_by_side)(const fa_softmax *s, const char *x, char
 static void EXPORT(softmax_columns)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                     void *scratch) {
     (void)where, (void)scratch;
-    ptrdiff_t row = 0;
-    for (; row + LANES <= rows; row += LANES)
-        OP(softmax_side_by_side)(s, x + row * (ptrdiff_t)sizeof(R), out + row * (ptrdiff_t)sizeof(R), LANES);
-    if (row < rows)
-        OP(softmax_side_by_side)(s, x + row * (ptrdiff_t)sizeof(R), out + row * (ptrdiff_t)sizeof(R), (int)(rows - row));
+#define COLUMNS(TYPE)                                                                                                  \
+    do {                                                                                                               \
+        const ptrdiff_t size = fa_size_of(TYPE);                                                                       \
+        ptrdiff_t row = 0;                                                                                             \
+        for (; row + LANES <= rows; row += LANES) OP(softmax_lanes)(s, x + row * size, out + row * size, TYPE, LANES); \
+        if (row < rows) OP(softmax_lanes)(s, x + row * size, out + row * size, TYPE, (int)(rows - row));               \
+    } while (0)
+    FA_FOR_RESULT(s->type, COLUMNS);
+#undef COLUMNS
 }
 
 static ptrdiff_t EXPORT(softmax_scratch)(const fa_softmax *s) {

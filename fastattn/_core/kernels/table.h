@@ -58,7 +58,9 @@ typedef struct {
 
 enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16 };
 
+/* The row operations. Arrays of rows, results included, are all stored in the same `type`. */
 typedef struct {
+    fa_type type;
     ptrdiff_t length;
     ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element;
     int logarithm; /* log_softmax */
@@ -66,9 +68,10 @@ typedef struct {
 } fa_softmax;
 
 typedef struct {
+    fa_type type;
     ptrdiff_t length;
     ptrdiff_t x_row, x_element, residual_row, residual_element, out_row, out_element, total_row, total_element;
-    const void *weight, *bias; /* (length,) side by side, or NULL */
+    const void *weight, *bias; /* (length,) side by side, in the kernel's type; or NULL */
     double eps;
     int centred;                                            /* layer_norm: the mean is subtracted */
     int plain_x, plain_residual, plain_out, plain_total;    /* elements side by side and aligned */
@@ -77,11 +80,11 @@ typedef struct {
 
 /* Rotary embedding: row i of x turns by the angles of row positions[i] of the tables or, without positions, of row i. */
 typedef struct {
+    fa_type type, table_type;
     ptrdiff_t length, pairs; /* components of a row; how many pairs of them turn */
     ptrdiff_t x_row, x_element, out_row, out_element;
     ptrdiff_t cos_row, cos_element, sin_row, sin_element;
     ptrdiff_t position; /* bytes from a row's position, an intptr_t, to the next row's */
-    fa_type table_type;
     int interleaved;    /* pairs are neighbours; otherwise their second halves follow all the first ones */
 } fa_rotary;
 

@@ -31,6 +31,16 @@ FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) {
+    __m256i bits = (__m256i)x, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256 quiet = (__m256)_mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256 nan = _mm256_cmp_ps((__m256)x, (__m256)x, _CMP_UNORD_Q);
+    __m256i upper = _mm256_srli_epi32((__m256i)_mm256_blendv_ps((__m256)rounded, quiet, nan), 16);
+    __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+    _mm_storeu_si128((__m128i *)p, packed);
+}
+
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
     return (VI_f32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));

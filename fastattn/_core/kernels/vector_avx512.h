@@ -42,6 +42,21 @@ FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+/* The instruction for it, one instead of six, takes subnormal numbers for 0: it is for vectors that hold none. */
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) {
+#ifdef FA_DOT
+    if (__builtin_expect(!_mm512_fpclass_ps_mask((__m512)x, 0x20), 1)) {
+        _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+        return;
+    }
+#endif
+    __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
     return (VI_f32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));

@@ -1,0 +1,38 @@
+"""The types that arrays may be stored in."""
+
+import ml_dtypes
+import numpy as np
+
+WIDE = (np.dtype(np.float32), np.dtype(np.float64))
+HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+ALL = WIDE + HALF
+
+
+def eps(dtype):
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def largest(dtype):
+    return float(ml_dtypes.finfo(dtype).max)
+
+
+def computed_in(dtype):
+    """The type of sums, and of what is not stored in the caller's own: float32, or float64 for float64."""
+    return np.dtype(np.float32) if dtype in HALF else dtype
+
+
+def random(rng, dtype, *shape, centre=0, spread=1):
+    """Normally distributed numbers; what the type could not hold is its largest number."""
+    x = rng.normal(centre, spread, size=shape)
+    return np.clip(x, -largest(dtype), largest(dtype)).astype(dtype)
+
+
+def readable(x):
+    """x in a type that NumPy's own comparisons know: they do not see that bfloat16 has NaN."""
+    return x.astype(computed_in(x.dtype))
+
+
+def assert_equal(x, y):
+    """Equal in type, shape and every element, NaN included."""
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(readable(x), readable(y))
