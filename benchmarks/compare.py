@@ -1,28 +1,31 @@
-"""Compare with the other engines, case by case, and write the README's table.
+"""Compare with the other engines, case by case, and write the README's first two tables.
 
     python benchmarks/compare.py                     # print the table; takes some minutes
     python benchmarks/compare.py --only bert         # some cases
     python benchmarks/compare.py --readme            # put the table into README.md
+    python benchmarks/compare.py --dtype bfloat16,float16 --readme    # the table of other types, and against float32
 
 Every engine runs in a process of its own, on the same number of threads, and they take turns: times are medians of
 rounds, ratios medians of the rounds' ratios. Losses are shown as they are.
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
 import fastattn
-from fastattn.commands import machine, options, tables
-from fastattn.commands.cases import chosen
+from fastattn.commands import dtypes, machine, options, tables
+from fastattn.commands.cases import chosen, in_float32
 from fastattn.commands.measure import Pace
 from fastattn.commands.peers import OTHERS, PEERS
 from fastattn.commands.results import collect, geometric_mean
 
 README = Path(__file__).parents[1] / "README.md"
 
-#: What stands around the table in the README.
+#: What stands around the table in the README, and before that of other types.
 BEGIN, END = "<!-- table of benchmarks/compare.py -->", "<!-- end of table -->"
+BEGIN_TYPES = "<!-- table of benchmarks/compare.py --dtype -->"
 
 #: The sections of the table: title, and the cases that belong there.
 SECTIONS = (
@@ -36,18 +39,36 @@ Shapes: batch × heads × tokens × head size, or rows × length; 32/8 heads are
 "vs. fastest" is the time of the fastest other engine over fastattn's; **bold** where fastattn is slower.
 "of limit" is the share of the multiply-adds that this machine can do, or of the bytes it can read or copy."""
 
+LEGEND_TYPES = """\
+"vs. float32" is the time of fastattn's own float32 over that of this type, in the same rounds. The limit of bfloat16 is
+that of its dot product where the processor has one. ONNX Runtime has no bfloat16 but in norms; OpenVINO's float16 is
+float32 inside, since told otherwise it takes bfloat16."""
+
 
 def main(argv=None):
     """Measure, print the table, and put it where it was asked for."""
-    arguments = parse(argv, __doc__)
+    arguments = parse(argv, __doc__, functools.partial(options.add_dtype, default="float32, and some cases in float64"))
     threads = arguments.threads or fastattn.get_num_threads()
     present = [name for name in OTHERS if not PEERS[name].absent]
     facts = machine.describe(["numpy", *present], threads)
     pace = Pace(arguments.rounds, arguments.seconds, patience=arguments.rounds * arguments.seconds * 5)
-    results = collect(chosen("full", arguments.only), ["fastattn", *present], pace, threads)
+    cases, twin_of = of_types(arguments) if arguments.dtype else (of_float(arguments), lambda case: None)
+    results = collect(cases, ["fastattn", *present], pace, threads, twin_of)
 
     data = {"machine": facts, "results": [result.as_json() for result in results]}
-    deliver(render(results, present, facts), data, arguments, BEGIN)
+    table = render(results, present, facts, dtypes.remarks(arguments.dtype))
+    deliver(table, data, arguments, BEGIN_TYPES if arguments.dtype else BEGIN)
+
+
+def of_float(arguments):
+    """The cases of the first table."""
+    return [case for case in chosen("full", arguments.only) if case.dtype not in dtypes.HALF]
+
+
+def of_types(arguments):
+    """The cases in the types that were asked for, rows into a given array alone, and how to find each in float32."""
+    cases = [case for name in dtypes.present(arguments.dtype) for case in chosen("full", arguments.only, (name,))]
+    return [case for case in cases if case.out or SECTIONS[0][1](case)], in_float32
 
 
 def deliver(table, data, arguments, begin):
@@ -59,17 +80,25 @@ def deliver(table, data, arguments, begin):
         arguments.readme.write_text(replaced(arguments.readme.read_text(), table, begin))
 
 
-def render(results, others, facts):
+def render(results, others, facts, remarks=()):
     """The results as Markdown: a section for each kind of case, then what they were measured on."""
-    blocks, left = [], list(results)
-    for title, belongs in SECTIONS:
-        section = [result for result in left if belongs(result.case)]
-        left = [result for result in left if result not in section]
-        if section:
-            blocks += [f"**{title}**", _table(section, others), _mean(section, others)]
+    blocks = []
+    for title, section in _sections(results):
+        blocks += [f"**{title}**", _table(section, others), _mean(section, others)]
     absent = [PEERS[name].label for name in OTHERS if name not in others]
-    blocks += [LEGEND, *(f"{label} was not installed." for label in absent), machine.line(facts)]
-    return "\n\n".join(blocks)
+    legend = [LEGEND, *([LEGEND_TYPES] if any(map(_twin, results)) else [])]
+    remarks = [*(f"{label} was not installed." for label in absent), *remarks]
+    return "\n\n".join([*blocks, "\n".join(legend), *remarks, machine.line(facts)])
+
+
+def _sections(results):
+    """Title and results of each kind of case; those that stand beside float32 are also parted by type."""
+    kinds = {}
+    for result in results:
+        place = next(n for n, (_, belongs) in enumerate(SECTIONS) if belongs(result.case))
+        kinds.setdefault((place, result.case.dtype if _twin(result) else ""), []).append(result)
+    for place, dtype in sorted(kinds, key=lambda kind: kind[0]):
+        yield ", ".join(filter(None, [SECTIONS[place][0], dtype])), kinds[place, dtype]
 
 
 def replaced(text, table, beginning=BEGIN):
@@ -81,10 +110,11 @@ def replaced(text, table, beginning=BEGIN):
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
-def parse(argv, description):
-    """The arguments of a script that measures."""
+def parse(argv, description, more=lambda parser: None):
+    """The arguments of a script that measures; `more` adds some of its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_arguments(parser)
+    more(parser)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each engine (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.2, help="length of a turn (default: 0.2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements")
@@ -94,8 +124,14 @@ def parse(argv, description):
 
 def _table(results, others):
     labels = [PEERS[name].label for name in others]
-    header = ["", "shape", "dtype", "fastattn", *labels, "vs. fastest", "of limit"]
-    return tables.markdown(header, [_row(result, others) for result in results], "lll" + "r" * (len(labels) + 3))
+    twin = ["vs. float32"] if any(map(_twin, results)) else []
+    header = ["", "shape", "dtype", "fastattn", *labels, "vs. fastest", *twin, "of limit"]
+    return tables.markdown(header, [_row(result, others) for result in results], "lll" + "r" * (len(header) - 3))
+
+
+def _twin(result):
+    """Whether the library's own float32 took turns with it."""
+    return "float32" in result.outcomes
 
 
 def _row(result, others):
@@ -103,7 +139,8 @@ def _row(result, others):
     times = [tables.duration(result.outcomes[name].seconds) for name in ("fastattn", *others)]
     ratio = _advantage(result, others)
     shown = f"**{tables.ratio(ratio)}**" if ratio < 1 else tables.ratio(ratio)
-    return [case.title, case.shape, case.dtype, *times, shown, tables.percent(result.share)]
+    twin = [tables.ratio(result.speedup("float32"))] if _twin(result) else []
+    return [case.title, case.shape, case.dtype, *times, shown, *twin, tables.percent(result.share)]
 
 
 def _advantage(result, others):
@@ -116,7 +153,10 @@ def _mean(results, others):
     ratios = [_advantage(result, others) for result in results]
     lost = sum(ratio < 1 for ratio in ratios)
     mean = tables.ratio(geometric_mean(ratios))
-    return f"Geometric mean against the fastest other engine of each row: {mean}; slower in {lost} of {len(results)}."
+    text = f"Geometric mean against the fastest other engine of each row: {mean}; slower in {lost} of {len(results)}."
+    if any(map(_twin, results)):
+        text += f" Against float32: {tables.ratio(geometric_mean(result.speedup('float32') for result in results))}."
+    return text
 
 
 if __name__ == "__main__":

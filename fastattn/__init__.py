@@ -6,6 +6,7 @@ attention.py      scaled_dot_product_attention, varlen_attention, attention_weig
 softmax.py        softmax, log_softmax
 normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
 rotary.py         rotary_embedding
+cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
@@ -26,11 +27,15 @@ __path__ = compiled(__path__)
 
 from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
 from fastattn.attention import attention_weights, merge_states, scaled_dot_product_attention, varlen_attention
+from fastattn.cache import KVCache, OutOfPages, PagedKVCache
 from fastattn.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from fastattn.rotary import rotary_embedding
 from fastattn.softmax import log_softmax, softmax
 
 __all__ = [
+    "KVCache",
+    "OutOfPages",
+    "PagedKVCache",
     "add_layer_norm",
     "add_rms_norm",
     "attention_weights",

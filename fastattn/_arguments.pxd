@@ -50,6 +50,11 @@ cdef np.ndarray rotary_array(str name, object x)
 cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position)
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows)
 cdef double non_negative(str name, object x) except -1
+cpdef object storage_dtype(str name, object x)
+cpdef ptrdiff_t at_least_one(str name, object x) except -1
+cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size)
+cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions)
+cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit)
 
 
 cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:

@@ -153,7 +153,7 @@ cdef bint overlaps_itself(np.ndarray a) noexcept:
     cdef int i
     for i in range(a.ndim):
         if a.strides[i] == 0 and a.shape[i] > 1:
-            return True
+            return np.PyArray_SIZE(a) > 0  # NumPy gives an array of no elements such strides
     return False
 
 
@@ -507,6 +507,68 @@ cdef tuple tokens_of(np.ndarray x):
     """x's shape without heads and components: (..., tokens)."""
     shape = (<object>x).shape
     return (*shape[: max(0, x.ndim - 3)], shape[x.ndim - 2])
+
+
+# --- caches ---
+
+cpdef object storage_dtype(str name, object x):
+    """What a cache stores, from a NumPy or ml_dtypes type or its name; int8 is quantised."""
+    if isinstance(x, str) and x == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ValueError(
+                f"{name} must have ml_dtypes installed to be bfloat16 (pip install 'fastattn[bfloat16]'), got {x!r}"
+            ) from None
+        x = ml_dtypes.bfloat16
+    needed = f"{name} must be float32, float64, float16, bfloat16 or int8 in native byte order"
+    if not isinstance(x, (str, type, np.dtype)):
+        raise TypeError(f"{needed}, got {x!r}")
+    try:
+        dtype = np.dtype(x)
+    except (TypeError, ValueError, SyntaxError):
+        raise TypeError(f"{needed}, got {x!r}") from None
+    if dtype.num != np.NPY_INT8 and not is_real(np.empty(0, dtype)):
+        raise TypeError(f"{needed}, got {x!r}")
+    return dtype
+
+
+cpdef ptrdiff_t at_least_one(str name, object x) except -1:
+    cdef ptrdiff_t number = integer(name, x)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size):
+    """New keys or values, (batch, heads, tokens, size); any number of tokens where that is -1."""
+    cdef np.ndarray a = real_array(name, x)
+    if a.ndim != 4 or a.shape[0] != batch or a.shape[1] != heads or a.shape[3] != size or a.shape[2] != (
+        a.shape[2] if tokens < 0 else tokens
+    ):
+        unfit(name, a, f"shape ({batch}, {heads}, {'tokens' if tokens < 0 else tokens}, {size})")
+    return a
+
+
+cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions):
+    """cos or sin: a row for each position that a token takes."""
+    cdef np.ndarray a = parameter_like(name, x, k, "k")
+    if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(k, 1):
+        unfit(
+            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of k reach, "
+            f"and at most {length(k, 1) // 2} pairs, half of k's last axis,"
+        )
+    return a
+
+
+cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit):
+    """A number below `limit` for each of `count` places; always a copy."""
+    cdef np.ndarray a = np.array(integers(name, x), dtype=np.int64)
+    if a.ndim != 1 or a.shape[0] != count:
+        unfit(name, a, f"shape ({count},)")
+    if count and not 0 <= a.min() <= a.max() < limit:
+        raise ValueError(f"{name} must be at least 0 and below {limit}, got {a.min()} to {a.max()}")
+    return a
 
 
 # --- numbers ---

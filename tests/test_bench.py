@@ -14,19 +14,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastattn.commands import accuracy, formulas, limits, measure, tables
+import fastattn
+from fastattn.commands import accuracy, check, dtypes, formulas, limits, measure, tables
 from fastattn.commands.cases import (
     ARRAYS,
     AWKWARD,
     CASES,
     OPERATIONS,
+    STORING,
     SUITES,
     Case,
     chosen,
+    in_dtype,
     long_tailed,
     packed_lengths,
 )
-from fastattn.commands.peers import PEERS, Unsuitable, folded
+from fastattn.commands.decode import DECODING, Loop, Reader, cached
+from fastattn.commands.peers import PEERS, Peer, Unsuitable, folded
 from fastattn.commands.peers.__main__ import Desk, serve
 from fastattn.commands.results import Result, geometric_mean
 from fastattn.commands.variants import VARIANTS
@@ -34,8 +38,19 @@ from fastattn.commands.variants import VARIANTS
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def small(**changes):
-    sizes = {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 30, "Sk": 50, "D": 8, "Dv": 8}
+HALF = ("float16", "bfloat16")
+
+
+def needs(name):
+    """Skip where a type cannot be had."""
+    if dtypes.absent(name):
+        pytest.skip(f"{dtypes.absent(name)} not installed")
+
+
+SIZES = {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 30, "Sk": 50, "D": 8, "Dv": 8}
+
+
+def small(sizes=SIZES, **changes):
     return Case("small", "scaled_dot_product_attention", sizes, **changes)
 
 
@@ -48,9 +63,53 @@ def test_names_are_the_cases_own():
 
 def test_suites_grow():
     everything = re.compile("")
-    quick, usual, full = (chosen(suite, everything) for suite in SUITES)
+    quick, usual, full = (chosen(suite, everything, dtypes.NEEDS) for suite in SUITES)
     assert set(map(id, quick)) < set(map(id, usual)) < set(map(id, full))
     assert full == list(CASES.values())
+
+
+def test_types_are_chosen():
+    everything = re.compile("")
+    assert {case.dtype for case in chosen("full", everything, ("bfloat16",))} == {"bfloat16"}
+    unasked = [case.name for case in chosen("full", everything) if "bert-512" in case.name]
+    assert unasked == ["bert-512", "bert-512-float64", "bert-512-float16", "bert-512-bfloat16", "bert-512-batch-8"]
+    for case in CASES.values():
+        in_float32 = CASES[case.name.removesuffix(f"-{case.dtype}")]
+        assert dataclasses.replace(case, name=in_float32.name, dtype="float32") == in_float32
+        assert case.title == in_float32.title
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_inputs_are_drawn_in_float32_and_rounded(dtype):
+    needs(dtype)
+    drawn, rounded = small().inputs(), small(dtype=dtype).inputs()
+    for name, array in rounded.items():
+        assert array.dtype.name == dtype
+        np.testing.assert_array_equal(array, drawn[name].astype(array.dtype))
+
+
+@pytest.mark.parametrize("kv_dtype", [*HALF, "int8"])
+def test_keys_and_values_may_be_stored_in_less(kv_dtype):
+    """A cache rounds to int8 what it is given; the inputs are what it is given."""
+    needs(kv_dtype)
+    case = small(kv_dtype=kv_dtype)
+    kinds = {name: array.dtype.name for name, array in case.inputs().items()}
+    stored = "float32" if kv_dtype == "int8" else kv_dtype
+    assert kinds == {"query": "float32", "key": stored, "value": stored}
+    assert case.types == f"float32/{kv_dtype}"
+
+
+@pytest.mark.parametrize(("kv_dtype", "row"), [("", 4 * 8), ("float16", 2 * 8), ("int8", 8 + 4)])
+def test_traffic_counts_what_is_stored(kv_dtype, row):
+    """Queries and results of 4 heads and 30 tokens; keys and values of 2 heads and 50."""
+    case = small(kv_dtype=kv_dtype)
+    assert case.stored == 2 * 2 * 50 * row
+    assert case.traffic == 2 * 4 * 30 * 4 * 8 + case.stored
+
+
+def test_keys_behind_the_end_of_a_sequence_are_not_read():
+    case = small(arrays=("kv_lengths",))
+    assert case.stored == 2 * 2 * 4 * 8 * case.inputs()["kv_lengths"].sum()
 
 
 def test_every_operation_has_awkward_cases_and_every_peer_a_way():
@@ -93,14 +152,32 @@ def test_flops_count_what_is_seen(options, seen):
     assert small(options=options).flops == 2 * 4 * seen * (8 + 8)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_formulas_keep_the_rule_that_they_define(operation, dtype):
+@pytest.mark.parametrize(
+    ("operation", "dtype", "kv_dtype"),
+    [(name, *types) for types in check.TYPES for name in (STORING if types[1] else OPERATIONS)],
+)
+def test_formulas_keep_the_rule_that_they_define(operation, dtype, kv_dtype):
+    """And stay in the type of their input; logarithms of sums are float32 at least."""
+    needs(dtype)
+    needs(kv_dtype)
     for case in AWKWARD:
         if case.operation == operation:
-            case = dataclasses.replace(case, dtype=dtype)
+            case = dataclasses.replace(case, dtype=dtype, kv_dtype=kv_dtype)
             result = getattr(formulas, operation)(**case.inputs(), **case.options)
             assert accuracy.judge(result, accuracy.expected(case)).kept
+            kinds = [array.dtype.name for array in (result if isinstance(result, tuple) else (result,))]
+            lse = dtypes.wide(dtypes.named(dtype)).name if operation in (*STORING, "merge_states") else dtype
+            assert kinds == [dtype, lse][: len(kinds)]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_sums_of_16_bits_are_rounded_once(dtype):
+    """4,096 equal weights: bfloat16 that is added up one by one stops at 256."""
+    needs(dtype)
+    x = np.zeros((1, 4096), dtypes.named(dtype))
+    np.testing.assert_array_equal(formulas.softmax(x), np.full_like(x, 2**-12))
+    y = formulas.layer_norm(np.tile(np.array([-3, 3], x.dtype), (1, 2048)))
+    np.testing.assert_array_equal(np.abs(y), np.ones_like(y))
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": (7, 2), "softcap": 2.0}])
@@ -130,6 +207,33 @@ def test_twice_the_formulas_error_and_one_ulp():
     assert verdict(formula, oracle, formula).allowed == allowed
     assert verdict(np.array([1 + 2**-9, -4], np.float32), oracle, formula).kept
     assert not verdict(np.array([1 + 2**-8, -4], np.float32), oracle, formula).kept
+
+
+@pytest.mark.parametrize(("dtype", "ulp"), [("float16", 2**-8), ("bfloat16", 2**-5)])
+def test_one_ulp_of_16_bits(dtype, ulp):
+    needs(dtype)
+    oracle, kind = np.array([1.0, -4.0]), dtypes.named(dtype)
+    exact, near, far = (np.array([1 + n * ulp, -4], kind) for n in range(3))
+    assert verdict(near, oracle, exact).allowed == ulp
+    assert verdict(near, oracle, exact).kept
+    assert not verdict(far, oracle, exact).kept
+
+
+def test_int8_is_held_to_rows_of_integers():
+    case = small(kv_dtype="int8", cached=True)
+    inputs = case.inputs()
+    rounded = inputs | {name: accuracy.quantised(inputs[name], 127) for name in ("key", "value")}
+    assert np.abs(rounded["key"] - inputs["key"]).max() <= np.abs(inputs["key"]).max() / 254 * (1 + 1e-6)
+    expectation = accuracy.expected(case)
+    found = accuracy.judge(formulas.scaled_dot_product_attention(**rounded), expectation)
+    assert 0 < found.error < found.allowed < found.tolerable
+    assert accuracy.judge(formulas.scaled_dot_product_attention(**inputs), expectation).error < 1e-6
+    coarse = inputs | {name: accuracy.quantised(inputs[name], 15) for name in ("key", "value")}
+    assert not accuracy.judge(formulas.scaled_dot_product_attention(**coarse), expectation).kept
+
+
+def test_rows_of_nothing_are_quantised_to_nothing():
+    assert not accuracy.quantised(np.zeros((2, 3), np.float32), 127).any()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -197,7 +301,7 @@ def test_an_engine_whose_process_ends_says_so_and_starts_again():
 
 def test_an_engine_that_fails_in_the_race_leaves_it():
     class Failing(measure.Engine):
-        def time(self, seconds):
+        def time(self, seconds, cases=None):
             raise measure.EngineFailure("out of memory")
 
     with Failing("numpy", 1) as failing, measure.Engine("fastattn", 1) as fine:
@@ -282,12 +386,32 @@ def test_installed_peers_run(name):
             assert engine.prepare(CASES[case]).failure == ""
 
 
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_installed_peers_run_in_16_bits(name, dtype):
+    """ONNX Runtime has the norms alone in bfloat16."""
+    needs(dtype)
+    if PEERS[name].absent:
+        pytest.skip(f"{PEERS[name].absent} not installed")
+    with measure.Engine(name, 1) as engine:
+        for case in ("bert-128", "softmax-1x128-out", "layer_norm-1x768-out", "rotary_embedding-1x32x128x128"):
+            outcome = engine.prepare(CASES[f"{case}-{dtype}"])
+            if (name, dtype) == ("onnxruntime", "bfloat16") and not case.startswith("layer_norm"):
+                assert "NOT_IMPLEMENTED" in outcome.failure
+            else:
+                assert outcome.failure == ""
+                assert outcome.error > 1e-6  # results are in 16 bits
+
+
 def test_pytorch_runs_every_variant():
     if PEERS["torch"].absent:
         pytest.skip(f"{PEERS['torch'].absent} not installed")
     torch = PEERS["torch"].load()
-    masks = [small(arrays=(name,)) for name in ("bool mask", "float mask", "padding")]
-    for case in (*masks, small(options={"is_causal": True})):
+    cases = [small(arrays=(name,)) for name in ("bool mask", "float mask", "padding", "kv_lengths")]
+    cases += [small(options={"is_causal": True}), small(dtype="float16", arrays=("float mask",))]
+    decoding = {"B": 3, "Hq": 4, "Hkv": 2, "Sq": 1, "Sk": 70, "D": 8, "Dv": 8}
+    cases.append(small(sizes=decoding, arrays=("kv_lengths",)))
+    for case in cases:
         for name, build in torch.VARIANTS[case.operation].items():
             with contextlib.suppress(Unsuitable):
                 call, fetch = build(case, case.inputs())
@@ -306,6 +430,23 @@ def test_limits_are_measured():
     assert limits.arithmetic("float32", 1) > 1e8
     assert limits.memory("read", 1e6, 1) > 1e8
     assert limits.memory("copy", 1e6, 1) > 1e8
+
+
+def test_the_limit_of_bfloat16_is_that_of_its_dot_product(monkeypatch):
+    """Where the target has one; else that of float32, which float16 always has."""
+    rates = {"float32": 100.0, "float64": 50.0, "bfloat16": 200.0}
+    asked = []
+
+    def fma(dtype, num_threads):
+        asked.append(dtype)
+        return rates[dtype]
+
+    for dot, limit in ((lambda dtype, num_threads: rates[dtype], 200e9), (lambda dtype, num_threads: 0.0, 100e9)):
+        monkeypatch.setattr(limits, "probe", SimpleNamespace(fma=fma, dot=dot))
+        assert limits.arithmetic.__wrapped__("bfloat16", 1) == limit
+        assert limits.arithmetic.__wrapped__("float16", 1) == 100e9
+        assert limits.arithmetic.__wrapped__("float64", 1) == 50e9
+    assert set(asked) == {"float32", "float64"}
 
 
 def test_whatever_takes_longer_at_the_limit_bounds_a_case():
@@ -427,6 +568,41 @@ def test_the_table_replaces_what_stands_between_the_markers(compare):
         compare.replaced("no markers", "new")
 
 
+def test_the_table_of_types_has_its_own_sections_and_float32(compare):
+    """And the ratio to float32; the first table has neither."""
+    shown = results()
+    for result in shown:
+        result.outcomes["float32"] = measure.Outcome(times=[5e-6])
+    halves = [dataclasses.replace(result, case=in_dtype(result.case, "bfloat16")) for result in shown]
+    table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is left out"])
+    assert "**Attention, bfloat16**" in table
+    assert "| attention tiny | 1×8×8×16 | bfloat16 | 1.00 µs | 2.00 µs | 3.00 µs | 2.00× | 5.00× |" in table
+    assert "slower in 0 of 1. Against float32: 5.00×." in table
+    assert "float16 is left out" in table
+    assert "vs. float32" not in compare.render(results(), ["torch"], {})
+
+
+def test_types_are_compared_with_float32_in_the_same_rounds(compare, tmp_path, monkeypatch):
+    """And the block of their own in the README is rewritten."""
+    monkeypatch.setattr(compare, "OTHERS", ())
+    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
+    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    options = ["--dtype", "float16,float64", "--only", "^tiny|softmax-1x128-", "--rounds", "1", "--seconds", "0.01"]
+    compare.main([*options, "--threads", "1", "--readme", str(readme), "--json", str(measurements)])
+    before, _, after = readme.read_text().partition(compare.BEGIN_TYPES)
+    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert "**Attention, float16**" in after
+    measured = {result["case"]: result for result in json.loads(measurements.read_text())["results"]}
+    rows = ("tiny", "softmax-1x128-out")
+    assert list(measured) == [f"{name}-{dtype}" for dtype in ("float16", "float64") for name in rows]
+    assert measured["tiny-float64"]["engines"]["float32"]["speedup"] > 0
+
+
+def test_the_first_table_is_of_float32_and_float64(compare):
+    cases = compare.of_float(SimpleNamespace(only=re.compile("")))
+    assert {case.dtype for case in cases} == {"float32", "float64"}
+
+
 def rows(variants, ours, other, **changes):
     outcomes = (measure.Outcome(times=[seconds] if seconds else []) for seconds in (ours, other))
     return [variants.Row("a label", "1×2×3×4", *outcomes, **changes)]
@@ -467,3 +643,138 @@ def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
     assert before in (BENCHMARKS.parent / "README.md").read_text()
     assert "| an option | 1×8×8×16 |" in after
     assert json.loads(measurements.read_text())[title][0]["speedup"] > 0
+
+
+# benchmarks/decode.py
+
+
+@pytest.fixture(scope="module")
+def decoding():
+    return script("decode")
+
+
+def decoded(decoding, arrays, cache=None, torch=None, float32=None, stored="bfloat16"):
+    """A row of 8 sequences and a megabyte that is read in 1 ms; the times in ms."""
+    times = ([] if seconds is None else [seconds / 1e3] for seconds in (arrays, cache, torch, 1.0, float32))
+    outcomes = (measure.Outcome(times=found, error=1.0, allowed=2.0) for found in times)
+    return decoding.Row("ragged", "8×1", stored, 8, 10**6, *outcomes)
+
+
+def test_the_table_of_decoding_shows_what_falls_short(decoding):
+    good = decoded(decoding, 1.1, cache=1.25, torch=11.0, float32=2.2)
+    assert decoding._line(good)[3:] == ["7273", "91 %", "6400", "**80 %**", "0.91", "2.00×", "727", "10.0×"]
+    poor = decoded(decoding, None, cache=2.0, torch=4.0, float32=3.0)
+    assert decoding._line(poor)[3:] == ["—", "—", "4000", "**50 %**", "0.50", "**1.50×**", "2000", "**2.00×**"]
+    alone = decoded(decoding, 1.0, float32=1.0, stored="float32")
+    assert decoding._line(alone)[3:] == ["8000", "100 %", "—", "—", "1.00", "", "—", "—"]
+
+
+def test_decoding_that_is_wrong_or_fails_is_told(decoding):
+    row = decoded(decoding, 1.0)
+    row.arrays.error = 3.0
+    row.cache.failure = "no cache"
+    assert list(decoding._remarks([row])) == [
+        "ragged, bfloat16, arrays: WRONG, error 3.0e+00 where 2.0e+00 is allowed",
+        "ragged, bfloat16, KVCache: no cache",
+    ]
+    assert json.loads(json.dumps(row.as_json(), allow_nan=False))["cache"]["share_of_read"] is None
+
+
+def test_the_table_of_steps(decoding):
+    steps = {
+        "float32": {"step": 0.1, "bare": 0.096, "calls": 0.002, "outside": 0.04},
+        "bfloat16": {"step": 0.1, "bare": 0.09, "calls": 0.001, "outside": 0.1},
+    }
+    table = decoding.render([], steps, ["torch"], {})
+    assert "| float32 | 100 ms | 96.0 ms | 4 % | 6 % |" in table
+    assert "| bfloat16 | 100 ms | 90.0 ms | **10 %** | 11 % |" in table
+
+
+def test_decoding_reads_more_than_a_cache_holds():
+    for cases in DECODING.values():
+        assert set(cases) == {"float32", "bfloat16", "float16", "int8"}
+        assert all(case.stored > 2**25 for case in cases.values())
+        assert cases["int8"].stored < cases["bfloat16"].stored < cases["float32"].stored
+        assert cases["int8"].inputs()["key"].dtype == np.float32
+
+
+def test_reading_takes_turns_with_engines():
+    case = small(sizes={**SIZES, "Sk": 2**15})
+    reader = Reader(1)
+    assert reader.prepare(case).failure == ""
+    assert 1e-5 < reader.time(0.01, [case]) < 1
+
+
+def test_an_engine_may_have_several_cases_of_a_contest():
+    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    with measure.Engine("fastattn", 1) as ours, measure.Engine("numpy", 1) as other:
+        outcomes = measure.contest([(ours, [tiny]), (other, [row]), (ours, [row])], measure.Pace(2, 0.01))
+    assert [outcome.variant for outcome in outcomes] == ["scaled_dot_product_attention", "formula", "softmax"]
+    assert all(len(outcome.times) == 2 for outcome in outcomes)
+
+
+class PlainCache:
+    """As much of a KVCache as measuring needs, in plain arrays."""
+
+    def __init__(self, batch, num_kv_heads, max_length, head_dim, *, dtype, value_dim=None):
+        self.keys = np.full((batch, num_kv_heads, max_length, head_dim), np.nan, dtypes.named(dtype))
+        self.values = np.full((batch, num_kv_heads, max_length, value_dim or head_dim), np.nan, dtypes.named(dtype))
+        self.lengths = np.zeros(batch, int)
+
+    def append(self, k, v, *, lengths=None):
+        counts = np.full(len(k), k.shape[2]) if lengths is None else lengths
+        for n, (begin, count) in enumerate(zip(self.lengths, counts, strict=True)):
+            self.keys[n, :, begin : begin + count] = k[n, :, :count]
+            self.values[n, :, begin : begin + count] = v[n, :, :count]
+        self.lengths += counts
+
+    def truncate(self, length):
+        self.lengths[:] = length
+
+    def attend(self, query, *, out=None, **options):
+        return fastattn.scaled_dot_product_attention(
+            query, self.keys, self.values, kv_lengths=self.lengths, out=out, **options
+        )
+
+
+@pytest.mark.parametrize("arrays", [(), ("kv_lengths",)])
+def test_a_cache_is_filled_with_what_is_attended_to(monkeypatch, arrays):
+    monkeypatch.setattr(fastattn, "KVCache", PlainCache, raising=False)
+    case = cached(small(sizes={**SIZES, "B": 3, "Sq": 1, "Sk": 70}, arrays=arrays))
+    (build,) = PEERS["fastattn"].load().VARIANTS[case.operation].values()
+    call, fetch = build(case, case.inputs())
+    assert accuracy.judge(fetch(call()), accuracy.expected(case)).kept
+
+
+def test_a_step_of_the_loop_is_compared_with_its_attention(monkeypatch):
+    monkeypatch.setattr(fastattn, "KVCache", PlainCache, raising=False)
+    loop = Loop("float32", layers=3, tokens=40)
+    times = loop.measure(4)
+    assert [cache.lengths.tolist() for cache in loop.caches] == [[39]] * 3
+    assert 0 < times["calls"] < times["step"]
+    assert times["outside"] < 1
+    loop.step()
+    attended = loop.out.copy()
+    loop.out[:] = 0
+    loop.bare()
+    np.testing.assert_allclose(loop.out, attended, rtol=1e-5)
+
+
+def test_decoding_is_measured(decoding, tmp_path, monkeypatch):
+    """One small shape without PyTorch; and its block alone is rewritten in the README."""
+    tiny = {stored: CASES["tiny" if stored == "float32" else f"tiny-{stored}"] for stored in ("float32", "float16")}
+    monkeypatch.setattr(decoding, "DECODING", {"a shape": tiny})
+    monkeypatch.setattr(decoding, "cached", lambda case: case)
+    monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))
+    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
+    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    options = ["--only", "^a shape", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
+    decoding.main([*options, "--readme", str(readme), "--json", str(measurements)])
+    before, _, after = readme.read_text().partition(decoding.BEGIN)
+    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert "| a shape | 1×8×8×16 | float32 |" in after
+    assert "PyTorch was not installed." in after
+    first, _ = json.loads(measurements.read_text())["rows"]
+    assert first["arrays"]["tokens_per_second"] > 0
+    assert 0 < first["arrays"]["share_of_read"] < 1
+    assert first["growth"] == 1

@@ -1,5 +1,6 @@
 """python -m fastattn: every command runs, says what it should, and its exit code tells whether all is well."""
 
+import importlib.util
 import json
 import re
 
@@ -8,8 +9,8 @@ import pytest
 
 import fastattn
 from fastattn.__main__ import COMMANDS, main
-from fastattn.commands import bench, check
-from fastattn.commands.cases import CASES
+from fastattn.commands import bench, check, dtypes
+from fastattn.commands.cases import CASES, STORING
 from fastattn.commands.peers import PEERS, Peer
 from processes import output
 
@@ -85,10 +86,12 @@ def test_check_passes_for_every_operation_and_target(capsys):
     assert [line for line in lines if not line["ok"]] == []
     assert code == 0
     combinations = {(line["operation"], line["dtype"], line["target"]) for line in lines}
+    mixed = {"float32/float16", *(["float32/bfloat16"] if importlib.util.find_spec("ml_dtypes") else [])}
+    types = {"float32", "float64", *(pair.partition("/")[2] for pair in mixed)}
     assert combinations == {
         (operation, dtype, target)
         for operation in check.OPERATIONS
-        for dtype in check.DTYPES
+        for dtype in (types | mixed if operation in STORING else types)
         for target in fastattn.targets()
     }
 
@@ -129,6 +132,13 @@ def test_check_tells_of_an_exception(capsys, monkeypatch):
     assert "ArithmeticError: no such kernel" in text
 
 
+def test_check_without_a_package_leaves_its_type_out_and_says_so(capsys, monkeypatch):
+    only(monkeypatch, "rms_norm")
+    monkeypatch.setitem(dtypes.NEEDS, "bfloat16", ("no_such_package",))
+    assert {types for _, *types in check.plan() if "bfloat16" in types} == set()
+    assert "bfloat16 is left out: no_such_package not installed" in run(capsys, "check")[1]
+
+
 def test_check_leaves_the_target_as_it_was(capsys, monkeypatch):
     only(monkeypatch, "rms_norm")
     before = fastattn.show_config()["target"]
@@ -165,6 +175,29 @@ def test_bench_as_json(capsys):
 def test_bench_without_a_matching_case():
     with pytest.raises(SystemExit, match="no case matches 'no such case'"):
         main(["bench", "--only", "no such case"])
+
+
+def test_bench_in_the_types_asked_for(capsys):
+    _, text = run(capsys, "bench", "--quick", "--json", "--only", "tiny", "--dtype", "float16,float64")
+    assert [result["dtype"] for result in json.loads(text)["results"]] == ["float64", "float16"]
+
+
+@pytest.mark.parametrize("names", ["bfloat17", "float32,", "float16 bfloat16"])
+def test_bench_rejects_a_type_that_it_does_not_know(capsys, names):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--dtype", names])
+    assert stop.value.code == 2
+    assert "is none of float32, float64, float16, bfloat16" in capsys.readouterr().err
+
+
+def test_bench_without_a_package_leaves_its_type_out_and_says_so(capsys, monkeypatch):
+    monkeypatch.setitem(dtypes.NEEDS, "bfloat16", ("no_such_package",))
+    code, text = run(capsys, "bench", "--quick", "--only", "tiny", "--dtype", "float32,bfloat16")
+    assert code == 0
+    assert "bfloat16 is left out: no_such_package not installed" in text
+    assert not re.search(r"1×8×8×16 +bfloat16", text)
+    with pytest.raises(SystemExit, match="bfloat16 is left out: no_such_package not installed"):
+        main(["bench", "--dtype", "bfloat16"])
 
 
 def test_bench_rejects_a_thread_count_below_one(capsys):

@@ -8,7 +8,7 @@ cimport numpy as np
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
 
-from fastattn._core.targets cimport FA_F32, FA_F64, fa_kernels, kernels_of
+from fastattn._core.targets cimport FA_BF16, FA_F32, FA_F64, fa_kernels, kernels_of
 
 np.import_array()
 
@@ -37,6 +37,23 @@ def fma(str dtype, int num_threads) -> float:
         with nogil:
             for _i in prange(num_threads, num_threads=num_threads, schedule="static"):
                 flops += kernels.probe_fma(FMA_ROUNDS)
+        return flops
+
+    return _best(work, work())
+
+
+def dot(str dtype, int num_threads) -> float:
+    """The same of dot products of pairs of that type; 0 where the target has none."""
+    cdef const fa_kernels *kernels = kernels_of(FA_BF16 if dtype == "bfloat16" else FA_F32)
+    if kernels.probe_dot == NULL:
+        return 0.0
+
+    def work():
+        cdef int _i
+        cdef double flops = 0
+        with nogil:
+            for _i in prange(num_threads, num_threads=num_threads, schedule="static"):
+                flops += kernels.probe_dot(FMA_ROUNDS)
         return flops
 
     return _best(work, work())

@@ -70,6 +70,12 @@ cdef extern from "table.h" nogil:
         ptrdiff_t position
         int interleaved
 
+    ctypedef struct fa_cache_rows:
+        ptrdiff_t size, pairs
+        ptrdiff_t x_row, x_element, cos_row, cos_element, sin_row, sin_element
+        fa_type x_type, stored, table_type
+        int interleaved
+
     ctypedef struct fa_kernels:
         ptrdiff_t itemsize, lanes, tile_rows, most_rows, few_rows
         ptrdiff_t (*attention_scratch)(const fa_attention *) noexcept nogil
@@ -87,6 +93,9 @@ cdef extern from "table.h" nogil:
         ptrdiff_t (*rotary_scratch)(const fa_rotary *) noexcept nogil
         void (*rotate_rows)(const fa_rotary *, const char *, const char *, const char *, const char *, char *,
                             ptrdiff_t, void *) noexcept nogil
+        ptrdiff_t (*cache_scratch)(const fa_cache_rows *) noexcept nogil
+        int (*store_rows)(const fa_cache_rows *, const char *, const char *, const char *, char *, float *, ptrdiff_t,
+                          void *) noexcept nogil
         double (*probe_fma)(ptrdiff_t) noexcept nogil
         double (*probe_dot)(ptrdiff_t) noexcept nogil
         double (*probe_read)(const void *, ptrdiff_t) noexcept nogil

@@ -7,11 +7,14 @@ the same number of threads, in turns with the others. The exit code is 1 when a 
 import json
 
 import fastattn
-from fastattn.commands import machine, options, tables
+from fastattn.commands import dtypes, machine, options, tables
 from fastattn.commands.cases import CASES, chosen
 from fastattn.commands.measure import Pace
 from fastattn.commands.peers import OTHERS, PEERS
 from fastattn.commands.results import collect, geometric_mean
+
+#: What the cases are called; those in other types than float32 have it behind the name.
+NAMES = [name for name, case in CASES.items() if case.dtype == "float32"]
 
 PACES = {
     "quick": Pace(rounds=2, seconds=0.03, patience=0.2),
@@ -21,7 +24,7 @@ PACES = {
 
 NOTES = """\
 NumPy: the straightforward formula in the same precision. Rate: useful work only, excluded keys do not count.
-Of limit: share of what this machine does at most, measured now, in multiply-adds ({arithmetic} in {dtype}),
+Of limit: share of what this machine does at most, measured now, in multiply-adds ({arithmetic}),
 or in reading or copying as many bytes. Error: largest difference from the float64 oracle."""
 
 
@@ -30,6 +33,7 @@ def add_arguments(parser):
     parser.add_argument("--quick", dest="suite", action="store_const", const="quick", help="a few small cases")
     parser.add_argument("--full", dest="suite", action="store_const", const="full", help="every case")
     options.add_arguments(parser)
+    options.add_dtype(parser, "float32, and some cases in the others")
     parser.add_argument("--peers", action="store_true", help="also PyTorch, ONNX Runtime and OpenVINO where installed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(suite="usual")
@@ -41,17 +45,22 @@ def run(arguments):
     asked = OTHERS if arguments.peers else ()
     present = ["numpy", *(name for name in asked if not PEERS[name].absent)]
     absent = [name for name in asked if PEERS[name].absent]
-    cases = chosen(arguments.suite, arguments.only)
+    wanted = chosen(arguments.suite, arguments.only, arguments.dtype)
+    if not wanted:
+        raise SystemExit(f"no case matches {arguments.only.pattern!r}; they are {', '.join(NAMES)}")
+    types = dict.fromkeys(case.dtype for case in wanted)
+    cases = [case for case in wanted if case.dtype in dtypes.present(types)]
     if not cases:
-        raise SystemExit(f"no case matches {arguments.only.pattern!r}; they are {', '.join(CASES)}")
+        raise SystemExit("; ".join(dtypes.remarks(types)))
 
     facts = machine.describe(present, threads)
     results = collect(cases, ["fastattn", *present], PACES[arguments.suite], threads)
     if arguments.json:
-        data = {"machine": facts, "absent": absent, "results": [result.as_json() for result in results]}
-        print(json.dumps(data, indent=2))
+        data = {"machine": facts, "absent": absent, "left_out": dtypes.remarks(types)}
+        print(json.dumps(data | {"results": [result.as_json() for result in results]}, indent=2))
     else:
-        print("\n".join([machine.line(facts), "", _table(results, present), "", *_remarks(results, present, absent)]))
+        remarks = [*dtypes.remarks(types), *_remarks(results, present, absent)]
+        print("\n".join([machine.line(facts), "", _table(results, present), "", *remarks]))
     return 0 if all(result.ours.kept for result in results) else 1
 
 
@@ -83,4 +92,5 @@ def _remarks(results, others, absent):
         for name, outcome in result.outcomes.items():
             if outcome.failure:
                 yield f"{PEERS[name].label} cannot run {result.case.name}: {outcome.failure}"
-    yield NOTES.format(arithmetic=tables.rate(results[0].arithmetic, "FLOP/s"), dtype=results[0].case.dtype)
+    limits = {result.case.dtype: tables.rate(result.arithmetic, "FLOP/s") for result in results}
+    yield NOTES.format(arithmetic=", ".join(f"{limit} in {dtype}" for dtype, limit in limits.items()))

@@ -18,11 +18,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastattn.commands import dtypes
+
 #: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
 SAMPLED_ROWS = 8
 
 #: How many numbers of an array are drawn; a prime, so that no two rows are alike.
 DRAWN = 2**22 - 3
+
+#: Bytes of the scale that a KVCache keeps beside each row of a quantised type.
+SCALE_BYTES = {"int8": 4}
 
 #: What ``bench`` runs with --quick, by itself, and with --full; each contains those before it.
 SUITES = ("quick", "usual", "full")
@@ -44,6 +49,10 @@ class Case:
     arrays : tuple of str
         Keys of `ARRAYS`: further arguments that are drawn with the inputs.
     dtype : str
+    kv_dtype : str
+        Of keys and values, where they are stored in another type than the query's; int8 in a cache only.
+    cached : bool
+        Whether keys and values are read from a KVCache, into which they were put beforehand.
     out : bool
         Whether the call writes into a given array or allocates its result.
     suite : str
@@ -58,6 +67,8 @@ class Case:
     out: bool = False
     suite: str = "full"
     arrays: tuple = ()
+    kv_dtype: str = ""
+    cached: bool = False
 
     @property
     def title(self):
@@ -76,6 +87,11 @@ class Case:
         return " ".join([self.shape, *(name for name in (*self.options, *self.arrays) if name not in shown)])
 
     @property
+    def types(self):
+        """The dtype, or those of the query and of keys and values: bfloat16, or float32/bfloat16."""
+        return "/".join(filter(None, [self.dtype, self.kv_dtype]))
+
+    @property
     def flops(self):
         """Useful floating-point operations: products with excluded keys do not count."""
         return OPERATIONS[self.operation].flops(self)
@@ -83,7 +99,14 @@ class Case:
     @property
     def traffic(self):
         """Bytes that must pass at least: each input read once, each output written once."""
-        return OPERATIONS[self.operation].traffic(self) * np.dtype(self.dtype).itemsize
+        return OPERATIONS[self.operation].traffic(self) * dtypes.named(self.dtype).itemsize + self.stored
+
+    @property
+    def stored(self):
+        """Those of the bytes that are keys and values; 0 of operations without any."""
+        name = self.kv_dtype or self.dtype
+        itemsize, scale = dtypes.named(name).itemsize, SCALE_BYTES.get(name, 0)
+        return sum(rows * (n * itemsize + scale) for rows, n in OPERATIONS[self.operation].stored(self))
 
     @property
     def streaming(self):
@@ -92,7 +115,7 @@ class Case:
 
     def inputs(self):
         """The arrays of the call by argument name; the same ones in every process."""
-        return _inputs(self.operation, tuple(self.sizes.items()), self.arrays, self.dtype)
+        return _inputs(self.operation, tuple(self.sizes.items()), self.arrays, self.dtype, self.kv_dtype)
 
     def parts(self, sampled=False):
         """What to compare with the oracle: (index of the result, arguments, options) of all of it or of samples."""
@@ -114,7 +137,8 @@ class Operation:
     ----------
     inputs : function of (draw, sizes) to a dict of arrays
     title, shape : functions to a string
-    traffic : function to the numbers read and written
+    traffic : function to the numbers read and written, those of `stored` not counted
+    stored : function to (rows, length) of the keys and of the values
     parts : function of (case, arguments) to samples of the result, as (index, changed arguments, changed options)
     flops : function to a count; 0 where memory alone bounds the operation
     streaming : str
@@ -128,18 +152,23 @@ class Operation:
     parts: Callable = _whole
     flops: Callable = lambda case: 0
     streaming: str = "copy"
+    stored: Callable = lambda case: ()
 
 
 @functools.lru_cache(maxsize=1)
-def _inputs(operation, sizes, arrays, dtype):
+def _inputs(operation, sizes, arrays, dtype, kv_dtype):
     """The last inputs are kept: cases that differ in `out` alone follow one another."""
-    generator = np.random.default_rng(0)
+    generator, kind = np.random.default_rng(0), dtypes.named(dtype)
 
     def draw(shape):
         """Normal numbers; beyond `DRAWN` they repeat, since drawing takes longer than most of what is timed."""
-        return np.resize(generator.standard_normal(min(math.prod(shape), DRAWN), dtype), shape)
+        numbers = generator.standard_normal(min(math.prod(shape), DRAWN), dtypes.wide(kind))
+        return np.resize(numbers.astype(kind, copy=False), shape)
 
     inputs = OPERATIONS[operation].inputs(draw, **dict(sizes))
+    if kv_dtype and kv_dtype not in SCALE_BYTES:  # a cache quantises what it is given by itself
+        narrowed = {name: inputs[name].astype(dtypes.named(kv_dtype)) for name in ("key", "value") if name in inputs}
+        inputs |= narrowed
     return inputs | {argument: make(draw, **dict(sizes)) for argument, make in map(ARRAYS.get, arrays)}
 
 
@@ -175,7 +204,7 @@ def _attention_parts(case, arguments):
 
 
 def _attention_title(case):
-    return f"attention {case.name.removesuffix(f'-{case.dtype}')}"
+    return f"attention {_original(case)}"
 
 
 def _attention_shape(case):
@@ -195,13 +224,26 @@ def _attention_flops(case):
 
 
 def _attention_traffic(case):
-    B, Hq, Hkv, Sq, Sk, D, Dv = case.sizes.values()
-    return B * (Hq * Sq + Hkv * Sk) * (D + Dv)
+    B, Hq, _, Sq, _, D, Dv = case.sizes.values()
+    return B * Hq * Sq * (D + Dv)
+
+
+def _attention_stored(case):
+    """With kv_lengths, what lies behind the end of a sequence is not read."""
+    B, _, Hkv, _, Sk, D, Dv = case.sizes.values()
+    lengths = [make(None, **case.sizes) for name, make in map(ARRAYS.get, case.arrays) if name == "kv_lengths"]
+    rows = Hkv * int(lengths[0].sum() if lengths else B * Sk)
+    return (rows, D), (rows, Dv)
 
 
 def _weights_traffic(case):
-    B, Hq, Hkv, Sq, Sk, D, _ = case.sizes.values()
-    return B * ((Hq * Sq + Hkv * Sk) * D + Hq * Sq * Sk)
+    B, Hq, _, Sq, Sk, D, _ = case.sizes.values()
+    return B * Hq * Sq * (D + Sk)
+
+
+def _weights_stored(case):
+    """The keys alone."""
+    return _attention_stored(case)[:1]
 
 
 # Packed sequences
@@ -232,7 +274,7 @@ def _varlen_inputs(draw, **sizes):
 
 
 def _varlen_title(case):
-    return f"packed attention {case.name.removesuffix(f'-{case.dtype}')}"
+    return f"packed attention {_original(case)}"
 
 
 def _varlen_shape(case):
@@ -248,15 +290,23 @@ def _varlen_flops(case):
 
 
 def _varlen_traffic(case):
-    _, Hq, Hkv, *_, D, Dv = case.sizes.values()
-    return int(packed_lengths(case.sizes)[0].sum()) * (Hq + Hkv) * (D + Dv)
+    _, Hq, *_, D, Dv = case.sizes.values()
+    return int(packed_lengths(case.sizes)[0].sum()) * Hq * (D + Dv)
+
+
+def _varlen_stored(case):
+    _, _, Hkv, *_, D, Dv = case.sizes.values()
+    rows = int(packed_lengths(case.sizes)[1].sum()) * Hkv
+    return (rows, D), (rows, Dv)
 
 
 # Merging
 
 
 def _merge_inputs(draw, P, S, Dv):
-    return {"outs": list(draw((P, S, Dv))), "lses": list(draw((P, S)))}
+    """The logarithms of 16-bit attention are float32."""
+    outs, lses = draw((P, S, Dv)), draw((P, S))
+    return {"outs": list(outs), "lses": list(lses.astype(dtypes.wide(lses.dtype), copy=False))}
 
 
 def _merge_traffic(case):
@@ -351,11 +401,20 @@ OPERATIONS = {
         _attention_parts,
         _attention_flops,
         streaming="read",
+        stored=_attention_stored,
     ),
     "varlen_attention": Operation(
-        _varlen_inputs, _varlen_title, _varlen_shape, _varlen_traffic, flops=_varlen_flops, streaming="read"
+        _varlen_inputs,
+        _varlen_title,
+        _varlen_shape,
+        _varlen_traffic,
+        flops=_varlen_flops,
+        streaming="read",
+        stored=_varlen_stored,
     ),
-    "attention_weights": Operation(_weights_inputs, _attention_title, _attention_shape, _weights_traffic),
+    "attention_weights": Operation(
+        _weights_inputs, _attention_title, _attention_shape, _weights_traffic, stored=_weights_stored
+    ),
     "merge_states": Operation(_merge_inputs, _row_title, _row_shape, _merge_traffic),
     "softmax": _rows("x", 2),
     "log_softmax": _rows("x", 2),
@@ -365,6 +424,10 @@ OPERATIONS = {
     "add_rms_norm": _rows("x residual weight", 4),
     "rotary_embedding": Operation(_rotary_inputs, _rotary_title, _rotary_shape, _rotary_traffic, _rotary_parts),
 }
+
+
+#: Those whose keys and values may be of another type than the query.
+STORING = ("scaled_dot_product_attention", "varlen_attention", "attention_weights")
 
 
 # Further arguments of attention: what a case calls it, the argument, and function of (draw, sizes) to its array.
@@ -453,7 +516,14 @@ _ROTARY = (
     ( 1, 32, 2048, 128, {"interleaved": True}),
 )  # fmt: skip
 
-_ALSO_FLOAT64 = ("bert-512", "gpt-1024", "softmax-6144x512-out", "layer_norm-4096x768-out")
+#: The types besides float32 in which a case is shown unless types are asked for.
+_ALSO = {
+    "bert-512": ("float64", "float16", "bfloat16"),
+    "gpt-1024": ("float64",),
+    "decode-32768": ("float16", "bfloat16"),
+    "softmax-6144x512-out": ("float64", "float16", "bfloat16"),
+    "layer_norm-4096x768-out": ("float64", "float16", "bfloat16"),
+}
 
 _QUICK = (
     "tiny",
@@ -483,15 +553,18 @@ def _rotary_case(B, H, S, D, options=None, *, out):
     return Case(name, "rotary_embedding", {"B": B, "H": H, "S": S, "D": D, "R": D, "P": 4096}, options or {}, out=out)
 
 
+def in_dtype(case, dtype):
+    """A case of float32 in another type, which its name then ends with."""
+    return case if dtype == case.dtype else replace(case, name=f"{case.name}-{dtype}", dtype=dtype)
+
+
 def _bench_cases():
-    """Every row above, the row operations with and without `out`, and the float64 ones behind their originals."""
+    """Every row above, the row operations with and without `out`; those in other types behind their originals."""
     cases = [_attention(*row) for row in _ATTENTION]
     cases += [_row_case(name, *sizes, out) for name, rows in _ROWS.items() for sizes in rows for out in (True, False)]
     cases += [_rotary_case(*row, out=out) for row in _ROTARY for out in (True, False)]
     for case in cases:
-        yield replace(case, suite=_suite(case))
-        if case.name in _ALSO_FLOAT64:
-            yield replace(case, name=f"{case.name}-float64", dtype="float64", suite="usual")
+        yield from (in_dtype(replace(case, suite=_suite(case)), dtype) for dtype in dtypes.NEEDS)
 
 
 def _suite(case):
@@ -505,10 +578,24 @@ def _suite(case):
 CASES = {case.name: case for case in _bench_cases()}
 
 
-def chosen(suite, pattern):
-    """The cases of a suite whose name has a match of a compiled regular expression."""
+def chosen(suite, pattern, asked=()):
+    """The cases of a suite whose name has a match of a compiled regular expression.
+
+    In the types that are asked for; else in float32, and some of them in others too.
+    """
     suites = SUITES[: SUITES.index(suite) + 1]
-    return [case for case in CASES.values() if case.suite in suites and pattern.search(case.name)]
+    matching = (case for case in CASES.values() if case.suite in suites and pattern.search(case.name))
+    return [case for case in matching if case.dtype in (asked or ("float32", *_ALSO.get(_original(case), ())))]
+
+
+def in_float32(case):
+    """The same case in float32; None for one that is."""
+    return None if case.dtype == "float32" else CASES[_original(case)]
+
+
+def _original(case):
+    """The name of the same case in float32."""
+    return case.name.removesuffix(f"-{case.dtype}")
 
 
 # The cases of `check`: awkward sizes.

@@ -1,7 +1,8 @@
 """Compare every operation, on every target of this machine and in every dtype, with the float64 oracle.
 
-The rule is the contract's: an error is at most twice that of the straightforward NumPy formula in the same
-precision, plus one unit in the last place. Sizes are awkward on purpose. The exit code is 1 on a miss.
+Also attention of float32 queries on keys and values of 16 bits. bfloat16 takes part where ml_dtypes is installed. The
+rule is the contract's: an error is at most twice that of the straightforward NumPy formula in the same precision, plus
+one unit in the last place. Sizes are awkward on purpose. The exit code is 1 on a miss.
 """
 
 import contextlib
@@ -11,10 +12,15 @@ from collections import defaultdict
 
 import fastattn
 from fastattn import _runtime
-from fastattn.commands import accuracy, tables
-from fastattn.commands.cases import AWKWARD, OPERATIONS
+from fastattn.commands import accuracy, dtypes, tables
+from fastattn.commands.cases import AWKWARD, OPERATIONS, STORING
 
-DTYPES = ("float32", "float64")
+#: The types of all arguments, or of the query and of keys and values.
+TYPES = (
+    *((name, "") for name in dtypes.NEEDS),
+    ("float32", "float16"),
+    ("float32", "bfloat16"),
+)
 
 
 def add_arguments(parser):
@@ -24,10 +30,17 @@ def add_arguments(parser):
 
 def run(arguments):
     """Print one line for each operation, target and dtype."""
-    with tables.Progress(len(OPERATIONS) * len(DTYPES)) as progress:
-        lines = [line for dtype in DTYPES for name in OPERATIONS for line in _check(name, dtype, progress)]
+    jobs = plan()
+    with tables.Progress(len(jobs)) as progress:
+        lines = [line for job in jobs for line in _check(*job, progress)]
     print(json.dumps([line.as_json() for line in lines], indent=2) if arguments.json else _text(lines))
     return 0 if all(line.kept for line in lines) else 1
+
+
+def plan():
+    """What is checked here: an operation, the type of its arguments, and that of keys and values if it is another."""
+    here = [types for types in TYPES if not any(map(dtypes.absent, types))]
+    return [(name, *types) for types in here for name in OPERATIONS if not types[1] or name in STORING]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +76,18 @@ class _Failed:
     share: float = float("inf")
 
 
-def _check(operation, dtype, progress):
+def _check(operation, dtype, kv_dtype, progress):
     """The lines of one operation: the oracle answers each case once for all targets."""
-    progress.step(f"{operation} {dtype}")
-    cases = [dataclasses.replace(case, dtype=dtype) for case in AWKWARD if case.operation == operation]
+    changes = {"dtype": dtype, "kv_dtype": kv_dtype}
+    cases = [dataclasses.replace(case, **changes) for case in AWKWARD if case.operation == operation]
+    progress.step(f"{operation} {cases[0].types}")
     verdicts = defaultdict(list)
     for case in cases:
         expectation = accuracy.expected(case)
         for target in fastattn.targets():
             with _using(target):
                 verdicts[target].append(_judge(case, expectation))
-    return [_line(operation, target, dtype, cases, found) for target, found in verdicts.items()]
+    return [_line(operation, target, cases, found) for target, found in verdicts.items()]
 
 
 def _judge(case, expectation):
@@ -84,10 +98,10 @@ def _judge(case, expectation):
         return _Failed(f"{type(error).__name__}: {error}")
 
 
-def _line(operation, target, dtype, cases, verdicts):
+def _line(operation, target, cases, verdicts):
     case, worst = max(zip(cases, verdicts, strict=True), key=lambda pair: pair[1].share)
     failure = getattr(worst, "failure", "")
-    return Line(operation, target, dtype, len(cases), case.described, worst.error, worst.allowed, failure)
+    return Line(operation, target, case.types, len(cases), case.described, worst.error, worst.allowed, failure)
 
 
 @contextlib.contextmanager
@@ -116,4 +130,4 @@ def _text(lines):
     ]
     missed = sum(not line.kept for line in lines)
     verdict = f"{missed} of {len(lines)} lines miss the rule." if missed else "Everything is as exact as it must be."
-    return f"{tables.text(header, rows, 'lllrlrrl')}\n\n{verdict}"
+    return "\n".join([tables.text(header, rows, "lllrlrrl"), "", verdict, *dtypes.remarks(dtypes.NEEDS)])

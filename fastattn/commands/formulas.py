@@ -3,17 +3,23 @@
 What a careful user would write without the library: it is the baseline that ``bench`` times, and its
 error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.accuracy`).
 Names and arguments are the library's, without ``out`` and ``num_threads``.
+
+In 16 bits every operation rounds its result to them; products of matrices and sums are float32 inside. So are NumPy's
+own in float16, but its product there knows no BLAS (0.4 GFLOP/s); in bfloat16 its product comes out as float32, and a
+plain sum of 4,096 ones is 256. Both would make the yardstick longer than it is, or the baseline slower.
 """
 
 from itertools import pairwise
 
 import numpy as np
 
+from fastattn.commands import dtypes
+
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, **options):
     """Attention that stores all scores; arrays of three axes and more, (..., heads, tokens, size)."""
     weights, lse = attention_weights(query, key, attn_mask, return_lse=True, **options)
-    result = (_grouped(weights, value) @ value[..., None, :, :]).reshape(*lse.shape, value.shape[-1])
+    result = _product(_grouped(weights, value), value[..., None, :, :]).reshape(*lse.shape, value.shape[-1])
     return (result, lse) if return_lse else result
 
 
@@ -36,7 +42,7 @@ def attention_weights(
     real = query.dtype.type
     k_length, q_length = key.shape[-2], query.shape[-2]
     scaled = _grouped(query, key) * real(query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = (scaled @ key[..., None, :, :].swapaxes(-1, -2)).reshape(*query.shape[:-1], k_length)
+    scores = _product(scaled, key[..., None, :, :].swapaxes(-1, -2)).reshape(*query.shape[:-1], k_length)
     if softcap is not None:
         scores = np.tanh(scores / real(softcap)) * real(softcap)
 
@@ -58,7 +64,7 @@ def attention_weights(
     weights, total, lse = _exponentials(scores, -1)
     weights /= np.where(total == 0, 1, total)
     weights = weights[..., :k_length]
-    return (weights, lse[..., 0]) if return_lse else weights
+    return (weights, lse[..., 0].astype(dtypes.wide(lse.dtype), copy=False)) if return_lse else weights
 
 
 def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_lse=False, **options):
@@ -102,7 +108,7 @@ def merge_states(outs, lses):
     outs, lses = np.stack(outs), np.stack(lses)
     weights, total, lse = _exponentials(lses.copy(), 0)
     weights /= np.where(total == 0, 1, total)
-    return (weights[..., None] * outs).sum(0), lse[0]
+    return _sum(weights.astype(outs.dtype, copy=False)[..., None] * outs, 0), lse[0]
 
 
 def softmax(x, axis=-1, *, where=None):
@@ -117,20 +123,20 @@ def log_softmax(x, axis=-1, *, where=None):
     x = _only(x, where)
     top = x.max(axis, keepdims=True)
     x -= top
-    return x - np.log(np.exp(x).sum(axis, keepdims=True))
+    return x - np.log(_sum(np.exp(x), axis, keepdims=True))
 
 
 def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
     """Rows of mean 0 and variance 1, then scaled and shifted."""
-    centred = x - x.mean(-1, keepdims=True)
-    y = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + x.dtype.type(eps))
+    centred = x - _mean(x)
+    y = centred / np.sqrt(_mean(centred * centred) + x.dtype.type(eps))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
 
 def rms_norm(x, weight=None, *, eps=1e-6):
     """Rows of mean square 1, then scaled."""
-    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    y = x / np.sqrt(_mean(x * x) + x.dtype.type(eps))
     return y if weight is None else y * weight
 
 
@@ -172,6 +178,21 @@ def _exponentials(x, axis):
     # A row with nothing in it has the maximum -inf, and -inf - -inf would be NaN.
     x -= np.where(np.isneginf(top), 0, top)
     np.exp(x, out=x)
-    total = x.sum(axis, keepdims=True)
+    total = _sum(x, axis, keepdims=True)
     with np.errstate(divide="ignore"):
         return x, total, np.log(total) + top
+
+
+def _product(a, b):
+    """The matrix product, in the type of `a`."""
+    wide = np.result_type(a, b, np.float32)
+    return (a.astype(wide, copy=False) @ b.astype(wide, copy=False)).astype(a.dtype, copy=False)
+
+
+def _sum(x, axis, keepdims=False):
+    return x.sum(axis, dtype=dtypes.wide(x.dtype), keepdims=keepdims).astype(x.dtype, copy=False)
+
+
+def _mean(x):
+    """Of each row."""
+    return x.mean(-1, dtype=dtypes.wide(x.dtype), keepdims=True).astype(x.dtype, copy=False)

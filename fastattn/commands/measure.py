@@ -166,11 +166,35 @@ class Pace:
     patience: float = float("inf")
 
 
-def race(case, engines, pace):
-    """Let engines take turns at a case; their outcomes by name."""
-    outcomes = {engine.name: engine.prepare(case) for engine in engines}
-    _take_turns([(engine.time, outcomes[engine.name]) for engine in engines], pace)
+def contest(entries, pace):
+    """Let engines take turns at cases; the outcomes in the order of the entries.
+
+    Parameters
+    ----------
+    entries : list of (engine, list of cases)
+        What takes a turn together: the time of an entry is the sum of its cases' times. An engine may have several.
+    """
+    begun, outcomes = set(), []
+    for engine, cases in entries:
+        prepared = []
+        for case in cases:  # an engine's first case takes the place of whatever was prepared before
+            prepared.append(engine.prepare(case, beside=engine in begun))
+            begun.add(engine)
+        outcomes.append(_closest(prepared))
+    timers = [functools.partial(engine.time, cases=cases) for engine, cases in entries]
+    _take_turns(list(zip(timers, outcomes, strict=True)), pace)
     return outcomes
+
+
+def race(case, engines, pace, twin=None):
+    """Let engines take turns at a case; their outcomes by name.
+
+    The first one takes another turn at the `twin`, if there is one; that outcome's name is the twin's dtype.
+    """
+    entries = {engine.name: (engine, [case]) for engine in engines}
+    if twin is not None:
+        entries[twin.dtype] = (engines[0], [twin])
+    return dict(zip(entries, contest(list(entries.values()), pace), strict=True))
 
 
 def duel(groups, engine, pace):
@@ -179,16 +203,9 @@ def duel(groups, engine, pace):
     Parameters
     ----------
     groups : dict of str to list of cases
-        What takes a turn together: the time of a group is the sum of its cases' times.
+        What takes a turn together.
     """
-    kept = iter([False])  # the first case takes the place of whatever was prepared before
-    outcomes = {
-        name: _closest([engine.prepare(case, beside=next(kept, True)) for case in cases])
-        for name, cases in groups.items()
-    }
-    timers = {name: functools.partial(engine.time, cases=cases) for name, cases in groups.items()}
-    _take_turns([(timers[name], outcomes[name]) for name in groups], pace)
-    return outcomes
+    return dict(zip(groups, contest([(engine, cases) for cases in groups.values()], pace), strict=True))
 
 
 def _closest(outcomes):

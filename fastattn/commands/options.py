@@ -1,6 +1,9 @@
 """Options that what measures has in common."""
 
+import argparse
 import re
+
+from fastattn.commands import dtypes
 
 
 def add_arguments(parser):
@@ -20,3 +23,18 @@ def _count(text):
 
 
 _count.__name__ = "thread count"  # as argparse calls it
+
+
+def add_dtype(parser, default):
+    """In which types."""
+    help = f"only these types, of {', '.join(dtypes.NEEDS)} (default: {default})"
+    parser.add_argument("--dtype", type=_types, default=(), metavar="NAME[,NAME]", help=help)
+
+
+def _types(text):
+    """Names of types, each once and with commas between them."""
+    names = dict.fromkeys(text.split(","))
+    unknown = [name for name in names if name not in dtypes.NEEDS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(dtypes.NEEDS)}")
+    return tuple(names)

@@ -17,6 +17,7 @@ class Result:
     ----------
     case : cases.Case
     outcomes : dict of str to measure.Outcome
+        Also the library's own in another type, under the name of that.
     arithmetic : float
         Floating-point operations per second.
     memory : float
@@ -88,12 +89,15 @@ class Result:
         }
 
 
-def collect(cases, names, pace, threads):
-    """The results of cases in the engines of these names, with a progress line."""
+def collect(cases, names, pace, threads, twin_of=lambda case: None):
+    """The results of cases in the engines of these names, with a progress line.
+
+    `twin_of` tells of a case which other one the first engine is to run in the same rounds, if any.
+    """
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(tables.Progress(len(cases)))
         engines = [stack.enter_context(Engine(name, threads)) for name in names]
-        return [_measure(case, engines, pace, threads, progress) for case in cases]
+        return [_measure(case, twin_of(case), engines, pace, threads, progress) for case in cases]
 
 
 def geometric_mean(ratios):
@@ -102,9 +106,9 @@ def geometric_mean(ratios):
     return statistics.geometric_mean(numbers) if numbers else math.nan
 
 
-def _measure(case, engines, pace, threads, progress):
+def _measure(case, twin, engines, pace, threads, progress):
     progress.step(case.name)
-    outcomes = race(case, engines, pace)
+    outcomes = race(case, engines, pace, twin)
     memory = limits.memory(case.streaming, case.traffic, threads)
     return Result(case, outcomes, limits.arithmetic(case.dtype, threads), memory)
 

@@ -38,6 +38,12 @@ def rate(per_second, unit):
 
 
 @_number
+def count(value):
+    """A number without a unit: 1.42, or 2345."""
+    return digits(value)
+
+
+@_number
 def ratio(value):
     """How many times faster: 1.42×."""
     return f"{digits(value)}×"

@@ -4,96 +4,17 @@
  * products folded together in one transposed reduction. While the keys of a block are multiplied its values are
  * prefetched, and while its values are, the next block's keys: the two streams then never stall. */
 
-#define FEW_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
-#define FEW_KEYS_PER_RUN 16
-
-/* Into L2, which has room and buffers for a block ahead: one core reads 18 to 20 GB/s from memory so, 8 to 15 with
- * prefetching into L1 and 10 to 14 with none; its limit is 27. */
-#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
-
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
     R *query, *scores, *bias, *factors, *clean, *out, *key_panel, *value_panel; /* scores and biases: [rows][FEW_KEYS] */
-    R scale; /* applied to the scores: scaling the queries would round every component */
+    uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][FEW_KEYS] */
+    fa_type words; /* of the rows that are multiplied in pairs; FA_F32 for none */
+    R factor[FA_FEW_MOST]; /* of each row's scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
     R position[FA_FEW_MOST], slope[FA_FEW_MOST];
     int kinds[FA_FEW_MOST]; /* of mask in this step */
     fa_interval keys[FA_FEW_MOST], any;
 } OP(few);
-
-/* Key or value rows of a block, one by one; elements of the type side by side, whole vectors of them. */
-typedef struct {
-    const char *row[FEW_KEYS];
-    fa_type type;
-} OP(few_rows);
-
-/* Vector `d / LANES` of a row. */
-#define AT(row, d) ((row) + (d) * fa_size_of(TYPE))
-/* Whether a cache line of such elements begins with element d. */
-#define BEGINS_LINE(d) ((d) * fa_size_of(TYPE) % 64 == 0)
-
-/* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
-FA_INLINE void OP(few_scores)(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores, R scale,
-                              const char *const *ahead, const fa_type TYPE, const int NR) {
-    for (ptrdiff_t t = 0; t < count; t += FOLD) {
-        V acc[FA_FEW_ROWS][FOLD];
-        const char *row[FOLD], *next[FOLD];
-        FA_UNROLL for (int i = 0; i < FOLD; i++) {
-            ptrdiff_t at = t + i < count ? t + i : count - 1;
-            row[i] = key[at];
-            next[i] = ahead[at];
-            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
-        }
-        for (ptrdiff_t d = 0; d < width; d += LANES) {
-            V k[FOLD];
-            FA_UNROLL for (int i = 0; i < FOLD; i++) {
-                k[i] = OP(load_as)(AT(row[i], d), TYPE);
-                if (BEGINS_LINE(d)) PREFETCH(AT(next[i], d));
-            }
-            FA_UNROLL for (int r = 0; r < NR; r++) {
-                V q = OP(load)(query + r * width + d);
-                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] += q * k[i];
-            }
-        }
-        FA_UNROLL for (int r = 0; r < NR; r++)
-            OP(store_part)(scores + r * FEW_KEYS + t, OP(fold)(acc[r]) * scale, FOLD);
-    }
-}
-
-/* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values from element d on. */
-FA_INLINE void OP(few_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end, const R *weights,
-                                   R *out, ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE,
-                                   const int NR, const int NC) {
-    V acc[4][8];
-    FA_UNROLL for (int r = 0; r < NR; r++) FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = (V){0};
-    for (ptrdiff_t t = begin; t < end; t++) {
-        V v[8];
-        const char *row = AT(value[t], d), *next = AT(ahead[t], d);
-        FA_UNROLL for (int c = 0; c < NC; c++) {
-            v[c] = OP(load_as)(AT(row, c * LANES), TYPE);
-            if (BEGINS_LINE(c * LANES)) PREFETCH(AT(next, c * LANES));
-        }
-        FA_UNROLL for (int r = 0; r < NR; r++) {
-            V p = OP(splat)(weights[r * FEW_KEYS + t]);
-            FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] += p * v[c];
-        }
-    }
-    FA_UNROLL for (int r = 0; r < NR; r++)
-        FA_UNROLL for (int c = 0; c < NC; c++) {
-            R *at = out + r * width + d + c * LANES;
-            OP(store)(at, decay ? OP(load)(at) * decay[r] + acc[r][c] : OP(load)(at) + acc[r][c]);
-        }
-}
-
-FA_INLINE void OP(few_values)(const char *const *value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
-                              ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE, const int NR,
-                              const int NC) {
-    ptrdiff_t d = 0;
-#define CALL(C) OP(few_value_block)(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C)
-    for (; d + NC * LANES <= width; d += NC * LANES) CALL(NC);
-    for (; d < width; d += LANES) CALL(1);
-#undef CALL
-}
 
 /* Rows of a block as they lie or, where that does not serve, widened to `panel`. */
 static void OP(few_rows_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
@@ -171,18 +92,52 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
     few->max[row] = max;
 }
 
-/* Products of some rows with all keys of a block; of the weights with all values, or with those in `keys`. */
-FA_INLINE void OP(few_score_rows)(const OP(few) *few, const OP(few_rows) *key, ptrdiff_t count, ptrdiff_t row,
-                                  const OP(few_rows) *ahead, const int NR) {
-#define CALL(TYPE)                                                                                                     \
+/* CALL(rows at a time) for all rows of the item. */
+#define FA_IN_ROWS(rows, CALL)                                                                                         \
+    do {                                                                                                               \
+        ptrdiff_t row = 0;                                                                                             \
+        for (; row + FA_FEW_ROWS <= (rows); row += FA_FEW_ROWS) CALL(FA_FEW_ROWS);                                     \
+        for (; row + 2 <= (rows); row += 2) CALL(2);                                                                   \
+        for (; row < (rows); row++) CALL(1);                                                                           \
+    } while (0)
+
+/* Whether rows of that type are multiplied in pairs. */
+FA_INLINE int OP(in_pairs)(const OP(few) *few, fa_type type) { return few->words != FA_F32 && few->words == type; }
+
+/* Scores of all rows for a block of keys. */
+FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *key, ptrdiff_t count,
+                               const OP(few_rows) *ahead) {
+#if FA_VECTOR_BYTES / LANES == 4
+#define PAIRS(NR)                                                                                                      \
+    OP(pair_scores)(key->row, count, few->query_words + row * few->key_width, few->key_width,                          \
+                    few->scores + row * FEW_KEYS, few->factor + row, ahead->row, TYPE, NR)
+    if (OP(in_pairs)(few, key->type)) {
+#define TYPE FA_I8
+        if (key->type == FA_I8) FA_IN_ROWS(rows, PAIRS);
+#undef TYPE
+#define TYPE FA_BF16
+        else FA_IN_ROWS(rows, PAIRS);
+#undef TYPE
+        return;
+    }
+#undef PAIRS
+#endif
+#define SINGLES(NR)                                                                                                    \
     OP(few_scores)(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
-                   few->scale, ahead->row, TYPE, NR)
+                   few->factor + row, ahead->row, TYPE, NR)
+#define CALL(STORED_AS)                                                                                                \
+    do {                                                                                                               \
+        const fa_type TYPE = STORED_AS;                                                                                \
+        FA_IN_ROWS(rows, SINGLES);                                                                                     \
+    } while (0)
     FA_FOR_STORED(key->type, CALL);
 #undef CALL
+#undef SINGLES
 }
 
-FA_INLINE void OP(few_value_rows)(const OP(few) *few, const OP(few_rows) *value, fa_interval keys, ptrdiff_t row,
-                                  const OP(few_rows) *ahead, const int NR, const int NC) {
+/* One row's weights times the values of the keys in `keys`; or with NR, those of several rows. */
+FA_INLINE void OP(few_value_singles)(const OP(few) *few, const OP(few_rows) *value, fa_interval keys, ptrdiff_t row,
+                                     const OP(few_rows) *ahead, const int NR, const int NC) {
     const R *decay = few->decay + row, *weights = few->scores + row * FEW_KEYS;
     R *out = few->out + row * few->value_width;
     ptrdiff_t t = keys.begin, end;
@@ -195,6 +150,33 @@ FA_INLINE void OP(few_value_rows)(const OP(few) *few, const OP(few_rows) *value,
         decay = NULL;
         t = end;
     } while (t < keys.end);
+}
+
+/* The same for all rows and all keys of a block, in pairs; 0 where the weights cannot be had so. */
+FA_APART int OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *value, ptrdiff_t count,
+                               const OP(few_rows) *ahead) {
+#if FA_VECTOR_BYTES / LANES == 4
+    R factor[FA_FEW_MOST];
+    ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
+    for (ptrdiff_t row = 0; row < rows; row++)
+        if (!OP(as_words)(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST,
+                          few->weight_words + row * FEW_KEYS, factor + row))
+            return 0;
+#define PAIRS(NR)                                                                                                      \
+    OP(pair_values)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,          \
+                    few->value_width, few->decay + row, factor + row, ahead->row, TYPE, NR, 2)
+#define TYPE FA_I8
+    if (value->type == FA_I8) FA_IN_ROWS(rows, PAIRS);
+#undef TYPE
+#define TYPE FA_BF16
+    else FA_IN_ROWS(rows, PAIRS);
+#undef TYPE
+#undef PAIRS
+    return 1;
+#else
+    (void)few, (void)rows, (void)value, (void)count, (void)ahead;
+    return 0;
+#endif
 }
 
 /* Each row's mask for a step; returns what kinds there are. */
@@ -241,49 +223,72 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
     ptrdiff_t more = fa_clamp(few->any.end - first_key - count, 0, count);
     fa_addresses(a, item, item->key, a->key.row, a->key.page, first_key + count, more, next.row);
     for (ptrdiff_t t = more; t < count; t++) next.row[t] = key.row[t];
-    ptrdiff_t row = 0;
-    for (; row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
-        OP(few_score_rows)(few, &key, count, row, &value, FA_FEW_ROWS);
-    for (; row < item->rows; row++) OP(few_score_rows)(few, &key, count, row, &value, 1);
+    OP(few_score_rows)(few, item->rows, &key, count, &value);
 
     if (item->key_scale) OP(few_factors)(a, item, &a->key, item->key_scale, first_key, count, few->factors);
-    for (row = 0; item->key_scale && row < item->rows; row++)
+    for (ptrdiff_t row = 0; item->key_scale && row < item->rows; row++)
         OP(few_multiply)(few->scores + row * FEW_KEYS, few->factors, count);
 
     int edge = 0;
-    for (row = 0; row < item->rows; row++) {
+    for (ptrdiff_t row = 0; row < item->rows; row++) {
         OP(few_settle)(a, few, item->slopes != NULL, row, first_key, count);
         OP(few_weigh)(few, row, count);
         edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
     }
     OP(rows) unclean_value = {NULL, 0};
-    int unclean = kinds & BLOCK_EXCLUDES && OP(few_clean)(a, few, count, &value, &unclean_value);
+    /* Alone, a row does not multiply keys that it does not see; in pairs it does, by 0, and 0 · NaN is NaN. */
+    int excludes = kinds & BLOCK_EXCLUDES || (edge && OP(in_pairs)(few, value.type));
+    int unclean = excludes && OP(few_clean)(a, few, count, &value, &unclean_value);
     if (item->value_scale) OP(few_factors)(a, item, &a->value, item->value_scale, first_key, count, few->factors);
-    for (row = 0; item->value_scale && row < item->rows; row++)
+    for (ptrdiff_t row = 0; item->value_scale && row < item->rows; row++)
         OP(few_multiply)(few->scores + row * FEW_KEYS, few->factors, count);
 
-    row = 0;
-    for (; !edge && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
-        OP(few_value_rows)(few, &value, (fa_interval){0, count}, row, &next, FA_FEW_ROWS, FA_FEW_COLUMNS);
-    for (; row < item->rows; row++) { /* a key that this row does not see is not multiplied either: 0 · NaN is NaN */
-        ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
-        fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
-        OP(few_value_rows)(few, &value, keys, row, &next, 1, 8);
+    if (!(OP(in_pairs)(few, value.type) && OP(few_value_pairs)(few, item->rows, &value, count, &next))) {
+        ptrdiff_t row = 0;
+        for (; !edge && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
+            OP(few_value_singles)(few, &value, (fa_interval){0, count}, row, &next, FA_FEW_ROWS, FA_FEW_COLUMNS);
+        for (; row < item->rows; row++) {
+            ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
+            fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
+            OP(few_value_singles)(few, &value, keys, row, &next, 1, 8);
+        }
     }
-    for (row = 0; unclean && row < item->rows; row++)
+    for (ptrdiff_t row = 0; unclean && row < item->rows; row++)
         OP(add_unclean)(unclean_value, count, few->scores + row * FEW_KEYS, few->value_width,
                         few->out + row * few->value_width, 1);
 }
 
+/* Which rows can be multiplied in pairs, and the queries in that form. */
+static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows) {
+    few->words = FA_F32;
+#if FA_VECTOR_BYTES / LANES == 4
+    int bf16 = FA_PAIRS_OF_BF16 && a->type == FA_BF16 && a->key.type == FA_BF16 && a->value.type == FA_BF16;
+    int i8 = a->key.type == FA_I8 && a->value.type == FA_I8;
+    if (!(bf16 || i8) || a->head_size % WORDS || a->value_size % WORDS) return;
+    /* int8 by this, head_size times, stays below 2^31. */
+    R most = 16e6f / (R)a->head_size < WORDS_MOST ? 16e6f / (R)a->head_size : WORDS_MOST, factor;
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        if (!OP(as_words)(few->query + row * few->key_width, few->key_width, a->key.type, floorf(most),
+                          few->query_words + row * few->key_width, &factor))
+            break;
+        few->factor[row] = (R)a->scale * factor;
+        if (row + 1 == rows) few->words = a->key.type;
+    }
+    for (ptrdiff_t row = 0; few->words == FA_F32 && row < rows; row++) few->factor[row] = (R)a->scale;
+#else
+    (void)a, (void)rows;
+#endif
+}
+
 static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few) {
     few->any = (fa_interval){item->key_end, item->key_begin};
-    few->scale = (R)a->scale;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
         const char *from = item->query + OP(row_offset)(a, at, a->query_head, a->query_row);
         R *to = few->query + row * few->key_width;
         OP(widen)(to, from, a->type, a->query_element, a->head_size);
         memset(to + a->head_size, 0, (size_t)(few->key_width - a->head_size) * sizeof(R));
+        few->factor[row] = (R)a->scale;
         fa_interval keys = few->keys[row] = fa_keys_of(a, item, at / a->group);
         few->position[row] = (R)(at / a->group + item->q_offset);
         few->slope[row] = item->slopes ? ((const R *)item->slopes)[at % a->group] : 0;
@@ -293,6 +298,7 @@ static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, 
         if (keys.begin < few->any.begin) few->any.begin = keys.begin;
         if (keys.end > few->any.end) few->any.end = keys.end;
     }
+    OP(choose_pairs)(a, few, item->rows);
     memset(few->out, 0, (size_t)(item->rows * few->value_width) * sizeof(R));
 }
 
@@ -324,6 +330,8 @@ static ptrdiff_t OP(lay_out_few)(const fa_attention *a, OP(few) *few, char *at, 
     few->query = OP(carve)(&at, rows * few->key_width);
     few->scores = OP(carve)(&at, rows * FEW_KEYS);
     few->bias = OP(carve)(&at, rows * FEW_KEYS);
+    few->query_words = (uint16_t *)OP(carve)(&at, rows * few->key_width);
+    few->weight_words = (uint16_t *)OP(carve)(&at, rows * FEW_KEYS);
     few->factors = OP(carve)(&at, FEW_KEYS);
     few->clean = OP(carve)(&at, FEW_KEYS * few->value_width);
     few->out = OP(carve)(&at, rows * few->value_width);

@@ -74,6 +74,14 @@ FA_INLINE V OP(fold)(const V *x) {
 #endif
 }
 
+/* The same for as many vectors as there are lanes. */
+FA_INLINE V OP(fold_all)(V x[LANES]) {
+    FA_UNROLL for (int count = LANES / 2; count; count /= 2)
+        FA_UNROLL for (int i = 0; i < count; i++)
+            x[i] = OP(interleave_low)(x[i], x[i + count]) + OP(interleave_high)(x[i], x[i + count]);
+    return x[0];
+}
+
 /* A tree: log2(LANES) dependent steps. */
 FA_INLINE R OP(lane_sum)(V x) {
 #ifdef FA_ROTATE_8

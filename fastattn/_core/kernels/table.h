@@ -88,6 +88,14 @@ typedef struct {
     int interleaved;    /* pairs are neighbours; otherwise their second halves follow all the first ones */
 } fa_rotary;
 
+/* Rows of new keys or values on their way into a cache, where they lie side by side. */
+typedef struct {
+    ptrdiff_t size, pairs; /* components of a row; how many pairs of them turn by a row of cos and sin */
+    ptrdiff_t x_row, x_element, cos_row, cos_element, sin_row, sin_element;
+    fa_type x_type, stored, table_type;
+    int interleaved;
+} fa_cache_rows;
+
 typedef struct {
     ptrdiff_t itemsize;       /* bytes of an element */
     ptrdiff_t lanes;          /* elements in a vector */
@@ -109,6 +117,9 @@ typedef struct {
     ptrdiff_t (*rotary_scratch)(const fa_rotary *);
     void (*rotate_rows)(const fa_rotary *, const char *x, const char *cos, const char *sin, const char *positions,
                         char *out, ptrdiff_t rows, void *scratch);
+    ptrdiff_t (*cache_scratch)(const fa_cache_rows *);
+    int (*store_rows)(const fa_cache_rows *, const char *x, const char *cos, const char *sin, char *out, float *scales,
+                      ptrdiff_t rows, void *scratch);
     double (*probe_fma)(ptrdiff_t rounds);
     double (*probe_dot)(ptrdiff_t rounds); /* NULL where the target has no dot product of bfloat16 */
     double (*probe_read)(const void *memory, ptrdiff_t bytes);

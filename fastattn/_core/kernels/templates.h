@@ -12,6 +12,7 @@
 #include "attention_fma.h"
 #include "attention_tile.h"
 #include "attention_many.h"
+#include "attention_few_products.h"
 #include "attention_few.h"
 #include "attention_merge.h"
 #include "attention_weights.h"
@@ -37,6 +38,7 @@
 #include "softmax.h"
 #include "normalization.h"
 #include "rotary.h"
+#include "cache.h"
 #include "probe.h"
 
 static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
@@ -64,6 +66,8 @@ static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
         .normalize_rows = EXPORT(normalize_rows),                                                                      \
         .rotary_scratch = EXPORT(rotary_scratch),                                                                      \
         .rotate_rows = EXPORT(rotate_rows),                                                                            \
+        .cache_scratch = EXPORT(cache_scratch),                                                                        \
+        .store_rows = EXPORT(store_rows),                                                                              \
         .probe_fma = EXPORT(probe_fma),                                                                                \
         .probe_dot = DOT,                                                                                              \
         .probe_read = EXPORT(probe_read),                                                                              \

@@ -40,8 +40,8 @@ FA_DECLARE_VECTOR(f64, double, int64_t)
 /* 16-bit and 8-bit elements of a float32 vector, in memory and widened to integers of its lanes. */
 typedef uint32_t VW_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
 typedef uint16_t VH_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 2), aligned(2), may_alias));
-typedef int8_t VB_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 4), aligned(1), may_alias));
 
+typedef int8_t VB_f32 __attribute__((vector_size(FA_VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef uint16_t VS_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
 
 FA_INLINE VW_f32 choose_bits(VI_f32 mask, VW_f32 a, VW_f32 b) { return ((VW_f32)mask & a) | (~(VW_f32)mask & b); }
@@ -73,20 +73,48 @@ FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
 FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
 FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
 FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
-#ifdef FA_HAS_BF16
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x); /* the same in fewer instructions */
+
+/* Two 16-bit integers to a lane. Elements of a and b side by side, those of the first and of the second half. */
+#if FA_VECTOR_BYTES == 64
+#define FA_WORDS_LOW 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, \
+                     46, 15, 47
+#define FA_WORDS_HIGH 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, \
+                      61, 30, 62, 31, 63
+#elif FA_VECTOR_BYTES == 32
+#define FA_WORDS_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define FA_WORDS_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #else
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
+#define FA_WORDS_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define FA_WORDS_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #endif
-FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
-    return __builtin_convertvector(__builtin_convertvector(*(const VB_f32 *)p, VI_f32), V_f32);
-}
-#ifdef FA_HAS_F16
+FA_INLINE VS_f32 interleave_words_low(VS_f32 a, VS_f32 b) { return __builtin_shufflevector(a, b, FA_WORDS_LOW); }
+FA_INLINE VS_f32 interleave_words_high(VS_f32 a, VS_f32 b) { return __builtin_shufflevector(a, b, FA_WORDS_HIGH); }
+
+/* What a target with FA_HAS_CONVERSIONS does in fewer instructions. */
+#ifdef FA_HAS_CONVERSIONS
 FA_INLINE V_f32 load_f16_f32(const uint16_t *p);
 FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x);
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x);
+FA_INLINE V_f32 load_i8_f32(const int8_t *p);
 #else
 FA_INLINE V_f32 load_f16_f32(const uint16_t *p) { return f16_of_bits(load_halves(p)); }
 FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_f16(x)); }
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
+FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
+    V_f32 x;
+    FA_UNROLL for (int lane = 0; lane < FA_VECTOR_BYTES / 4; lane++) x[lane] = (float)p[lane];
+    return x;
+}
+FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
+    VS_f32 x;
+    FA_UNROLL for (int i = 0; i < FA_VECTOR_BYTES / 2; i++) x[i] = (uint16_t)(int16_t)p[i];
+    return x;
+}
+/* sum + the products of both integers of each lane. */
+FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
+    VI_f32 x = (VI_f32)a, y = (VI_f32)b;
+    return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
 #endif
 
 /* One element: a vector's first lane, so that both round alike. */

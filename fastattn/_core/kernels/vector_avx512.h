@@ -19,12 +19,24 @@
 #define FA_FEW_COLUMNS 4
 #define FA_FEW_BEST 8
 
-#define FA_HAS_F16
-#define FA_HAS_BF16
+#define FA_HAS_CONVERSIONS
 #include "vector.h"
 
 FA_INLINE V_f32 load_f16_f32(const uint16_t *p) {
     return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
+    return (V_f32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
+    return (VS_f32)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
+#ifdef FA_DOT
+    return (VI_f32)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+    return sum + (VI_f32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#endif
 }
 FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));

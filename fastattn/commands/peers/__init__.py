@@ -63,6 +63,13 @@ def is_square(case):
     return case.sizes["Sq"] == case.sizes["Sk"]
 
 
+def lengths_of(case, arguments):
+    """The lengths of a batch's sequences of keys, of which a single query sees all."""
+    if case.arrays != ("kv_lengths",) or case.sizes["Sq"] > 1:
+        raise Unsuitable("only lengths, and one query for each")
+    return arguments["kv_lengths"]
+
+
 def folded(case, query):
     """The query heads of a group as further queries of their key-value head: (B, Hkv, group·Sq, D).
 

@@ -10,6 +10,7 @@ import sys
 
 from fastattn.commands import accuracy, measure
 from fastattn.commands.cases import CASES
+from fastattn.commands.decode import DECODE
 from fastattn.commands.peers import PEERS
 from fastattn.commands.variants import VARIANTS
 
@@ -28,7 +29,7 @@ class Desk:
         """Choose the fastest way that computes the case; forget the other cases, unless it stands beside them."""
         if not beside:
             self.calls.clear()
-        case = (CASES | VARIANTS)[case]
+        case = (CASES | VARIANTS | DECODE)[case]
         expectation = accuracy.expected(case, sampled=True)
         ways = self.peer.VARIANTS[case.operation]
         tried = {name: self._try(build, case, expectation) for name, build in ways.items()}

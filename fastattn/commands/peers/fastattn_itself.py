@@ -12,8 +12,21 @@ def start(threads):
 
 
 def _build(case, arguments):
-    call = functools.partial(getattr(fastattn, case.operation), **arguments, **case.options)
+    prepare = _from_cache if case.cached else _from_arrays
+    call = prepare(case, **arguments)
     return (functools.partial(call, out=call()) if case.out else call), _same
+
+
+def _from_arrays(case, **arguments):
+    return functools.partial(getattr(fastattn, case.operation), **arguments, **case.options)
+
+
+def _from_cache(case, query, key, value, kv_lengths=None):
+    """Attention to what was appended beforehand: of each sequence the tokens that it has."""
+    B, _, Hkv, _, Sk, D, Dv = case.sizes.values()
+    cache = fastattn.KVCache(B, Hkv, Sk, D, dtype=case.kv_dtype or case.dtype, value_dim=Dv)
+    cache.append(key, value, **({} if kv_lengths is None else {"lengths": kv_lengths}))
+    return functools.partial(cache.attend, query, **case.options)
 
 
 def _same(result):

@@ -1,4 +1,7 @@
-"""PyTorch on the CPU, in inference mode, on tensors that share the arrays' memory."""
+"""PyTorch on the CPU, in inference mode, on tensors that share the arrays' memory.
+
+NumPy's bfloat16 is not PyTorch's: there and back, 16 bits pass as integers.
+"""
 
 import functools
 
@@ -6,13 +9,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
+from fastattn.commands import dtypes
+from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square, lengths_of
 
 
 def start(threads):
     """Use so many threads, and record no gradients for as long as the process lives."""
     torch.set_num_threads(threads)
     torch.inference_mode().__enter__()
+
+
+def _tensor(array):
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _array(tensor):
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(dtypes.named("bfloat16"))
+    return tensor.numpy()
 
 
 # Attention
@@ -40,38 +56,58 @@ def _visible(case):
 
 
 def _unfolded(case, result):
-    return result.numpy().reshape([case.sizes[axis] for axis in ("B", "Hq", "Sq", "Dv")])
+    return _array(result).reshape([case.sizes[axis] for axis in ("B", "Hq", "Sq", "Dv")])
 
 
 def _heads_first(case, arguments):
-    return _attention(*_tensors(arguments), case, _mask(arguments))
+    return _attention(*_tensors(arguments), case, _mask(case, arguments))
 
 
 def _tokens_first(case, arguments):
     """The memory order in which a projection leaves its heads: (B, S, H, D)."""
     tensors = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in _tensors(arguments))
-    return _attention(*tensors, case, _mask(arguments))
+    return _attention(*tensors, case, _mask(case, arguments))
 
 
 def _mask_added(case, arguments):
     """The bool mask as numbers to add, prepared beforehand."""
-    mask = _mask(arguments)
+    mask = _mask(case, arguments)
     if mask is None or mask.dtype != torch.bool:
         raise Unsuitable("no bool mask")
-    added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    return _attention(*_tensors(arguments), case, added)
+    tensors = _tensors(arguments)
+    added = torch.zeros(mask.shape, dtype=tensors[0].dtype).masked_fill(~mask, -torch.inf)
+    return _attention(*tensors, case, added)
 
 
 def _tensors(arguments):
-    return [torch.from_numpy(arguments[name]) for name in ("query", "key", "value")]
+    return [_tensor(arguments[name]) for name in ("query", "key", "value")]
 
 
-def _mask(arguments):
-    return torch.from_numpy(arguments["attn_mask"]) if "attn_mask" in arguments else None
+def _mask(case, arguments):
+    """The mask; with lengths, what is left of each sequence's keys."""
+    if "kv_lengths" in arguments:
+        return (torch.arange(case.sizes["Sk"]) < torch.from_numpy(arguments["kv_lengths"])[:, None])[:, None, None]
+    return _tensor(arguments["attn_mask"]) if "attn_mask" in arguments else None
 
 
 def _group_folded(case, arguments):
     return _heads_first(case, {**arguments, "query": folded(case, arguments["query"])})
+
+
+def _each_to_its_length(case, arguments):
+    """One sequence of the batch after the other, each with the keys that it has and the queries of a group folded."""
+    lengths = lengths_of(case, arguments).tolist()
+    query, key, value = _tensors(arguments)
+    queries = query.reshape(case.sizes["B"], case.sizes["Hkv"], -1, case.sizes["D"])
+    sequences = [
+        [part[None] for part in (queries[n], key[n, :, :length], value[n, :, :length])]
+        for n, length in enumerate(lengths)
+    ]
+
+    def call():
+        return [F.scaled_dot_product_attention(*sequence) for sequence in sequences]
+
+    return call, lambda results: _unfolded(case, torch.cat(results))
 
 
 # Packed sequences: no function of its own on CPUs. Sequences of queries are as long as those of keys.
@@ -103,7 +139,7 @@ def _sequences(arguments):
 
 def _packed(results):
     """Those of (H, S, D) one behind the other: (T, H, D)."""
-    return torch.cat([result.transpose(0, 1) for result in results]).numpy()
+    return _array(torch.cat([result.transpose(0, 1) for result in results]))
 
 
 # Row operations
@@ -111,7 +147,7 @@ def _packed(results):
 
 def _allocating(function):
     def build(case, arguments):
-        return functools.partial(function, *map(torch.from_numpy, arguments.values())), _arrays
+        return functools.partial(function, *map(_tensor, arguments.values())), _arrays
 
     return build
 
@@ -122,13 +158,13 @@ def _writing(prepare):
     def build(case, arguments):
         if not case.out:
             raise Unsuitable("writes into a given tensor")
-        return prepare(*map(torch.from_numpy, arguments.values())), _arrays
+        return prepare(*map(_tensor, arguments.values())), _arrays
 
     return build
 
 
 def _arrays(result):
-    return tuple(part.numpy() for part in result) if isinstance(result, tuple) else result.numpy()
+    return tuple(map(_array, result)) if isinstance(result, tuple) else _array(result)
 
 
 def _into(function):
@@ -175,7 +211,7 @@ def _add_layer_norm_into(x, residual, weight, bias):
 
 def _angles(arguments):
     """x, and cos and sin with a row for each token, (B, 1, S, D/2)."""
-    x, cos, sin, positions = map(torch.from_numpy, arguments.values())
+    x, cos, sin, positions = map(_tensor, arguments.values())
     return x, cos[positions][:, None], sin[positions][:, None]
 
 
@@ -205,13 +241,18 @@ def _halves_into(case, arguments):
 
 
 def _complex(case, arguments):
-    """As Llama's authors have it."""
+    """As Llama's authors have it: there are no complex numbers of 16 bits, so those are widened and narrowed again."""
     if not case.options.get("interleaved"):
         raise Unsuitable("neighbours")
     x, cos, sin = _angles(arguments)
-    numbers, turn = torch.view_as_complex(x.unflatten(-1, (-1, 2))), torch.complex(cos, sin)
-    out = torch.empty_like(numbers) if case.out else None
-    return lambda: torch.view_as_real(torch.mul(numbers, turn, out=out)).flatten(-2), _arrays
+    wide = torch.promote_types(x.dtype, torch.float32)
+    turn = torch.complex(cos.to(wide), sin.to(wide))
+
+    def numbers():
+        return torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
+
+    out = torch.empty_like(numbers()) if case.out else None
+    return lambda: torch.view_as_real(torch.mul(numbers(), turn, out=out)).flatten(-2).to(x.dtype), _arrays
 
 
 VARIANTS = {
@@ -220,6 +261,7 @@ VARIANTS = {
         "scaled_dot_product_attention on (B, S, H, D)": _tokens_first,
         "scaled_dot_product_attention, groups folded": _group_folded,
         "scaled_dot_product_attention, mask as numbers": _mask_added,
+        "one by one, groups folded": _each_to_its_length,
     },
     "varlen_attention": {"padded, with a mask": _padded, "one by one": _one_by_one},
     "softmax": {

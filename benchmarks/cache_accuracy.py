@@ -1,0 +1,100 @@
+"""How far attention over a cache of 16 or 8 bits is from attention over exact keys and values: the README's table.
+
+    python benchmarks/cache_accuracy.py             # print the table; takes a few seconds
+    python benchmarks/cache_accuracy.py --readme    # put the table into README.md
+
+The keys and values imitate those of trained models: components of unlike sizes, tokens of unlike sizes, keys that share
+a direction, and a few outlier channels, many times as large as the rest. Queries are near some of the keys, so that
+weights are uneven: of 2048 keys the first 4 have half of the weight of a middling query.
+"""
+
+import argparse
+import dataclasses
+
+import numpy as np
+from compare import README, replaced
+
+import fastattn
+from fastattn import reference
+
+#: What stands before the table in the README; behind it stands what compare.py's ends with.
+BEGIN = "<!-- table of benchmarks/cache_accuracy.py -->"
+
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+HEADS, KV_HEADS, TOKENS, SIZE, QUERIES = 8, 2, 2048, 128, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Outliers:
+    """Channels of the keys, and as many of the values, that are so many times as large as they would be."""
+
+    label: str
+    channels: int = 0
+    keys: float = 1
+    values: float = 1
+
+
+OUTLIERS = (Outliers("none"), Outliers("4 channels, 5×", 4, 5, 5), Outliers("4 channels, 20×", 4, 20, 5))
+
+
+def trained_like(rng, outliers):
+    """query (1, heads, queries, size), key and value (1, kv heads, tokens, size), in float32."""
+    channels = rng.lognormal(0, 0.5, size=(2, KV_HEADS, 1, SIZE))
+    tokens = rng.lognormal(0, 0.3, size=(2, KV_HEADS, TOKENS, 1))
+    key, value = rng.normal(size=(2, KV_HEADS, TOKENS, SIZE)) * channels * tokens
+    key = key + 2 * rng.normal(size=(KV_HEADS, 1, SIZE))
+    near = key[:, rng.integers(0, TOKENS, QUERIES * HEADS // KV_HEADS)]
+    query = near.reshape(HEADS, QUERIES, SIZE) * 0.4 + rng.normal(size=(HEADS, QUERIES, SIZE)) * 0.5
+    at = rng.permutation(SIZE)[: outliers.channels]
+    key[..., at] *= outliers.keys
+    query[..., at] /= outliers.keys  # or those channels would be all that counts
+    value[..., at] *= outliers.values
+    return [x[None].astype(np.float32) for x in (query, key, value)]
+
+
+def error(dtype, outliers, draws=4):
+    """Error over exact result, each the root of a row's mean square: over all rows, and of the worst row."""
+    squares = []
+    for seed in range(draws):
+        query, key, value = trained_like(np.random.default_rng(seed), outliers)
+        exact = reference.scaled_dot_product_attention(query, key, value)
+        cache = fastattn.KVCache(1, KV_HEADS, TOKENS, SIZE, dtype=dtype)
+        cache.append(key, value)
+        squares.append(np.mean((cache.attend(query) - exact) ** 2, axis=-1) / np.mean(exact**2, axis=-1))
+    return float(np.sqrt(np.mean(squares))), float(np.sqrt(np.max(squares)))
+
+
+def bits(dtype):
+    """Of an element, with its share of the row's scale."""
+    return fastattn.KVCache(1, 1, 1, SIZE, dtype=dtype).nbytes * 8 / (2 * SIZE)
+
+
+def percent(x):
+    """As a percentage of two digits."""
+    return f"{float(f'{100 * x:.2g}'):g} %"
+
+
+def table():
+    """The table, in Markdown."""
+    head = " | ".join(f"outliers: {outliers.label}" for outliers in OUTLIERS)
+    lines = [f"| stored as | bits an element | {head} |", "| --- " + "| ---: " * (1 + len(OUTLIERS)) + "|"]
+    for dtype in DTYPES:
+        cells = [" (".join(percent(x) for x in error(dtype, outliers)) + ")" for outliers in OUTLIERS]
+        lines.append(f"| {dtype} | {bits(dtype):g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main():
+    """Print the table, or write it where it belongs."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    readme = parser.parse_args().readme
+    text = table()
+    if readme:
+        README.write_text(replaced(README.read_text(encoding="utf-8"), text, BEGIN), encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+class OutOfPages(MemoryError): ...
+
+class Store:
+    dtype: np.dtype
+    kv_heads: int
+    page_size: int
+    head_dim: int
+    value_dim: int
+    pages: int
+    def pools(self) -> list[tuple[tuple[int, ...], np.dtype]]: ...
+    def arrays(self) -> list[NDArray]: ...
+    def used_parts(self) -> list[tuple]: ...
+    def state(self) -> dict[str, NDArray]: ...
+    def restore(self, **state: NDArray) -> bool: ...
+
+class Fixed(Store):
+    batch: int
+    max_length: int
+    window: int
+    chunk: int
+    lengths: NDArray
+    def __init__(
+        self,
+        batch: int,
+        num_kv_heads: int,
+        max_length: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        window: int | None,
+        value_dim: int | None,
+        pools: list[NDArray] | None = None,
+    ) -> None: ...
+    def append(
+        self,
+        k: NDArray,
+        v: NDArray,
+        lengths: int | NDArray | None,
+        cos: NDArray | None,
+        sin: NDArray | None,
+        interleaved: bool,
+        num_threads: int | None,
+    ) -> None: ...
+    def attend(
+        self,
+        query: NDArray,
+        attn_mask: NDArray | None,
+        is_causal: bool,
+        q_offset: int | NDArray | None,
+        window: tuple[int | None, int | None] | None,
+        scale: float | None,
+        softcap: float | None,
+        sinks: NDArray | None,
+        alibi_slopes: NDArray | None,
+        out: NDArray | None,
+        return_lse: bool,
+        num_threads: int | None,
+    ) -> NDArray | tuple[NDArray, NDArray]: ...
+    def view(self, name: str, values: bool) -> NDArray: ...
+    def reset(self) -> None: ...
+    def truncate(self, length: int | NDArray) -> None: ...
+    def reorder(self, order: ArrayLike) -> None: ...
+
+class Paged(Store):
+    free_pages: int
+    lengths: dict[int, int]
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        value_dim: int | None,
+        pools: list[NDArray] | None = None,
+    ) -> None: ...
+    def allocate(self) -> int: ...
+    def fork(self, id: int) -> int: ...
+    def free(self, id: int) -> None: ...
+    def truncate(self, id: int, length: int) -> None: ...
+    def block_table(self, id: int) -> NDArray: ...
+    def append(
+        self,
+        ids: Sequence[int] | NDArray,
+        k: NDArray,
+        v: NDArray,
+        lengths: int | NDArray | None,
+        cos: NDArray | None,
+        sin: NDArray | None,
+        interleaved: bool,
+        num_threads: int | None,
+    ) -> None: ...
+    def attend(
+        self,
+        ids: Sequence[int] | NDArray,
+        query: NDArray,
+        attn_mask: NDArray | None,
+        is_causal: bool,
+        q_offset: int | NDArray | None,
+        window: tuple[int | None, int | None] | None,
+        scale: float | None,
+        softcap: float | None,
+        sinks: NDArray | None,
+        alibi_slopes: NDArray | None,
+        out: NDArray | None,
+        return_lse: bool,
+        num_threads: int | None,
+    ) -> NDArray | tuple[NDArray, NDArray]: ...

@@ -1,0 +1,228 @@
+/* The two products of attention with the head's components in the lanes: rows of queries times the keys of a block, and
+ * weights times its values. The keys of a block are read while its values are prefetched, and its values while the next
+ * block's keys are. */
+
+#define FEW_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
+#define FEW_KEYS_PER_RUN 16
+
+/* Into L2, which has room and buffers for a block ahead: one core reads 18 to 20 GB/s from memory so, 8 to 15 with
+ * prefetching into L1 and 10 to 14 with none; its limit is 27. */
+#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
+
+/* Key or value rows of a block, one by one; elements of the type side by side, whole vectors of them. */
+typedef struct {
+    const char *row[FEW_KEYS];
+    fa_type type;
+} OP(few_rows);
+
+/* Vector `d / LANES` of a row. */
+#define AT(row, d) ((row) + (d) * fa_size_of(TYPE))
+/* Whether a cache line of such elements begins with element d. */
+#define BEGINS_LINE(d) ((d) * fa_size_of(TYPE) % 64 == 0)
+
+/* The sums of NR x FOLD products, each over the lanes of a vector, multiplied by their row's factor. All sums of a full set
+ * together take 45 operations, row by row 72: more than the products of 64 components. */
+FA_INLINE void OP(store_scores)(V acc[][FOLD], const R *factors, R *scores, const int NR) {
+    if (NR * FOLD == LANES) {
+        R sum[LANES];
+        OP(store)(sum, OP(fold_all)(&acc[0][0]) * OP(load)(factors));
+        FA_UNROLL for (int r = 0; r < NR; r++) memcpy(scores + r * FEW_KEYS, sum + r * FOLD, FOLD * sizeof(R));
+        return;
+    }
+    FA_UNROLL for (int r = 0; r < NR; r++)
+        OP(store_part)(scores + r * FEW_KEYS, OP(fold)(acc[r]) * factors[r * FOLD], FOLD);
+}
+
+/* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
+FA_INLINE void OP(few_scores)(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
+                              const R *factor, const char *const *ahead, const fa_type TYPE, const int NR) {
+    R factors[FA_FEW_ROWS * FOLD];
+    for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
+    for (ptrdiff_t t = 0; t < count; t += FOLD) {
+        V acc[FA_FEW_ROWS][FOLD];
+        const char *row[FOLD], *next[FOLD];
+        FA_UNROLL for (int i = 0; i < FOLD; i++) {
+            ptrdiff_t at = t + i < count ? t + i : count - 1;
+            row[i] = key[at];
+            next[i] = ahead[at];
+            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
+        }
+        FA_UNROLL for (int i = 0; i < FOLD; i++) /* row by row, as they lie: see the order of prefetching */
+            for (ptrdiff_t d = 0; d < width; d += LANES) {
+                V k = OP(load_as)(AT(row[i], d), TYPE);
+                if (BEGINS_LINE(d)) PREFETCH(AT(next[i], d));
+                FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] += OP(load)(query + r * width + d) * k;
+            }
+        OP(store_scores)(acc, factors, scores + t, NR);
+    }
+}
+
+/* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values from element d on. */
+FA_INLINE void OP(few_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end, const R *weights,
+                                   R *out, ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE,
+                                   const int NR, const int NC) {
+    V acc[4][8];
+    FA_UNROLL for (int r = 0; r < NR; r++) FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = (V){0};
+    for (ptrdiff_t t = begin; t < end; t++) {
+        V v[8];
+        const char *row = AT(value[t], d), *next = AT(ahead[t], d);
+        FA_UNROLL for (int c = 0; c < NC; c++) {
+            v[c] = OP(load_as)(AT(row, c * LANES), TYPE);
+            if (BEGINS_LINE(c * LANES)) PREFETCH(AT(next, c * LANES));
+        }
+        FA_UNROLL for (int r = 0; r < NR; r++) {
+            V p = OP(splat)(weights[r * FEW_KEYS + t]);
+            FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] += p * v[c];
+        }
+    }
+    FA_UNROLL for (int r = 0; r < NR; r++)
+        FA_UNROLL for (int c = 0; c < NC; c++) {
+            R *at = out + r * width + d + c * LANES;
+            OP(store)(at, decay ? OP(load)(at) * decay[r] + acc[r][c] : OP(load)(at) + acc[r][c]);
+        }
+}
+
+FA_INLINE void OP(few_values)(const char *const *value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
+                              ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE, const int NR,
+                              const int NC) {
+    ptrdiff_t d = 0;
+#define CALL(C) OP(few_value_block)(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C)
+    for (; d + NC * LANES <= width; d += NC * LANES) CALL(NC);
+    for (; d < width; d += LANES) CALL(1);
+#undef CALL
+}
+
+#if FA_VECTOR_BYTES / LANES == 4
+
+/* The same with two 16-bit elements to a lane, and their products added in pairs: bfloat16 as it is, where the target has
+ * the instruction, and int8 widened to int16, the query and the weights quantised to 15 bits for it. A value's row comes
+ * with its neighbour's, element by element. Half the instructions of the products above, and no conversion: with four
+ * queries to a kv head those are bound by them. Rows are whole numbers of vectors of 2 · LANES. */
+
+#define WORDS (2 * LANES)
+#define WORDS_MOST 32767
+#ifdef FA_DOT
+#define FA_PAIRS_OF_BF16 1
+#else
+#define FA_PAIRS_OF_BF16 0
+#endif
+
+FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
+    if (type == FA_I8) return load_i8_words((const int8_t *)from);
+    VS_f32 words;
+    memcpy(&words, from, sizeof words);
+    return words;
+}
+
+FA_INLINE V OP(pair_product)(V sum, VS_f32 a, VS_f32 b, fa_type type) {
+#ifdef FA_DOT
+    if (type == FA_BF16) return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)type;
+    return (V)add_products_i16((VI)sum, a, b);
+}
+
+/* Sums of int8 products are integers. */
+FA_INLINE V OP(pair_sum)(V sum, fa_type type) { return type == FA_I8 ? __builtin_convertvector((VI)sum, V) : sum; }
+
+FA_INLINE void OP(pair_scores)(const char *const *key, ptrdiff_t count, const uint16_t *query, ptrdiff_t width, R *scores,
+                               const R *factor, const char *const *ahead, const fa_type TYPE, const int NR) {
+    R factors[FA_FEW_ROWS * FOLD];
+    for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
+    for (ptrdiff_t t = 0; t < count; t += FOLD) {
+        V acc[FA_FEW_ROWS][FOLD];
+        const char *row[FOLD], *next[FOLD];
+        FA_UNROLL for (int i = 0; i < FOLD; i++) {
+            ptrdiff_t at = t + i < count ? t + i : count - 1;
+            row[i] = key[at];
+            next[i] = ahead[at];
+            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
+        }
+        for (ptrdiff_t d = 0; d < width; d += WORDS) {
+            VS_f32 k[FOLD];
+            FA_UNROLL for (int i = 0; i < FOLD; i++) {
+                k[i] = OP(load_words)(AT(row[i], d), TYPE);
+                if (BEGINS_LINE(d)) PREFETCH(AT(next[i], d));
+            }
+            FA_UNROLL for (int r = 0; r < NR; r++) {
+                VS_f32 q = OP(load_words)((const char *)(query + r * width + d), FA_BF16);
+                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] = OP(pair_product)(acc[r][i], q, k[i], TYPE);
+            }
+        }
+        FA_UNROLL for (int r = 0; r < NR; r++)
+            FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] = OP(pair_sum)(acc[r][i], TYPE);
+        OP(store_scores)(acc, factors, scores + t, NR);
+    }
+}
+
+/* out[NR][NC · 2 vectors] from component d on; `weights` are those of whole pairs of keys. */
+FA_INLINE void OP(pair_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t count, const uint16_t *weights, R *out,
+                                    ptrdiff_t width, const R *decay, const R *factor, const char *const *ahead,
+                                    const fa_type TYPE, const int NR, const int NC) {
+    V acc[4][4][2];
+    FA_UNROLL for (int r = 0; r < NR; r++)
+        FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c][0] = acc[r][c][1] = (V){0};
+    for (ptrdiff_t t = 0; t < count; t += 2) {
+        ptrdiff_t other = t + 1 < count ? t + 1 : t;
+        VS_f32 low[4], high[4];
+        FA_UNROLL for (int c = 0; c < NC; c++) {
+            VS_f32 a = OP(load_words)(AT(value[t], d + c * WORDS), TYPE);
+            VS_f32 b = OP(load_words)(AT(value[other], d + c * WORDS), TYPE);
+            low[c] = interleave_words_low(a, b);
+            high[c] = interleave_words_high(a, b);
+            if (BEGINS_LINE(c * WORDS)) {
+                PREFETCH(AT(ahead[t], d + c * WORDS));
+                PREFETCH(AT(ahead[other], d + c * WORDS));
+            }
+        }
+        FA_UNROLL for (int r = 0; r < NR; r++) {
+            int32_t both;
+            memcpy(&both, weights + r * FEW_KEYS + t, sizeof both);
+            VS_f32 p = (VS_f32)splat_int_f32(both);
+            FA_UNROLL for (int c = 0; c < NC; c++) {
+                acc[r][c][0] = OP(pair_product)(acc[r][c][0], low[c], p, TYPE);
+                acc[r][c][1] = OP(pair_product)(acc[r][c][1], high[c], p, TYPE);
+            }
+        }
+    }
+    FA_UNROLL for (int r = 0; r < NR; r++)
+        FA_UNROLL for (int c = 0; c < 2 * NC; c++) {
+            R *at = out + r * width + d + c * LANES;
+            OP(store)(at, OP(load)(at) * decay[r] + OP(pair_sum)(acc[r][c / 2][c % 2], TYPE) * factor[r]);
+        }
+}
+
+FA_INLINE void OP(pair_values)(const char *const *value, ptrdiff_t count, const uint16_t *weights, R *out, ptrdiff_t width,
+                               const R *decay, const R *factor, const char *const *ahead, const fa_type TYPE, const int NR,
+                               const int NC) {
+    ptrdiff_t d = 0;
+#define CALL(C) OP(pair_value_block)(value, d, count, weights, out, width, decay, factor, ahead, TYPE, NR, C)
+    for (; d + NC * WORDS <= width; d += NC * WORDS) CALL(NC);
+    for (; d < width; d += WORDS) CALL(1);
+#undef CALL
+}
+
+/* x, whole vectors, as 16-bit elements for products with rows of that type; the products are to be multiplied by `factor`.
+ * 0 where x cannot be had so: it is not finite, or too small. */
+static int OP(as_words)(const R *x, ptrdiff_t count, fa_type type, R most, uint16_t *to, R *factor) {
+    *factor = 1;
+    if (type == FA_BF16) {
+        OP(narrow)((char *)to, FA_BF16, 2, x, count);
+        return 1;
+    }
+    V largest = {0}, noughts = {0};
+    for (ptrdiff_t i = 0; i < count; i += LANES) {
+        V size = OP(load)(x + i);
+        noughts += size * 0;
+        largest = OP(max)(size, OP(max)(-size, largest));
+    }
+    R top = OP(lane_max)(largest);
+    if (OP(lane_sum)(noughts) != 0 || (top < (R)1e-30 && top != 0)) return 0;
+    R scale = top == 0 ? 0 : most / top;
+    *factor = top / most;
+    for (ptrdiff_t i = 0; i < count; i += LANES) /* the sum's last bits hold the nearest integer */
+        store_halves(to + i, (VW_f32)(OP(load)(x + i) * scale + 0x1.8p23f));
+    return 1;
+}
+
+#endif

@@ -1,0 +1,139 @@
+"""What benchmarks/decode.py times: one query for each sequence, over keys and values larger than any cache.
+
+As data: the shapes, the types in which keys and values are stored, and what was asked for. Beside it what is measured
+like nothing else: reading as many bytes, and a loop over as many caches as a model has layers.
+"""
+
+import statistics
+import time
+from dataclasses import replace
+
+import numpy as np
+
+import fastattn
+from fastattn.commands import dtypes, limits
+from fastattn.commands.cases import SCALE_BYTES, Case
+from fastattn.commands.measure import Outcome
+
+_SHAPES = (
+    # label             B  Hq Hkv      Sk    D  arrays
+    ("one query",       1,  8,  8,  32768, 128, ()),
+    ("grouped",         1, 32,  8,  32768, 128, ()),
+    ("single kv head",  1,  4,  1, 262144, 128, ()),
+    ("ragged batch",    8, 32,  8,   8192, 128, ("kv_lengths",)),
+)  # fmt: skip
+
+#: By type of keys and values the asked-for share of the read bandwidth, speed-up over float32, and over PyTorch.
+ASKED = {
+    "float32": (0.85, None, None),
+    "bfloat16": (0.85, 1.8, 8.0),
+    "float16": (0.85, 1.8, None),
+    "int8": (0.70, 3.0, None),
+}
+
+
+def _case(label, stored, B, Hq, Hkv, Sk, D, arrays):
+    sizes = {"B": B, "Hq": Hq, "Hkv": Hkv, "Sq": 1, "Sk": Sk, "D": D, "Dv": D}
+    case = Case(f"{label}, {stored}", "scaled_dot_product_attention", sizes, dtype=stored, arrays=arrays)
+    return replace(case, dtype="float32", kv_dtype=stored, cached=True) if stored in SCALE_BYTES else case
+
+
+def cached(case):
+    """The same with keys and values in a KVCache."""
+    return case if case.cached else replace(case, name=f"{case.name}, cached", cached=True)
+
+
+#: By label, the case of each type of keys and values; of quantised ones it is one of a KVCache.
+DECODING = {label: {stored: _case(label, stored, *row) for stored in ASKED} for label, *row in _SHAPES}
+
+#: All of the cases by name.
+DECODE = {case.name: case for cases in DECODING.values() for plain in cases.values() for case in (plain, cached(plain))}
+
+
+class Reader:
+    """Takes turns with engines: its time at a case is that of reading the case's keys and values, and no more."""
+
+    name = "read"
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def prepare(self, case, beside=False):
+        """Nothing can go wrong."""
+        return Outcome(variant="read")
+
+    def time(self, seconds, cases):
+        """By the best of the probe's tries, which take as long as they take: a limit is what nothing disturbed."""
+        nbytes = sum(case.stored for case in cases)
+        return nbytes / limits.reading(nbytes, self.threads)
+
+
+class Loop:
+    """A token's way through a model's caches, without the model.
+
+    A step appends one token to each of `layers` caches, which then hold `tokens`, and attends to it. Beside it the
+    attention alone: the same number of calls on the same memory.
+    """
+
+    #: Query heads, kv heads, their size.
+    HEADS, KV_HEADS, SIZE = 32, 8, 128
+
+    def __init__(self, dtype, layers=32, tokens=2048):
+        self.layers, self.tokens = layers, tokens
+        generator, kind = np.random.default_rng(0), dtypes.named(dtype)
+
+        def draw(heads, length):
+            return generator.standard_normal((1, heads, length, self.SIZE), np.float32).astype(kind)
+
+        self.query, self.out = draw(self.HEADS, 1), np.empty((1, self.HEADS, 1, self.SIZE), kind)
+        self.new = draw(self.KV_HEADS, 1), draw(self.KV_HEADS, 1)
+        self.caches = [fastattn.KVCache(1, self.KV_HEADS, tokens, self.SIZE, dtype=dtype) for _ in range(layers)]
+        for cache in self.caches:
+            cache.append(draw(self.KV_HEADS, tokens), draw(self.KV_HEADS, tokens))
+        self.stored = [(cache.keys[:, :, :tokens], cache.values[:, :, :tokens]) for cache in self.caches]
+
+    def step(self):
+        """Append and attend, layer by layer."""
+        for cache in self.caches:
+            cache.append(*self.new)
+            cache.attend(self.query, out=self.out)
+
+    def back(self):
+        """Take the step's token away again; this is not part of the time."""
+        for cache in self.caches:
+            cache.truncate(self.tokens - 1)
+
+    def bare(self, tokens=None):
+        """Attend to the first so many tokens, layer by layer."""
+        for key, value in self.stored:
+            fastattn.scaled_dot_product_attention(self.query, key[:, :, :tokens], value[:, :, :tokens], out=self.out)
+
+    def measure(self, rounds):
+        """Medians of the seconds of a step, of its attention alone, and of as many calls with a single key.
+
+        Each round has one of each, the first two in changing order. The share of a step that is spent outside of
+        attention is the median over the rounds, too.
+        """
+        self.back()
+        times = [self._round(turn) for turn in range(rounds + 1)][1:]  # the first one woke the threads
+        step, bare, calls = map(statistics.median, zip(*times, strict=True))
+        outside = statistics.median(1 - bare / step for step, bare, _ in times)
+        return {"step": step, "bare": bare, "calls": calls, "outside": outside}
+
+    def _round(self, turn):
+        if turn % 2:
+            step, bare = self._step(), _seconds(self.bare)
+        else:
+            bare, step = _seconds(self.bare), self._step()
+        return step, bare, _seconds(lambda: self.bare(1))
+
+    def _step(self):
+        seconds = _seconds(self.step)
+        self.back()
+        return seconds
+
+
+def _seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
