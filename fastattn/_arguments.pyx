@@ -182,7 +182,7 @@ cpdef tuple states(object outs, object lses):
         out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
         if np.PyArray_TYPE(lse) != computed_in(first):
             needed = "float64" if computed_in(first) == np.NPY_FLOAT64 else "float32"
-            raise TypeError(f"lses[{i}] must have dtype {needed}, as that of outs[0] ({first.dtype}), got dtype {lse.dtype}")
+            raise TypeError(f"lses[{i}] must have dtype {needed} beside {first.dtype} in outs, got dtype {lse.dtype}")
         needed = (<object>out).shape[: out.ndim - 1]
         if (<object>lse).shape != needed:
             raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")

@@ -264,11 +264,13 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     outs : sequence of ndarray, each of shape (..., Sq, Dv)
         Results over the parts, all of one shape and dtype.
     lses : sequence of ndarray, each of shape (..., Sq)
-        Their log-sum-exps, from ``return_lse=True``. A part in which a query saw no key (-inf) adds nothing to it.
+        Their log-sum-exps, from ``return_lse=True``: float64 beside float64, else float32. A part in which a query saw
+        no key (-inf) adds nothing to it.
 
     Returns
     -------
     out : ndarray, shape (..., Sq, Dv)
+        In the dtype of `outs`; summed in that of `lses`.
     lse : ndarray, shape (..., Sq)
 
     Raises
@@ -305,7 +307,7 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     # A part in which a query saw no key adds nothing, whatever it holds.
     seen = ~np.isneginf(lse)[..., np.newaxis]
     merged = sum(
-        np.multiply(weight, out, where=where, out=np.zeros_like(out))
+        np.multiply(weight, out, where=where, out=np.zeros_like(out, dtype=lse.dtype))
         for weight, where, out in zip(weights, seen, outs, strict=True)
     )
     return merged.astype(outs[0].dtype, copy=False), merged_lse

@@ -27,9 +27,9 @@ def layer_norm(
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32 or float64, any strides.
+        float32, float64, float16 or bfloat16, any strides.
     weight, bias : ndarray, shape (D,), optional
-        Of x's dtype or a narrower one.
+        Of any of these dtypes, but not wider than float32 unless x is.
     eps : float
         Added to the variance.
     out : ndarray, shape (..., D), optional
@@ -76,9 +76,9 @@ def rms_norm(
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32 or float64, any strides.
+        float32, float64, float16 or bfloat16, any strides.
     weight : ndarray, shape (D,), optional
-        Of x's dtype or a narrower one.
+        Of any of these dtypes, but not wider than float32 unless x is.
     eps : float
         Added to the mean square.
     out : ndarray, shape (..., D), optional
@@ -127,11 +127,11 @@ def add_layer_norm(
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32 or float64, any strides.
+        float32, float64, float16 or bfloat16, any strides.
     residual : ndarray, shape (..., D)
         Of x's shape and dtype.
     weight, bias : ndarray, shape (D,), optional
-        Of x's dtype or a narrower one.
+        Of any of these dtypes, but not wider than float32 unless x is.
     eps : float
         Added to the variance.
     out : pair of ndarray, each of shape (..., D), optional
@@ -144,7 +144,7 @@ def add_layer_norm(
     y : ndarray, shape (..., D)
         The normalised sum.
     total : ndarray, shape (..., D)
-        ``x + residual``.
+        ``x + residual``. In 16 bits this is rounded and what `y` is made of is not.
 
     Raises
     ------
@@ -182,11 +182,11 @@ def add_rms_norm(
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32 or float64, any strides.
+        float32, float64, float16 or bfloat16, any strides.
     residual : ndarray, shape (..., D)
         Of x's shape and dtype.
     weight : ndarray, shape (D,), optional
-        Of x's dtype or a narrower one.
+        Of any of these dtypes, but not wider than float32 unless x is.
     eps : float
         Added to the mean square.
     out : pair of ndarray, each of shape (..., D), optional
@@ -199,7 +199,7 @@ def add_rms_norm(
     y : ndarray, shape (..., D)
         The normalised sum.
     total : ndarray, shape (..., D)
-        ``x + residual``.
+        ``x + residual``. In 16 bits this is rounded and what `y` is made of is not.
 
     Raises
     ------

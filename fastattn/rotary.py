@@ -28,11 +28,11 @@ def rotary_embedding(
     Parameters
     ----------
     x : ndarray, shape (..., H, S, D) or (S, D)
-        Queries or keys of H heads and S tokens; float32 or float64, any strides.
+        Queries or keys of H heads and S tokens; float32, float64, float16 or bfloat16, any strides.
     cos, sin : ndarray, shape (P, R/2) with `positions`, (..., S, R/2) without
-        Cosine and sine of the angle for each position, or each token, and each pair; of x's dtype or a narrower one,
-        both the same. Their leading axes broadcast to x's leading axes, which the heads do not belong to. R, the rotary
-        size, is at most D; components from R on stay as they are.
+        Cosine and sine of the angle for each position, or each token, and each pair; both of one of these dtypes, but
+        not wider than float32 unless x is. Their leading axes broadcast to x's leading axes, which the heads do not
+        belong to. R, the rotary size, is at most D; components from R on stay as they are.
     positions : array_like of int, broadcasts to shape (..., S), optional
         Row of `cos` and `sin` for each token, at least 0 and below P.
     interleaved : bool

@@ -26,7 +26,7 @@ def softmax(
     Parameters
     ----------
     x : ndarray
-        float32 or float64, at least one axis, any strides.
+        float32, float64, float16 or bfloat16, at least one axis, any strides.
     axis : int
         The axis to sum over.
     where : ndarray of bool, optional
@@ -75,7 +75,7 @@ def log_softmax(
     Parameters
     ----------
     x : ndarray
-        float32 or float64, at least one axis, any strides.
+        float32, float64, float16 or bfloat16, at least one axis, any strides.
     axis : int
         The axis to sum over.
     where : ndarray of bool, optional

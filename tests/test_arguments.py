@@ -2,9 +2,11 @@
 
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+import dtypes
 import fastattn
 from arrays import POISON, is_poison
 
@@ -90,8 +92,9 @@ NOT_ARRAYS = {
     "object": lambda x: object(),
     "MaskedArray": masked,
 }
-WRONG_DTYPES = ("bool", "int8", "int32", "int64", "uint8", "uint64", "float16", "complex64", "complex128", "object")
-WRONG_DTYPES += ("<U4", "|S4", "datetime64[s]", SWAPPED.str)
+WRONG_DTYPES = ("bool", "int8", "int32", "int64", "uint8", "uint64", "complex64", "complex128", "object")
+WRONG_DTYPES += ("<U4", "|S4", "datetime64[s]", SWAPPED.str, np.dtype(np.float16).newbyteorder().str)
+OTHER_DTYPES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float6_e2m3fn", "int4")  # of ml_dtypes
 
 
 @pytest.mark.parametrize(("operation", "name"), ARRAYS)
@@ -107,10 +110,57 @@ def test_wrong_dtypes(operation, name, came):
 
 
 @pytest.mark.parametrize(("operation", "name"), ARRAYS)
-def test_types_of_other_packages(operation, name):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    wrong = GOOD[operation][name].astype(ml_dtypes.bfloat16)
-    assert_refused(operation, name, TypeError, "bfloat16", {name: wrong})
+@pytest.mark.parametrize("came", OTHER_DTYPES)
+def test_types_of_other_packages(operation, name, came):
+    assert_refused(operation, name, TypeError, came, {name: GOOD[operation][name].astype(getattr(ml_dtypes, came))})
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="no type wider than float64 here")
+@pytest.mark.parametrize(("operation", "name"), ARRAYS)
+def test_wider_than_double(operation, name):
+    wrong = GOOD[operation][name].astype(np.longdouble)
+    assert_refused(operation, name, TypeError, wrong.dtype.name, {name: wrong})
+
+
+@pytest.mark.parametrize("operation", GOOD)
+@pytest.mark.parametrize("dtype", dtypes.ALL, ids=str)
+def test_the_good_calls_are_good_in_every_type(operation, dtype):
+    arrays = {name: x if name in BOUNDS else x.astype(dtype) for name, x in GOOD[operation].items()}
+    result = getattr(fastattn, operation)(**arrays)
+    for x in result if operation in PAIRS else (result,):
+        assert x.dtype == dtype
+
+
+# Arguments that must have the type of another one, and those that may be as wide as what it is computed in.
+TWINS = [(operation, "residual") for operation in PAIRS] + [(ROTARY, "sin")]
+PARAMETERS = [(operation, name) for operation, name in ARRAYS if name in ("weight", "bias")] + [(ROTARY, "cos")]
+
+
+@pytest.mark.parametrize(("operation", "name"), TWINS)
+@pytest.mark.parametrize("came", dtypes.HALF, ids=str)
+def test_another_type_than_that_of_its_twin(operation, name, came):
+    assert_refused(operation, name, TypeError, came.name, {name: GOOD[operation][name].astype(came)})
+
+
+@pytest.mark.parametrize(("operation", "name"), PARAMETERS)
+@pytest.mark.parametrize("dtype", dtypes.HALF, ids=str)
+def test_parameters_beside_16_bits(operation, name, dtype):
+    """float32 is no wider than what 16 bits are computed in; float64 is."""
+    arrays = {given: x.astype(dtype) for given, x in GOOD[operation].items()}
+    same = ("cos", "sin") if name == "cos" else (name,)
+    for wide in (np.float16, ml_dtypes.bfloat16, np.float32):
+        getattr(fastattn, operation)(**arrays | {name: arrays[name].astype(wide) for name in same})
+    with pytest.raises(TypeError, match=rf"\b{name}\b.* must not be wider .*float32.* got dtype float64"):
+        getattr(fastattn, operation)(**arrays | {name: arrays[name].astype(np.float64) for name in same})
+
+
+@pytest.mark.parametrize(("operation", "name"), [(o, n) for o, n in ARRAYS if n in ("key", "value")])
+@pytest.mark.parametrize("came", dtypes.WIDE, ids=str)
+@pytest.mark.parametrize("dtype", dtypes.HALF, ids=str)
+def test_wider_than_a_query_of_16_bits(operation, name, came, dtype):
+    arrays = {given: x if given in BOUNDS else x.astype(dtype) for given, x in GOOD[operation].items()}
+    with pytest.raises(TypeError, match=rf"\b{name}\b.* must .*{dtype}.* got dtype {came}"):
+        getattr(fastattn, operation)(**arrays | {name: arrays[name].astype(came)})
 
 
 @pytest.mark.parametrize(("operation", "name"), [(o, n) for o, n in ARRAYS if n not in ("query", "x")])
@@ -568,10 +618,14 @@ def test_outs_must_not_overlap_each_other(operation):
         ("lses", ValueError, "3", [zeros(3, 4)] * 2, [zeros(3)] * 3),
         ("outs", TypeError, "list", [[[1.0]]], [zeros(1)]),
         ("outs", TypeError, "int64", [np.ones((3, 4), np.int64)], [zeros(3)]),
-        ("outs", TypeError, "float16", [np.ones((3, 4), np.float16)], [zeros(3)]),
+        ("outs", TypeError, "float8", [np.ones((3, 4), ml_dtypes.float8_e5m2)], [zeros(3)]),
         ("outs", TypeError, "float64", [zeros(3, 4), zeros(3, 4, dtype=np.float64)], [zeros(3)] * 2),
         ("lses", TypeError, "list", [zeros(3, 4)], [[0.0, 0.0, 0.0]]),
         ("lses", TypeError, "float64", [zeros(3, 4)], [zeros(3, dtype=np.float64)]),
+        ("lses", TypeError, "float32", [zeros(3, 4, dtype=np.float64)], [zeros(3)]),
+        *(("lses", TypeError, str(x), [zeros(3, 4, dtype=x)], [zeros(3, dtype=x)]) for x in dtypes.HALF),
+        *(("lses", TypeError, "float64", [zeros(3, 4, dtype=x)], [np.zeros(3)]) for x in dtypes.HALF),
+        ("outs", TypeError, "bfloat16", [zeros(3, 4), zeros(3, 4, dtype=ml_dtypes.bfloat16)], [zeros(3)] * 2),
         ("lses", TypeError, "complex64", [zeros(3, 4)], [zeros(3, dtype=np.complex64)]),
         ("outs", ValueError, "(3, 5)", [zeros(3, 4), zeros(3, 5)], [zeros(3)] * 2),
         ("outs", ValueError, "()", [zeros()], [zeros()]),

@@ -17,6 +17,7 @@ from arrays import (
     fenced,
     laid_out,
 )
+from dtypes import HALF, computed_in, eps, largest, random, readable
 from problems import (
     Shape,
     answers,
@@ -26,7 +27,7 @@ from problems import (
     problem,
 )
 
-pytestmark = [pytest.mark.usefixtures("target"), pytest.mark.wide]
+pytestmark = pytest.mark.usefixtures("target")
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 
@@ -246,7 +247,8 @@ def test_keys_and_values_in_a_narrower_type(queries, key_type, value_type):
 def test_result_types(dtype):
     out, lse = attention(*problem(MANY_ROWS, dtype))
     assert type(out) is type(lse) is np.ndarray
-    assert out.dtype == lse.dtype == dtype
+    assert out.dtype == dtype
+    assert lse.dtype == computed_in(dtype)
 
 
 # Memory order
@@ -405,12 +407,12 @@ class TestMagnitudes:
     @pytest.mark.parametrize("factor", [1e-30, 1e-4, 10, 100, 1e4])
     def test_of_scores(self, shape, factor, dtype):
         query, key, value = problem(shape, dtype)
-        assert_attention_accurate(query * dtype.type(factor), key, value)
+        assert_attention_accurate(query * dtype.type(min(factor, largest(dtype) / 16)), key, value)
 
     @pytest.mark.parametrize("factor", [1e-37, 1e-20, 1e20, 1e36])
     def test_of_values(self, shape, factor, dtype):
         query, key, value = problem(shape, dtype)
-        assert_attention_accurate(query, key, value * dtype.type(factor))
+        assert_attention_accurate(query, key, value * dtype.type(min(factor, largest(dtype) / 16)))
 
     @pytest.mark.parametrize("offset", [-40, 40])
     def test_scores_far_from_zero(self, shape, offset, dtype):
@@ -433,7 +435,8 @@ class TestMagnitudes:
         out, lse = assert_attention_accurate(np.zeros_like(query), key, value)
         mean = value.mean(axis=-2, dtype=np.float64)[:, :, None].repeat(shape.heads // shape.kv_heads, axis=1)
         mean = mean.reshape(shape.batch, shape.heads, 1, -1)
-        np.testing.assert_allclose(out, np.broadcast_to(mean, out.shape), rtol=0, atol=1e-6)
+        tolerance = {"rtol": eps(dtype), "atol": eps(dtype) / 8} if dtype in HALF else {"rtol": 0, "atol": 1e-6}
+        np.testing.assert_allclose(readable(out), np.broadcast_to(mean, out.shape), **tolerance)
         np.testing.assert_allclose(lse, np.log(shape.keys), rtol=1e-6)
 
 
@@ -445,7 +448,7 @@ class TestMagnitudes:
 @pytest.mark.parametrize("value_size", [1, 16, 33])
 def test_merge_states(rng, dtype, parts, shape, value_size):
     outs = [np.abs(rng.normal(size=(*shape, value_size))).astype(dtype) for _ in range(parts)]
-    lses = [rng.normal(0, 3, size=shape).astype(dtype) for _ in range(parts)]
+    lses = [rng.normal(0, 3, size=shape).astype(computed_in(dtype)) for _ in range(parts)]
     assert_merge_accurate(outs, lses)
 
 
@@ -454,7 +457,8 @@ def assert_merge_accurate(outs, lses):
         expected = oracle.merge_states(outs, lses)
     formula = naive_merge_states(outs, lses)
     out, lse = fastattn.merge_states(outs, lses)
-    assert out.dtype == lse.dtype == outs[0].dtype
+    assert out.dtype == outs[0].dtype
+    assert lse.dtype == lses[0].dtype
     assert_accurate(out, formula[0], expected[0])
     assert_accurate(lse.reshape(1, -1), formula[1].reshape(1, -1), expected[1].reshape(1, -1))
     return out, lse
@@ -462,7 +466,7 @@ def assert_merge_accurate(outs, lses):
 
 def test_merge_states_where_parts_are_empty(rng, dtype):
     outs = [np.abs(rng.normal(size=(4, 5))).astype(dtype) for _ in range(2)]
-    lses = [np.array([0, 1, -np.inf, -np.inf], dtype), np.array([0, -np.inf, 1, -np.inf], dtype)]
+    lses = [np.array(x, computed_in(dtype)) for x in ([0, 1, -np.inf, -np.inf], [0, -np.inf, 1, -np.inf])]
     outs[0][2:], outs[1][1::2] = np.nan, 7  # contribute nothing, whatever stands there
     out, lse = assert_merge_accurate(outs, lses)
     np.testing.assert_array_equal(out[1], outs[0][1])
@@ -474,7 +478,7 @@ def test_merge_states_where_parts_are_empty(rng, dtype):
 def test_merge_states_shows_nan_of_a_part_that_saw_keys(dtype):
     """However small its share: the NaN would show in the whole, too."""
     outs = [np.full((1, 2), np.nan, dtype), np.ones((1, 2), dtype)]
-    out, lse = fastattn.merge_states(outs, [np.full(1, -1e4, dtype), np.zeros(1, dtype)])
+    out, lse = fastattn.merge_states(outs, [np.full(1, -1e4, computed_in(dtype)), np.zeros(1, computed_in(dtype))])
     assert np.isnan(out).all()
     assert lse == 0
 
@@ -482,12 +486,12 @@ def test_merge_states_shows_nan_of_a_part_that_saw_keys(dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_merge_states_layouts(rng, dtype, layout):
     outs = [LAYOUTS[layout](np.abs(rng.normal(size=(2, 9, 8))).astype(dtype)) for _ in range(3)]
-    lses = [LAYOUTS[layout](rng.normal(size=(2, 9)).astype(dtype)) for _ in range(3)]
+    lses = [LAYOUTS[layout](rng.normal(size=(2, 9)).astype(computed_in(dtype))) for _ in range(3)]
     assert_merge_accurate(outs, lses)
 
 
 def test_merge_states_takes_stacked_arrays(rng, dtype):
-    outs, lses = rng.normal(size=(3, 4, 5, 6)).astype(dtype), rng.normal(size=(3, 4, 5)).astype(dtype)
+    outs, lses = random(rng, dtype, 3, 4, 5, 6), random(rng, computed_in(dtype), 3, 4, 5)
     for stacked, listed in zip(
         fastattn.merge_states(outs, lses), fastattn.merge_states(list(outs), list(lses)), strict=True
     ):

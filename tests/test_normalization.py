@@ -15,8 +15,9 @@ from arrays import (
     fenced,
     laid_out,
 )
+from dtypes import ALL, HALF, assert_equal, eps, largest, random
 
-pytestmark = [pytest.mark.usefixtures("target"), pytest.mark.wide]
+pytestmark = pytest.mark.usefixtures("target")
 
 # Operation -> its array arguments: rows first, then vectors of a row's length.
 ARRAYS = {
@@ -122,12 +123,23 @@ def test_eps(operation, rng, dtype, eps):
     assert_norm_accurate(operation, arguments(operation, rng, dtype, 20, 70), eps=eps)
 
 
-def test_narrower_weight_and_bias(operation, rng):
-    arrays = arguments(operation, rng, np.dtype(np.float64), 20, 70)
+@pytest.mark.parametrize("stored", ALL, ids=str)
+def test_weight_and_bias_of_another_type(operation, rng, dtype, stored):
+    if stored == np.float64 and dtype != np.float64:
+        pytest.skip("wider than what it is computed in")
+    arrays = arguments(operation, rng, dtype, 20, 70)
     for name in ARRAYS[operation][1]:
-        arrays[name] = arrays[name].astype(np.float32)
+        arrays[name] = arrays[name].astype(stored)
     for result in assert_norm_accurate(operation, arrays):
-        assert result.dtype == np.float64
+        assert result.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_weights_are_not_rounded_to_16_bits(rng, dtype):
+    """A weight in float32 counts whole: only the result is rounded."""
+    x, weight = np.ones((3, 1000), dtype), rng.normal(size=1000).astype(np.float32)
+    expected = np.broadcast_to(weight.astype(dtype), x.shape)
+    assert_equal(fastattn.rms_norm(x, weight, eps=0.0), expected)
 
 
 # Values
@@ -144,7 +156,7 @@ def test_means_far_from_zero(operation, rng, dtype, offset):
 def test_magnitudes(operation, rng, dtype, factor):
     arrays = arguments(operation, rng, dtype, 40, 300)
     for name in ARRAYS[operation][0]:
-        arrays[name] *= dtype.type(factor)
+        arrays[name] *= dtype.type(min(factor, largest(dtype) / 16))
     assert_norm_accurate(operation, arrays)
 
 
@@ -157,7 +169,7 @@ def test_constant_rows(operation, dtype, value, size):
         assert_norm_accurate(operation, arrays)
     else:
         # The mean of equal numbers may be an ulp off, which division by sqrt(eps) then makes larger.
-        ulp = np.finfo(dtype).eps * abs(sum(x[0, 0] for x in arrays.values()))
+        ulp = eps(dtype) * abs(sum(x[0, 0] for x in arrays.values()))
         assert np.abs(results(fastattn, operation, arrays)[0]).max() <= ulp / np.sqrt(1e-5)
 
 
@@ -178,6 +190,17 @@ def test_one_outlier(operation, rng, dtype):
     arrays = arguments(operation, rng, dtype, 40, 768)
     arrays["x"][:, 5] = 3000
     assert_norm_accurate(operation, arrays)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_sums_are_normalised_before_they_are_rounded(adding, rng, dtype):
+    """In float32 the sum of two such numbers is exact here, and so is its norm to half a unit."""
+    arrays = {name: random(rng, dtype, 40, 300) for name in ARRAYS[adding][0]}
+    y, total = results(fastattn, adding, arrays)
+    exact = sum(x.astype(np.float32) for x in arrays.values())
+    assert (total != exact).any()
+    expected = getattr(fastattn, adding.removeprefix("add_"))(exact)
+    np.testing.assert_allclose(y.astype(np.float32), expected, rtol=0.501 * eps(dtype), atol=1e-6)
 
 
 def test_sum_is_that_of_numpy(adding, rng, dtype):

@@ -10,15 +10,14 @@ import pytest
 import fastattn
 from accuracy import naive_layer_norm, naive_softmax
 from arrays import WRITABLE_LAYOUTS, laid_out
+from dtypes import ALL, eps, readable
 from problems import Shape, assert_same_attention, problem
 from targets import on_target
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 
-pytestmark = pytest.mark.wide
-
 targets = st.sampled_from(fastattn.targets())
-dtypes = st.sampled_from([np.dtype(np.float32), np.dtype(np.float64)])
+dtypes = st.sampled_from(ALL)
 layouts = st.sampled_from(list(WRITABLE_LAYOUTS))
 
 
@@ -71,7 +70,7 @@ def test_attention_lies_within_the_range_of_the_values(target, dtype, data):
         out, lse = attention(query, key, value, **data.draw(options(shape)))
     group = shape.heads // shape.kv_heads
     low, high = (f(value, axis=-2, keepdims=True).repeat(group, axis=1) for f in (np.min, np.max))
-    slack = 4 * np.finfo(dtype).eps * np.abs(value).max()
+    slack = 4 * eps(dtype) * np.abs(value).max()
     saw_something = np.isfinite(lse)[..., None]
     assert ((out >= low - slack) | ~saw_something).all()
     assert ((out <= high + slack) | ~saw_something).all()
@@ -240,12 +239,12 @@ def test_softmax_sums_to_one_and_ignores_a_shift(target, dtype, data):
         weights = fastattn.softmax(x)
         shifted = fastattn.softmax(x + dtype.type(8))
         logarithm = fastattn.log_softmax(x)
-    eps = np.finfo(dtype).eps
+    unit = eps(dtype)
     assert (weights >= 0).all()
-    assert (weights <= 1 + eps).all()
-    np.testing.assert_allclose(weights.sum(axis=-1, dtype=np.float64), 1, rtol=8 * eps)
-    np.testing.assert_allclose(shifted, weights, rtol=0, atol=64 * eps)
-    np.testing.assert_allclose(np.exp(logarithm), weights, rtol=0, atol=64 * eps)
+    assert (weights <= 1 + unit).all()
+    np.testing.assert_allclose(weights.sum(axis=-1, dtype=np.float64), 1, rtol=8 * unit)
+    np.testing.assert_allclose(readable(shifted), readable(weights), rtol=0, atol=64 * unit)
+    np.testing.assert_allclose(np.exp(readable(logarithm)), readable(weights), rtol=0, atol=64 * unit)
 
 
 @hypothesis.given(targets, dtypes, st.data())
@@ -254,7 +253,7 @@ def test_softmax_follows_a_permutation(target, dtype, data):
     order = np.random.default_rng(1).permutation(x.shape[1])
     with on_target(target):
         np.testing.assert_allclose(
-            fastattn.softmax(x[:, order]), fastattn.softmax(x)[:, order], rtol=0, atol=64 * np.finfo(dtype).eps
+            fastattn.softmax(x[:, order]), fastattn.softmax(x)[:, order], rtol=0, atol=64 * eps(dtype)
         )
 
 
@@ -266,7 +265,7 @@ def test_where_is_leaving_out(target, dtype, data):
         weights = fastattn.softmax(x, where=kept)
     assert (weights[:, ~kept] == 0).all()
     if kept.any():
-        np.testing.assert_allclose(weights[:, kept], naive_softmax(x[:, kept]), rtol=0, atol=16 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(weights[:, kept], naive_softmax(x[:, kept]), rtol=0, atol=16 * eps(dtype))
 
 
 @hypothesis.given(targets, dtypes, st.data())
@@ -276,13 +275,12 @@ def test_layer_norm_has_mean_zero_and_ignores_a_factor(target, dtype, data):
     with on_target(target):
         y, larger = fastattn.layer_norm(x, eps=0.0), fastattn.layer_norm(x * dtype.type(4), eps=0.0)
         root = fastattn.rms_norm(x, eps=0.0)
-    eps = np.finfo(dtype).eps
     # A row may lie far from zero: its mean then rounds in units that its spread makes larger.
-    unit = 64 * eps * (1 + (np.abs(x).max(axis=-1) / x.std(axis=-1)).max())
+    unit = 64 * eps(dtype) * (1 + (np.abs(x).max(axis=-1) / x.std(axis=-1)).max())
     np.testing.assert_allclose(y.mean(axis=-1, dtype=np.float64), 0, atol=unit)
     np.testing.assert_allclose((y.astype(np.float64) ** 2).mean(axis=-1), 1, rtol=2 * unit)
     np.testing.assert_allclose(larger, y, rtol=0, atol=unit * np.abs(y).max())
-    np.testing.assert_allclose((root.astype(np.float64) ** 2).mean(axis=-1), 1, rtol=64 * eps)
+    np.testing.assert_allclose((root.astype(np.float64) ** 2).mean(axis=-1), 1, rtol=64 * eps(dtype))
 
 
 @hypothesis.given(targets, dtypes, st.data())
@@ -293,9 +291,7 @@ def test_adding_first_is_the_same_as_adding_inside(target, dtype, data):
     with on_target(target):
         y, total = fastattn.add_layer_norm(x, residual)
     np.testing.assert_array_equal(total, x + residual)
-    np.testing.assert_allclose(
-        y, naive_layer_norm(x + residual), rtol=0, atol=64 * np.finfo(dtype).eps * np.abs(y).max()
-    )
+    np.testing.assert_allclose(y, naive_layer_norm(x + residual), rtol=0, atol=64 * eps(dtype) * np.abs(y).max())
 
 
 # Rotary embedding
@@ -321,7 +317,7 @@ def test_rotation_keeps_norms(target, dtype, interleaved, data):
     with on_target(target):
         y = turned(x, angles, interleaved)
     norms = [np.linalg.norm(rows.astype(np.float64), axis=-1) for rows in (x, y)]
-    np.testing.assert_allclose(*norms, rtol=8 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(*norms, rtol=8 * eps(dtype))
 
 
 @hypothesis.given(targets, dtypes, st.booleans(), st.data())
@@ -329,7 +325,7 @@ def test_turning_back_by_the_same_angles_is_the_identity(target, dtype, interlea
     x, angles = data.draw(turnings(dtype))
     with on_target(target):
         back = turned(turned(x, angles, interleaved), -angles, interleaved)
-    np.testing.assert_allclose(back, x, rtol=0, atol=8 * np.finfo(dtype).eps * np.abs(x).max())
+    np.testing.assert_allclose(back, x, rtol=0, atol=8 * eps(dtype) * np.abs(x).max())
 
 
 @hypothesis.given(targets, dtypes, st.booleans(), st.integers(0, 50), st.data())
@@ -345,7 +341,7 @@ def test_products_of_turned_rows_depend_on_the_distance_alone(target, dtype, int
         ]
     first, second = (product.sum(axis=-1) for product in products)
     # Angles of a float32 table are off by some ulps.
-    np.testing.assert_allclose(first, second, rtol=0, atol=64 * np.finfo(dtype).eps * (x.astype(float) ** 2).sum())
+    np.testing.assert_allclose(first, second, rtol=0, atol=64 * eps(dtype) * (x.astype(float) ** 2).sum())
 
 
 @hypothesis.given(targets, dtypes, st.booleans(), st.data())
