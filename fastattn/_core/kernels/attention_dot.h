@@ -9,9 +9,7 @@
 
 typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in units */
 
-FA_INLINE V TILE(product)(V sum, V a, V b) {
-    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
+FA_INLINE V TILE(product)(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
 FA_INLINE V TILE(spread)(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);

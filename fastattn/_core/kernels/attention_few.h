@@ -40,7 +40,9 @@ static void OP(few_factors)(const fa_attention *a, const fa_attention_item *item
                             ptrdiff_t first, ptrdiff_t count, R *factors) {
     const char *from[FEW_KEYS];
     fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, from);
-    for (ptrdiff_t t = 0; t < count; t++) factors[t] = (R)*(const float *)from[t];
+    if (fa_in_a_row(a, item, first, count)) OP(widen)(factors, from[0], FA_F32, rows->scale_row, count);
+    else
+        for (ptrdiff_t t = 0; t < count; t++) factors[t] = OP(element)(from[t], FA_F32);
     for (ptrdiff_t t = count; t < FEW_KEYS; t++) factors[t] = 0;
 }
 
@@ -108,19 +110,21 @@ FA_INLINE int OP(in_pairs)(const OP(few) *few, fa_type type) { return few->words
 FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *key, ptrdiff_t count,
                                const OP(few_rows) *ahead) {
 #if FA_VECTOR_BYTES / LANES == 4
-#define PAIRS(NR)                                                                                                      \
-    OP(pair_scores)(key->row, count, few->query_words + row * few->key_width, few->key_width,                          \
-                    few->scores + row * FEW_KEYS, few->factor + row, ahead->row, TYPE, NR)
+#define I8(NR)                                                                                                         \
+    OP(pair_scores_i8)(key->row, count, few->query_words + row * few->key_width, few->key_width,                       \
+                       few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
+#define BF16(NR)                                                                                                       \
+    OP(pair_scores_bf16)(key->row, count, few->query_words + row * few->key_width, few->key_width,                     \
+                         few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
     if (OP(in_pairs)(few, key->type)) {
-#define TYPE FA_I8
-        if (key->type == FA_I8) FA_IN_ROWS(rows, PAIRS);
-#undef TYPE
-#define TYPE FA_BF16
-        else FA_IN_ROWS(rows, PAIRS);
-#undef TYPE
+        if (key->type == FA_I8) FA_IN_ROWS(rows, I8);
+#ifdef FA_DOT
+        else FA_IN_ROWS(rows, BF16);
+#endif
         return;
     }
-#undef PAIRS
+#undef I8
+#undef BF16
 #endif
 #define SINGLES(NR)                                                                                                    \
     OP(few_scores)(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
@@ -162,16 +166,18 @@ FA_APART int OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(fe
         if (!OP(as_words)(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST,
                           few->weight_words + row * FEW_KEYS, factor + row))
             return 0;
-#define PAIRS(NR)                                                                                                      \
-    OP(pair_values)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,          \
-                    few->value_width, few->decay + row, factor + row, ahead->row, TYPE, NR, 2)
-#define TYPE FA_I8
-    if (value->type == FA_I8) FA_IN_ROWS(rows, PAIRS);
-#undef TYPE
-#define TYPE FA_BF16
-    else FA_IN_ROWS(rows, PAIRS);
-#undef TYPE
-#undef PAIRS
+#define I8(NR)                                                                                                         \
+    OP(pair_values_i8)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,       \
+                       few->value_width, few->decay + row, factor + row, ahead->row, NR, 2)
+#define BF16(NR)                                                                                                       \
+    OP(pair_values_bf16)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,     \
+                         few->value_width, few->decay + row, factor + row, ahead->row, NR, 2)
+    if (value->type == FA_I8) FA_IN_ROWS(rows, I8);
+#ifdef FA_DOT
+    else FA_IN_ROWS(rows, BF16);
+#endif
+#undef I8
+#undef BF16
     return 1;
 #else
     (void)few, (void)rows, (void)value, (void)count, (void)ahead;

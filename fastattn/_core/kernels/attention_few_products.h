@@ -94,19 +94,10 @@ FA_INLINE void OP(few_values)(const char *const *value, ptrdiff_t begin, ptrdiff
 
 #if FA_VECTOR_BYTES / LANES == 4
 
-/* The same with two 16-bit elements to a lane, and their products added in pairs: bfloat16 as it is, where the target has
- * the instruction, and int8 widened to int16, the query and the weights quantised to 15 bits for it. A value's row comes
- * with its neighbour's, element by element. Half the instructions of the products above, and no conversion: with four
- * queries to a kv head those are bound by them. Rows are whole numbers of vectors of 2 · LANES. */
-
 #define WORDS (2 * LANES)
 #define WORDS_MOST 32767
-#ifdef FA_DOT
-#define FA_PAIRS_OF_BF16 1
-#else
-#define FA_PAIRS_OF_BF16 0
-#endif
 
+/* Elements of 16 bits as they lie, and of 8 bits widened. */
 FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
     if (type == FA_I8) return load_i8_words((const int8_t *)from);
     VS_f32 words;
@@ -114,93 +105,24 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
     return words;
 }
 
-FA_INLINE V OP(pair_product)(V sum, VS_f32 a, VS_f32 b, fa_type type) {
+#define TYPE FA_I8
+#define PAIRS(name) OP(name##_i8)
+#define SUM VI
+#define ADD_PRODUCTS(sum, a, b) add_products_i16(sum, a, b)
+#define AS_REAL(sum) __builtin_convertvector(sum, V)
+#include "attention_pairs.h"
+
 #ifdef FA_DOT
-    if (type == FA_BF16) return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#define FA_PAIRS_OF_BF16 1
+#define TYPE FA_BF16
+#define PAIRS(name) OP(name##_bf16)
+#define SUM V
+#define ADD_PRODUCTS(sum, a, b) add_products_bf16(sum, (V)(a), (V)(b))
+#define AS_REAL(sum) (sum)
+#include "attention_pairs.h"
+#else
+#define FA_PAIRS_OF_BF16 0
 #endif
-    (void)type;
-    return (V)add_products_i16((VI)sum, a, b);
-}
-
-/* Sums of int8 products are integers. */
-FA_INLINE V OP(pair_sum)(V sum, fa_type type) { return type == FA_I8 ? __builtin_convertvector((VI)sum, V) : sum; }
-
-FA_INLINE void OP(pair_scores)(const char *const *key, ptrdiff_t count, const uint16_t *query, ptrdiff_t width, R *scores,
-                               const R *factor, const char *const *ahead, const fa_type TYPE, const int NR) {
-    R factors[FA_FEW_ROWS * FOLD];
-    for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
-    for (ptrdiff_t t = 0; t < count; t += FOLD) {
-        V acc[FA_FEW_ROWS][FOLD];
-        const char *row[FOLD], *next[FOLD];
-        FA_UNROLL for (int i = 0; i < FOLD; i++) {
-            ptrdiff_t at = t + i < count ? t + i : count - 1;
-            row[i] = key[at];
-            next[i] = ahead[at];
-            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
-        }
-        for (ptrdiff_t d = 0; d < width; d += WORDS) {
-            VS_f32 k[FOLD];
-            FA_UNROLL for (int i = 0; i < FOLD; i++) {
-                k[i] = OP(load_words)(AT(row[i], d), TYPE);
-                if (BEGINS_LINE(d)) PREFETCH(AT(next[i], d));
-            }
-            FA_UNROLL for (int r = 0; r < NR; r++) {
-                VS_f32 q = OP(load_words)((const char *)(query + r * width + d), FA_BF16);
-                FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] = OP(pair_product)(acc[r][i], q, k[i], TYPE);
-            }
-        }
-        FA_UNROLL for (int r = 0; r < NR; r++)
-            FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] = OP(pair_sum)(acc[r][i], TYPE);
-        OP(store_scores)(acc, factors, scores + t, NR);
-    }
-}
-
-/* out[NR][NC · 2 vectors] from component d on; `weights` are those of whole pairs of keys. */
-FA_INLINE void OP(pair_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t count, const uint16_t *weights, R *out,
-                                    ptrdiff_t width, const R *decay, const R *factor, const char *const *ahead,
-                                    const fa_type TYPE, const int NR, const int NC) {
-    V acc[4][4][2];
-    FA_UNROLL for (int r = 0; r < NR; r++)
-        FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c][0] = acc[r][c][1] = (V){0};
-    for (ptrdiff_t t = 0; t < count; t += 2) {
-        ptrdiff_t other = t + 1 < count ? t + 1 : t;
-        VS_f32 low[4], high[4];
-        FA_UNROLL for (int c = 0; c < NC; c++) {
-            VS_f32 a = OP(load_words)(AT(value[t], d + c * WORDS), TYPE);
-            VS_f32 b = OP(load_words)(AT(value[other], d + c * WORDS), TYPE);
-            low[c] = interleave_words_low(a, b);
-            high[c] = interleave_words_high(a, b);
-            if (BEGINS_LINE(c * WORDS)) {
-                PREFETCH(AT(ahead[t], d + c * WORDS));
-                PREFETCH(AT(ahead[other], d + c * WORDS));
-            }
-        }
-        FA_UNROLL for (int r = 0; r < NR; r++) {
-            int32_t both;
-            memcpy(&both, weights + r * FEW_KEYS + t, sizeof both);
-            VS_f32 p = (VS_f32)splat_int_f32(both);
-            FA_UNROLL for (int c = 0; c < NC; c++) {
-                acc[r][c][0] = OP(pair_product)(acc[r][c][0], low[c], p, TYPE);
-                acc[r][c][1] = OP(pair_product)(acc[r][c][1], high[c], p, TYPE);
-            }
-        }
-    }
-    FA_UNROLL for (int r = 0; r < NR; r++)
-        FA_UNROLL for (int c = 0; c < 2 * NC; c++) {
-            R *at = out + r * width + d + c * LANES;
-            OP(store)(at, OP(load)(at) * decay[r] + OP(pair_sum)(acc[r][c / 2][c % 2], TYPE) * factor[r]);
-        }
-}
-
-FA_INLINE void OP(pair_values)(const char *const *value, ptrdiff_t count, const uint16_t *weights, R *out, ptrdiff_t width,
-                               const R *decay, const R *factor, const char *const *ahead, const fa_type TYPE, const int NR,
-                               const int NC) {
-    ptrdiff_t d = 0;
-#define CALL(C) OP(pair_value_block)(value, d, count, weights, out, width, decay, factor, ahead, TYPE, NR, C)
-    for (; d + NC * WORDS <= width; d += NC * WORDS) CALL(NC);
-    for (; d < width; d += WORDS) CALL(1);
-#undef CALL
-}
 
 /* x, whole vectors, as 16-bit elements for products with rows of that type; the products are to be multiplied by `factor`.
  * 0 where x cannot be had so: it is not finite, or too small. */

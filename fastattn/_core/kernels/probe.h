@@ -19,7 +19,7 @@ static double EXPORT(probe_dot)(ptrdiff_t rounds) {
     const V factor = (V)_mm512_set1_epi32(0x3f803f80); /* pairs of 1 */
     FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)i);
     for (ptrdiff_t n = 0; n < rounds; n++) {
-        FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(dot_product)(acc[i], factor, factor);
+        FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
     }
     FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
     return 4.0 * 10 * LANES * (double)rounds + 0 * (double)OP(lane_sum)(acc[0]);

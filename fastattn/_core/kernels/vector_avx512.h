@@ -102,7 +102,12 @@ FA_INLINE V_f64 exp2_f64(V_f64 x) {
 }
 
 #ifdef FA_DOT
-/* The same by a polynomial of degree 4: error 2.6e-6, for what is rounded to 8 bits. */
+/* sum + the products of both bfloat16 of each lane. */
+FA_INLINE V_f32 add_products_bf16(V_f32 sum, V_f32 a, V_f32 b) {
+    return (V_f32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+/* 2^x as above by a polynomial of degree 4: error 2.6e-6, for what is rounded to 8 bits. */
 FA_INLINE V_f32 exp2_rough_f32(V_f32 x) {
     V_f32 f = (V_f32)_mm512_reduce_ps((__m512)x, 0x09);
     V_f32 p = f * 0.0135341678f + 0.0520114638f;
