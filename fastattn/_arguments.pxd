@@ -65,3 +65,8 @@ cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:
 cdef inline ptrdiff_t stride(np.ndarray x, int from_the_end) noexcept:
     """Stride of an axis counted from the end; 0 where the array has no such axis or only one entry along it."""
     return x.strides[x.ndim - from_the_end] if length(x, from_the_end) != 1 else 0
+
+
+cdef inline ptrdiff_t element_stride(np.ndarray x) noexcept:
+    """Bytes between neighbours along the last axis; the stride of an axis of length 1 says nothing."""
+    return x.strides[x.ndim - 1] if x.shape[x.ndim - 1] > 1 else np.PyArray_ITEMSIZE(x)

@@ -45,14 +45,14 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query : ndarray, shape (..., Hq, Sq, D)
-        float32 or float64, at any strides. Two axes (Sq, D) mean one head.
+        float32, float64, float16 or bfloat16, at any strides. Two axes (Sq, D) mean one head.
     key : ndarray, shape (..., Hkv, Sk, D)
         Of query's dtype or a narrower one. Hq is a multiple of Hkv: the query heads
         ``h * Hq // Hkv`` to ``(h + 1) * Hq // Hkv - 1`` share key head ``h`` (grouped-query attention).
     value : ndarray, shape (..., Hkv, Sk, Dv)
         Dv may differ from D. Leading axes of the three broadcast as in NumPy.
     attn_mask : ndarray, optional
-        bool: True lets the query attend to the key. float, of query's dtype or a narrower one: added to the score; -inf
+        bool: True lets the query attend to the key. float (float64 beside float64 only): added to the score; -inf
         excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides.
     is_causal : bool
         Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
@@ -67,7 +67,8 @@ def scaled_dot_product_attention(
     softcap : float, optional
         Scaled scores s become ``softcap * tanh(s / softcap)``.
     sinks : ndarray, shape (Hq,), optional
-        A logit for each head that takes part in the softmax and has no value; -inf for none.
+        A logit for each head that takes part in the softmax and has no value; -inf for none. Like slopes and masks it
+        may be float32 beside 16-bit queries.
     alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
     kv_lengths : int or integer ndarray, optional
@@ -84,7 +85,8 @@ def scaled_dot_product_attention(
     out : ndarray, shape (..., Hq, Sq, Dv)
         In query's dtype and memory order. Zero where a query sees no key.
     lse : ndarray, shape (..., Hq, Sq)
-        Only with `return_lse`. Natural logarithm, the sink included; -inf where there is nothing.
+        Only with `return_lse`. Natural logarithm, the sink included; -inf where there is nothing. float32, or float64
+        for float64.
 
     Raises
     ------
@@ -100,6 +102,9 @@ def scaled_dot_product_attention(
     Xiao et al. 2024 and gpt-oss (2025). Keys that causal, window or lengths exclude are not read into any result; those
     that only a mask excludes contribute nothing, even NaN. Blocks that a mask excludes whole cost nothing. The result
     for one sequence is the same to the bit for any number of threads and whatever else is in the batch.
+
+    16-bit arrays are read as they lie and summed in float32. Where all three are bfloat16 and the processor has
+    AVX512_BF16, the weights are rounded to bfloat16 for the sum of the values.
 
     Examples
     --------
@@ -142,7 +147,8 @@ def varlen_attention(
     Parameters
     ----------
     query : ndarray, shape (Tq, Hq, D)
-        float32 or float64, at any strides. Sequence n is ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
+        float32, float64, float16 or bfloat16, at any strides. Sequence n is
+        ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
     key : ndarray, shape (Tk, Hkv, D)
         Of query's dtype or a narrower one; sequence n by `cu_seqlens_k`. Hq is a multiple of Hkv.
     value : ndarray, shape (Tk, Hkv, Dv)

@@ -18,7 +18,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc, qsort
 
 from fastattn cimport _arguments as arguments
-from fastattn._arguments cimport length, stride
+from fastattn._arguments cimport element_stride, length, stride
 from fastattn._core cimport strides
 from fastattn._core.targets cimport (
     FA_BF16, FA_F32, FA_F64, FA_I8, FA_MASK_BOOL, FA_MOST_PARTS, FA_NO_MASK, fa_attention, fa_attention_item,
@@ -375,11 +375,6 @@ cdef void describe_rows(fa_rows *rows, np.ndarray x, int tokens) noexcept:
     rows.scale_row = rows.scale_page = 0
 
 
-cdef ptrdiff_t element_stride(np.ndarray x) noexcept:
-    """Bytes between neighbours; the stride of an axis of length 1 says nothing."""
-    return x.strides[x.ndim - 1] if x.shape[x.ndim - 1] > 1 else np.PyArray_ITEMSIZE(x)
-
-
 cdef void describe_pages(fa_rows *rows, np.ndarray pages, np.ndarray scales) noexcept:
     """The same for pages (pages, heads, tokens, size); with scales, (pages, heads, tokens), they hold int8."""
     describe_rows(rows, pages, 2)
@@ -590,8 +585,8 @@ def attend_pages(
 ):
     """Attention over a cache's pages, read where they lie; for fastattn.cache, which knows them to be sound.
 
-    query (B, Hq, Sq, D); key_pages (pages, Hkv, page size, D) and value_pages likewise; scales (pages, Hkv, page size) of
-    int8 pages, or None. Key j of sequence b, first_keys[b] <= j < lengths[b], is row ``j % page size`` of page
+    query (B, Hq, Sq, D); key_pages (pages, Hkv, page size, D) and value_pages likewise; scales (pages, Hkv, page size)
+    of int8 pages, or None. Key j of sequence b, first_keys[b] <= j < lengths[b], is row ``j % page size`` of page
     ``block_tables[b, j // page size]``. block_tables, first_keys (or None) and lengths are int64, in C order.
     """
     cdef np.ndarray q = arguments.real_array("query", query)

@@ -15,8 +15,8 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy
 
 from fastattn cimport _arguments as arguments
-from fastattn._arguments cimport stride
-from fastattn._core.targets cimport FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_type, kernels_of
+from fastattn._arguments cimport element_stride, stride
+from fastattn._core.targets cimport FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_size_of, fa_type, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 from fastattn._core.attention import attend_pages
@@ -72,7 +72,7 @@ cdef void store_run(const Plan *p, int which, ptrdiff_t n, ptrdiff_t head, ptrdi
     if side.pages != NULL:
         place = p.tables[slot * p.table_row + (0 if p.ring else position // p.page_size)] * p.kv_heads + head
         place = place * p.page_size + position % p.page_size
-        out = side.pages + place * side.rows.size * size_of(side.rows.stored)
+        out = side.pages + place * side.rows.size * fa_size_of(side.rows.stored)
     if not p.kernels.store_rows(
         &side.rows,
         side.x + n * side.x_sequence + head * side.x_head + token * side.rows.x_row,
@@ -99,15 +99,6 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
         store_run(p, KEYS, n, head, position, token, count, memory)
         store_run(p, VALUES, n, head, position, token, count, memory)
         token += count
-
-
-cdef ptrdiff_t size_of(fa_type type) noexcept nogil:
-    return 8 if type == FA_F64 else 4 if type == FA_F32 else 1 if type == FA_I8 else 2
-
-
-cdef ptrdiff_t element_stride(np.ndarray x) noexcept:
-    """Bytes between neighbours in a row; the stride of an axis of length 1 says nothing."""
-    return x.strides[x.ndim - 1] if x.shape[x.ndim - 1] > 1 else np.PyArray_ITEMSIZE(x)
 
 
 cdef np.ndarray zeros(shape, dtype):

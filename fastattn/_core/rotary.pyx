@@ -4,7 +4,7 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._arguments cimport stride
+from fastattn._arguments cimport element_stride, stride
 from fastattn._core cimport strides
 from fastattn._core.targets cimport fa_kernels, fa_rotary, kernels_of
 from fastattn._core.threads cimport run, threads_for
@@ -88,11 +88,6 @@ cdef bint run_call(Plan *p, int asked) noexcept nogil:
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.rotary_scratch(&p.call))
 
 
-cdef ptrdiff_t last_stride(np.ndarray x) noexcept:
-    """Bytes between neighbours; the stride of an axis of length 1 says nothing."""
-    return x.strides[x.ndim - 1] if x.shape[x.ndim - 1] > 1 else np.PyArray_ITEMSIZE(x)
-
-
 cdef int fill(Plan *p, np.ndarray x, np.ndarray cos, np.ndarray sin, np.ndarray positions, np.ndarray out) except -1:
     """Addresses and strides; `positions` may be None."""
     cdef fa_rotary *call = &p.call
@@ -111,8 +106,8 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray cos, np.ndarray sin, np.ndarray 
         else:
             p.outer.stride[COS][i], p.outer.stride[SIN][i] = stride(cos, token + 1), stride(sin, token + 1)
     call.length, call.pairs = x.shape[x.ndim - 1], cos.shape[cos.ndim - 1]
-    call.x_element, call.out_element = last_stride(x), last_stride(out)
-    call.cos_element, call.sin_element = last_stride(cos), last_stride(sin)
+    call.x_element, call.out_element = element_stride(x), element_stride(out)
+    call.cos_element, call.sin_element = element_stride(cos), element_stride(sin)
     call.cos_row, call.sin_row = stride(cos, 2), stride(sin, 2)
     call.type, call.table_type = arguments.type_of(x), arguments.type_of(cos)
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)

@@ -25,7 +25,8 @@ static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item 
     any.begin = any.begin / UNIT * UNIT;
     tile->any = any;
     /* Cut to whole register tiles: a rest of one key costs as much as four. */
-    if (all.begin > item->key_begin || all.begin % UNIT) all.begin = (all.begin + FA_TILE_ROWS_1 - 1) / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
+    if (all.begin > item->key_begin || all.begin % UNIT)
+        all.begin = (all.begin + FA_TILE_ROWS_1 - 1) / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     if (all.end < item->key_end) all.end = all.end / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     tile->all = all;
 }

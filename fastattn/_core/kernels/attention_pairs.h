@@ -1,13 +1,13 @@
-/* The products of few rows with two 16-bit elements to a lane, and their products added in pairs: bfloat16 as it is, where the
- * target has the instruction, and int8 widened to int16, the query and the weights quantised to 15 bits for it. A value's row
- * comes with its neighbour's, element by element. Half the instructions of single products, and no conversion: with four
- * queries to a kv head those are bound by them. Rows are whole numbers of vectors of 2 · LANES.
+/* The products of few rows with two 16-bit elements to a lane, and their products added in pairs: bfloat16 as it is, where
+ * the target has the instruction, and int8 widened to int16, the query and the weights quantised to 15 bits for it. A
+ * value's row comes with its neighbour's, element by element. Half the instructions of single products, and no conversion:
+ * with four queries to a kv head those are bound by them. Rows are whole numbers of vectors of 2 · LANES.
  *
- * Included for each TYPE, with its SUM: sums of one type throughout, as casts between float and integer registers cost a copy
- * each. */
+ * Included for each TYPE, with its SUM: sums of one type throughout, as casts between float and integer registers cost a
+ * copy each: 15 % of the time. */
 
-FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const uint16_t *query, ptrdiff_t width, R *scores,
-                               const R *factor, const char *const *ahead, const int NR) {
+FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const uint16_t *query, ptrdiff_t width,
+                                  R *scores, const R *factor, const char *const *ahead, const int NR) {
     R factors[FA_FEW_ROWS * FOLD];
     for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
@@ -38,8 +38,9 @@ FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const
 }
 
 /* out[NR][NC · 2 vectors] from component d on; `weights` are those of whole pairs of keys. */
-FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t count, const uint16_t *weights, R *out,
-                                    ptrdiff_t width, const R *decay, const R *factor, const char *const *ahead, const int NR, const int NC) {
+FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t count,
+                                       const uint16_t *weights, R *out, ptrdiff_t width, const R *decay, const R *factor,
+                                       const char *const *ahead, const int NR, const int NC) {
     SUM acc[4][4][2];
     FA_UNROLL for (int r = 0; r < NR; r++)
         FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c][0] = acc[r][c][1] = (SUM){0};
@@ -73,8 +74,8 @@ FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, pt
         }
 }
 
-FA_INLINE void PAIRS(pair_values)(const char *const *value, ptrdiff_t count, const uint16_t *weights, R *out, ptrdiff_t width,
-                               const R *decay, const R *factor, const char *const *ahead, const int NR,
+FA_INLINE void PAIRS(pair_values)(const char *const *value, ptrdiff_t count, const uint16_t *weights, R *out,
+                                  ptrdiff_t width, const R *decay, const R *factor, const char *const *ahead, const int NR,
                                const int NC) {
     ptrdiff_t d = 0;
 #define CALL(C) PAIRS(pair_value_block)(value, d, count, weights, out, width, decay, factor, ahead, NR, C)

@@ -143,7 +143,8 @@ static void OP(softmax_short_rows)(const fa_softmax *s, const char *x, const cha
                                    const OP(softmax_memory) *memory) {
     OP(softmax_row) slot[3];
     for (ptrdiff_t r = 0; r < rows + 2; r++) {
-        OP(softmax_row) *middle = r >= 1 && r <= rows ? &slot[(r + 2) % 3] : NULL, *last = r >= 2 ? &slot[(r + 1) % 3] : NULL;
+        OP(softmax_row) *middle = r >= 1 && r <= rows ? &slot[(r + 2) % 3] : NULL;
+        OP(softmax_row) *last = r >= 2 ? &slot[(r + 1) % 3] : NULL;
         if (r < rows)
             slot[r % 3] = OP(begin_row)(s, x + r * s->x_row, where ? where + r * s->where_row : NULL, out + r * s->out_row,
                                         rows - r - 1, memory->scratch + r % 3 * s->length, memory);

@@ -76,10 +76,10 @@ FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) { return bf16_of_bits(load_halv
 
 /* Two 16-bit integers to a lane. Elements of a and b side by side, those of the first and of the second half. */
 #if FA_VECTOR_BYTES == 64
-#define FA_WORDS_LOW 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, \
-                     46, 15, 47
-#define FA_WORDS_HIGH 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, \
-                      61, 30, 62, 31, 63
+#define FA_WORDS_LOW 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, \
+    12, 44, 13, 45, 14, 46, 15, 47
+#define FA_WORDS_HIGH 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, \
+    28, 60, 29, 61, 30, 62, 31, 63
 #elif FA_VECTOR_BYTES == 32
 #define FA_WORDS_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define FA_WORDS_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -172,7 +172,8 @@ FA_INLINE V_f64 exp2_less_f64(V_f64 f) {
 FA_INLINE V_f32 exp2_half_f32(V_f32 f) { return exp2_less_f32(f) + 1.0f; }
 FA_INLINE V_f64 exp2_half_f64(V_f64 f) { return exp2_less_f64(f) + 1.0; }
 
-/* e^r for r in [-log(2)/2, log(2)/2]: error 1.1e-7 and 1.1e-17. One degree less in float32 than above: softmax is bound by it. */
+/* e^r for r in [-log(2)/2, log(2)/2]: error 1.1e-7 and 1.1e-17. One degree less in float32
+ * than above: softmax is bound by it. */
 FA_INLINE V_f32 exp_half_f32(V_f32 r) {
     V_f32 p = r * 8.29031877e-3f + 4.18979302e-2f;
     p = p * r + 1.66676357e-1f;
