@@ -21,6 +21,11 @@ def computed_in(dtype):
     return np.dtype(np.float32) if dtype in HALF else dtype
 
 
+def stored_beside(dtype):
+    """What keys and values may be stored in beside a query of that type."""
+    return [other for other in ALL if other.itemsize < dtype.itemsize or other == dtype]
+
+
 def random(rng, dtype, *shape, centre=0, spread=1):
     """Normally distributed numbers; what the type could not hold is its largest number."""
     x = rng.normal(centre, spread, size=shape)

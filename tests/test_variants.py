@@ -19,7 +19,7 @@ from arrays import (
     fenced,
     laid_out,
 )
-from dtypes import computed_in, eps, largest
+from dtypes import ALL, computed_in, eps, largest, stored_beside
 from problems import (
     EVERYTHING_ELSE,
     OPTIONS,
@@ -278,7 +278,7 @@ SOME = {
 
 
 def some_call(rng, chosen, queries, keys, head_size, value_size):
-    dtype = pick(rng, (np.dtype(np.float32), np.dtype(np.float64)))
+    dtype = pick(rng, ALL)
     leading = pick(rng, ((), (1,), (2,), (3,), (2, 2), (2, 1, 3)))
     kv_heads, group = pick(rng, ((1, 1), (1, 4), (1, 9), (2, 1), (2, 2), (2, 3), (3, 1)))
     scores = (*leading, kv_heads * group, queries, keys)
@@ -294,7 +294,7 @@ def some_call(rng, chosen, queries, keys, head_size, value_size):
     if scores[:-2] == (1,) and rng.random() < 0.5:
         shapes, scores = [shape[1:] for shape in shapes], scores[1:]
     query, key, value = (rng.normal(size=shape).astype(dtype) for shape in shapes)
-    key, value = (x.astype(pick(rng, (dtype, dtype, np.float32))) for x in (key, value))
+    key, value = (x.astype(pick(rng, (dtype, dtype, *stored_beside(dtype)))) for x in (key, value))
     if keys and rng.random() < 0.3:  # garbage, which shows to those who attend to it
         key[..., rng.integers(keys), :] = np.nan
         value[..., rng.integers(keys), rng.integers(value_size)] = np.nan
@@ -327,7 +327,7 @@ def test_all_options_together(target, num_threads, chosen, queries, keys, head_s
         result = attention(query, key, value, **options, out=out, num_threads=num_threads)
         weights = attention_weights(query, key, **options, num_threads=num_threads)
     expected = fastattn.reference.scaled_dot_product_attention(query, key, value, **options, return_lse=True)
-    assert [x.dtype for x in (*result, *weights)] == [query.dtype] * 4
+    assert [x.dtype for x in (*result, *weights)] == [query.dtype, computed_in(query.dtype)] * 2
     assert_same_attention(result, expected, query, key, value, **options)
     assert_weights_as_expected(weights, query, key, **options)
     if out is not None:

@@ -18,7 +18,7 @@ from arrays import (
     fenced,
     laid_out,
 )
-from dtypes import computed_in, eps
+from dtypes import ALL, computed_in, eps, stored_beside
 from problems import assert_same_attention
 from targets import on_target
 
@@ -199,11 +199,13 @@ def test_bounds_of_any_integer_type(integer, dtype):
 
 
 @pytest.mark.usefixtures("target")
-def test_keys_and_values_in_a_narrower_type():
-    query, key, value, *bounds = packed(BATCHES["uneven"], HEADS[0], np.float64)
-    key, value = key.astype(np.float32), value.astype(np.float32)
-    expected = varlen_attention(query, key.astype(np.float64), value.astype(np.float64), *bounds)
-    assert_identical(varlen_attention(query, key, value, *bounds), expected)
+@pytest.mark.wide
+def test_keys_and_values_in_a_narrower_type(dtype):
+    query, key, value, *bounds = packed(BATCHES["uneven"], HEADS[0], dtype)
+    for stored in stored_beside(dtype):
+        key, value = key.astype(stored), value.astype(stored)
+        result = varlen_attention(query, key, value, *bounds)
+        assert_identical(result, varlen_attention(query, key.astype(dtype), value.astype(dtype), *bounds))
 
 
 # Memory order
@@ -280,7 +282,7 @@ def batches(draw):
     lengths = draw(st.lists(st.tuples(length, key_length), max_size=6))
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     sizes = (kv_heads * group, kv_heads, draw(st.integers(1, 36)), draw(st.integers(1, 36)))
-    dtype = draw(st.sampled_from([np.dtype(np.float32), np.dtype(np.float64)]))
+    dtype = draw(st.sampled_from(ALL))
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     *arrays, cu_seqlens_q, cu_seqlens_k = packed(lengths, sizes, dtype, seed)
