@@ -100,17 +100,14 @@ cdef np.ndarray bool_array(str name, object x):
 
 
 cdef np.ndarray vector_like(str name, object x, np.ndarray model, str model_name):
-    """None, or a parameter for each element of the model's last axis: side by side, in the type it is computed in."""
+    """None, or a parameter for each element of the model's last axis, side by side."""
     if x is None:
         return None
     cdef np.ndarray a = parameter_like(name, x, model, model_name)
     cdef ptrdiff_t length = model.shape[model.ndim - 1]
     if a.ndim != 1 or a.shape[0] != length:
         raise ValueError(f"{name} must have shape ({length},), the last axis of {model_name}, got {shape_of(a)}")
-    cdef int type = computed_in(model)
-    if np.PyArray_TYPE(a) == type and np.PyArray_ISCARRAY_RO(a):
-        return a
-    return np.PyArray_FROMANY(a, type, 0, 0, np.NPY_ARRAY_CARRAY_RO)
+    return a if np.PyArray_ISCARRAY_RO(a) else np.PyArray_FROMANY(a, np.PyArray_TYPE(a), 0, 0, np.NPY_ARRAY_CARRAY_RO)
 
 
 cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_name):

@@ -5,7 +5,7 @@ from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._core cimport strides
-from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_normalization, fa_size_of, kernels_of
+from fastattn._core.targets cimport FA_F32, beyond_cache, fa_kernels, fa_normalization, fa_size_of, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
@@ -104,8 +104,12 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
     call.out_element = out.strides[last] if sized else itemsize
     call.residual_element = residual.strides[last] if more and sized else itemsize
     call.total_element = total.strides[last] if more and sized else itemsize
-    call.weight = NULL if weight is None else np.PyArray_DATA(weight)
-    call.bias = NULL if bias is None else np.PyArray_DATA(bias)
+    call.weight = call.bias = NULL
+    call.weight_type = call.bias_type = FA_F32
+    if weight is not None:
+        call.weight, call.weight_type = np.PyArray_DATA(weight), arguments.type_of(weight)
+    if bias is not None:
+        call.bias, call.bias_type = np.PyArray_DATA(bias), arguments.type_of(bias)
     call.streaming = call.length >= 64 and beyond_cache(np.PyArray_NBYTES(out))
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.residual = <char *>np.PyArray_DATA(residual) if more else NULL

@@ -59,6 +59,7 @@ cdef extern from "table.h" nogil:
         ptrdiff_t out_row, out_element, total_row, total_element
         const void *weight
         const void *bias
+        fa_type weight_type, bias_type
         double eps
         int centred, plain_x, plain_residual, plain_out, plain_total, streaming
 

@@ -71,7 +71,8 @@ typedef struct {
     fa_type type;
     ptrdiff_t length;
     ptrdiff_t x_row, x_element, residual_row, residual_element, out_row, out_element, total_row, total_element;
-    const void *weight, *bias; /* (length,) side by side, in the kernel's type; or NULL */
+    const void *weight, *bias; /* (length,) side by side; or NULL */
+    fa_type weight_type, bias_type;
     double eps;
     int centred;                                            /* layer_norm: the mean is subtracted */
     int plain_x, plain_residual, plain_out, plain_total;    /* elements side by side and aligned */
