@@ -100,6 +100,21 @@ FA_INLINE R TILE(weight_at)(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrd
     return TILE(half_of)(weights + t / 2 * lanes + lane, t % 2);
 }
 
+/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell. */
+static int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
+    for (ptrdiff_t j = 0; j < vectors; j++) {
+        V top = {0};
+        for (ptrdiff_t d = 0; d < value_size; d++) {
+            V x = OP(load)(out + (d * vectors + j) * LANES);
+            top = OP(max)(x, OP(max)(-x, top));
+        }
+        VI lost = (top < OP(splat)(FA_LEAST_SUM)) & (sum[j] > (V){0});
+        for (int lane = 0; lane < LANES; lane++)
+            if (lost[lane]) return 1;
+    }
+    return 0;
+}
+
 /* Weights of two keys, rounded to bfloat16, as units. */
 FA_INLINE V TILE(paired)(V low, V high) {
     const __m512i order = (__m512i)(VS_f32){0, 16, 1, 17, 2, 18, 3, 19, 4,  20, 5,  21, 6,  22, 7,  23,

@@ -266,7 +266,6 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
 
 /* Which rows can be multiplied in pairs, and the queries in that form. */
 static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows) {
-    few->words = FA_F32;
 #if FA_VECTOR_BYTES / LANES == 4
     int bf16 = FA_PAIRS_OF_BF16 && a->type == FA_BF16 && a->key.type == FA_BF16 && a->value.type == FA_BF16;
     int i8 = a->key.type == FA_I8 && a->value.type == FA_I8;
@@ -282,11 +281,11 @@ static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows
     }
     for (ptrdiff_t row = 0; few->words == FA_F32 && row < rows; row++) few->factor[row] = (R)a->scale;
 #else
-    (void)a, (void)rows;
+    (void)a, (void)few, (void)rows;
 #endif
 }
 
-static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few) {
+static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, int pairs) {
     few->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
@@ -304,7 +303,8 @@ static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, 
         if (keys.begin < few->any.begin) few->any.begin = keys.begin;
         if (keys.end > few->any.end) few->any.end = keys.end;
     }
-    OP(choose_pairs)(a, few, item->rows);
+    few->words = FA_F32;
+    if (pairs) OP(choose_pairs)(a, few, item->rows);
     memset(few->out, 0, (size_t)(item->rows * few->value_width) * sizeof(R));
 }
 
@@ -351,12 +351,30 @@ static ptrdiff_t OP(few_scratch)(const fa_attention *a) {
     return OP(lay_out_few)(a, &few, NULL, FA_FEW_MOST);
 }
 
+/* Whether a row's results are to be made again: see FA_LEAST_SUM. */
+static int OP(few_is_lost)(const OP(few) *few, ptrdiff_t rows) {
+    for (ptrdiff_t row = 0; few->words == FA_BF16 && row < rows; row++) {
+        V top = {0};
+        for (ptrdiff_t d = 0; d < few->value_width; d += LANES) {
+            V x = OP(load)(few->out + row * few->value_width + d);
+            top = OP(max)(x, OP(max)(-x, top));
+        }
+        if (OP(lane_max)(top) < (R)FA_LEAST_SUM && few->sum[row] > 0) return 1;
+    }
+    return 0;
+}
+
+static void OP(few_attend)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, int pairs) {
+    OP(few_begin)(a, item, few, pairs);
+    for (ptrdiff_t key = few->any.begin; key < few->any.end; key += FEW_KEYS)
+        OP(few_step)(a, item, few, key, fa_clamp(few->any.end - key, 0, FEW_KEYS));
+}
+
 static void EXPORT(attention_few)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     OP(few) few;
     OP(lay_out_few)(a, &few, scratch, item->rows);
-    OP(few_begin)(a, item, &few);
-    for (ptrdiff_t key = few.any.begin; key < few.any.end; key += FEW_KEYS)
-        OP(few_step)(a, item, &few, key, fa_clamp(few.any.end - key, 0, FEW_KEYS));
+    OP(few_attend)(a, item, &few, 1);
+    if (OP(few_is_lost)(&few, item->rows)) OP(few_attend)(a, item, &few, 0);
     OP(few_finish)(a, item, &few);
 }
 

@@ -56,6 +56,12 @@ FA_INLINE R TILE(weight_at)(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrd
     return weights[t * lanes + lane];
 }
 
+/* Whether a tile's results are to be made again. */
+FA_INLINE int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
+    (void)out, (void)sum, (void)vectors, (void)value_size;
+    return 0;
+}
+
 /* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
 FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {

@@ -204,10 +204,30 @@ static void TILE(attend)(const fa_attention *a, const fa_attention_item *item, T
             FA_FOR_STEPS(step, &tiles->tile[i], block) TILE(tile_step)(a, item, &tiles->tile[i], step);
 }
 
+/* The item's share of a tile. */
+FA_INLINE fa_attention_item TILE(item_of)(const fa_attention *a, const fa_attention_item *item, const TILE(tile) *tile) {
+    fa_attention_item own = *item;
+    ptrdiff_t in_item = tile->first_row - item->first_row;
+    own.first_row = tile->first_row;
+    own.rows = tile->rows;
+    if (item->part_sum) {
+        own.part_out = (R *)item->part_out + in_item * a->value_size;
+        own.part_max = (R *)item->part_max + in_item;
+        own.part_sum = (R *)item->part_sum + in_item;
+    }
+    return own;
+}
+
 static void TILE_EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     TILE(tiles) tiles;
+    fa_attention_item again[MOST_TILES];
+    ptrdiff_t repeated = 0;
     TILE(lay_out_tiles)(a, &tiles, scratch, item->rows);
     TILE(begin_tiles)(a, item, &tiles);
     TILE(attend)(a, item, &tiles);
-    for (ptrdiff_t i = 0; i < tiles.count; i++) TILE(scatter_out)(a, item, &tiles.tile[i]);
+    for (ptrdiff_t i = 0; i < tiles.count; i++)
+        if (TILE(is_lost)(tiles.tile[i].out, tiles.tile[i].sum, tiles.tile[i].vectors, a->value_size))
+            again[repeated++] = TILE(item_of)(a, item, &tiles.tile[i]);
+        else TILE(scatter_out)(a, item, &tiles.tile[i]);
+    for (ptrdiff_t i = 0; i < repeated; i++) EXPORT(attention_many)(a, &again[i], scratch);
 }

@@ -24,6 +24,10 @@ FA_INLINE V OP(exact_power)(V x) {
     return OP(exp_exact_bits)(OP(max)(OP(splat)(sizeof(R) == 4 ? (R)FA_EXP_FLOOR_F32 : (R)FA_EXP_FLOOR_F64), x));
 }
 
+/* The dot product of bfloat16 takes subnormal numbers and products for 0. Sums below this would show it: 2^-126 times a
+ * million keys is half a bfloat16's unit of it. They are made again by multiply-adds. */
+#define FA_LEAST_SUM 0x1p-97f
+
 /* A piece of scratch memory, whole cache lines. */
 FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {
     R *piece = (R *)*scratch;
