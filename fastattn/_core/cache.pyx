@@ -35,7 +35,18 @@ cdef double ELEMENTS = 4.0  # a core's per nanosecond, for the choice of the num
 
 
 class OutOfPages(MemoryError):
-    """A `PagedKVCache` has fewer free pages than an append needs; the cache is as it was before."""
+    """A `PagedKVCache` has fewer free pages than an append needs; the cache is as it was before.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> cache = fastattn.PagedKVCache(1, 4, 1, 8)
+    >>> try:
+    ...     cache.append([cache.allocate()], *np.zeros((2, 1, 1, 5, 8)))
+    ... except fastattn.OutOfPages:
+    ...     cache.free_pages
+    1
+    """
 
 
 # --- storing rows ---

@@ -123,17 +123,17 @@ FA_INLINE V TILE(paired)(V low, V high) {
 }
 
 /* A step's weights, in pairs in the place of the scores, and their sums. What is rounded to 8 bits need not be exact: an
- * exponential of degree 4, and one rounding fewer. */
+ * exponential of degree 4. */
 FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
     const V nothing = OP(splat)((R)-INFINITY), log2_e = OP(splat)(1.44269504f);
     (void)exact;
     for (ptrdiff_t t = 0; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
-            V weight[2], less = shift[j] * log2_e;
+            V weight[2];
             FA_UNROLL for (int half = 0; half < 2; half++) {
                 V score = t + half < count ? OP(load)(scores + ((t + half) * NV + j) * LANES) : nothing;
-                weight[half] = exp2_rough_f32(score * log2_e - less);
+                weight[half] = exp2_rough_f32((score - shift[j]) * log2_e);
                 sum[j] += weight[half];
                 if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
             }
