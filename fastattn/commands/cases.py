@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastattn.commands import dtypes
+from fastattn.commands import accuracy, dtypes
 
 #: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
 SAMPLED_ROWS = 8
@@ -123,6 +123,10 @@ class Case:
         choose = OPERATIONS[self.operation].parts if sampled else _whole
         for index, changed, options in choose(self, arguments):
             yield index, {**arguments, **changed}, {**self.options, **options}
+
+    def verifier(self):
+        """A function that judges a result, by samples of a large one."""
+        return functools.partial(accuracy.judge, parts=accuracy.expected(self, sampled=True))
 
 
 def _whole(case, arguments):

