@@ -4,6 +4,8 @@
 #include "attention_interval.h"
 #include "dispatch.h"
 
+#define MOST_TILES 4         /* rows of an item stand in so many tiles, which share each step of keys */
+
 #define FA_JOIN_(a, b) a##b
 #define FA_JOIN(a, b) FA_JOIN_(a, b)
 #define FA_TEXT_(a) #a

@@ -9,6 +9,8 @@
 #define TILE(name) OP(name)
 #define TILE_EXPORT(name) EXPORT(name)
 #define UNITS(count) (((count) + UNIT - 1) / UNIT)
+#include "product_fma.h"
+#include "product_lanes.h"
 #include "attention_fma.h"
 #include "attention_tile.h"
 #include "attention_many.h"
@@ -25,6 +27,8 @@
 #if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
 #define TILE(name) OP(dot_##name)
 #define TILE_EXPORT(name) EXPORT(name##_dot)
+#include "product_dot.h"
+#include "product_lanes.h"
 #include "attention_dot.h"
 #include "attention_tile.h"
 #include "attention_many.h"
