@@ -55,42 +55,52 @@ FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
 #define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
 #endif
 
-/* LANES results of a row: what follows the sum. */
-FA_INLINE V TILE(with_bias)(const fa_linear *l, V sum, ptrdiff_t feature, ptrdiff_t n) {
-    if (l->scales) sum *= OP(load_some_as)((const char *)(l->scales + feature), FA_F32, n);
-    if (l->bias)
-        sum += OP(load_some_as)(l->bias + feature * fa_size_of(l->bias_type), l->bias_type, n);
-    return sum;
-}
-
-static void TILE(put_row)(const fa_linear *l, const char *residual, char *to, V y, ptrdiff_t feature, ptrdiff_t n) {
-    if (residual) {
-        R part[LANES] = {0};
-        if (l->plain_residual) y += OP(load_some_as)(residual + feature * fa_size_of(l->type), l->type, n);
-        else {
-            OP(widen)(part, residual + feature * l->residual_element, l->type, l->residual_element, n);
-            y += OP(load)(part);
-        }
+/* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
+FA_INLINE void TILE(put_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
+                              ptrdiff_t n, const fa_type type) {
+    const ptrdiff_t at = feature * fa_size_of(type);
+    for (ptrdiff_t i = 0; i < count; i++) {
+        V sum = y[i];
+        if (tile->residual) sum += OP(load_some_as)(tile->residual[row + i] + at, type, n);
+        OP(store_some_as)(tile->to[row + i] + at, type, sum, n);
     }
-    if (l->plain_out) OP(store_some_as)(to + feature * fa_size_of(l->type), l->type, y, n);
-    else OP(narrow)(to + feature * l->out_element, l->type, l->out_element, (const R *)&y, n);
 }
 
-/* Sums of a block of features back to rows, finished. */
+static void TILE(scatter_rows)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, V *y,
+                               ptrdiff_t feature, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < count; i++) {
+        V more = {0};
+        if (tile->residual)
+            OP(widen)((R *)&more, tile->residual[row + i] + feature * l->residual_element, l->type, l->residual_element, n);
+        y[i] += more;
+        OP(narrow)(tile->to[row + i] + feature * l->out_element, l->type, l->out_element, (const R *)&y[i], n);
+    }
+}
+
+/* Sums of a block of features back to rows: scaled, with bias and activation. */
 static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t feature, ptrdiff_t count) {
+    const int plain = l->plain_out && (!tile->residual || l->plain_residual), rough = l->type == FA_BF16 || l->type == FA_F16;
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++)
         for (ptrdiff_t d = 0; d < count; d += LANES) {
             const ptrdiff_t lanes = fa_clamp(tile->rows - j * LANES, 0, LANES), n = fa_clamp(count - d, 0, LANES);
+            const ptrdiff_t first = feature + d;
             V y[LANES];
             FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = OP(load)(tile->sums + ((d + i) * tile->vectors + j) * LANES);
             OP(transpose)(y);
-            TILE(mend)(l, tile->from + j * LANES, lanes, feature + d, n, y);
-            for (ptrdiff_t lane = 0; lane < lanes; lane++) y[lane] = TILE(with_bias)(l, y[lane], feature + d, n);
-            OP(activate)(y, (int)lanes, l->activation, l->type == FA_BF16 || l->type == FA_F16);
-            for (ptrdiff_t lane = 0; lane < lanes; lane++) {
-                ptrdiff_t row = j * LANES + lane;
-                TILE(put_row)(l, tile->residual ? tile->residual[row] : NULL, tile->to[row], y[lane], feature + d, n);
+            TILE(mend)(l, tile->from + j * LANES, lanes, first, n, y);
+            if (l->scales) {
+                V scale = OP(load_some_as)((const char *)(l->scales + first), FA_F32, n);
+                for (ptrdiff_t i = 0; i < lanes; i++) y[i] *= scale;
             }
+            if (l->bias) {
+                V bias = OP(load_some_as)(l->bias + first * fa_size_of(l->bias_type), l->bias_type, n);
+                for (ptrdiff_t i = 0; i < lanes; i++) y[i] += bias;
+            }
+            OP(activate)(y, (int)lanes, l->activation, rough);
+#define PUT(TYPE) TILE(put_rows)(tile, j * LANES, lanes, y, first, n, TYPE)
+            if (plain) FA_FOR_RESULT(l->type, PUT);
+            else TILE(scatter_rows)(l, tile, j * LANES, lanes, y, first, n);
+#undef PUT
         }
 }
 
