@@ -79,7 +79,9 @@ class MultiHeadAttention:
         "q_proj", "v_proj", "vdim",
     )  # fmt: skip
 
-    def __init__(self, entries: Entries, num_heads: int, num_kv_heads: int | None, bias: bool | None) -> None:
+    def __init__(
+        self, entries: Entries, num_heads: int, num_kv_heads: int | None, bias: bool | None, sizes=(None, None)
+    ) -> None:
         heads = _arguments.at_least_one("num_heads", num_heads)
         kv_heads = heads if num_kv_heads is None else _arguments.at_least_one("num_kv_heads", num_kv_heads)
         if heads % kv_heads:
@@ -87,7 +89,7 @@ class MultiHeadAttention:
         for name in ("bias_k", "bias_v"):
             if name in entries:
                 raise ValueError(f"{entries.key(name)} must not be there: added keys and values are not supported")
-        self.embed_dim, joined = entries.shape("out_proj.weight", (None, None))
+        self.embed_dim, joined = entries.array("out_proj.weight", sizes).shape
         if joined % heads:
             entries.unfit("out_proj.weight", f"a multiple of num_heads, {heads}, as its last axis")
         self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, joined // heads
@@ -101,14 +103,14 @@ class MultiHeadAttention:
         in_bias = entries.bias("in_proj_bias", total, bias)
         self.kdim = self.vdim = embed
         if "q_proj_weight" in entries:
-            self.kdim = entries.shape("k_proj_weight", (kv_size, None))[1]
-            self.vdim = entries.shape("v_proj_weight", (kv_size, None))[1]
+            self.kdim = entries.array("k_proj_weight", (kv_size, None)).shape[1]
+            self.vdim = entries.array("v_proj_weight", (kv_size, None)).shape[1]
             needed = {"q": (q_size, embed), "k": (kv_size, self.kdim), "v": (kv_size, self.vdim)}
             weights = [entries.matrix(f"{name}_proj_weight", shape) for name, shape in needed.items()]
         else:
             weights = [entries.matrix("in_proj_weight", (total, embed))]
         if self.kdim == self.vdim == embed:
-            self.in_proj = Linear(weights[0] if len(weights) == 1 else stacked(weights), in_bias)
+            self.in_proj = Linear(stacked(weights), in_bias)
             self.q_proj, self.k_proj, self.v_proj = (self.in_proj.rows(*part) for part in parts)
             self.kv_proj = self.in_proj.rows(q_size, total)
         else:
@@ -198,8 +200,8 @@ class MultiHeadAttention:
             `cu_seqlens_k` is `cu_seqlens` by default.
         cache : KVCache, optional
             Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
-            (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and `q_offset` is
-            by default where they go. Where an option is in error the tokens may have been appended already.
+            (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
+            `q_offset` is by default where they go. Where an option is in error the tokens may have been appended.
         cos, sin : ndarray, shape (positions, R/2), optional
             Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
             its number in its sequence, counted from what the cache has.
@@ -223,7 +225,8 @@ class MultiHeadAttention:
         TypeError, ValueError
             As the functions it is made of; nothing is written to `out` then.
         """
-        judge_tokens("query", query, self.embed_dim, cu_seqlens)
+        packed = cu_seqlens is not None
+        judge_tokens("query", query, self.embed_dim, packed)
         key = query if key is None else key
         value = key if value is None else value
         if key is query and value is query and self.in_proj is not None:
@@ -232,21 +235,21 @@ class MultiHeadAttention:
                 num_threads=num_threads, options=options,
             )  # fmt: skip
             out = self.run(query, work, cache, residual, out)
-            return (out, work.lse) if options.get("return_lse") else out
+            return out if work.lse is None else (out, work.lse)
         for name, x in (("cache", cache), ("cos", cos), ("sin", sin)):
             if x is not None:
                 raise ValueError(f"{name} must be None where key is not query, got {type(x).__name__}")
-        judge_tokens("key", key, self.kdim, cu_seqlens)
-        judge_tokens("value", value, self.vdim, cu_seqlens)
-        operands = self._projected(query, key, value, num_threads, cu_seqlens is not None)
-        if cu_seqlens is None:
-            found = scaled_dot_product_attention(*operands, attn_mask, num_threads=num_threads, **options)
-        else:
+        judge_tokens("key", key, self.kdim, packed)
+        judge_tokens("value", value, self.vdim, packed)
+        operands = self._projected(query, key, value, packed, num_threads)
+        if packed:
             no_mask(attn_mask)
-            cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-            found = varlen_attention(*operands, cu_seqlens, cu_seqlens_k, num_threads=num_threads, **options)
-        heads, lse = found if options.get("return_lse") else (found, None)
-        if cu_seqlens is None:
+            bounds = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+            found = varlen_attention(*operands, *bounds, num_threads=num_threads, **options)
+        else:
+            found = scaled_dot_product_attention(*operands, attn_mask, num_threads=num_threads, **options)
+        heads, lse = found if isinstance(found, tuple) else (found, None)
+        if not packed:
             heads = heads.swapaxes(-2, -3)
         joined = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
         out = self.out_proj(joined, residual=residual, out=out, num_threads=num_threads)
@@ -284,36 +287,35 @@ class MultiHeadAttention:
             As `fastattn.attention_weights`.
         """
         key = query if key is None else key
-        judge_tokens("query", query, self.embed_dim, None)
-        judge_tokens("key", key, self.kdim, None)
-        query, key = self._by_head(self.q_proj, query, num_threads), self._by_head(self.k_proj, key, num_threads)
+        judge_tokens("query", query, self.embed_dim, False)
+        judge_tokens("key", key, self.kdim, False)
+        query = self._by_head(self.q_proj, query, False, num_threads)
+        key = self._by_head(self.k_proj, key, False, num_threads)
         if cos is not None or sin is not None:
             for x in (query, key):
                 rows = rotary_rows(cos, sin, x.shape[-2])
                 rotary_embedding(x, *rows, interleaved=interleaved, out=x, num_threads=num_threads)
         return attention_weights(query, key, attn_mask, num_threads=num_threads, **options)
 
-    def run(self, x: NDArray, work: Workspace, cache: KVCache | None, residual: NDArray | None, out: NDArray | None):
-        """Self-attention of x, in room that is there already."""
+    def run(
+        self, x: NDArray, work: Workspace, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
+    ) -> NDArray:
+        """Self-attention of x in room that is there already."""
         threads = work.num_threads
         self.in_proj(x, None, None, work.projected, threads)
         work.attend(cache)
         return self.out_proj(work.joined, None, residual, out, threads)
 
-    def _projected(self, query, key, value, num_threads, packed):
+    def _projected(self, query, key, value, packed, num_threads):
         """Query, key and value by head."""
-        heads = self._by_head(self.q_proj, query, num_threads, packed)
-        if value is not key or self.kv_proj is None:
-            return heads, *(
-                self._by_head(projection, x, num_threads, packed)
-                for projection, x in ((self.k_proj, key), (self.v_proj, value))
-            )
-        both = self._by_head(self.kv_proj, key, num_threads, packed)
-        if packed:
-            return heads, both[:, : self.num_kv_heads], both[:, self.num_kv_heads :]
-        return heads, both[..., : self.num_kv_heads, :, :], both[..., self.num_kv_heads :, :, :]
+        heads = self._by_head(self.q_proj, query, packed, num_threads)
+        if key is value and self.kv_proj is not None:
+            both = self._by_head(self.kv_proj, key, packed, num_threads)
+            return heads, *np.split(both, 2, axis=-2 if packed else -3)
+        keys = self._by_head(self.k_proj, key, packed, num_threads)
+        return heads, keys, self._by_head(self.v_proj, value, packed, num_threads)
 
-    def _by_head(self, projection, x, num_threads, packed=False):
+    def _by_head(self, projection, x, packed, num_threads):
         """Tokens through a projection, as (..., heads, S, D), or (T, heads, D) where they are packed."""
         rows = projection(x, num_threads=num_threads)
         rows = rows.reshape(*rows.shape[:-1], -1, self.head_dim)
@@ -322,7 +324,7 @@ class MultiHeadAttention:
     def __repr__(self) -> str:
         return (
             f"MultiHeadAttention({self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
-            f"head_dim={self.head_dim}, weights={self.out_proj.stored})"
+            f"head_dim={self.head_dim}, weights={self.out_proj.stored.dtype})"
         )
 
 
@@ -337,98 +339,105 @@ class Workspace:
         Queries, keys and values of all heads.
     joined : ndarray, shape (..., H * D)
         What the heads found.
-    hidden, gate : ndarray, shape (..., hidden_size)
-        Between the two maps of a feed-forward: they lie where the others do.
-    normed : ndarray, shape (..., E)
-    lse : ndarray, shape (..., H, S), or (T, H)
-        Where the options ask for it.
+    hidden : list of ndarray
+        Of the widths asked for, for a feed-forward; they lie where the two above do.
+    normed : ndarray, shape (..., E), or None
+    lse : ndarray, shape (..., H, S), or (T, H), or None
+        Of the last attention, if the options ask for it.
+    num_threads : int or None
     """
 
     __slots__ = (
-        "_attend", "_interleaved", "_mask", "_options", "_tables", "_turn", "_views", "gate", "hidden", "joined", "lse",
-        "normed", "num_threads", "projected",
+        "_attend", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed", "num_threads",
+        "projected",
     )  # fmt: skip
 
     def __init__(
-        self, attention, x, hidden_widths=(), normed=False, *, attn_mask, cu_seqlens, cos, sin, interleaved, num_threads,
-        options,
-    ) -> None:  # fmt: skip
+        self,
+        attention: MultiHeadAttention,
+        x: NDArray,
+        hidden: tuple[int, ...] = (),
+        normed: bool = False,
+        *,
+        attn_mask: NDArray | None,
+        cu_seqlens: NDArray | None,
+        cos: NDArray | None,
+        sin: NDArray | None,
+        interleaved: bool,
+        num_threads: int | None,
+        options: dict,
+    ) -> None:
         heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_dim
-        tokens, rows = x.shape[:-1], math.prod(x.shape[:-1])
-        both, widths = heads + kv_heads, ((heads + 2 * kv_heads) * size, heads * size)
-        room = np.empty(rows * max(sum(widths), sum(hidden_widths)), x.dtype)
-        self.projected, self.joined = _cut(room, tokens, rows, widths)
-        self.hidden, self.gate = (*_cut(room, tokens, rows, hidden_widths), None, None)[:2]
+        tokens, both = x.shape[:-1], heads + kv_heads
+        widths = (both + kv_heads) * size, heads * size
+        room = np.empty(math.prod(tokens) * max(sum(widths), sum(hidden)), x.dtype)
+        self.projected, self.joined = _cut(room, tokens, widths)
+        self.hidden = _cut(room, tokens, hidden)
         self.normed = np.empty(x.shape, x.dtype) if normed else None
         self.num_threads, self.lse = num_threads, None
 
         by_head = self.projected.reshape(*tokens, both + kv_heads, size)
         query, key, value = by_head[..., :heads, :], by_head[..., heads:both, :], by_head[..., both:, :]
         turned, out = by_head[..., :both, :], self.joined.reshape(*tokens, heads, size)
-        self._tables = self._turn = self._views = None
-        if cu_seqlens is not None:
-            no_mask(attn_mask)
-            options = {"out": out, "num_threads": num_threads, **options}
-            self._attend = partial(varlen_attention, query, key, value, cu_seqlens, cu_seqlens, **options)
-            turned = turned.swapaxes(0, 1)
-        else:
+        if cu_seqlens is None:
             query, key, value, turned, out = (view.swapaxes(-2, -3) for view in (query, key, value, turned, out))
-            options = {"out": out, "num_threads": num_threads, **options}
-            self._attend = partial(scaled_dot_product_attention, query, key, value, attn_mask, **options)
-            self._views = query, key, value
+            self._views = query, key, value, attn_mask
+            self._attend = partial(scaled_dot_product_attention, *self._views)
+        else:
+            no_mask(attn_mask)
+            turned, self._views = turned.swapaxes(0, 1), None
+            self._attend = partial(varlen_attention, query, key, value, cu_seqlens, cu_seqlens)
+        self._options = {"out": out, "num_threads": num_threads, **options}
+        self._attend = partial(self._attend, **self._options)
+
+        self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
+        self._turn = None
         if cos is not None or sin is not None:
-            self._tables = cos, sin
-            cos, sin = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
-            self._turn = partial(
-                rotary_embedding, turned, cos, sin, interleaved=interleaved, out=turned, num_threads=num_threads
-            )
-        self._mask, self._interleaved, self._options = attn_mask, interleaved, options
+            rows = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
+            turn = {"interleaved": interleaved, "out": turned, "num_threads": num_threads}
+            self._turn = partial(rotary_embedding, turned, *rows, **turn)
 
     def attend(self, cache: KVCache | None) -> None:
-        """Turn `projected` into `joined`."""
+        """Make `joined` of `projected`."""
         if cache is not None:
             found = self._attend_to(cache)
         else:
             if self._turn is not None:
                 self._turn()
             found = self._attend()
-        if type(found) is tuple:
-            self.lse = found[1]
+        self.lse = found[1] if isinstance(found, tuple) else None
 
-    def _attend_to(self, cache: KVCache):
+    def _attend_to(self, cache: KVCache) -> NDArray | tuple[NDArray, NDArray]:
+        """Append, and attend from where the new tokens then stand."""
         if self._views is None:
             raise ValueError("cu_seqlens must be None with a cache, which holds each sequence in room of its own")
-        query, key, value = self._views
-        options = dict(self._options)
-        threads, before = self.num_threads, cache.lengths
-        cos, sin = self._tables or (None, None)
-        cache.append(
-            key, value, lengths=options.pop("kv_lengths", None), cos=cos, sin=sin, interleaved=self._interleaved,
-            num_threads=threads,
-        )  # fmt: skip
-        if cos is not None:
+        query, key, value, attn_mask = self._views
+        options, before = dict(self._options), cache.lengths
+        lengths = options.pop("kv_lengths", None)
+        cache.append(key, value, lengths=lengths, **self._rotary, num_threads=self.num_threads)
+        if self._turn is not None:
             positions = before[:, np.newaxis] + np.arange(query.shape[-2])
-            rotary_embedding(
-                query, cos, sin, positions=positions, interleaved=self._interleaved, out=query, num_threads=threads
-            )
+            # The cache has seen to it that there is a row for each token; there need be none for what pads them.
+            np.minimum(positions, len(self._rotary["cos"]) - 1, out=positions)
+            rotary_embedding(query, positions=positions, out=query, num_threads=self.num_threads, **self._rotary)
         if options.get("q_offset") is None:
             options["q_offset"] = before
-        return cache.attend(query, self._mask, **options)
+        return cache.attend(query, attn_mask, **options)
 
 
-def _cut(room: NDArray, tokens: tuple, rows: int, widths: tuple) -> list[NDArray]:
-    """The beginning of a room as arrays (*tokens, width), one behind the other."""
-    ends = list(itertools.accumulate(widths, initial=0))
+def _cut(room: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
+    """The beginning of a room as arrays of shape (*tokens, width), one behind the other."""
+    rows = math.prod(tokens)
+    ends = itertools.accumulate(widths, initial=0)
     return [
         room[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
     ]
 
 
-def judge_tokens(name: str, x: object, size: int, cu_seqlens: object) -> None:
+def judge_tokens(name: str, x: object, size: int, packed: bool) -> None:
     """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
-    packed = cu_seqlens is not None
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
         needed = f"(tokens, {size}) beside cu_seqlens" if packed else f"(..., tokens, {size})"
         raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
@@ -445,14 +454,15 @@ def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | Non
     for name, x in (("cos", cos), ("sin", sin)):
         if not isinstance(x, np.ndarray):
             raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
-        if x.ndim != 2:
-            raise ValueError(f"{name} must have shape (positions, pairs), got shape {x.shape}")
-    if cu_seqlens is None:
-        longest, rows = tokens, slice(tokens)
-    else:
-        rows = np.arange(tokens) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-        longest = rows.max(initial=-1) + 1
+    longest, rows = tokens, slice(tokens)
+    if cu_seqlens is not None:
+        lengths = np.diff(cu_seqlens)
+        if not len(cu_seqlens) or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
+            raise ValueError(f"cu_seqlens must run from 0 to {tokens}, x's tokens, never decreasing, got {cu_seqlens}")
+        longest, rows = lengths.max(initial=0), np.arange(tokens) - np.repeat(cu_seqlens[:-1], lengths)
     for name, x in (("cos", cos), ("sin", sin)):
-        if len(x) < longest:
-            raise ValueError(f"{name} must have a row for each position, at least {longest}, got shape {x.shape}")
+        if x.ndim != 2 or len(x) < longest:
+            raise ValueError(
+                f"{name} must have shape (positions, pairs) with at least {longest} positions, got shape {x.shape}"
+            )
     return cos[rows], sin[rows]
