@@ -5,6 +5,7 @@ A map of the package. One room per operation: its signature, docstring and a few
 attention.py      scaled_dot_product_attention, varlen_attention, attention_weights, merge_states
 softmax.py        softmax, log_softmax
 normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
+linear.py         linear
 rotary.py         rotary_embedding
 cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
 reference.py      the same names in float64 NumPy: the definition of every operation
@@ -28,6 +29,7 @@ __path__ = compiled(__path__)
 from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
 from fastattn.attention import attention_weights, merge_states, scaled_dot_product_attention, varlen_attention
 from fastattn.cache import KVCache, OutOfPages, PagedKVCache
+from fastattn.linear import linear
 from fastattn.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from fastattn.rotary import rotary_embedding
 from fastattn.softmax import log_softmax, softmax
@@ -41,6 +43,7 @@ __all__ = [
     "attention_weights",
     "get_num_threads",
     "layer_norm",
+    "linear",
     "log_softmax",
     "merge_states",
     "rms_norm",

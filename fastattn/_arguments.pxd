@@ -49,6 +49,12 @@ cdef np.ndarray rows_array(str name, object x)
 cdef np.ndarray rotary_array(str name, object x)
 cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position)
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows)
+cdef np.ndarray rows_of_any_length(str name, object x)
+cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name)
+cdef fa_type weight_type_of(np.ndarray weight)
+cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name)
+cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
+cdef int activation(str name, object x) except -1
 cdef double non_negative(str name, object x) except -1
 cpdef object storage_dtype(str name, object x)
 cpdef ptrdiff_t at_least_one(str name, object x) except -1

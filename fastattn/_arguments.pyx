@@ -14,7 +14,20 @@ from cpython.long cimport PyLong_Check
 from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 
-from fastattn._core.targets cimport FA_BF16, FA_F16, FA_F32, FA_F64, FA_TYPES, fa_type
+from fastattn._core.targets cimport (
+    FA_BF16,
+    FA_F16,
+    FA_F32,
+    FA_F64,
+    FA_GELU,
+    FA_GELU_TANH,
+    FA_I8,
+    FA_NO_ACTIVATION,
+    FA_RELU,
+    FA_SILU,
+    FA_TYPES,
+    fa_type,
+)
 
 np.import_array()
 
@@ -504,6 +517,81 @@ cdef tuple tokens_of(np.ndarray x):
     """x's shape without heads and components: (..., tokens)."""
     shape = (<object>x).shape
     return (*shape[: max(0, x.ndim - 3)], shape[x.ndim - 2])
+
+
+# --- linear layers ---
+
+cdef dict ACTIVATIONS = {
+    None: FA_NO_ACTIVATION, "gelu": FA_GELU, "gelu_tanh": FA_GELU_TANH, "relu": FA_RELU, "silu": FA_SILU,
+}
+
+
+cdef int activation(str name, object x) except -1:
+    if x is not None and not isinstance(x, str):
+        raise TypeError(f"{name} must be a str or None, got {type(x).__name__}")
+    number = ACTIVATIONS.get(x)
+    if number is None:
+        names = ", ".join([repr(known) for known in ACTIVATIONS if known])
+        raise ValueError(f"{name} must be None or one of {names}, got {x!r}")
+    return number
+
+
+cdef np.ndarray rows_of_any_length(str name, object x):
+    cdef np.ndarray a = real_array(name, x)
+    if a.ndim == 0:
+        unfit(name, a, "at least one axis")
+    return a
+
+
+cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name):
+    """A weight for rows of x: (array, None), or int8 with the scales of its rows."""
+    cdef np.ndarray values, scales = None
+    if isinstance(weight, tuple):
+        if len(weight) != 2:
+            raise ValueError(f"{name} must be an array or a pair (values, scales), got a tuple of {len(weight)}")
+        values = array(f"{name}[0]", weight[0])
+        scales = array(f"{name}[1]", weight[1])
+        if np.PyArray_TYPE(values) != np.NPY_INT8:
+            raise TypeError(f"{name}[0] must have dtype int8 where it has scales, got {described(values)}")
+        if np.PyArray_TYPE(scales) != np.NPY_FLOAT32 or not np.PyArray_ISNOTSWAPPED(scales):
+            raise TypeError(f"{name}[1] must have dtype float32, got {described(scales)}")
+    else:
+        values = parameter_like(name, weight, x, x_name)
+    if values.ndim != 2 or values.shape[1] != length(x, 1):
+        unfit(name, values, f"shape (out_features, {length(x, 1)}), the latter the last axis of {x_name}")
+    if scales is not None:
+        if scales.ndim != 1 or scales.shape[0] != values.shape[0]:
+            unfit(f"{name}[1]", scales, f"shape ({values.shape[0]},), a scale for each row of {name}[0]")
+        scales = np.PyArray_FROMANY(scales, np.NPY_FLOAT32, 0, 0, np.NPY_ARRAY_CARRAY_RO)
+    return values, scales
+
+
+cdef fa_type weight_type_of(np.ndarray weight):
+    return FA_I8 if np.PyArray_TYPE(weight) == np.NPY_INT8 else type_of(weight)
+
+
+cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name):
+    """None, or a number for each feature, side by side; float64 beside float64, whose kernels load nothing else."""
+    if bias is None:
+        return None
+    cdef np.ndarray a = parameter_like(name, bias, x, x_name)
+    if a.ndim != 1 or a.shape[0] != features:
+        unfit(name, a, f"shape ({features},), a number for each row of weight,")
+    cdef int number = np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.PyArray_TYPE(a)
+    if np.PyArray_TYPE(a) == number and np.PyArray_ISCARRAY_RO(a):
+        return a
+    return np.PyArray_FROMANY(a, number, 0, 0, np.NPY_ARRAY_CARRAY_RO)
+
+
+cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name):
+    """An array of this shape and the model's type."""
+    cdef np.ndarray a = real_array(name, x)
+    cdef int i
+    if np.PyArray_TYPE(a) != np.PyArray_TYPE(model):
+        raise TypeError(f"{name} must have dtype {model.dtype}, as {model_name} has, got dtype {a.dtype}")
+    if a.ndim != ndim or any([a.shape[i] != shape[i] for i in range(ndim)]):
+        unfit(name, a, f"the result's shape {tuple([shape[i] for i in range(ndim)])}")
+    return a
 
 
 # --- caches ---

@@ -6,8 +6,11 @@ they say where and how, not what. Inputs may have any real floating-point type a
 results are float64. Nothing here is fast, and nothing is checked beyond what NumPy itself checks.
 
 Axis letters, the same everywhere: Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head size of
-query and key, Dv head size of value, N length of a normalised row, P number of parts.
+query and key, Dv head size of value, N length of a normalised row, P number of parts; in a linear layer K inputs and N
+outputs.
 """
+
+import math
 
 import numpy as np
 
@@ -16,6 +19,7 @@ __all__ = [
     "add_rms_norm",
     "attention_weights",
     "layer_norm",
+    "linear",
     "log_softmax",
     "merge_states",
     "rms_norm",
@@ -506,6 +510,64 @@ def _scaled_and_shifted(x, weight, bias):
     if bias is not None:
         x = x + _real(bias)
     return x
+
+
+# Linear layers
+
+
+def linear(x, weight, bias=None, *, activation=None, residual=None):
+    """``activation(x @ weight.T + bias) + residual``.
+
+    Parameters
+    ----------
+    x : (..., K) array
+    weight : (N, K) array, or a pair of it and (N,) scales
+        With scales, row n stands for ``scales[n] * weight[n]``.
+    bias : (N,) array, optional
+    activation : None, "gelu", "gelu_tanh", "relu" or "silu"
+    residual : (..., N) array, optional
+
+    Returns
+    -------
+    (..., N) array
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastattn import reference
+    >>> reference.linear(np.array([1.0, 2.0]), np.array([[1.0, 1.0], [1.0, -1.0]]), activation="relu")
+    array([3., 0.])
+    """
+    if isinstance(weight, tuple):
+        values, scales = weight
+        weight = _real(values) * _real(scales)[:, None]
+    y = _real(x) @ _real(weight).T
+    if bias is not None:
+        y = y + _real(bias)
+    if activation is not None:
+        y = _ACTIVATIONS[activation](y)
+    return y if residual is None else y + _real(residual)
+
+
+def _gated(x, share):
+    """x times its share; at -inf the limit, 0."""
+    return np.where(x == -np.inf, 0, x) * share
+
+
+def _logistic(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def _normal_distribution(x):
+    return np.vectorize(math.erfc, otypes=[_REAL])(-x / np.sqrt(_REAL(2))) / 2
+
+
+_ACTIVATIONS = {
+    "gelu": lambda x: _gated(x, _normal_distribution(x)),
+    "gelu_tanh": lambda x: _gated(x, _logistic(2 * np.sqrt(2 / _REAL(np.pi)) * (x + _REAL("0.044715") * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: _gated(x, _logistic(x)),
+}
 
 
 # Rotary position embedding

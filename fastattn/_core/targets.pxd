@@ -71,6 +71,29 @@ cdef extern from "table.h" nogil:
         ptrdiff_t position
         int interleaved
 
+    ctypedef struct fa_linear:
+        fa_type type, weight_type, bias_type
+        ptrdiff_t in_features, item_rows
+        ptrdiff_t x_element, residual_element, out_element, weight_row, weight_element
+        const char *weight
+        const char *bias
+        const float *scales
+        int activation, plain_x, plain_weight, plain_residual, plain_out
+
+    enum:
+        FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU
+
+    ctypedef struct fa_linear_item:
+        const char *const *x
+        const char *const *residual
+        char *const *out
+        ptrdiff_t rows, first_feature, features
+
+    ctypedef struct fa_linear_kernel:
+        ptrdiff_t unit
+        ptrdiff_t (*scratch)(const fa_linear *) noexcept nogil
+        void (*run)(const fa_linear *, const fa_linear_item *, void *) noexcept nogil
+
     ctypedef struct fa_cache_rows:
         ptrdiff_t size, pairs
         ptrdiff_t x_row, x_element, cos_row, cos_element, sin_row, sin_element
@@ -84,6 +107,8 @@ cdef extern from "table.h" nogil:
         void (*attention_few)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
         void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
+        const fa_linear_kernel *linear
+        const fa_linear_kernel *linear_int8
         ptrdiff_t (*softmax_scratch)(const fa_softmax *) noexcept nogil
         void (*softmax_rows)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
         void (*softmax_columns)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t,
@@ -102,7 +127,7 @@ cdef extern from "table.h" nogil:
         double (*probe_read)(const void *, ptrdiff_t) noexcept nogil
         void (*probe_copy)(void *, const void *, ptrdiff_t) noexcept nogil
 
-    int FA_MOST_PARTS, FA_FEW_MOST
+    int FA_MOST_PARTS, FA_FEW_MOST, FA_MOST_ROWS
 
 
 cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil

@@ -5,36 +5,6 @@
  * neighbouring keys, which are brought together in `panel`, once for all rows of an item. R stands for the 32 bits of a unit
  * where it is only moved. Keys are paired by their numbers, so blocks and steps begin at even ones. */
 
-#define UNIT 2
-
-typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in units */
-
-FA_INLINE V TILE(product)(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
-FA_INLINE V TILE(spread)(const R *unit) {
-    int32_t bits;
-    memcpy(&bits, unit, sizeof bits);
-    return (V)_mm512_set1_epi32(bits);
-}
-
-FA_INLINE R TILE(pair)(const char *low, const char *high) {
-    uint16_t halves[2] = {0, 0};
-    R unit;
-    memcpy(&halves[0], low, sizeof halves[0]);
-    if (high) memcpy(&halves[1], high, sizeof halves[1]);
-    memcpy(&unit, halves, sizeof unit);
-    return unit;
-}
-
-FA_INLINE V TILE(load_units)(const char *from, ptrdiff_t unit, fa_type type) {
-    (void)type;
-    return OP(load)((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
-}
-FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
-    (void)type;
-    const char *low = from + 2 * unit * element;
-    return TILE(pair)(low, 2 * unit + 1 < size ? low + element : NULL);
-}
-
 static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];

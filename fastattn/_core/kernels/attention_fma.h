@@ -3,22 +3,6 @@
  * Rows stored so are read in place, at any distance from row to row. Others (another type or element stride, unaligned, in
  * more than one page) are first copied to `panel`; the copy serves all rows of an item. */
 
-#define UNIT 1 /* elements along the sum of a product that one lane takes at a time */
-
-typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in R */
-
-FA_INLINE V TILE(product)(V sum, V a, V b) { return sum + a * b; }
-FA_INLINE V TILE(spread)(const R *unit) { return OP(splat)(*unit); }
-
-/* Units of a query: a vector of them, and one. */
-FA_INLINE V TILE(load_units)(const char *from, ptrdiff_t unit, fa_type type) {
-    return OP(load_as)(from + unit * fa_size_of(type), type);
-}
-FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
-    (void)size;
-    return OP(element)(from + unit * element, type);
-}
-
 static TILE(rows) TILE(rows_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
                                 const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
                                 R *panel) {

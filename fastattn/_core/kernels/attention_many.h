@@ -50,23 +50,12 @@ static void TILE(find_options)(const fa_attention *a, const fa_attention_item *i
 static void TILE(gather_queries)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
     int plain = OP(side_by_side)(item->query, a->query_head | a->query_row, a->query_element, a->type);
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
-        ptrdiff_t d = 0;
         const char *from[LANES];
         for (int lane = 0; lane < LANES; lane++) {
             ptrdiff_t row = tile->first_row + fa_clamp(j * LANES + lane, 0, tile->rows - 1);
             from[lane] = item->query + OP(row_offset)(a, row, a->query_head, a->query_row);
         }
-        for (; plain && d + LANES <= a->head_size / UNIT; d += LANES) {
-            V x[LANES];
-            FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = TILE(load_units)(from[lane], d, a->type);
-            OP(transpose)(x);
-            FA_UNROLL for (int i = 0; i < LANES; i++)
-                OP(store)(tile->query + ((d + i) * tile->vectors + j) * LANES, x[i]);
-        }
-        for (; d < UNITS(a->head_size); d++)
-            for (int lane = 0; lane < LANES; lane++)
-                tile->query[(d * tile->vectors + j) * LANES + lane] =
-                    TILE(unit)(from[lane], a->query_element, d, a->head_size, a->type);
+        TILE(rows_into_lanes)(from, a->query_element, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
     }
 }
 

@@ -5,7 +5,6 @@
 #define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 /* Of few queries NumPy makes several sums and adds them, and so must we; tiles that are not full can afford it. */
 #define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
-#define MOST_TILES 4      /* that share each step of keys */
 
 /* Where row `row` of the call stands: query row / group of the group's head row % group. */
 FA_INLINE ptrdiff_t OP(row_offset)(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {
@@ -27,10 +26,3 @@ FA_INLINE V OP(exact_power)(V x) {
 /* The dot product of bfloat16 takes subnormal numbers and products for 0. Sums below this would show it: 2^-126 times a
  * million keys is half a bfloat16's unit of it. They are made again by multiply-adds. */
 #define FA_LEAST_SUM 0x1p-97f
-
-/* A piece of scratch memory, whole cache lines. */
-FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {
-    R *piece = (R *)*scratch;
-    *scratch += (elements * (ptrdiff_t)sizeof(R) + 63) / 64 * 64;
-    return piece;
-}

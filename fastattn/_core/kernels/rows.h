@@ -1,5 +1,12 @@
 /* What the row operations share: rows read and written at any stride, and one pass over a row in whole vectors. */
 
+/* A piece of scratch memory, whole cache lines. */
+FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {
+    R *piece = (R *)*scratch;
+    *scratch += (elements * (ptrdiff_t)sizeof(R) + 63) / 64 * 64;
+    return piece;
+}
+
 /* n vector elements of a row; n == LANES where a whole vector is known to be there. */
 FA_INLINE V OP(load_some)(const R *p, ptrdiff_t n) { return n == LANES ? OP(load)(p) : OP(load_part)(p, (int)n); }
 FA_INLINE void OP(store_some)(R *p, V x, ptrdiff_t n) {

@@ -56,7 +56,7 @@ typedef struct {
     void *part_out, *part_max, *part_sum;
 } fa_attention_item;
 
-enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16 };
+enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16, FA_MOST_ROWS = 128 };
 
 /* The row operations. Arrays of rows, results included, are all stored in the same `type`. */
 typedef struct {
@@ -89,6 +89,31 @@ typedef struct {
     int interleaved;    /* pairs are neighbours; otherwise their second halves follow all the first ones */
 } fa_rotary;
 
+/* Linear: rows of x, residual and out by their addresses, in one `type`; a weight with a row for each feature. */
+typedef struct {
+    fa_type type, weight_type, bias_type;
+    ptrdiff_t in_features, item_rows; /* item_rows: of the largest item */
+    ptrdiff_t x_element, residual_element, out_element, weight_row, weight_element;
+    const char *weight, *bias; /* bias (features,) side by side; or NULL */
+    const float *scales;       /* of the weight's rows; or NULL */
+    int activation;
+    int plain_x, plain_weight, plain_residual, plain_out; /* elements side by side and aligned */
+} fa_linear;
+
+enum { FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU };
+
+typedef struct {
+    const char *const *x, *const *residual; /* residual may be NULL */
+    char *const *out;
+    ptrdiff_t rows, first_feature, features;
+} fa_linear_item;
+
+typedef struct {
+    ptrdiff_t unit; /* elements of a row that its product takes at a time, in as much memory as one real */
+    ptrdiff_t (*scratch)(const fa_linear *);
+    void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
+} fa_linear_kernel;
+
 /* Rows of new keys or values on their way into a cache, where they lie side by side. */
 typedef struct {
     ptrdiff_t size, pairs; /* components of a row; how many pairs of them turn by a row of cos and sin */
@@ -101,13 +126,14 @@ typedef struct {
     ptrdiff_t itemsize;       /* bytes of an element */
     ptrdiff_t lanes;          /* elements in a vector */
     ptrdiff_t tile_rows;      /* rows of the widest tile */
-    ptrdiff_t most_rows;      /* rows that attention_many takes at a time */
+    ptrdiff_t most_rows;      /* rows that attention_many and linear take at a time: at most FA_MOST_ROWS */
     ptrdiff_t few_rows;       /* up to this many rows a kv head attention_few is the faster one */
     ptrdiff_t (*attention_scratch)(const fa_attention *);
     void (*attention_many)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_few)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t parts);
     void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *scratch);
+    const fa_linear_kernel *linear, *linear_int8; /* the latter for int8 weights */
     ptrdiff_t (*softmax_scratch)(const fa_softmax *);
     void (*softmax_rows)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows, void *scratch);
     void (*softmax_columns)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows,

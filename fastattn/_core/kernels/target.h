@@ -4,6 +4,9 @@
 #include "attention_interval.h"
 #include "dispatch.h"
 
+#define MOST_TILES 4         /* rows of an item stand in so many tiles, which share each step of keys or block of a weight */
+#define LINEAR_FEATURES 64   /* rows of such a block: see linear.h */
+
 #define FA_JOIN_(a, b) a##b
 #define FA_JOIN(a, b) FA_JOIN_(a, b)
 #define FA_TEXT_(a) #a

@@ -5,10 +5,13 @@
 #include "rows.h"
 #include "attention_rows.h"
 #include "attention_mask.h"
+#include "activation.h"
 
 #define TILE(name) OP(name)
 #define TILE_EXPORT(name) EXPORT(name)
 #define UNITS(count) (((count) + UNIT - 1) / UNIT)
+#include "product_fma.h"
+#include "product_lanes.h"
 #include "attention_fma.h"
 #include "attention_tile.h"
 #include "attention_many.h"
@@ -16,6 +19,8 @@
 #include "attention_few.h"
 #include "attention_merge.h"
 #include "attention_weights.h"
+#include "linear_fma.h"
+#include "linear.h"
 #undef TILE
 #undef TILE_EXPORT
 #undef TILE_KEYS_AT
@@ -25,13 +30,27 @@
 #if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
 #define TILE(name) OP(dot_##name)
 #define TILE_EXPORT(name) EXPORT(name##_dot)
+#include "product_dot.h"
+#include "product_lanes.h"
 #include "attention_dot.h"
 #include "attention_tile.h"
 #include "attention_many.h"
+#include "linear_dot.h"
+#include "linear.h"
 #undef TILE
 #undef TILE_EXPORT
 #undef TILE_KEYS_AT
 #undef TILE_VALUES_AT
+#undef UNIT
+
+#define TILE(name) OP(int8_##name)
+#define TILE_EXPORT(name) EXPORT(name##_int8)
+#include "product_int8.h"
+#include "product_lanes.h"
+#include "linear_int8.h"
+#include "linear.h"
+#undef TILE
+#undef TILE_EXPORT
 #undef UNIT
 #endif
 
@@ -46,8 +65,8 @@ static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
     return tile > few ? tile : few;
 }
 
-/* The table: by the kernel for many rows, and the probe of its instruction. */
-#define FA_KERNELS(MANY, DOT)                                                                                          \
+/* The table: by the kernels that make products, and the probe of their instruction. */
+#define FA_KERNELS(MANY, LINEAR, LINEAR_INT8, DOT)                                                                     \
     {                                                                                                                  \
         .itemsize = sizeof(R),                                                                                         \
         .lanes = LANES,                                                                                                \
@@ -59,6 +78,8 @@ static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
         .attention_few = EXPORT(attention_few),                                                                        \
         .attention_merge = EXPORT(attention_merge),                                                                    \
         .attention_weights = EXPORT(attention_weights),                                                                \
+        .linear = &LINEAR,                                                                                             \
+        .linear_int8 = &LINEAR_INT8,                                                                                   \
         .softmax_scratch = EXPORT(softmax_scratch),                                                                    \
         .softmax_rows = EXPORT(softmax_rows),                                                                          \
         .softmax_columns = EXPORT(softmax_columns),                                                                    \
@@ -73,9 +94,14 @@ static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
         .probe_read = EXPORT(probe_read),                                                                              \
         .probe_copy = EXPORT(probe_copy),                                                                              \
     }
-static const fa_kernels EXPORT(kernels) = FA_KERNELS(EXPORT(attention_many), NULL);
 #if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
-static const fa_kernels EXPORT(kernels_dot) = FA_KERNELS(EXPORT(attention_many_dot), EXPORT(probe_dot));
+static const fa_kernels EXPORT(kernels) =
+    FA_KERNELS(EXPORT(attention_many), EXPORT(linear_kernel), EXPORT(linear_kernel_int8), NULL);
+static const fa_kernels EXPORT(kernels_dot) =
+    FA_KERNELS(EXPORT(attention_many_dot), EXPORT(linear_kernel_dot), EXPORT(linear_kernel_int8), EXPORT(probe_dot));
+#else
+static const fa_kernels EXPORT(kernels) =
+    FA_KERNELS(EXPORT(attention_many), EXPORT(linear_kernel), EXPORT(linear_kernel), NULL);
 #endif
 
 #undef FA_KERNELS

@@ -1,0 +1,35 @@
+/* Linear by multiply-add. A weight of the kernel's own type is read in place, others are widened, as many rows and columns as
+ * are used together at a time; int8 as the whole numbers they are: their scale follows the sum. */
+
+#define LINEAR_RUN FA_TILE_RUN /* units whose products are added up in one chain */
+
+typedef struct { TILE(rows) rows; } TILE(weights);
+typedef struct { char none; } TILE(quantised);
+
+static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
+                                      ptrdiff_t units, R *panel) {
+    const char *from = l->weight + feature * l->weight_row + unit * l->weight_element;
+    if (l->plain_weight && l->weight_type == STORED)
+        return (TILE(weights)){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
+    for (ptrdiff_t i = 0; i < count; i++)
+        OP(widen)(panel + i * units, from + i * l->weight_row, l->weight_type, l->weight_element, units);
+    return (TILE(weights)){{panel, units}};
+}
+
+/* Rows of x as the products take them. */
+static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
+                            TILE(quantised) *quantised, ptrdiff_t j) {
+    (void)bytes, (void)quantised, (void)j;
+    TILE(rows_into_lanes)(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
+}
+
+/* A sum of products as a real. */
+FA_INLINE V TILE(real)(V sum, const TILE(weights) *weights, ptrdiff_t row, const TILE(quantised) *quantised, int j) {
+    (void)weights, (void)row, (void)quantised, (void)j;
+    return sum;
+}
+
+FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
+                          V *sums) {
+    (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
+}

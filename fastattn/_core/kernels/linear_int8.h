@@ -1,0 +1,95 @@
+/* Linear by dot products of 8-bit integers: the weight is int8 with a scale for each row; rows of x are quantised as they come,
+ * x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less zero times the sum
+ * of the weights is exact; it becomes a real before it could overflow: 4 · 16384 · 255 · 127 < 2^31. */
+
+#define LINEAR_RUN 16384
+
+typedef struct {
+    TILE(rows) rows;
+    I sum[LINEAR_FEATURES]; /* of each row */
+} TILE(weights);
+typedef struct { V scale[FA_TILE_WIDEST]; VI zero[FA_TILE_WIDEST]; } TILE(quantised);
+
+static I TILE(sum_of)(const R *units, ptrdiff_t count) {
+    const int8_t *from = (const int8_t *)units;
+    const ptrdiff_t bytes = count * UNIT;
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
+    ptrdiff_t i = 0;
+    for (; i + 64 <= bytes; i += 64) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(from + i));
+    if (i < bytes)
+        sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(((__mmask64)1 << (bytes - i)) - 1, from + i));
+    return _mm512_reduce_add_epi32(sum);
+}
+
+static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
+                                      ptrdiff_t units, R *panel) {
+    const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
+    ptrdiff_t size = l->in_features - UNIT * unit;
+    TILE(weights) weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
+    if (l->weight_element != 1 || size < UNIT * units || l->weight_row % UNIT) {
+        char *to = (char *)panel;
+        for (ptrdiff_t i = 0; i < count; i++)
+            for (ptrdiff_t k = 0; k < UNIT * units; k++)
+                *to++ = k < size ? from[i * l->weight_row + k * l->weight_element] : 0;
+        weights.rows = (TILE(rows)){panel, units};
+    }
+    for (ptrdiff_t i = 0; i < count; i++)
+        weights.sum[i] = TILE(sum_of)(weights.rows.data + i * weights.rows.stride, units);
+    return weights;
+}
+
+/* A row of x as units, padded with whatever its last unit needs: the weights there are 0. */
+static void TILE(quantise)(const fa_linear *l, const char *x, R *row, uint8_t *to, R *scale, I *zero) {
+    const ptrdiff_t size = l->in_features;
+    V low = {0}, high = {0}, noughts = {0};
+    OP(widen)(row, x, l->type, l->x_element, size);
+    for (ptrdiff_t k = size; k < (size + LANES - 1) / LANES * LANES; k++) row[k] = 0;
+    for (ptrdiff_t k = 0; k < size; k += LANES) {
+        V part = OP(load)(row + k);
+        high = OP(max)(part, high);
+        low = OP(max)(-part, low);
+        noughts += part * (R)0;
+    }
+    R top = OP(lane_max)(high), bottom = OP(lane_max)(low), nought = OP(lane_sum)(noughts);
+    /* What is not finite makes all of the row's results NaN: its scale is. */
+    *scale = nought == 0 ? (top + bottom) / 255 : (R)NAN;
+    R inverse = *scale > 0 ? 1 / *scale : 0;
+    *zero = (I)lrintf(bottom * inverse);
+    const __m512 shift = _mm512_set1_ps((float)*zero);
+    for (ptrdiff_t k = 0; k < size; k += LANES) {
+        __m512 units = _mm512_fmadd_ps((__m512)OP(load)(row + k), _mm512_set1_ps(inverse), shift);
+        __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(units, _mm512_setzero_ps()));
+        _mm_storeu_si128((__m128i *)(to + k), _mm512_cvtusepi32_epi8(whole));
+    }
+}
+
+static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
+                            TILE(quantised) *quantised, ptrdiff_t j) {
+    const ptrdiff_t padded = (l->in_features + LANES - 1) / LANES * LANES;
+    uint8_t *units = (uint8_t *)(bytes + padded);
+    const char *rows[LANES];
+    for (ptrdiff_t lane = 0; lane < LANES; lane++) {
+        R scale;
+        I zero;
+        rows[lane] = (const char *)units + lane * padded;
+        if (lane && from[lane] == from[lane - 1]) { /* what fills up the last tile */
+            rows[lane] = rows[lane - 1];
+            continue;
+        }
+        TILE(quantise)(l, from[lane], bytes, units + lane * padded, &scale, &zero);
+        quantised->scale[j][lane] = scale;
+        quantised->zero[j][lane] = zero;
+    }
+    TILE(rows_into_lanes)(rows, 1, FA_I8, l->in_features, 1, to, vectors);
+}
+
+FA_INLINE V TILE(real)(V sum, const TILE(weights) *weights, ptrdiff_t row, const TILE(quantised) *quantised, int j) {
+    VI whole = (VI)sum - quantised->zero[j] * weights->sum[row];
+    return __builtin_convertvector(whole, V) * quantised->scale[j];
+}
+
+FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
+                          V *sums) {
+    (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
+}

@@ -1,0 +1,15 @@
+/* Rows into the lanes: as many rows as there are lanes, transposed unit by unit, the next unit `step` vectors on. `plain`:
+ * their elements lie side by side and aligned. */
+static void TILE(rows_into_lanes)(const char *const *from, ptrdiff_t element, fa_type type, ptrdiff_t size, int plain, R *to,
+                                  ptrdiff_t step) {
+    ptrdiff_t u = 0;
+    for (; plain && u + LANES <= size / UNIT; u += LANES) {
+        V x[LANES];
+        FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = TILE(load_units)(from[lane], u, type);
+        OP(transpose)(x);
+        FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(to + (u + i) * step * LANES, x[i]);
+    }
+    for (; u < UNITS(size); u++)
+        for (int lane = 0; lane < LANES; lane++)
+            to[u * step * LANES + lane] = TILE(unit)(from[lane], element, u, size, type);
+}

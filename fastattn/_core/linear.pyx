@@ -1,0 +1,175 @@
+"""Linear layers: the rows of x by those of the weight, cut into items for OpenMP's threads."""
+
+cimport numpy as np
+from libc.stddef cimport ptrdiff_t
+
+from fastattn cimport _arguments as arguments
+from fastattn._core cimport strides
+from fastattn._core.targets cimport (
+    FA_BF16,
+    FA_F32,
+    FA_F64,
+    FA_I8,
+    FA_MOST_ROWS,
+    fa_kernels,
+    fa_linear,
+    fa_linear_item,
+    fa_linear_kernel,
+    fa_size_of,
+    fa_type,
+    kernels_of,
+)
+from fastattn._core.threads cimport run, threads_for
+
+np.import_array()
+
+cdef enum:
+    X, OUT, RESIDUAL          # rows of Axes.stride
+    MOST_ROWS = 128           # FA_MOST_ROWS, which C does not take for a constant here
+    PANEL = 512 << 10         # bytes of an item's transposed rows: half of a core's L2, the rest is for the weight
+    BLOCKS_A_THREAD = 4       # from so many items a thread on, none is cut along the features
+
+# A core's work per nanosecond, for the choice of the number of threads.
+cdef double PRODUCTS = 50.0
+cdef double WEIGHT_BYTES = 12.0
+
+
+cdef struct Plan:
+    fa_linear call
+    strides.Axes outer        # all axes but the last
+    ptrdiff_t rows, features  # of all
+    ptrdiff_t item_features, row_items, feature_items
+    const char *x
+    const char *residual
+    char *out
+    const fa_kernels *kernels
+    const fa_linear_kernel *kernel
+
+
+cdef ptrdiff_t cut(ptrdiff_t total, ptrdiff_t most, ptrdiff_t unit) noexcept nogil:
+    """The size of pieces of at most `most`, as equal as whole units allow."""
+    cdef ptrdiff_t pieces = max(1, (total + most - 1) // most)
+    return max(unit, ((total + pieces - 1) // pieces + unit - 1) // unit * unit)
+
+
+cdef void lay_out(Plan *p, int threads) noexcept nogil:
+    """Items: blocks of rows and, where these are too few for the threads, ranges of features."""
+    cdef fa_linear *call = &p.call
+    cdef ptrdiff_t tile = p.kernels.tile_rows
+    cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
+    cdef ptrdiff_t most = max(tile, min(p.kernels.most_rows, PANEL // row_bytes // tile * tile)), pieces = 1
+    call.item_rows = cut(p.rows, most, tile)
+    p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
+    if p.row_items < BLOCKS_A_THREAD * threads and p.row_items % threads:
+        pieces = threads
+    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, 8)
+    p.feature_items = (p.features + p.item_features - 1) // p.item_features
+
+
+cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef const Plan *p = <const Plan *>plan
+    cdef const char *x[MOST_ROWS]
+    cdef const char *residual[MOST_ROWS]
+    cdef char *out[MOST_ROWS]
+    cdef fa_linear_item item
+    cdef ptrdiff_t first = index // p.feature_items * p.call.item_rows, i
+    cdef bint more = p.residual != NULL
+    item.rows = min(p.call.item_rows, p.rows - first)
+    item.first_feature = index % p.feature_items * p.item_features
+    item.features = min(p.item_features, p.features - item.first_feature)
+    for i in range(item.rows):
+        x[i] = p.x + strides.offset(&p.outer, X, first + i)
+        out[i] = p.out + strides.offset(&p.outer, OUT, first + i)
+        if more:
+            residual[i] = p.residual + strides.offset(&p.outer, RESIDUAL, first + i)
+    item.x, item.out, item.residual = x, out, NULL
+    if more:
+        item.residual = residual
+    p.kernel.run(&p.call, &item, memory)
+
+
+cdef bint run_call(Plan *p, int asked) noexcept nogil:
+    """False where no memory was left."""
+    cdef double products = <double>p.rows * p.features * p.call.in_features
+    cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type)
+    cdef int threads
+    strides.simplify(&p.outer, 3)
+    p.rows = strides.total(&p.outer)
+    threads = threads_for(asked, p.rows * p.features, max(products / PRODUCTS, weight / WEIGHT_BYTES))
+    lay_out(p, threads)
+    return run(run_item, p, p.row_items * p.feature_items, threads, p.kernel.scratch(&p.call))
+
+
+cdef const fa_linear_kernel *kernel_of(const fa_kernels *kernels, fa_type x, fa_type weight) noexcept nogil:
+    """Products are made in the type of x if the weight has it; else in the one that both are widened to."""
+    if weight == FA_I8:
+        return kernels.linear_int8
+    if x == FA_BF16 and weight != FA_BF16:
+        return kernels_of(FA_F32).linear
+    return kernels.linear
+
+
+cdef bint plain(np.ndarray a) noexcept:
+    """Whether every row of an array can be used as it lies: elements side by side, everything aligned."""
+    return arguments.element_stride(a) == np.PyArray_ITEMSIZE(a) and np.PyArray_ISALIGNED(a)
+
+
+cdef int fill(Plan *p, np.ndarray x, np.ndarray weight, np.ndarray scales, np.ndarray bias, np.ndarray residual,
+              np.ndarray out) except -1:
+    """Addresses and strides; scales, bias and residual may be None."""
+    cdef fa_linear *call = &p.call
+    cdef int i, last = x.ndim - 1
+    cdef bint more = residual is not None
+    p.outer.count = last
+    for i in range(last):
+        p.outer.length[i] = x.shape[i]
+        p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], out.strides[i]
+        p.outer.stride[RESIDUAL][i] = residual.strides[i] if more else 0
+    p.features = weight.shape[0]
+    p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
+    p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
+    call.in_features = weight.shape[1]
+    call.x_element, call.plain_x = arguments.element_stride(x), plain(x)
+    call.out_element, call.plain_out = arguments.element_stride(out), plain(out)
+    call.residual_element = arguments.element_stride(residual) if more else 0
+    call.plain_residual = more and plain(residual)
+    call.weight, call.plain_weight = <char *>np.PyArray_DATA(weight), plain(weight)
+    call.weight_row, call.weight_element = weight.strides[0], arguments.element_stride(weight)
+    call.type, call.weight_type = arguments.type_of(x), arguments.weight_type_of(weight)
+    call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
+    call.bias, call.bias_type = NULL, FA_F32
+    if bias is not None:
+        call.bias, call.bias_type = <char *>np.PyArray_DATA(bias), arguments.type_of(bias)
+    p.kernels = kernels_of(call.type)
+    p.kernel = kernel_of(p.kernels, call.type, call.weight_type)
+    return 0
+
+
+def linear(x, weight, bias, activation, residual, out, num_threads):
+    """See fastattn.linear."""
+    cdef Plan p
+    cdef np.npy_intp[strides.MOST_AXES] shape
+    cdef np.ndarray a = arguments.rows_of_any_length("x", x)
+    cdef np.ndarray w, scales, r, b
+    w, scales = arguments.linear_weight("weight", weight, a, "x")
+    b = arguments.linear_bias("bias", bias, w.shape[0], a, "x")
+    p.call.activation = arguments.activation("activation", activation)
+    cdef int i, asked = arguments.thread_limit(num_threads)
+    for i in range(a.ndim - 1):
+        shape[i] = a.shape[i]
+    shape[a.ndim - 1] = w.shape[0]
+    r = None if residual is None else arguments.shaped_like("residual", residual, a.ndim, shape, a, "x")
+    cdef np.ndarray result = arguments.output("out", out, a.ndim, shape, a, "x")
+    cdef np.ndarray target = result
+    if out is not None:
+        target = arguments.unclashing(result, () if r is None else (r,), (a, w, scales, b))
+    fill(&p, a, w, scales, b, r, target)
+    cdef bint done = True
+    if np.PyArray_SIZE(result):
+        with nogil:
+            done = run_call(&p, asked)
+    if not done:
+        raise MemoryError("no scratch memory for linear")
+    if target is not result:
+        result[...] = target
+    return result

@@ -1,0 +1,74 @@
+"""Linear layers, with bias, activation and residual in the same pass.
+
+Compiled half: _core/linear.pyx; kernel: _core/kernels/linear.h; definition: reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastattn._core import linear as _core
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def linear(
+    x: NDArray,
+    weight: NDArray | tuple[NDArray, NDArray],
+    bias: NDArray | None = None,
+    *,
+    activation: str | None = None,
+    residual: NDArray | None = None,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> NDArray:
+    """``activation(x @ weight.T + bias) + residual``.
+
+    Parameters
+    ----------
+    x : (..., K) ndarray
+        float32, float64, float16 or bfloat16, any strides.
+    weight : (N, K) ndarray, or (values, scales)
+        A row for each output, as PyTorch stores it; of the type that x is computed in (float32, or float64 for float64)
+        or a narrower one. Or a pair: int8 values (N, K) and float32 scales (N,), where row n stands for
+        ``scales[n] * values[n]``; `fastattn.nn.quantize` makes one.
+    bias : (N,) ndarray, optional
+        Of a type as for `weight`.
+    activation : None, "gelu", "gelu_tanh", "relu" or "silu"
+        "gelu" is exact (by the error function), "gelu_tanh" its approximation by tanh.
+    residual : (..., N) ndarray, optional
+        Added last; of x's dtype.
+    out : (..., N) ndarray, optional
+        Where the result goes: a writable array of x's dtype; ``out=residual`` works in place.
+    num_threads : int, optional
+        At most so many threads; see `set_num_threads`.
+
+    Returns
+    -------
+    (..., N) ndarray
+        Of x's dtype and memory order. A row's bits do not depend on what other rows there are.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        A shape does not fit, or the activation is not known. In both cases `out` is as it was.
+
+    Notes
+    -----
+    ONNX's Gemm and torch.nn.functional.linear. Sums are made in float32 (float64 for float64). bfloat16 rows and weights are
+    multiplied by dot products of pairs where the machine has them. With int8 values and a machine that multiplies 8-bit
+    integers (AVX512_VNNI), each row of x is quantised to 255 steps between its least and its largest element, 0 among
+    them; an element is then off by at most half a step. Other machines widen the weight and leave x as it is.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> x = np.array([[1.0, 2.0]], np.float32)
+    >>> weight = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32)
+    >>> fastattn.linear(x, weight, np.array([0.5, 0.5], np.float32), activation="relu")
+    array([[3.5, 0. ]], dtype=float32)
+    """
+    return _core.linear(x, weight, bias, activation, residual, out, num_threads)

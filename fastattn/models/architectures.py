@@ -1,0 +1,102 @@
+"""What each model_type calls the fields of its configuration and its tensors: one row for each, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Architecture(NamedTuple):
+    """A model_type in its own words; on the left stand ours."""
+
+    fields: dict[str, str]  # of a `configuration.Configuration`: of config.json
+    defaults: dict[str, Any]  # of fields that config.json may lack
+    skips_padding: bool  # positions begin behind the padding's id, and padding has none of its own
+    layers: str  # what stands before the number of a layer in the names of its tensors
+    # A layer's tensors as torch.nn.TransformerEncoderLayer calls them, without "weight" and "bias"; the rows of several
+    # are joined.
+    tensors: dict[str, tuple[str, ...]]
+
+
+_BERT = Architecture(
+    fields={
+        "vocabulary": "vocab_size",
+        "hidden": "hidden_size",
+        "feed_forward": "intermediate_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "table_rows": "max_position_embeddings",
+        "token_types": "type_vocab_size",
+        "activation": "hidden_act",
+        "norm_eps": "layer_norm_eps",
+        "padding_id": "pad_token_id",
+    },
+    defaults={"token_types": 2, "activation": "gelu", "norm_eps": 1e-12, "padding_id": 0},
+    skips_padding=False,
+    layers="encoder.layer",
+    tensors={
+        "self_attn.in_proj_": ("attention.self.query.", "attention.self.key.", "attention.self.value."),
+        "self_attn.out_proj.": ("attention.output.dense.",),
+        "norm1.": ("attention.output.LayerNorm.",),
+        "linear1.": ("intermediate.dense.",),
+        "linear2.": ("output.dense.",),
+        "norm2.": ("output.LayerNorm.",),
+    },
+)
+_ROBERTA = _BERT._replace(defaults=_BERT.defaults | {"padding_id": 1}, skips_padding=True)
+_DISTILBERT = Architecture(
+    fields={
+        "vocabulary": "vocab_size",
+        "hidden": "dim",
+        "feed_forward": "hidden_dim",
+        "layers": "n_layers",
+        "heads": "n_heads",
+        "table_rows": "max_position_embeddings",
+        "activation": "activation",
+        "padding_id": "pad_token_id",
+    },
+    defaults={"token_types": 0, "activation": "gelu", "norm_eps": 1e-12, "padding_id": 0},
+    skips_padding=False,
+    layers="transformer.layer",
+    tensors={
+        "self_attn.in_proj_": ("attention.q_lin.", "attention.k_lin.", "attention.v_lin."),
+        "self_attn.out_proj.": ("attention.out_lin.",),
+        "norm1.": ("sa_layer_norm.",),
+        "linear1.": ("ffn.lin1.",),
+        "linear2.": ("ffn.lin2.",),
+        "norm2.": ("output_layer_norm.",),
+    },
+)
+
+ARCHITECTURES = {
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "distilbert": _DISTILBERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+
+# hidden_act -> the activation of `fastattn.linear`.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+# Fields that change the computation, and the only value for which it is the one made here. All may be absent or null.
+REQUIRED_VALUES = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "position_embedding_type": "absolute",
+    "pruned_heads": {},
+    "quantization_config": None,
+    "relative_attention": False,  # DeBERTa
+    "relative_attention_num_buckets": None,  # MPNet
+}

@@ -1,0 +1,105 @@
+"""Tensors of *.safetensors files, mapped into memory: only what is read of them takes room."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fastattn import _arguments
+from fastattn.models.folders import existing, read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# What a tensor may be stored in: its dtype here.
+_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+# Names of old checkpoints, from before PyTorch: what they end with now.
+_RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+class _Entry(NamedTuple):
+    path: Path
+    file: mmap.mmap
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Checkpoint:
+    """The tensors of a folder by their names, from one file or from the shards that an index lists.
+
+    The library's own NumPy arrays are copies; these are views of the mapped files and read-only. The files must not
+    change as long as any of them is in use.
+    """
+
+    def __init__(self, folder: Path, name: str = "model.safetensors") -> None:
+        self.folder = folder
+        self._entries: dict[str, _Entry] = {}
+        index = folder / f"{name}.index.json"
+        sharded = index.exists() and not (folder / name).exists()
+        for shard in _shards(index) if sharded else [name]:
+            self._entries |= _entries(existing(folder / shard))
+
+    def prefix(self, name: str) -> str:
+        """What stands before the names of all tensors, such that there is one called `name`: "", or "bert." ."""
+        found = [entry.removesuffix(name) for entry in self._entries if f".{entry}".endswith(f".{name}")]
+        if len(found) != 1:
+            raise ValueError(f"{self.folder} must hold the tensor {name} once, got {len(found)} of them")
+        return found[0]
+
+    def take(self, name: str, shape: tuple[int, ...]) -> NDArray:
+        """The tensor of that name, once it is clear that it has that shape."""
+        if name not in self._entries:
+            raise ValueError(f"{self.folder} must hold the tensor {name} of shape {shape}, got none of that name")
+        entry = self._entries[name]
+        if entry.shape != shape:
+            raise ValueError(f"{entry.path}: the tensor {name} must have shape {shape}, got {entry.shape}")
+        if entry.dtype not in _STORED:
+            raise ValueError(f"{entry.path}: the tensor {name} must be one of {', '.join(_STORED)}, got {entry.dtype}")
+        dtype = _arguments.storage_dtype(f"{entry.path}: the tensor {name}", _STORED[entry.dtype])
+        x = np.frombuffer(entry.file, dtype, math.prod(shape), entry.offset).reshape(shape)
+        return np.require(x, requirements="A")  # a copy only of what an odd header has put at an odd address
+
+    def forget_pages(self) -> None:
+        """Hand back the memory of what was read so far: it is read again from the system's cache where it is needed."""
+        for file in {id(entry.file): entry.file for entry in self._entries.values()}.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                file.madvise(mmap.MADV_DONTNEED)
+
+
+def _shards(index: Path) -> list[str]:
+    names = read_json(index, dict).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+        raise ValueError(f"{index}: weight_map must be an object of file names, got {names!r:.80}")
+    return sorted(set(names.values()))
+
+
+def _entries(path: Path) -> dict[str, _Entry]:
+    """{name: entry}. The library judges the file; offsets, which it keeps to itself, stand in the header."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a whole safetensors file: {error}") from error
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    header: dict[str, Any] = json.loads(mapped[8:start])
+    header.pop("__metadata__", None)
+    return {
+        _present_name(name): _Entry(path, mapped, x["dtype"], tuple(x["shape"]), start + x["data_offsets"][0])
+        for name, x in header.items()
+    }
+
+
+def _present_name(name: str) -> str:
+    ending = ".".join(name.split(".")[-2:])
+    return name.removesuffix(ending) + _RENAMED.get(ending, ending)

@@ -1,0 +1,95 @@
+"""config.json: the sizes of a model, whatever its model_type calls them, and a word on what is not supported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastattn.models.architectures import ACTIVATIONS, ARCHITECTURES, REQUIRED_VALUES, Architecture
+from fastattn.models.folders import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The sizes of a model, and what its architecture calls things."""
+
+    architecture: Architecture
+    vocabulary: int
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    table_rows: int  # of the table of positions
+    token_types: int  # 0: the model has none
+    activation: str  # as `fastattn.linear` calls it
+    norm_eps: float
+    padding_id: int
+
+    @property
+    def max_length(self) -> int:
+        """So many tokens of a sequence have a position."""
+        return self.table_rows - (self.padding_id + 1 if self.architecture.skips_padding else 0)
+
+
+def read_configuration(folder: Path) -> Configuration:
+    """The configuration in a folder, judged; ValueError names the field that does not fit."""
+    path = folder / "config.json"
+    raw = read_json(path, dict)
+    for field, needed in REQUIRED_VALUES.items():
+        if raw.get(field, needed) not in (needed, None):
+            raise ValueError(f"{path}: {field} must be {needed!r} or absent, got {raw[field]!r}")
+    architecture = ARCHITECTURES[_one_of(f"{path}: model_type", raw.get("model_type"), ARCHITECTURES)]
+    values = dict(architecture.defaults)
+    for ours, theirs in architecture.fields.items():
+        if raw.get(theirs) is not None:
+            values[ours] = _JUDGED.get(ours, _count)(f"{path}: {theirs}", raw[theirs])
+        elif ours not in values:
+            raise ValueError(f"{path} must have the field {theirs}")
+    values["activation"] = ACTIVATIONS[values["activation"]]
+    configuration = Configuration(architecture, **values)
+    _judge_together(path, configuration)
+    return configuration
+
+
+def _one_of(name: str, value: Any, known: dict) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def _count(name: str, value: Any, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+    return value
+
+
+def _small(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
+    return value
+
+
+# How fields are judged; those that are not here are counts of at least 1.
+_JUDGED = {
+    "activation": lambda name, value: _one_of(name, value, ACTIVATIONS),
+    "norm_eps": _small,
+    "padding_id": lambda name, value: _count(name, value, 0),
+    "token_types": lambda name, value: _count(name, value, 0),
+}
+
+
+def _judge_together(path: Path, configuration: Configuration) -> None:
+    fields = configuration.architecture.fields
+    if configuration.hidden % configuration.heads:
+        raise ValueError(
+            f"{path}: {fields['hidden']} must be a multiple of {fields['heads']}, {configuration.heads}, "
+            f"got {configuration.hidden}"
+        )
+    if configuration.max_length < 1:
+        raise ValueError(
+            f"{path}: {fields['table_rows']} must leave a position behind {fields['padding_id']}, "
+            f"{configuration.padding_id}, got {configuration.table_rows}"
+        )

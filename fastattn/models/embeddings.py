@@ -1,0 +1,54 @@
+"""Token ids to rows: words, positions and token types, added and normalised; the rules for positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastattn.normalization import layer_norm
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Embeddings:
+    """The tables of a model, in the type in which its files hold them."""
+
+    __slots__ = ("_bias", "_eps", "_positions", "_token_types", "_weight", "_words")
+
+    def __init__(
+        self,
+        words: NDArray,
+        positions: NDArray,
+        weight: NDArray,
+        bias: NDArray,
+        token_types: NDArray | None = None,
+        *,
+        eps: float,
+    ) -> None:
+        self._words, self._positions, self._token_types = words, positions, token_types
+        self._weight, self._bias, self._eps = weight.astype(np.float32), bias.astype(np.float32), eps
+
+    def __call__(
+        self, ids: NDArray, positions: NDArray, token_types: NDArray | None, num_threads: int | None = None
+    ) -> NDArray:
+        """Float32 rows (tokens, H) of these tokens; without token types all are of type 0."""
+        x = self._words[ids].astype(np.float32, copy=False)
+        if self._token_types is not None:
+            x += self._token_types[0 if token_types is None else token_types]
+        x += self._positions[positions]
+        return layer_norm(x, self._weight, self._bias, eps=self._eps, out=x, num_threads=num_threads)
+
+
+def token_positions(ids: NDArray, starts: NDArray, lengths: NDArray, skipped: int | None) -> NDArray:
+    """The positions of tokens in packed sequences that begin at `starts`.
+
+    They count from 0. With an id `skipped`, RoBERTa's rule: such tokens are not counted and stand all at that position,
+    and the others count on from there, from the next one.
+    """
+    if skipped is None:
+        return np.arange(len(ids)) - np.repeat(starts, lengths)
+    counted = ids != skipped
+    so_far = np.concatenate([[0], np.cumsum(counted)])
+    return np.where(counted, so_far[1:] - np.repeat(so_far[starts], lengths), 0) + skipped

@@ -1,0 +1,115 @@
+"""Token ids and masks as they come from outside: judged, and packed without what the mask leaves out."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastattn.models.embeddings import token_positions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastattn.models.configuration import Configuration
+
+
+class Packed(NamedTuple):
+    """The tokens of sequences, one behind the other."""
+
+    ids: NDArray
+    positions: NDArray
+    token_types: NDArray | None
+    cu_seqlens: NDArray
+    kept: NDArray | None = None  # which of the flattened (B, S) these are; None: all
+
+
+def judged(configuration: Configuration, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Packed:
+    """Token ids (B, S), packed; only where the mask is set are they and the token types looked at."""
+    ids = _integers("input_ids", input_ids)
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids must have shape (B, S), got shape {ids.shape}")
+    mask = None if attention_mask is None else _mask(attention_mask, ids.shape)
+    types = None if token_type_ids is None else _integers("token_type_ids", token_type_ids, ids.shape)
+    batch, length = ids.shape
+    lengths = np.full(batch, length)
+    positions = token_positions(ids.reshape(-1), np.arange(batch) * length, lengths, _skipped(configuration))
+    kept = slice(None) if mask is None else mask.reshape(-1)
+    packed = Packed(
+        ids.reshape(-1)[kept],
+        positions[kept],
+        None if types is None else types.reshape(-1)[kept],
+        cumulated(lengths if mask is None else np.count_nonzero(mask, axis=1)),
+        None if mask is None else kept,
+    )
+    _judge_ids("input_ids", "words", packed.ids, configuration.vocabulary)
+    _judge_positions(packed.positions, configuration)
+    if packed.token_types is not None:
+        # Where there is no table of types all are 0, as tokenizers may hand them out.
+        _judge_ids("token_type_ids", "token types", packed.token_types, max(configuration.token_types, 1))
+    return packed
+
+
+def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray) -> Packed:
+    """Some of the texts whose ids lie one behind the other."""
+    cu_seqlens = cumulated(lengths)
+    ids = ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], lengths)]
+    _judge_ids("the ids of tokenizer.json's tokens", "words", ids, configuration.vocabulary)
+    positions = token_positions(ids, cu_seqlens[:-1], lengths, _skipped(configuration))
+    return Packed(ids, positions, None, cu_seqlens)
+
+
+def chosen(name: str, x: Any, count: int) -> int:
+    """One of `count` things by its number, which may be negative to count from the last."""
+    try:
+        i = operator.index(x)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(x).__name__}") from None
+    if not -count <= i < count:
+        raise ValueError(f"{name} must be at least {-count} and below {count}, got {i}")
+    return i % count
+
+
+def _skipped(configuration: Configuration) -> int | None:
+    """The id whose tokens have no position of their own, if the model has such a rule."""
+    return configuration.padding_id if configuration.architecture.skips_padding else None
+
+
+def cumulated(lengths: NDArray) -> NDArray:
+    """Where sequences of these lengths begin, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _integers(name: str, x: Any, shape: tuple[int, ...] | None = None, kinds: str = "iu") -> NDArray:
+    try:
+        array = np.asarray(x)
+    except ValueError:  # rows of unlike length
+        raise ValueError(f"{name} must be an array of integers, got a {type(x).__name__} that makes none") from None
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must have an integer dtype{' or bool' * ('b' in kinds)}, got dtype {array.dtype}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} must have input_ids' shape {shape}, got shape {array.shape}")
+    return array
+
+
+def _mask(x: Any, shape: tuple[int, ...]) -> NDArray:
+    mask = _integers("attention_mask", x, shape, "biu")
+    if mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() <= 1:
+        raise ValueError(f"attention_mask must be 1 at tokens and 0 elsewhere, got {mask.min()} to {mask.max()}")
+    return mask.astype(bool)
+
+
+def _judge_ids(name: str, what: str, ids: NDArray, size: int) -> None:
+    if ids.size and not 0 <= ids.min() <= ids.max() < size:
+        raise ValueError(
+            f"{name} must be at least 0 and below {size}, the number of {what}, got {ids.min()} to {ids.max()}"
+        )
+
+
+def _judge_positions(positions: NDArray, configuration: Configuration) -> None:
+    if positions.size and positions.max() >= configuration.table_rows:
+        raise ValueError(
+            f"input_ids must have at most {configuration.max_length} tokens in a row, as many as there are positions, "
+            f"got one at position {positions.max() + configuration.max_length - configuration.table_rows}"
+        )

@@ -1,0 +1,119 @@
+"""What sentence-transformers keeps beside a model: its modules, the maximum length, how to pool, what to put in front.
+
+Where there is no modules.json, a model's embedding is the mean of its hidden states, as it is there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastattn.models.checkpoint import Checkpoint
+from fastattn.models.folders import read_json
+from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, Pooling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Before there was pooling_mode, each mode had a field of its own; several at once are joined in this order.
+_MODE_FIELDS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+class Modules(NamedTuple):
+    """The modules of a folder."""
+
+    transformer: Path  # where config.json, model.safetensors and tokenizer.json are
+    max_seq_length: int | None
+    lower_case: bool
+    prompt: str  # stands in front of every text
+    modes: tuple[str, ...]
+    dense: tuple[Path, ...]
+    normalize: bool
+
+
+def read_modules(folder: Path) -> Modules:
+    """The modules of a folder, judged; ValueError names the file and the field that does not fit."""
+    path = folder / "modules.json"
+    places: dict[str, list[Path]] = {"Transformer": [], "Pooling": [], "Dense": [], "Normalize": []}
+    kinds = []
+    for module in read_json(path, list, default=[]):
+        kind = str(module.get("type") if isinstance(module, dict) else module)
+        kinds.append(kind.rpartition(".")[2])
+        if not kind.startswith("sentence_transformers.") or kinds[-1] not in places:
+            raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(places)}, got {kind!r}")
+        places[kinds[-1]].append(folder / str(module.get("path", "")))
+    if kinds and kinds != ["Transformer", "Pooling", *["Dense"] * len(places["Dense"]), *kinds[-1:]][: len(kinds)]:
+        raise ValueError(
+            f"{path}: type must be Transformer, then Pooling, any number of Dense and at most one Normalize, got "
+            f"{', '.join(kinds)}"
+        )
+    transformer = places["Transformer"][0] if kinds else folder
+    sentence = _sentence_configuration(transformer)
+    prompt = _prompt(folder)
+    modes = _modes(places["Pooling"][0], prompt) if places["Pooling"] else ("mean",)
+    return Modules(transformer, *sentence, prompt, modes, tuple(places["Dense"]), bool(places["Normalize"]))
+
+
+def read_pooling(modules: Modules, hidden: int) -> Pooling:
+    """The pooling of hidden states of that size, with the weights of its dense layers."""
+    dense, size = [], hidden * len(modules.modes)
+    for folder in modules.dense:
+        dense.append(_dense(folder, size))
+        size = dense[-1].weight.shape[0]
+    return Pooling(modules.modes, tuple(dense), modules.normalize, size)
+
+
+def _sentence_configuration(folder: Path) -> tuple[int | None, bool]:
+    """(max_seq_length, do_lower_case) of sentence_bert_config.json, or sentence_roberta_config.json and so on."""
+    for path in sorted(folder.glob("sentence_*_config.json")):
+        raw = read_json(path, dict)
+        length = raw.get("max_seq_length")
+        if length is not None and (type(length) is not int or length < 1):
+            raise ValueError(f"{path}: max_seq_length must be an int of at least 1 or null, got {length!r}")
+        return length, bool(raw.get("do_lower_case"))
+    return None, False
+
+
+def _prompt(folder: Path) -> str:
+    path = folder / "config_sentence_transformers.json"
+    raw = read_json(path, dict, default={})
+    name, prompts = raw.get("default_prompt_name"), raw.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise ValueError(f"{path}: default_prompt_name must be one of prompts, got {name!r}")
+    return prompts[name]
+
+
+def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
+    path = folder / "config.json"
+    raw = read_json(path, dict)
+    modes = raw.get("pooling_mode") or [mode for field, mode in _MODE_FIELDS.items() if raw.get(field)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or not all(isinstance(mode, str) and mode in MODES for mode in modes):
+        raise ValueError(f"{path}: pooling_mode must be one or a list of {', '.join(MODES)}, got {modes!r}")
+    if prompt and not raw.get("include_prompt", True):
+        raise ValueError(f"{path}: include_prompt must be true for a model with a default prompt, got false")
+    return tuple(modes)
+
+
+def _dense(folder: Path, size: int) -> Dense:
+    path = folder / "config.json"
+    raw: dict[str, Any] = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+    raw |= read_json(path, dict)
+    needed = {"in_features": (size,), "activation_function": ACTIVATIONS, "bias": (True, False)}
+    needed |= {"use_residual": (False, None), "module_input_name": ("sentence_embedding", None)}
+    for field, values in needed.items():
+        if raw.get(field) not in values:
+            raise ValueError(f"{path}: {field} must be one of {', '.join(map(str, values))}, got {raw.get(field)!r}")
+    checkpoint = Checkpoint(folder)
+    rows = raw.get("out_features")
+    weight = checkpoint.take("linear.weight", (rows, size))
+    bias = checkpoint.take("linear.bias", (rows,)) if raw["bias"] else None
+    return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]])

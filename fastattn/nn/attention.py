@@ -1,0 +1,468 @@
+"""Multi-head attention: projections around scaled dot-product attention, cache and rotary embedding included."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastattn import _arguments
+from fastattn.attention import attention_weights, scaled_dot_product_attention, varlen_attention
+from fastattn.nn.weights import Entries, Linear, stacked
+from fastattn.rotary import rotary_embedding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from fastattn.cache import KVCache
+
+
+class MultiHeadAttention:
+    """Queries, keys and values by linear maps of tokens, attention head by head, and a linear map of what it gives.
+
+    Made by `from_state_dict`. The letters: B sequences, S tokens, E `embed_dim`, H `num_heads`, D `head_dim`, T tokens
+    of packed sequences.
+
+    Attributes
+    ----------
+    embed_dim, kdim, vdim : int
+        Sizes of a token where queries (and the result), keys and values come from.
+    num_heads, num_kv_heads, head_dim : int
+    in_proj : Linear or None
+        The maps of queries, keys and values one below the other, where all three have E inputs.
+    q_proj, k_proj, v_proj, out_proj : Linear
+        Each with `weight` and `bias`; the first three are views of `in_proj` if there is one.
+    dtype : dtype
+        The type of tokens that the weights are meant for: their own, float32 for quantised ones.
+
+    Notes
+    -----
+    torch.nn.MultiheadAttention, with these differences: tokens are always (B, S, E), ``batch_first=True``; a bool
+    `attn_mask` is True where a query may attend, PyTorch's is True where it may not, and it may have any shape that
+    broadcasts to (B, H, Sq, Sk). PyTorch's arguments become
+
+    ==================================  ==================================================================
+    ``attn_mask=m``, bool (Sq, Sk)      ``attn_mask=~m``
+    ``attn_mask=m``, (B * H, Sq, Sk)    ``attn_mask=~m.reshape(B, H, Sq, Sk)``
+    ``attn_mask=m``, float              ``attn_mask=m``
+    ``key_padding_mask=m``, bool        ``attn_mask=~m[:, None, None, :]``, or ``kv_lengths=(~m).sum(-1)``
+                                        where all padding stands at the end
+    ``need_weights=True``               `attention_weights`, head by head
+    ==================================  ==================================================================
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastattn.nn import MultiHeadAttention
+    >>> rng = np.random.default_rng(0)
+    >>> weights = {
+    ...     "in_proj_weight": rng.standard_normal((3 * 64, 64), dtype=np.float32),
+    ...     "in_proj_bias": np.zeros(3 * 64, np.float32),
+    ...     "out_proj.weight": rng.standard_normal((64, 64), dtype=np.float32),
+    ...     "out_proj.bias": np.zeros(64, np.float32),
+    ... }
+    >>> attention = MultiHeadAttention.from_state_dict(weights, num_heads=4)
+    >>> x = rng.standard_normal((2, 10, 64), dtype=np.float32)
+    >>> attention(x, is_causal=True).shape
+    (2, 10, 64)
+    >>> attention(x[:, :3], key=x).shape
+    (2, 3, 64)
+    """
+
+    __slots__ = (
+        "embed_dim", "head_dim", "in_proj", "k_proj", "kdim", "kv_proj", "num_heads", "num_kv_heads", "out_proj",
+        "q_proj", "v_proj", "vdim",
+    )  # fmt: skip
+
+    def __init__(
+        self, entries: Entries, num_heads: int, num_kv_heads: int | None, bias: bool | None, sizes=(None, None)
+    ) -> None:
+        heads = _arguments.at_least_one("num_heads", num_heads)
+        kv_heads = heads if num_kv_heads is None else _arguments.at_least_one("num_kv_heads", num_kv_heads)
+        if heads % kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads, {heads}, got {kv_heads}")
+        for name in ("bias_k", "bias_v"):
+            if name in entries:
+                raise ValueError(f"{entries.key(name)} must not be there: added keys and values are not supported")
+        self.embed_dim, joined = entries.array("out_proj.weight", sizes).shape
+        if joined % heads:
+            entries.unfit("out_proj.weight", f"a multiple of num_heads, {heads}, as its last axis")
+        self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, joined // heads
+        self._read_projections(entries, joined, kv_heads * self.head_dim, bias)
+        self.out_proj = entries.linear("out_proj", (self.embed_dim, joined), bias)
+
+    def _read_projections(self, entries: Entries, q_size: int, kv_size: int, bias: bool | None) -> None:
+        """One map for all three where they have the same inputs, and the parts of it."""
+        embed, total = self.embed_dim, q_size + 2 * kv_size
+        parts = (0, q_size), (q_size, q_size + kv_size), (q_size + kv_size, total)
+        in_bias = entries.bias("in_proj_bias", total, bias)
+        self.kdim = self.vdim = embed
+        if "q_proj_weight" in entries:
+            self.kdim = entries.array("k_proj_weight", (kv_size, None)).shape[1]
+            self.vdim = entries.array("v_proj_weight", (kv_size, None)).shape[1]
+            needed = {"q": (q_size, embed), "k": (kv_size, self.kdim), "v": (kv_size, self.vdim)}
+            weights = [entries.matrix(f"{name}_proj_weight", shape) for name, shape in needed.items()]
+        else:
+            weights = [entries.matrix("in_proj_weight", (total, embed))]
+        if self.kdim == self.vdim == embed:
+            self.in_proj = Linear(stacked(weights), in_bias)
+            self.q_proj, self.k_proj, self.v_proj = (self.in_proj.rows(*part) for part in parts)
+            self.kv_proj = self.in_proj.rows(q_size, total)
+        else:
+            biases = [None if in_bias is None else in_bias[slice(*part)] for part in parts]
+            self.q_proj, self.k_proj, self.v_proj = map(Linear, weights, biases)
+            self.in_proj = self.kv_proj = None
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, NDArray],
+        prefix: str = "",
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        bias: bool | None = True,
+        dtype: DTypeLike | None = None,
+    ) -> MultiHeadAttention:
+        """Take the weights that PyTorch's names stand for.
+
+        Parameters
+        ----------
+        mapping : mapping of str to ndarray
+            ``in_proj_weight`` ((H + 2 Hkv) * D, E), or ``q_proj_weight`` (H * D, E), ``k_proj_weight``
+            (Hkv * D, kdim) and ``v_proj_weight`` (Hkv * D, vdim); ``in_proj_bias`` ((H + 2 Hkv) * D,);
+            ``out_proj.weight`` (E, H * D) and ``out_proj.bias`` (E,).
+        prefix : str
+            What the names begin with in the mapping. Under it there is nothing else.
+        num_heads : int
+        num_kv_heads : int, optional
+            Heads of keys and values; a divisor of `num_heads`, which is the default.
+        bias : bool or None
+            True: there are biases; False: there are none; None: those that the mapping has.
+        dtype : dtype or str, optional
+            What the weights become: float32, float64, float16 or bfloat16, where biases become float32 (float64 for
+            float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, and are not
+            copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter does not fit; an entry is missing, unknown or of the wrong type or shape: the message has its
+            name in full.
+        """
+        entries = Entries(mapping, prefix, dtype)
+        attention = cls(entries, num_heads, num_kv_heads, bias)
+        entries.judge_unread()
+        return attention
+
+    @property
+    def dtype(self) -> np.dtype:  # noqa: D102 (stands in the class's docstring)
+        return self.out_proj.dtype
+
+    def __call__(
+        self,
+        query: NDArray,
+        key: NDArray | None = None,
+        value: NDArray | None = None,
+        attn_mask: NDArray | None = None,
+        *,
+        cu_seqlens: NDArray | None = None,
+        cu_seqlens_k: NDArray | None = None,
+        cache: KVCache | None = None,
+        cos: NDArray | None = None,
+        sin: NDArray | None = None,
+        interleaved: bool = False,
+        residual: NDArray | None = None,
+        out: NDArray | None = None,
+        num_threads: int | None = None,
+        **options,
+    ) -> NDArray | tuple[NDArray, NDArray]:
+        """Let tokens attend to each other or, with `key`, to others.
+
+        Parameters
+        ----------
+        query : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
+            Of a dtype at least as wide as the weights'; the result has it, too.
+        key : ndarray, shape (..., Sk, kdim), or (Tk, kdim)
+            By default query itself: self-attention.
+        value : ndarray, shape (..., Sk, vdim), or (Tk, vdim)
+            By default key.
+        attn_mask, **options
+            As in `fastattn.scaled_dot_product_attention`: `is_causal`, `q_offset`, `window`, `scale`, `softcap`,
+            `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`.
+        cu_seqlens, cu_seqlens_k : integer ndarray, shape (N + 1,), optional
+            Where packed sequences of query, and of key, begin: `fastattn.varlen_attention`, without `attn_mask`.
+            `cu_seqlens_k` is `cu_seqlens` by default.
+        cache : KVCache, optional
+            Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
+            (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
+            `q_offset` is by default where they go. Where an option is in error the tokens may have been appended.
+        cos, sin : ndarray, shape (positions, R/2), optional
+            Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
+            its number in its sequence, counted from what the cache has.
+        interleaved : bool
+            Which components `cos` and `sin` turn together.
+        residual : ndarray, shape of the result, optional
+            Added to the result.
+        out : ndarray, shape of the result, optional
+            Where it goes; it may be `residual` or query itself.
+        num_threads : int, optional
+            At most so many threads; see `fastattn.set_num_threads`.
+
+        Returns
+        -------
+        out : ndarray, shape (..., S, E), or (T, E)
+        lse : ndarray, shape (..., H, S), or (T, H)
+            Only with `return_lse`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the functions it is made of; nothing is written to `out` then.
+        """
+        packed = cu_seqlens is not None
+        judge_tokens("query", query, self.embed_dim, packed)
+        key = query if key is None else key
+        value = key if value is None else value
+        if key is query and value is query and self.in_proj is not None:
+            work = Workspace(
+                self, query, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
+                num_threads=num_threads, options=options,
+            )  # fmt: skip
+            out = self.run(query, work, cache, residual, out)
+            return out if work.lse is None else (out, work.lse)
+        for name, x in (("cache", cache), ("cos", cos), ("sin", sin)):
+            if x is not None:
+                raise ValueError(f"{name} must be None where key is not query, got {type(x).__name__}")
+        judge_tokens("key", key, self.kdim, packed)
+        judge_tokens("value", value, self.vdim, packed)
+        operands = self._projected(query, key, value, packed, num_threads)
+        if packed:
+            no_mask(attn_mask)
+            bounds = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+            found = varlen_attention(*operands, *bounds, num_threads=num_threads, **options)
+        else:
+            found = scaled_dot_product_attention(*operands, attn_mask, num_threads=num_threads, **options)
+        heads, lse = found if isinstance(found, tuple) else (found, None)
+        if not packed:
+            heads = heads.swapaxes(-2, -3)
+        joined = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
+        out = self.out_proj(joined, residual=residual, out=out, num_threads=num_threads)
+        return out if lse is None else (out, lse)
+
+    def attention_weights(
+        self,
+        query: NDArray,
+        key: NDArray | None = None,
+        attn_mask: NDArray | None = None,
+        *,
+        cos: NDArray | None = None,
+        sin: NDArray | None = None,
+        interleaved: bool = False,
+        num_threads: int | None = None,
+        **options,
+    ) -> NDArray:
+        """The weights by which each head sums the values, whole: to look at.
+
+        Parameters
+        ----------
+        query : ndarray, shape (..., S, E)
+        key : ndarray, shape (..., Sk, kdim)
+            By default query itself.
+        attn_mask, cos, sin, interleaved, num_threads, **options
+            As when called.
+
+        Returns
+        -------
+        ndarray, shape (..., H, S, Sk)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fastattn.attention_weights`.
+        """
+        key = query if key is None else key
+        judge_tokens("query", query, self.embed_dim, False)
+        judge_tokens("key", key, self.kdim, False)
+        query = self._by_head(self.q_proj, query, False, num_threads)
+        key = self._by_head(self.k_proj, key, False, num_threads)
+        if cos is not None or sin is not None:
+            for x in (query, key):
+                rows = rotary_rows(cos, sin, x.shape[-2])
+                rotary_embedding(x, *rows, interleaved=interleaved, out=x, num_threads=num_threads)
+        return attention_weights(query, key, attn_mask, num_threads=num_threads, **options)
+
+    def run(
+        self, x: NDArray, work: Workspace, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
+    ) -> NDArray:
+        """Self-attention of x in room that is there already."""
+        threads = work.num_threads
+        self.in_proj(x, None, None, work.projected, threads)
+        work.attend(cache)
+        return self.out_proj(work.joined, None, residual, out, threads)
+
+    def _projected(self, query, key, value, packed, num_threads):
+        """Query, key and value by head."""
+        heads = self._by_head(self.q_proj, query, packed, num_threads)
+        if key is value and self.kv_proj is not None:
+            both = self._by_head(self.kv_proj, key, packed, num_threads)
+            return heads, *np.split(both, 2, axis=-2 if packed else -3)
+        keys = self._by_head(self.k_proj, key, packed, num_threads)
+        return heads, keys, self._by_head(self.v_proj, value, packed, num_threads)
+
+    def _by_head(self, projection, x, packed, num_threads):
+        """Tokens through a projection, as (..., heads, S, D), or (T, heads, D) where they are packed."""
+        rows = projection(x, num_threads=num_threads)
+        rows = rows.reshape(*rows.shape[:-1], -1, self.head_dim)
+        return rows if packed else rows.swapaxes(-2, -3)
+
+    def __repr__(self) -> str:
+        return (
+            f"MultiHeadAttention({self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
+            f"head_dim={self.head_dim}, weights={self.out_proj.stored.dtype})"
+        )
+
+
+class Workspace:
+    """What the layers of one call write, one after the other: fresh memory for each would cost more in page faults.
+
+    With it the views by head and the calls upon them, which are the same for all layers.
+
+    Attributes
+    ----------
+    projected : ndarray, shape (..., (H + 2 Hkv) * D)
+        Queries, keys and values of all heads.
+    joined : ndarray, shape (..., H * D)
+        What the heads found.
+    hidden : list of ndarray
+        Of the widths asked for, for a feed-forward; they lie where the two above do.
+    normed : ndarray, shape (..., E), or None
+    lse : ndarray, shape (..., H, S), or (T, H), or None
+        Of the last attention, if the options ask for it.
+    num_threads : int or None
+    """
+
+    __slots__ = (
+        "_attend", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed", "num_threads",
+        "projected",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        attention: MultiHeadAttention,
+        x: NDArray,
+        hidden: tuple[int, ...] = (),
+        normed: bool = False,
+        *,
+        attn_mask: NDArray | None,
+        cu_seqlens: NDArray | None,
+        cos: NDArray | None,
+        sin: NDArray | None,
+        interleaved: bool,
+        num_threads: int | None,
+        options: dict,
+    ) -> None:
+        heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        tokens, both = x.shape[:-1], heads + kv_heads
+        widths = (both + kv_heads) * size, heads * size
+        room = np.empty(math.prod(tokens) * max(sum(widths), sum(hidden)), x.dtype)
+        self.projected, self.joined = _cut(room, tokens, widths)
+        self.hidden = _cut(room, tokens, hidden)
+        self.normed = np.empty(x.shape, x.dtype) if normed else None
+        self.num_threads, self.lse = num_threads, None
+
+        by_head = self.projected.reshape(*tokens, both + kv_heads, size)
+        query, key, value = by_head[..., :heads, :], by_head[..., heads:both, :], by_head[..., both:, :]
+        turned, out = by_head[..., :both, :], self.joined.reshape(*tokens, heads, size)
+        if cu_seqlens is None:
+            query, key, value, turned, out = (view.swapaxes(-2, -3) for view in (query, key, value, turned, out))
+            self._views = query, key, value, attn_mask
+            self._attend = partial(scaled_dot_product_attention, *self._views)
+        else:
+            no_mask(attn_mask)
+            turned, self._views = turned.swapaxes(0, 1), None
+            self._attend = partial(varlen_attention, query, key, value, cu_seqlens, cu_seqlens)
+        self._options = {"out": out, "num_threads": num_threads, **options}
+        self._attend = partial(self._attend, **self._options)
+
+        self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
+        self._turn = None
+        if cos is not None or sin is not None:
+            rows = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
+            turn = {"interleaved": interleaved, "out": turned, "num_threads": num_threads}
+            self._turn = partial(rotary_embedding, turned, *rows, **turn)
+
+    def attend(self, cache: KVCache | None) -> None:
+        """Make `joined` of `projected`."""
+        if cache is not None:
+            found = self._attend_to(cache)
+        else:
+            if self._turn is not None:
+                self._turn()
+            found = self._attend()
+        self.lse = found[1] if isinstance(found, tuple) else None
+
+    def _attend_to(self, cache: KVCache) -> NDArray | tuple[NDArray, NDArray]:
+        """Append, and attend from where the new tokens then stand."""
+        if self._views is None:
+            raise ValueError("cu_seqlens must be None with a cache, which holds each sequence in room of its own")
+        query, key, value, attn_mask = self._views
+        options, before = dict(self._options), cache.lengths
+        lengths = options.pop("kv_lengths", None)
+        cache.append(key, value, lengths=lengths, **self._rotary, num_threads=self.num_threads)
+        if self._turn is not None:
+            positions = before[:, np.newaxis] + np.arange(query.shape[-2])
+            # The cache has seen to it that there is a row for each token; there need be none for what pads them.
+            np.minimum(positions, len(self._rotary["cos"]) - 1, out=positions)
+            rotary_embedding(query, positions=positions, out=query, num_threads=self.num_threads, **self._rotary)
+        if options.get("q_offset") is None:
+            options["q_offset"] = before
+        return cache.attend(query, attn_mask, **options)
+
+
+def _cut(room: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
+    """The beginning of a room as arrays of shape (*tokens, width), one behind the other."""
+    rows = math.prod(tokens)
+    ends = itertools.accumulate(widths, initial=0)
+    return [
+        room[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
+    ]
+
+
+def judge_tokens(name: str, x: object, size: int, packed: bool) -> None:
+    """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+    if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
+        needed = f"(tokens, {size}) beside cu_seqlens" if packed else f"(..., tokens, {size})"
+        raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
+
+
+def no_mask(attn_mask: object) -> None:
+    """Raise unless there is none."""
+    if attn_mask is not None:
+        raise ValueError(f"attn_mask must be None with cu_seqlens, got {type(attn_mask).__name__}")
+
+
+def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | None = None) -> tuple[NDArray, NDArray]:
+    """The rows of cos and sin for so many tokens, each by its number in its sequence."""
+    for name, x in (("cos", cos), ("sin", sin)):
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+    longest, rows = tokens, slice(tokens)
+    if cu_seqlens is not None:
+        lengths = np.diff(cu_seqlens)
+        if not len(cu_seqlens) or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
+            raise ValueError(f"cu_seqlens must run from 0 to {tokens}, x's tokens, never decreasing, got {cu_seqlens}")
+        longest, rows = lengths.max(initial=0), np.arange(tokens) - np.repeat(cu_seqlens[:-1], lengths)
+    for name, x in (("cos", cos), ("sin", sin)):
+        if x.ndim != 2 or len(x) < longest:
+            raise ValueError(
+                f"{name} must have shape (positions, pairs) with at least {longest} positions, got shape {x.shape}"
+            )
+    return cos[rows], sin[rows]

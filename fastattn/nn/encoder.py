@@ -1,0 +1,370 @@
+"""Transformer layers, self-attention and feed-forward with their residuals and normalisations, and stacks of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastattn.nn.attention import MultiHeadAttention, Workspace, judge_tokens
+from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from fastattn.cache import KVCache
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+
+
+class TransformerEncoderLayer:
+    """Self-attention and a feed-forward for each token, each added to what it is given, and normalised.
+
+    Made by `from_state_dict`. With the letters of `MultiHeadAttention` and F, the size inside of the feed-forward::
+
+        post-norm:  x = norm1(x + self_attn(x))       pre-norm:  x = x + self_attn(norm1(x))
+                    x = norm2(x + feed_forward(x))               x = x + feed_forward(norm2(x))
+
+        feed_forward(x) = linear2(activation(linear1(x)))
+        gated (SwiGLU with silu, GeGLU with gelu): linear2(activation(gate(x)) * linear1(x))
+
+    Attributes
+    ----------
+    self_attn : MultiHeadAttention
+    linear1, linear2, gate : Linear
+        Each with `weight` and `bias`; `gate` is None for a feed-forward without.
+    norm1, norm2 : LayerNorm or RMSNorm
+        With `weight`, `eps` and, for LayerNorm, `bias`.
+    activation : str
+    norm_first : bool
+        Pre-norm.
+    dtype : dtype
+        The type of tokens that the weights are meant for: their own, float32 for quantised ones.
+
+    Notes
+    -----
+    torch.nn.TransformerEncoderLayer. For its arguments ``src_mask`` and ``src_key_padding_mask`` see the table in
+    `MultiHeadAttention`: a bool mask is True here where a token may attend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastattn.nn import TransformerEncoderLayer
+    >>> rng = np.random.default_rng(0)
+    >>> weights = {
+    ...     "self_attn.in_proj_weight": rng.normal(size=(96, 32)),
+    ...     "self_attn.out_proj.weight": rng.normal(size=(32, 32)),
+    ...     "linear1.weight": rng.normal(size=(64, 32)),
+    ...     "linear2.weight": rng.normal(size=(32, 64)),
+    ...     "norm1.weight": np.ones(32),
+    ...     "norm2.weight": np.ones(32),
+    ... }
+    >>> layer = TransformerEncoderLayer.from_state_dict(weights, num_heads=4, bias=False, dtype="float32")
+    >>> layer(np.ones((2, 10, 32), np.float32)).shape
+    (2, 10, 32)
+    """
+
+    __slots__ = ("activation", "gate", "linear1", "linear2", "norm1", "norm2", "norm_first", "self_attn")
+
+    def __init__(
+        self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, like=None
+    ) -> None:
+        for name, x, table in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+            if x not in table:
+                raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
+        # Layers that run in one room have one size.
+        sizes = (None,) * 4 if like is None else like.sizes
+        attention = MultiHeadAttention(entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2])
+        embed = attention.embed_dim
+        hidden = entries.array("linear2.weight", (embed, sizes[2])).shape[1]
+        gated = len(entries.array("linear1.weight", (sizes[3], embed))) == 2 * hidden
+        linear1 = entries.linear("linear1", (hidden * (1 + gated), embed), bias)
+        self.self_attn = attention
+        self.gate = linear1.rows(0, hidden) if gated else None
+        self.linear1 = linear1.rows(hidden, 2 * hidden) if gated else linear1
+        self.linear2 = entries.linear("linear2", (embed, hidden), bias)
+        self.norm1, self.norm2 = (
+            NORMS[norm](entries.under(name), embed, norm_eps, bias) for name in ("norm1.", "norm2.")
+        )
+        self.norm_first, self.activation = bool(norm_first), activation
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, NDArray],
+        prefix: str = "",
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        activation: str = "relu",
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        norm_first: bool = False,
+        bias: bool | None = True,
+        dtype: DTypeLike | None = None,
+    ) -> TransformerEncoderLayer:
+        """Take the weights that PyTorch's names stand for.
+
+        Parameters
+        ----------
+        mapping : mapping of str to ndarray
+            ``self_attn.`` and what `MultiHeadAttention.from_state_dict` reads; ``linear1.weight`` (F, E), or (2 F, E),
+            which is gated: the first F rows make what the activation is applied to; ``linear2.weight`` (E, F);
+            ``norm1.weight`` and ``norm2.weight`` (E,). Each of these has its ``bias``; that of RMS norms has none.
+        prefix : str
+            What the names begin with in the mapping. Under it there is nothing else.
+        num_heads, num_kv_heads : int
+            As in `MultiHeadAttention.from_state_dict`.
+        activation : {"relu", "gelu", "gelu_tanh", "silu"}
+        norm : {"layer", "rms"}
+        norm_eps : float
+        norm_first : bool
+            Pre-norm.
+        bias, dtype
+            As in `MultiHeadAttention.from_state_dict`; what it says of biases goes for the weights of norms.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter does not fit; an entry is missing, unknown or of the wrong type or shape: the message has its
+            name in full.
+        """
+        entries = Entries(mapping, prefix, dtype)
+        layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
+        entries.judge_unread()
+        return layer
+
+    @property
+    def dtype(self) -> np.dtype:  # noqa: D102 (described above)
+        return self.self_attn.dtype
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(E, H * D, F, F or 2 F where it is gated)."""
+        hidden = self.linear2.stored.shape[1]
+        return *self.self_attn.out_proj.stored.shape, hidden, hidden * (1 if self.gate is None else 2)
+
+    def __call__(
+        self,
+        x: NDArray,
+        attn_mask: NDArray | None = None,
+        *,
+        cu_seqlens: NDArray | None = None,
+        cache: KVCache | None = None,
+        cos: NDArray | None = None,
+        sin: NDArray | None = None,
+        interleaved: bool = False,
+        out: NDArray | None = None,
+        num_threads: int | None = None,
+        **options,
+    ) -> NDArray:
+        """Let tokens attend to each other, and transform each.
+
+        Parameters
+        ----------
+        x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
+            Of a dtype at least as wide as the weights'; the result has it, too.
+        attn_mask, cu_seqlens, cache, cos, sin, interleaved, **options
+            As when `MultiHeadAttention` is called, of self-attention; `return_lse` is not possible.
+        out : ndarray, shape of x, optional
+            Where the result goes; it may be x itself.
+        num_threads : int, optional
+            At most so many threads; see `fastattn.set_num_threads`.
+
+        Returns
+        -------
+        ndarray, shape (..., S, E), or (T, E)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the functions it is made of; nothing is written to `out` then.
+        """
+        work = self.workspace(
+            x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
+            num_threads=num_threads, options=options,
+        )  # fmt: skip
+        return self.run(x, work, cache, out)
+
+    def workspace(self, x: NDArray, **call) -> Workspace:
+        """Room for x on its way through layers of this one's sizes."""
+        judge_tokens("x", x, self.self_attn.embed_dim, call["cu_seqlens"] is not None)
+        if "return_lse" in call["options"]:
+            raise TypeError("return_lse is an option of MultiHeadAttention alone")
+        _, _, size, whole = self.sizes
+        return Workspace(self.self_attn, x, (size,) * (whole // size), self.norm_first, **call)
+
+    def run(self, x: NDArray, work: Workspace, cache: KVCache | None, out: NDArray | None) -> NDArray:
+        """The layer, in room that is there already; `out` may be x."""
+        threads = work.num_threads
+        if self.norm_first:
+            out = self.self_attn.run(self.norm1(x, work.normed, threads), work, cache, x, out)
+            return self._feed_forward(self.norm2(out, work.normed, threads), work, out)
+        out = self.self_attn.run(x, work, cache, x, out)
+        self.norm1(out, out, threads)
+        return self.norm2(self._feed_forward(out, work, out), out, threads)
+
+    def _feed_forward(self, x: NDArray, work: Workspace, out: NDArray) -> NDArray:
+        """Of x, added to what `out` holds."""
+        hidden, threads = work.hidden[0], work.num_threads
+        if self.gate is None:
+            self.linear1(x, self.activation, None, hidden, threads)
+        else:
+            self.linear1(x, None, None, hidden, threads)
+            np.multiply(hidden, self.gate(x, self.activation, None, work.hidden[1], threads), out=hidden)
+        return self.linear2(hidden, None, out, out, threads)
+
+    def __repr__(self) -> str:
+        return (
+            f"TransformerEncoderLayer({self.self_attn.embed_dim}, num_heads={self.self_attn.num_heads}, "
+            f"dim_feedforward={self.linear2.stored.shape[1]}, gated={self.gate is not None}, "
+            f"activation={self.activation!r}, norm_first={self.norm_first}, weights={self.linear2.stored.dtype})"
+        )
+
+
+class TransformerEncoder:
+    """Layers one after the other and, where there is one, a normalisation at the end.
+
+    Made by `from_state_dict`. A decoder without cross-attention (GPT, Llama) is one, too: ``is_causal=True``, with a
+    cache for each layer.
+
+    Attributes
+    ----------
+    layers : list of TransformerEncoderLayer
+    norm : LayerNorm, RMSNorm or None
+    dtype : dtype
+        The type of tokens that the weights are meant for: their own, float32 for quantised ones.
+
+    Notes
+    -----
+    torch.nn.TransformerEncoder. All layers work in one room, whatever their number: beside its result, a call takes
+    memory for 2 (H + Hkv) D numbers a token or, if that is more, F (2 F where gated), and in pre-norm for E.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastattn.nn import TransformerEncoder
+    >>> rng = np.random.default_rng(0)
+    >>> def layer():
+    ...     yield "self_attn.in_proj_weight", rng.normal(size=(96, 32))
+    ...     yield "self_attn.out_proj.weight", rng.normal(size=(32, 32))
+    ...     yield "linear1.weight", rng.normal(size=(64, 32))
+    ...     yield "linear2.weight", rng.normal(size=(32, 64))
+    ...     yield "norm1.weight", np.ones(32)
+    ...     yield "norm2.weight", np.ones(32)
+    >>> weights = {f"layers.{i}.{name}": weight for i in range(2) for name, weight in layer()}
+    >>> encoder = TransformerEncoder.from_state_dict(weights, num_heads=4, activation="gelu", bias=False)
+
+    Sentences of 4 and of 6 tokens, one behind the other; what one gives does not depend on the other:
+
+    >>> x = rng.normal(size=(10, 32))
+    >>> out = encoder(x, cu_seqlens=np.array([0, 4, 10]))
+    >>> np.array_equal(out[:4], encoder(x[:4]))
+    True
+    """
+
+    __slots__ = ("layers", "norm")
+
+    def __init__(self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias) -> None:
+        settings = num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias
+        first = TransformerEncoderLayer(entries.under("layers.0."), *settings)
+        self.layers = [first]
+        for number in range(1, entries.count("layers.")):
+            self.layers.append(TransformerEncoderLayer(entries.under(f"layers.{number}."), *settings, like=first))
+        end = entries.under("norm.")
+        self.norm = NORMS[norm](end, first.self_attn.embed_dim, norm_eps, bias) if "weight" in end else None
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, NDArray],
+        prefix: str = "",
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        activation: str = "relu",
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        norm_first: bool = False,
+        bias: bool | None = True,
+        dtype: DTypeLike | None = None,
+    ) -> TransformerEncoder:
+        """Take the weights that PyTorch's names stand for.
+
+        Parameters
+        ----------
+        mapping : mapping of str to ndarray
+            ``layers.0.``, ``layers.1.`` and so on with what `TransformerEncoderLayer.from_state_dict` reads, all of one
+            size; ``norm.weight`` and ``norm.bias`` (E,) if there is a normalisation at the end.
+        prefix : str
+            What the names begin with in the mapping. Under it there is nothing else.
+        num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, dtype
+            As in `TransformerEncoderLayer.from_state_dict`, the same for all layers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter does not fit; an entry is missing, unknown or of the wrong type or shape: the message has its
+            name in full.
+        """
+        entries = Entries(mapping, prefix, dtype)
+        encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
+        entries.judge_unread()
+        return encoder
+
+    @property
+    def dtype(self) -> np.dtype:  # noqa: D102 (described above)
+        return self.layers[0].dtype
+
+    def __call__(
+        self,
+        x: NDArray,
+        attn_mask: NDArray | None = None,
+        *,
+        cu_seqlens: NDArray | None = None,
+        caches: Sequence[KVCache] | None = None,
+        cos: NDArray | None = None,
+        sin: NDArray | None = None,
+        interleaved: bool = False,
+        out: NDArray | None = None,
+        num_threads: int | None = None,
+        **options,
+    ) -> NDArray:
+        """Take tokens through all layers.
+
+        Parameters
+        ----------
+        x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
+            Of a dtype at least as wide as the weights'; the result has it, too.
+        caches : sequence of KVCache, optional
+            One for each layer.
+        attn_mask, cu_seqlens, cos, sin, interleaved, out, num_threads, **options
+            As when `TransformerEncoderLayer` is called, the same for all layers.
+
+        Returns
+        -------
+        ndarray, shape (..., S, E), or (T, E)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the functions it is made of; nothing is written to `out` then.
+        """
+        if caches is None:
+            caches = [None] * len(self.layers)
+        elif len(caches) != len(self.layers):
+            raise ValueError(f"caches must hold one for each layer, {len(self.layers)}, got {len(caches)}")
+        work = self.layers[0].workspace(
+            x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
+            num_threads=num_threads, options=options,
+        )  # fmt: skip
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = out = layer.run(x, work, cache, out)
+        return out if self.norm is None else self.norm(out, out, num_threads)
+
+    def __repr__(self) -> str:
+        end = "" if self.norm is None else f", {type(self.norm).__name__}"
+        return f"TransformerEncoder({len(self.layers)} x {self.layers[0]!r}{end})"

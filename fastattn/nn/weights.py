@@ -1,0 +1,249 @@
+"""Weights: quantised, and read from a state dict, where every entry is judged and converted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import numpy as np
+
+from fastattn import _arguments
+from fastattn.linear import linear
+from fastattn.normalization import layer_norm, rms_norm
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+REALS = ("float32", "float64", "float16", "bfloat16")
+
+
+class QuantizedWeight(NamedTuple):
+    """The matrix ``values * scales[:, None]``, as `fastattn.linear` takes it for a weight."""
+
+    values: NDArray[np.int8]  # (out_features, in_features), from -127 to 127
+    scales: NDArray[np.float32]  # (out_features,)
+
+
+def quantize(weight: NDArray) -> QuantizedWeight:
+    """Round each row of a weight to multiples of its largest magnitude / 127.
+
+    Parameters
+    ----------
+    weight : ndarray, shape (out_features, in_features)
+        float32, float64, float16 or bfloat16.
+
+    Returns
+    -------
+    QuantizedWeight
+        int8 values and float32 scales, one for each row.
+
+    Raises
+    ------
+    TypeError
+        `weight` is no array of these types.
+    ValueError
+        It has not two axes, or is not finite in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastattn.nn import quantize
+    >>> weight = quantize(np.array([[127.0, -63.6], [0.0, 0.5]]))
+    >>> weight.values
+    array([[127, -64],
+           [  0, 127]], dtype=int8)
+    >>> weight.scales * 127
+    array([127. ,   0.5], dtype=float32)
+    """
+    _judge("weight", weight, (None, None))
+    return _quantized("weight", weight)
+
+
+def _quantized(name: str, weight: NDArray) -> QuantizedWeight:
+    with np.errstate(over="ignore"):  # of float64, which is judged here
+        weight = weight.astype(np.float32)
+    largest = np.abs(weight).max(axis=1)
+    if not np.isfinite(largest).all():
+        raise ValueError(f"{name} must be finite to be quantised, got NaN or infinity")
+    scales = largest / np.float32(127)
+    weight /= np.where(scales == 0, np.float32(1), scales)[:, np.newaxis]
+    np.rint(weight, out=weight)
+    # The scale of a row of subnormal numbers is so coarse that its quotients may exceed 127.
+    np.clip(weight, -127, 127, out=weight)
+    return QuantizedWeight(weight.astype(np.int8), scales)
+
+
+class Linear:
+    """A weight (out_features, in_features), an array or a QuantizedWeight, and a bias or None."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: NDArray | QuantizedWeight, bias: NDArray | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(
+        self,
+        x: NDArray,
+        activation: str | None = None,
+        residual: NDArray | None = None,
+        out: NDArray | None = None,
+        num_threads: int | None = None,
+    ) -> NDArray:
+        """`fastattn.linear` with these two."""
+        return linear(
+            x, self.weight, self.bias, activation=activation, residual=residual, out=out, num_threads=num_threads
+        )
+
+    def rows(self, first: int, last: int) -> Linear:
+        """The part that makes these outputs: views."""
+        cut = slice(first, last)
+        weight = self.weight
+        part = QuantizedWeight(*(x[cut] for x in weight)) if isinstance(weight, QuantizedWeight) else weight[cut]
+        return Linear(part, None if self.bias is None else self.bias[cut])
+
+    @property
+    def stored(self) -> NDArray:
+        """The weight itself, or its int8 values."""
+        return self.weight.values if isinstance(self.weight, QuantizedWeight) else self.weight
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type that inputs should have: the weight's, float32 for a quantised one."""
+        return np.dtype(np.float32) if isinstance(self.weight, QuantizedWeight) else self.weight.dtype
+
+
+class LayerNorm:
+    """The weight, bias and eps of a `fastattn.layer_norm`."""
+
+    __slots__ = ("bias", "eps", "weight")
+
+    def __init__(self, entries: Entries, size: int, eps: float, bias: bool | None) -> None:
+        self.weight = entries.vector("weight", size)
+        self.bias = entries.bias("bias", size, bias)
+        self.eps = eps
+
+    def __call__(self, x: NDArray, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
+        """The operation, with these."""
+        return layer_norm(x, self.weight, self.bias, eps=self.eps, out=out, num_threads=num_threads)
+
+
+class RMSNorm:
+    """The weight and eps of a `fastattn.rms_norm`."""
+
+    __slots__ = ("eps", "weight")
+
+    def __init__(self, entries: Entries, size: int, eps: float, bias: bool | None) -> None:
+        del bias  # it has none in any case
+        self.weight = entries.vector("weight", size)
+        self.eps = eps
+
+    def __call__(self, x: NDArray, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
+        """The operation, with these."""
+        return rms_norm(x, self.weight, eps=self.eps, out=out, num_threads=num_threads)
+
+
+class Entries:
+    """The entries of a state dict below a prefix; each is judged and converted as it is read.
+
+    `dtype` is what matrices become: None leaves all as it is, int8 quantises. With a dtype vectors (biases, weights of
+    norms) become float32, float64 beside float64: in 16 bits they would cost accuracy and save nothing.
+    """
+
+    def __init__(self, mapping: Mapping[str, NDArray], prefix: str, dtype: DTypeLike | None) -> None:
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
+        self._mapping, self._prefix = mapping, prefix
+        self._dtype = None if dtype is None else _arguments.storage_dtype("dtype", dtype)
+        self._read: set[str] = set()
+
+    def under(self, name: str) -> Entries:
+        """Those whose names go on with this one."""
+        part = Entries(self._mapping, self.key(name), self._dtype)
+        part._read = self._read
+        return part
+
+    def key(self, name: str) -> str:
+        """The name in full."""
+        return f"{self._prefix}{name}"
+
+    def __contains__(self, name: str) -> bool:
+        return self.key(name) in self._mapping
+
+    def count(self, name: str) -> int:
+        """One more than the largest number that follows `name` in any name; at least 1."""
+        start = self.key(name)
+        after = (key[len(start) :].partition(".")[0] for key in self._mapping if key.startswith(start))
+        return 1 + max((int(number) for number in after if number.isdecimal()), default=0)
+
+    def array(self, name: str, needed: tuple[int | None, ...]) -> NDArray:
+        """An entry as it stands, of this shape; None there is any size but 0."""
+        key = self.key(name)
+        if key not in self._mapping:
+            raise ValueError(f"mapping must have an entry {key!r} of shape {_shape(needed)}, got none")
+        self._read.add(key)
+        x = self._mapping[key]
+        _judge(key, x, needed)
+        return np.asarray(x)  # no np.memmap: every view and every judgement of one takes longer
+
+    def matrix(self, name: str, needed: tuple[int | None, ...]) -> NDArray | QuantizedWeight:
+        """A weight in the type asked for."""
+        x = self.array(name, needed)
+        if self._dtype is None:
+            return x
+        return _quantized(self.key(name), x) if self._dtype == np.int8 else x.astype(self._dtype, copy=False)
+
+    def vector(self, name: str, size: int) -> NDArray:
+        """A bias, or the weight of a norm."""
+        x = self.array(name, (size,))
+        if self._dtype is None:
+            return x
+        return x.astype(np.float64 if self._dtype == np.float64 else np.float32, copy=False)
+
+    def bias(self, name: str, size: int, bias: bool | None) -> NDArray | None:
+        """A vector, if `bias` is True or, where it is None, if there is one."""
+        wanted = name in self if bias is None else bias
+        return self.vector(name, size) if wanted else None
+
+    def linear(self, name: str, needed: tuple[int, int], bias: bool | None) -> Linear:
+        """`name`.weight and `name`.bias."""
+        return Linear(self.matrix(f"{name}.weight", needed), self.bias(f"{name}.bias", needed[0], bias))
+
+    def unfit(self, name: str, needed: str) -> NoReturn:
+        """Raise for the shape of an entry."""
+        raise ValueError(f"{self.key(name)} must have {needed}, got shape {self._mapping[self.key(name)].shape}")
+
+    def judge_unread(self) -> None:
+        """Raise for an entry below the prefix that nobody asked for: it says something that would be left out."""
+        for key in self._mapping:
+            if key.startswith(self._prefix) and key not in self._read:
+                raise ValueError(f"mapping must have no entries under {self._prefix!r} that are not read, got {key!r}")
+
+
+def stacked(weights: Iterable[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeight:
+    """Matrices one below the other."""
+    first, *rest = weights = list(weights)
+    if not rest:
+        return first
+    if isinstance(first, QuantizedWeight):
+        return QuantizedWeight(*map(np.concatenate, zip(*weights, strict=True)))
+    return np.concatenate(weights)
+
+
+def _judge(name: str, x: object, needed: tuple[int | None, ...]) -> None:
+    """Raise unless x is an array of real numbers of this shape."""
+    if not isinstance(x, np.ndarray) or hasattr(x, "mask"):
+        raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}")
+    if x.dtype.name not in REALS or not x.dtype.isnative:
+        raise TypeError(f"{name} must have dtype {', '.join(REALS)} in native byte order, got dtype {x.dtype.str}")
+    if x.ndim != len(needed) or any(
+        size == 0 if need is None else size != need for size, need in zip(x.shape, needed, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape {_shape(needed)}, got shape {x.shape}")
+
+
+def _shape(needed: tuple[int | None, ...]) -> str:
+    """A shape in words."""
+    return str(tuple("any" if need is None else need for need in needed)).replace("'", "")
