@@ -58,10 +58,11 @@ def linear(
 
     Notes
     -----
-    ONNX's Gemm and torch.nn.functional.linear. Sums are made in float32 (float64 for float64). bfloat16 rows and weights are
-    multiplied by dot products of pairs where the machine has them. With int8 values and a machine that multiplies 8-bit
-    integers (AVX512_VNNI), each row of x is quantised to 255 steps between its least and its largest element, 0 among
-    them; an element is then off by at most half a step. Other machines widen the weight and leave x as it is.
+    ONNX's Gemm and torch.nn.functional.linear. Sums are made in float32 (float64 for float64). bfloat16 rows and
+    weights are multiplied by dot products of pairs where the machine has them. With int8 values and a machine that
+    multiplies 8-bit integers (AVX512_VNNI), each row of x is quantised to 255 steps between its least and its largest
+    element, 0 among them; an element is then off by at most half a step. Other machines widen the weight and leave x
+    as it is.
 
     Examples
     --------

@@ -8,9 +8,7 @@ from fastattn._core cimport strides
 from fastattn._core.targets cimport (
     FA_BF16,
     FA_F32,
-    FA_F64,
     FA_I8,
-    FA_MOST_ROWS,
     fa_kernels,
     fa_linear,
     fa_linear_item,

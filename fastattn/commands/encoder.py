@@ -6,6 +6,7 @@ token ids, an :class:`Encode` the way from texts to embeddings. Both are held ag
 
 import ast
 import functools
+import itertools
 import json
 import math
 import re
@@ -21,8 +22,8 @@ from fastattn.commands.accuracy import Verdict
 #: Batch × tokens of one pass; no sequence is padded.
 SHAPES = ((1, 16), (1, 128), (8, 64), (32, 128), (4, 512))
 
-#: By dtype the largest error, relative to the size of a result, that was asked for. In 16 and 8 bits that is a cosine of
-#: 0.9995 and 0.99 to the exact result: an error e across a vector makes it 1 - e²/2.
+#: By dtype the largest error, relative to the size of a result, that was asked for. In 16 and 8 bits that is a cosine
+#: of 0.9995 and 0.99 to the exact result: an error e across a vector makes it 1 - e²/2.
 ALLOWED = {"float32": 2e-5, "bfloat16": math.sqrt(2 * 0.0005), "int8": math.sqrt(2 * 0.01)}
 
 #: The same beyond which an engine computes something else, or in less.
@@ -228,12 +229,12 @@ def texts():
         generator.choice(list(among), count, replace=False).tolist()
         for among, count in ((sentences, TEXTS - PASSAGES), (passages, PASSAGES))
     ]
-    mixed = sum(drawn, [])
+    mixed = list(itertools.chain.from_iterable(drawn))
     return [mixed[n] for n in generator.permutation(len(mixed))]
 
 
 def _docstrings():
-    """Of modules, classes and functions in the order of their files, blanks joined; those with examples are left out."""
+    """Of modules, classes and functions in the order of their files, blanks joined; without those with examples."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if {"site-packages", "test", "tests"}.isdisjoint(path.relative_to(root).parts):
