@@ -37,11 +37,13 @@ class Target(NamedTuple):
 
 X86_64 = ("x86_64", "amd64")
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
+DOT = "-mavx512bf16 -mavx512vnni"  # processors with the former have the latter
 TARGETS = {
     "portable": Target(("",), ""),
     "avx2": Target(X86_64, "-mavx2 -mfma -mf16c"),
     "avx512": Target(X86_64, AVX512),
-    "avx512_bf16": Target(X86_64, f"{AVX512} -mavx512bf16 -mavx512vnni"),  # the former implies the latter
+    "avx512_bf16": Target(X86_64, f"{AVX512} {DOT}"),
+    "amx": Target(X86_64, f"{AVX512} {DOT} -mamx-tile -mamx-bf16 -mamx-int8"),
 }
 
 # Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.

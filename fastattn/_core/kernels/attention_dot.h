@@ -3,7 +3,7 @@
  *
  * A unit is a pair: neighbouring components of a key, which lie so in memory; and of the values the same component of two
  * neighbouring keys, which are brought together in `panel`, once for all rows of an item. R stands for the 32 bits of a unit
- * where it is only moved. Keys are paired by their numbers, so blocks and steps begin at even ones. */
+ * where it is only moved. Keys are paired from the item's first one on, so blocks and steps begin at even ones. */
 
 static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
@@ -41,63 +41,26 @@ static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item
 #define TILE_VALUES_AT TILE(values_at)
 
 static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
-    const VW_f32 low = (VW_f32){0} + 0x7f80, high = low << 16;
     VI special = {0};
     for (ptrdiff_t t = 0; t < count; t += 2)
-        for (ptrdiff_t d = 0; d < size; d += LANES) {
-            VW_f32 bits = (VW_f32)OP(load_some)(rows.data + t / 2 * rows.stride + d, size - d < LANES ? size - d : LANES);
-            special |= ((bits & low) == low) | ((bits & high) == high);
-        }
-    int any = 0;
-    for (int lane = 0; lane < LANES; lane++) any |= special[lane];
-    return !any;
+        for (ptrdiff_t d = 0; d < size; d += LANES)
+            special |= TILE(special)(OP(load_some)(rows.data + t / 2 * rows.stride + d, size - d < LANES ? size - d : LANES));
+    return !TILE(any_lane)(special);
 }
 
-/* Half `half` of a unit, as a number. */
-FA_INLINE R TILE(half_of)(const R *unit, ptrdiff_t half) {
-    uint16_t bits;
-    memcpy(&bits, (const char *)unit + 2 * half, sizeof bits);
-    return bf16_to_float(bits);
-}
 FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) {
     return TILE(half_of)(value.data + t / 2 * value.stride + d, t % 2);
 }
 FA_INLINE void TILE(put_value)(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x) {
-    uint16_t bits[2] = {float_to_bf16(x), 0};
-    memcpy((char *)(panel + t / 2 * size + d) + t % 2 * 2, bits, t % 2 ? 2 : 4);
-}
-FA_INLINE R TILE(weight_at)(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
-    return TILE(half_of)(weights + t / 2 * lanes + lane, t % 2);
-}
-
-/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell. */
-static int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
-    for (ptrdiff_t j = 0; j < vectors; j++) {
-        V top = {0};
-        for (ptrdiff_t d = 0; d < value_size; d++) {
-            V x = OP(load)(out + (d * vectors + j) * LANES);
-            top = OP(max)(x, OP(max)(-x, top));
-        }
-        VI lost = (top < OP(splat)(FA_LEAST_SUM)) & (sum[j] > (V){0});
-        for (int lane = 0; lane < LANES; lane++)
-            if (lost[lane]) return 1;
-    }
-    return 0;
-}
-
-/* Weights of two keys, rounded to bfloat16, as units. */
-FA_INLINE V TILE(paired)(V low, V high) {
-    const __m512i order = (__m512i)(VS_f32){0, 16, 1, 17, 2, 18, 3, 19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return (V)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+    TILE(put_half)(panel + t / 2 * size + d, t % 2, x);
 }
 
 /* A step's weights, in pairs in the place of the scores, and their sums. What is rounded to 8 bits need not be exact: an
  * exponential of degree 4. */
-FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
     const V nothing = OP(splat)((R)-INFINITY), log2_e = OP(splat)(1.44269504f);
-    (void)exact;
+    (void)factor, (void)exact;
     for (ptrdiff_t t = 0; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             V weight[2];

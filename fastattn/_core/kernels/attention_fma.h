@@ -47,8 +47,9 @@ FA_INLINE int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdi
 }
 
 /* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
-FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
+    (void)factor;
     const V nothing = OP(splat)((R)-INFINITY);
     V run[FA_TILE_WIDEST];
     for (ptrdiff_t t = 0; t < count;) {

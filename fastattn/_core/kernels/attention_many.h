@@ -1,13 +1,16 @@
 /* Attention for many rows of one kv head: an item's rows stand in tiles, and the tiles take each step of keys in turn.
  *
- * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. */
+ * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. TILE_MOST says
+ * how many tiles an item has at most. */
 
 typedef struct {
     ptrdiff_t count;
-    TILE(tile) tile[MOST_TILES];
+    TILE(tile) tile[TILE_MOST];
     R *key_panel, *value_panel;
     fa_interval any; /* keys that some row of the item sees */
 } TILE(tiles);
+
+FA_INLINE ptrdiff_t TILE(whole)(ptrdiff_t keys, ptrdiff_t group) { return (keys + group - 1) / group * group; }
 
 static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
     fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
@@ -22,12 +25,12 @@ static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item 
         if (keys.begin < any.begin) any.begin = keys.begin;
         if (keys.end > any.end) any.end = keys.end;
     }
-    any.begin = any.begin / UNIT * UNIT;
+    /* Keys come in groups, counted from the item's first one. */
+    any.begin -= (any.begin - item->key_begin) % KEY_GROUP;
+    any.end = fa_clamp(TILE(whole)(any.end - item->key_begin, KEY_GROUP) + item->key_begin, any.end, item->key_end);
+    all.begin = TILE(whole)(all.begin - item->key_begin, STEP_GROUP) + item->key_begin;
+    if (all.end < item->key_end) all.end -= (all.end - item->key_begin) % STEP_GROUP;
     tile->any = any;
-    /* Cut to whole register tiles: a rest of one key costs as much as four. */
-    if (all.begin > item->key_begin || all.begin % UNIT)
-        all.begin = (all.begin + FA_TILE_ROWS_1 - 1) / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
-    if (all.end < item->key_end) all.end = all.end / FA_TILE_ROWS_1 * FA_TILE_ROWS_1;
     tile->all = all;
 }
 
@@ -57,6 +60,8 @@ static void TILE(gather_queries)(const fa_attention *a, const fa_attention_item 
         }
         TILE(rows_into_lanes)(from, a->query_element, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
     }
+    const ptrdiff_t filled = UNITS(a->head_size) * tile->vectors * LANES;
+    memset(tile->query + filled, 0, (size_t)(TILE_UNITS(a->head_size) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
 /* Where the rows of a tile go. A part's maxima and sums, or the rows' lse, are written on the way. */
@@ -112,9 +117,10 @@ static ptrdiff_t TILE(lay_out_tiles)(const fa_attention *a, TILE(tiles) *tiles, 
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
     R *scores = OP(carve)(&at, KEYS_PER_STEP * widest), *bias = OP(carve)(&at, KEYS_PER_STEP * widest);
-    R *mask_rows = OP(carve)(&at, KEYS_PER_STEP * LANES), *clean = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
-    tiles->key_panel = OP(carve)(&at, KEYS_PER_STEP * a->head_size);
-    tiles->value_panel = OP(carve)(&at, KEYS_PER_STEP * a->value_size);
+    const ptrdiff_t values = UNITS(KEYS_PER_STEP) * TILE_COMPONENTS(a->value_size);
+    R *mask_rows = OP(carve)(&at, KEYS_PER_STEP * LANES), *clean = OP(carve)(&at, values);
+    tiles->key_panel = OP(carve)(&at, KEYS_PER_STEP * TILE_UNITS(a->head_size));
+    tiles->value_panel = OP(carve)(&at, values);
     tiles->count = (rows + widest - 1) / widest;
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
         TILE(tile) *tile = &tiles->tile[i];
@@ -124,15 +130,15 @@ static ptrdiff_t TILE(lay_out_tiles)(const fa_attention *a, TILE(tiles) *tiles, 
         tile->bias = bias;
         tile->clean = clean;
         tile->mask_rows = mask_rows;
-        tile->query = OP(carve)(&at, UNITS(a->head_size) * tile->vectors * LANES);
-        tile->out = OP(carve)(&at, a->value_size * tile->vectors * LANES);
+        tile->query = OP(carve)(&at, TILE_UNITS(a->head_size) * tile->vectors * LANES);
+        tile->out = OP(carve)(&at, TILE_COMPONENTS(a->value_size) * tile->vectors * LANES);
     }
     return at - begin;
 }
 
 FA_INLINE ptrdiff_t TILE(many_scratch)(const fa_attention *a) {
     TILE(tiles) tiles;
-    return TILE(lay_out_tiles)(a, &tiles, NULL, MOST_TILES * FA_TILE_WIDEST * LANES);
+    return TILE(lay_out_tiles)(a, &tiles, NULL, TILE_MOST * FA_TILE_WIDEST * LANES);
 }
 
 static void TILE(begin_tiles)(const fa_attention *a, const fa_attention_item *item, TILE(tiles) *tiles) {
@@ -143,7 +149,7 @@ static void TILE(begin_tiles)(const fa_attention *a, const fa_attention_item *it
         TILE(find_intervals)(a, item, tile);
         TILE(find_options)(a, item, tile);
         TILE(gather_queries)(a, item, tile);
-        memset(tile->out, 0, (size_t)(a->value_size * tile->vectors * LANES) * sizeof(R));
+        memset(tile->out, 0, (size_t)(TILE_COMPONENTS(a->value_size) * tile->vectors * LANES) * sizeof(R));
         if (tile->any.begin < tiles->any.begin) tiles->any.begin = tile->any.begin;
         if (tile->any.end > tiles->any.end) tiles->any.end = tile->any.end;
     }
@@ -160,14 +166,14 @@ static TILE(step) TILE(step_from)(const TILE(tile) *tile, TILE(step) block, ptrd
                                                                     : last;
     ptrdiff_t skipped = key - block.first_key;
     return (TILE(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
-                        {block.value.data + skipped / UNIT * block.value.stride, block.value.stride},
-                      key, end - key, block.finite};
+                        TILE(values_from)(block.value, skipped), key, end - key, block.finite};
 }
 
-/* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP. Empty at the end. */
+/* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP from its first one. Empty at the end. */
 static TILE(step) TILE(block_from)(const fa_attention *a, const fa_attention_item *item, const TILE(tiles) *tiles,
                                ptrdiff_t key) {
-    ptrdiff_t end = fa_clamp(key / KEYS_PER_STEP * KEYS_PER_STEP + KEYS_PER_STEP, key, tiles->any.end);
+    ptrdiff_t step_end = key + KEYS_PER_STEP - (key - item->key_begin) % KEYS_PER_STEP;
+    ptrdiff_t end = fa_clamp(step_end, key, tiles->any.end);
     TILE(step) block = {.first_key = key, .count = end - key};
     block.key = TILE_KEYS_AT(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size,
                              tiles->key_panel);
@@ -209,11 +215,13 @@ FA_INLINE fa_attention_item TILE(item_of)(const fa_attention *a, const fa_attent
 
 static void TILE_EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     TILE(tiles) tiles;
-    fa_attention_item again[MOST_TILES];
+    fa_attention_item again[TILE_MOST];
     ptrdiff_t repeated = 0;
     TILE(lay_out_tiles)(a, &tiles, scratch, item->rows);
     TILE(begin_tiles)(a, item, &tiles);
+    TILE(take_registers)();
     TILE(attend)(a, item, &tiles);
+    TILE(give_registers)();
     for (ptrdiff_t i = 0; i < tiles.count; i++)
         if (TILE(is_lost)(tiles.tile[i].out, tiles.tile[i].sum, tiles.tile[i].vectors, a->value_size))
             again[repeated++] = TILE(item_of)(a, item, &tiles.tile[i]);

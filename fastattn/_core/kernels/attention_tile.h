@@ -10,133 +10,21 @@
 
 typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
-    R *query, *out;                     /* [units of head_size][vectors][LANES], [value_size][vectors][LANES] */
+    R *query, *out; /* [TILE_UNITS(head_size)][vectors][LANES], [TILE_COMPONENTS(value_size)][vectors][LANES] */
     R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
-    R *clean;                           /* [KEYS_PER_STEP][value_size], likewise */
+    R *clean;                           /* values without what is not finite, likewise */
     R *mask_rows, *bias;                /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
     const char *mask[FA_TILE_WIDEST * LANES]; /* each lane's row of the mask */
     int one_mask;                       /* all lanes have the same row */
     V position[FA_TILE_WIDEST], slope[FA_TILE_WIDEST];
     V max[FA_TILE_WIDEST], sum[FA_TILE_WIDEST], decay[FA_TILE_WIDEST];
+    R factor; /* takes the scores of a step to natural units */
     ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } TILE(tile);
 
-/* scores[MR][NV] = MR keys times the transposed queries, `run` components added up in one chain; raises the lanes'
- * maximum. */
-FA_INLINE void TILE(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
-                               V *max, ptrdiff_t run, const int MR, const int NV) {
-    V acc[8][FA_TILE_WIDEST] = {{{0}}};
-    for (ptrdiff_t d = 0, end; d < head_size; d = end) {
-        end = head_size - d < run ? head_size : d + run;
-        FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
-        for (ptrdiff_t c = d; c < end; c++) {
-            V q[FA_TILE_WIDEST];
-            FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(query + (c * NV + j) * LANES);
-            FA_UNROLL for (int i = 0; i < MR; i++) {
-                V k = TILE(spread)(key + i * stride + c);
-                FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], k, q[j]);
-            }
-        }
-        FA_UNROLL for (int i = 0; i < MR; i++)
-            FA_UNROLL for (int j = 0; j < NV; j++) {
-                R *at = scores + (i * NV + j) * LANES;
-                if (d) acc[i][j] += OP(load)(at);
-                if (end == head_size) acc[i][j] *= scale; /* scaling the queries would round every component */
-                OP(store)(at, acc[i][j]);
-            }
-    }
-    FA_UNROLL for (int j = 0; j < NV; j++)
-        FA_UNROLL for (int i = 0; i < MR; i++) max[j] = OP(max)(acc[i][j], max[j]); /* NaN never becomes the maximum */
-}
-
-/* out[MR][NV] = out · decay + MR value components times the weights of `count` keys. The sum over a run of keys is made
- * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy's formula. */
-FA_INLINE void TILE(value_block)(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
-                               const V *decay, const int MR, const int NV) {
-    V acc[8][FA_TILE_WIDEST];
-    FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
-    for (ptrdiff_t t = 0; t < count; t++) {
-        V p[FA_TILE_WIDEST];
-        FA_UNROLL for (int j = 0; j < NV; j++) p[j] = OP(load)(weights + (t * NV + j) * LANES);
-        FA_UNROLL for (int i = 0; i < MR; i++) {
-            V v = TILE(spread)(value + t * stride + i);
-            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], v, p[j]);
-        }
-    }
-    FA_UNROLL for (int i = 0; i < MR; i++)
-        FA_UNROLL for (int j = 0; j < NV; j++) {
-            R *at = out + (i * NV + j) * LANES;
-            OP(store)(at, OP(load)(at) * decay[j] + acc[i][j]);
-        }
-}
-
-/* Both products walk their rows in register tiles of MR, then 4, 2, 1 for what remains. */
-#define FA_IN_TILES(count, MR, CALL)                                                                                   \
-    do {                                                                                                               \
-        ptrdiff_t i = 0;                                                                                               \
-        for (; i + (MR) <= (count); i += (MR)) CALL(MR);                                                               \
-        if ((MR) > 4 && i + 4 <= (count)) { CALL(4); i += 4; }                                                         \
-        if (i + 2 <= (count)) { CALL(2); i += 2; }                                                                     \
-        if (i < (count)) CALL(1);                                                                                      \
-    } while (0)
-
-FA_INLINE void TILE(scores_of)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
-                             V *max, ptrdiff_t run, const int MR, const int NV) {
-#define CALL(M)                                                                                                        \
-    TILE(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
-                    run, M, NV)
-    FA_IN_TILES(count, MR, CALL);
-#undef CALL
-}
-
-FA_INLINE void TILE(values_of)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
-                             const V *decay, const int MR, const int NV) {
-    V one[FA_TILE_WIDEST];
-    FA_UNROLL for (int j = 0; j < NV; j++) one[j] = OP(splat)(1);
-    for (ptrdiff_t t = 0; t < count; t += KEYS_PER_SUM) {
-        const R *first = value.data + t * value.stride, *weight = weights + t * NV * LANES;
-        const V *factor = t ? one : decay;
-        ptrdiff_t keys = count - t < KEYS_PER_SUM ? count - t : KEYS_PER_SUM;
-#define CALL(M) TILE(value_block)(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
-        FA_IN_TILES(value_size, MR, CALL);
-#undef CALL
-    }
-}
-
-/* One function for each width of a tile, and not inlined: within its callers, the loops' addresses were kept in vector
- * registers, and attention took 12 % longer. */
-#define FA_PRODUCTS(MR, NV)                                                                                            \
-    FA_APART void TILE(scores_##NV)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale,         \
-                                  R *scores, V *max, ptrdiff_t run) {                                                  \
-        TILE(scores_of)(key, count, query, head_size, scale, scores, max, run, MR, NV);                                  \
-    }                                                                                                                  \
-    FA_APART void TILE(values_##NV)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,     \
-                                  const V *decay) {                                                                    \
-        TILE(values_of)(value, count, weights, value_size, out, decay, MR, NV);                                          \
-    }
-FA_PRODUCTS(FA_TILE_ROWS_1, 1)
-FA_PRODUCTS(FA_TILE_ROWS_2, 2)
-#if FA_TILE_WIDEST >= 3
-FA_PRODUCTS(FA_TILE_ROWS_3, 3)
-#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : NV == 2 ? TILE(scores_2) : TILE(scores_3))
-#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : NV == 2 ? TILE(values_2) : TILE(values_3))
-#else
-#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
-#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
-#endif
-
-/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first. Then it
- * is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
-static TILE(rows) TILE(cleaned)(TILE(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
-    for (ptrdiff_t t = 0; t < count; t++)
-        for (ptrdiff_t d = 0; d < size; d++) {
-            R x = TILE(value_at)(value, t, d);
-            TILE(put_value)(panel, size, t, d, isfinite(x) ? x : 0);
-        }
-    return (TILE(rows)){panel, size};
-}
-
+/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first ("cleaned").
+ * Then it is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
 FA_INLINE int TILE(is_excluded)(R weight) { return weight == 0 && signbit(weight); }
 
 static void TILE(add_unclean)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out,
@@ -184,6 +72,7 @@ static int TILE(read_mask)(const fa_attention *a, TILE(tile) *tile, TILE(step) s
 FA_INLINE void TILE(settle)(const fa_attention *a, const TILE(tile) *tile, int has_slopes, TILE(step) step, int biased,
                           int edge, V *max, const int NV) {
     const OP(softcap) cap = OP(softcap_of)(a);
+    const R factor = TILE(factor_of)(a);
     for (int j = 0; j < NV; j++) {
         VI begin, end, key = {0};
         V top = max[j], position = tile->position[j] - (R)step.first_key, at_key = {0};
@@ -194,6 +83,7 @@ FA_INLINE void TILE(settle)(const fa_attention *a, const TILE(tile) *tile, int h
         for (ptrdiff_t t = 0; t < step.count; t++, key += 1, at_key += 1) {
             R *at = tile->scores + (t * NV + j) * LANES;
             V score = OP(load)(at);
+            score = TILE(natural)(score, factor);
             if (cap.cap != 0) score = OP(capped)(score, cap);
             if (has_slopes) score -= tile->slope[j] * OP(distance)(position, at_key);
             if (biased)
@@ -217,7 +107,7 @@ FA_INLINE void TILE(weigh)(TILE(tile) *tile, const V *max, ptrdiff_t count, cons
         tile->max[j] = max[j];
         tile->sum[j] *= tile->decay[j];
     }
-    TILE(weights_of)(tile->scores, count, shift, tile->sum, NV, unclean, exact);
+    TILE(weights_of)(tile->scores, count, tile->factor, shift, tile->sum, NV, unclean, exact);
 }
 
 /* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
@@ -226,11 +116,13 @@ FA_INLINE int TILE(tile_scores_of)(const fa_attention *a, const fa_attention_ite
                                  V *max, ptrdiff_t run, const int NV) {
     int kinds = item->mask ? TILE(read_mask)(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
-    int biased = kinds != BLOCK_ADMITS, plain = !(edge || biased || item->slopes || a->softcap != 0);
+    int biased = kinds != BLOCK_ADMITS;
+    int plain = !(edge || biased || item->slopes || a->softcap != 0) && TILE(keeps_order)(a);
     V unused[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
+    tile->factor = plain ? TILE(factor_of)(a) : 1;
     FA_SCORES(NV)(step.key, step.count, tile->query, UNITS(a->head_size), (R)a->scale, tile->scores,
                   plain ? max : unused, run);
     if (!plain) TILE(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);

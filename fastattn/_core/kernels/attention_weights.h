@@ -51,7 +51,7 @@ static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_
         for (ptrdiff_t i = 0; i < tiles.count; i++)
             FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, NULL);
 
-    char *to[MOST_TILES][FA_TILE_WIDEST * LANES];
+    char *to[TILE_MOST][FA_TILE_WIDEST * LANES];
     for (ptrdiff_t i = 0; i < tiles.count; i++) {
         TILE(address_rows)(a, item, &tiles.tile[i], to[i]);
         for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++) OP(clear_row)(a, to[i][row]);

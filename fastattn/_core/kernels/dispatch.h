@@ -4,10 +4,11 @@
 
 #include "table.h"
 
-extern const fa_target fa_target_portable, fa_target_avx2, fa_target_avx512, fa_target_avx512_bf16;
+extern const fa_target fa_target_portable, fa_target_avx2, fa_target_avx512, fa_target_avx512_bf16, fa_target_amx;
 int fa_supported_portable(void);
 int fa_supported_avx2(void);
 int fa_supported_avx512(void);
 int fa_supported_avx512_bf16(void);
+int fa_supported_amx(void);
 
 #endif

@@ -6,55 +6,6 @@
  * for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block is a
  * register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands beside it. */
 
-typedef struct {
-    ptrdiff_t rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
-    const char *const *from, *const *residual;
-    char *const *to;
-    R *units, *sums; /* [UNITS(in_features)][vectors][LANES], [LINEAR_FEATURES][vectors][LANES] */
-    TILE(quantised) quantised;
-} TILE(linear_tile);
-
-/* sums[MR][NV] (+)= MR rows of W times the transposed rows of x. */
-FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, const TILE(linear_tile) *tile, ptrdiff_t first,
-                               ptrdiff_t units, const int MR, const int NV) {
-    const ptrdiff_t stride = weights->rows.stride;
-    const R *weight = weights->rows.data + row * stride, *x = tile->units + first * NV * LANES;
-    V acc[8][FA_TILE_WIDEST];
-    FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
-    for (ptrdiff_t u = 0; u < units; u++) {
-        V q[FA_TILE_WIDEST];
-        FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(x + (u * NV + j) * LANES);
-        FA_UNROLL for (int i = 0; i < MR; i++) {
-            V w = TILE(spread)(weight + i * stride + u);
-            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], w, q[j]);
-        }
-    }
-    FA_UNROLL for (int i = 0; i < MR; i++)
-        FA_UNROLL for (int j = 0; j < NV; j++) {
-            R *at = tile->sums + ((row + i) * NV + j) * LANES;
-            V sum = TILE(real)(acc[i][j], weights, row + i, &tile->quantised, j);
-            if (first) sum += OP(load)(at);
-            OP(store)(at, sum);
-        }
-}
-
-#define FA_LINEAR_SUMS(MR, NV)                                                                                         \
-    FA_APART void TILE(linear_##NV)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile,      \
-                                    ptrdiff_t first, ptrdiff_t units) {                                                \
-        FA_IN_TILES(count, MR, CALL_##NV);                                                                             \
-    }
-#define CALL_1(M) TILE(sum_block)(weights, i, tile, first, units, M, 1)
-#define CALL_2(M) TILE(sum_block)(weights, i, tile, first, units, M, 2)
-#define CALL_3(M) TILE(sum_block)(weights, i, tile, first, units, M, 3)
-FA_LINEAR_SUMS(FA_TILE_ROWS_1, 1)
-FA_LINEAR_SUMS(FA_TILE_ROWS_2, 2)
-#if FA_TILE_WIDEST >= 3
-FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
-#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : NV == 2 ? TILE(linear_2) : TILE(linear_3))
-#else
-#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
-#endif
-
 /* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
 FA_INLINE void TILE(put_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
                               ptrdiff_t n, const fa_type type) {
@@ -109,19 +60,19 @@ static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *til
                                       char *at) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES, units = UNITS(l->in_features);
-    *panel = OP(carve)(&at, LINEAR_FEATURES * fa_clamp(units, 1, LINEAR_RUN));
+    *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN)));
     *bytes = OP(carve)(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
         tiles[i].rows = fa_clamp(rows - i * widest, 0, widest);
         tiles[i].vectors = (tiles[i].rows + LANES - 1) / LANES;
-        tiles[i].units = OP(carve)(&at, units * tiles[i].vectors * LANES);
-        tiles[i].sums = OP(carve)(&at, LINEAR_FEATURES * tiles[i].vectors * LANES);
+        tiles[i].units = OP(carve)(&at, WHOLE_TILES(units) * tiles[i].vectors * LANES);
+        tiles[i].sums = OP(carve)(&at, SUMS_ROWS * tiles[i].vectors * LANES);
     }
     return at - begin;
 }
 
 static ptrdiff_t TILE_EXPORT(linear_scratch)(const fa_linear *l) {
-    TILE(linear_tile) tiles[MOST_TILES];
+    TILE(linear_tile) tiles[TILE_MOST];
     R *panel, *bytes;
     return TILE(lay_out_linear)(l, tiles, l->item_rows, &panel, &bytes, NULL);
 }
@@ -136,15 +87,18 @@ static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE
         for (ptrdiff_t lane = 0; lane < LANES; lane++) from[lane] = tile->from[fa_clamp(j * LANES + lane, 0, tile->rows - 1)];
         TILE(take_rows)(l, from, tile->units + j * LANES, tile->vectors, bytes, &tile->quantised, j);
     }
+    const ptrdiff_t units = UNITS(l->in_features), filled = units * tile->vectors * LANES;
+    memset(tile->units + filled, 0, (size_t)(WHOLE_TILES(units) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
 static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
-    TILE(linear_tile) tiles[MOST_TILES];
+    TILE(linear_tile) tiles[TILE_MOST];
     R *panel, *bytes;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
-    const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? FA_TILE_ROWS_1 : LINEAR_FEATURES;
+    const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
     TILE(lay_out_linear)(l, tiles, item->rows, &panel, &bytes, scratch);
     for (ptrdiff_t i = 0; i < count; i++) TILE(take_tile)(l, item, &tiles[i], i * widest, bytes);
+    TILE(take_registers)();
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, block);
         ptrdiff_t u = 0;
@@ -156,13 +110,13 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
         } while (u < units);
         for (ptrdiff_t i = 0; i < count; i++) TILE(finish)(l, &tiles[i], f, n);
     }
+    TILE(give_registers)();
 }
 
-static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {UNIT, TILE_EXPORT(linear_scratch), TILE_EXPORT(linear)};
+static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {
+    UNIT, TILE_MOST * FA_TILE_WIDEST * LANES, TILE_EXPORT(linear_scratch), TILE_EXPORT(linear)};
 
 #undef LINEAR_RUN
-#undef FA_LINEAR_SUMS
+#undef LINEAR_ALONE
+#undef SUMS_ROWS
 #undef FA_LINEAR_OF
-#undef CALL_1
-#undef CALL_2
-#undef CALL_3

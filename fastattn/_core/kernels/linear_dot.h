@@ -1,6 +1,6 @@
 /* Linear by dot products of pairs: x and weight are bfloat16. */
 
-#define LINEAR_RUN FA_TILE_RUN
+#define LINEAR_RUN 128 /* units whose products are added up in one chain */
 
 typedef struct { TILE(rows) rows; } TILE(weights);
 typedef struct { char none; } TILE(quantised);
@@ -9,12 +9,18 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
-    if (l->weight_element == 2 && size >= UNIT * units && l->weight_row % (ptrdiff_t)sizeof(R) == 0)
+    const ptrdiff_t whole = WHOLE_TILES(units);
+    const int fits = l->weight_element == 2 && size >= UNIT * units && l->weight_row % (ptrdiff_t)sizeof(R) == 0;
+    if (fits && whole == units && WHOLE_TILES(count) == count)
         return (TILE(weights)){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
-    for (ptrdiff_t i = 0; i < count; i++)
-        for (ptrdiff_t u = 0; u < units; u++)
-            panel[i * units + u] = TILE(unit)(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
-    return (TILE(weights)){{panel, units}};
+    for (ptrdiff_t i = 0; i < WHOLE_TILES(count); i++) {
+        R *to = panel + i * whole;
+        ptrdiff_t u = i < count && l->weight_element == 2 ? fa_clamp(size / UNIT, 0, units) : 0;
+        memcpy(to, from + fa_clamp(i, 0, count - 1) * l->weight_row, (size_t)u * sizeof(R));
+        for (; i < count && u < units; u++) to[u] = TILE(unit)(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
+        memset(to + u, 0, (size_t)(whole - u) * sizeof(R));
+    }
+    return (TILE(weights)){{panel, whole}};
 }
 
 static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,

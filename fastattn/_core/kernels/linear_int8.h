@@ -26,13 +26,20 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
+    const ptrdiff_t whole = WHOLE_TILES(units);
+    const int fits = l->weight_element == 1 && size >= UNIT * units && l->weight_row % UNIT == 0;
     TILE(weights) weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
-    if (l->weight_element != 1 || size < UNIT * units || l->weight_row % UNIT) {
-        char *to = (char *)panel;
-        for (ptrdiff_t i = 0; i < count; i++)
-            for (ptrdiff_t k = 0; k < UNIT * units; k++)
-                *to++ = k < size ? from[i * l->weight_row + k * l->weight_element] : 0;
-        weights.rows = (TILE(rows)){panel, units};
+    if (!fits || whole != units || WHOLE_TILES(count) != count) {
+        memset(panel, 0, (size_t)(WHOLE_TILES(count) * whole) * sizeof(R));
+        for (ptrdiff_t i = 0; i < count; i++) {
+            char *to = (char *)(panel + i * whole);
+            const char *row = from + i * l->weight_row;
+            const ptrdiff_t bytes = fa_clamp(size, 0, UNIT * units);
+            if (l->weight_element == 1) memcpy(to, row, (size_t)bytes);
+            else
+                for (ptrdiff_t k = 0; k < bytes; k++) to[k] = row[k * l->weight_element];
+        }
+        weights.rows = (TILE(rows)){panel, whole};
     }
     for (ptrdiff_t i = 0; i < count; i++)
         weights.sum[i] = TILE(sum_of)(weights.rows.data + i * weights.rows.stride, units);

@@ -56,7 +56,7 @@ typedef struct {
     void *part_out, *part_max, *part_sum;
 } fa_attention_item;
 
-enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16, FA_MOST_ROWS = 128 };
+enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16, FA_MOST_ROWS = 512 };
 
 /* The row operations. Arrays of rows, results included, are all stored in the same `type`. */
 typedef struct {
@@ -109,7 +109,8 @@ typedef struct {
 } fa_linear_item;
 
 typedef struct {
-    ptrdiff_t unit; /* elements of a row that its product takes at a time, in as much memory as one real */
+    ptrdiff_t unit;      /* elements of a row that its product takes at a time, in as much memory as one real */
+    ptrdiff_t most_rows; /* of an item: at most FA_MOST_ROWS */
     ptrdiff_t (*scratch)(const fa_linear *);
     void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
 } fa_linear_kernel;
@@ -126,7 +127,7 @@ typedef struct {
     ptrdiff_t itemsize;       /* bytes of an element */
     ptrdiff_t lanes;          /* elements in a vector */
     ptrdiff_t tile_rows;      /* rows of the widest tile */
-    ptrdiff_t most_rows;      /* rows that attention_many and linear take at a time: at most FA_MOST_ROWS */
+    ptrdiff_t most_rows;      /* rows that attention_many takes at a time */
     ptrdiff_t few_rows;       /* up to this many rows a kv head attention_few is the faster one */
     ptrdiff_t (*attention_scratch)(const fa_attention *);
     void (*attention_many)(const fa_attention *, const fa_attention_item *, void *scratch);

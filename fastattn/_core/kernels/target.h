@@ -4,8 +4,18 @@
 #include "attention_interval.h"
 #include "dispatch.h"
 
-#define MOST_TILES 4         /* rows of an item stand in so many tiles, which share each step of keys or block of a weight */
-#define LINEAR_FEATURES 64   /* rows of such a block: see linear.h */
+#define LINEAR_FEATURES 64 /* rows of a weight's block: see linear.h */
+
+/* Tiles of an item, which share each step of keys, or each block of a weight. */
+#define BROADCAST_TILES 4
+#define AMX_TILES 16 /* and the transposing of values */
+#ifdef FA_AMX
+#define FA_DOT_TILES AMX_TILES
+#define FA_LINEAR_PRODUCTS "linear_amx.h"
+#else
+#define FA_DOT_TILES BROADCAST_TILES
+#define FA_LINEAR_PRODUCTS "linear_broadcast.h"
+#endif
 
 #define FA_JOIN_(a, b) a##b
 #define FA_JOIN(a, b) FA_JOIN_(a, b)

@@ -1,0 +1,165 @@
+/* The products of attention by tiles (AMX_BF16): queries, keys, values and weights are bfloat16, sums float32.
+ *
+ *   S' = K Q'             16 keys in rows, as they lie in memory, times pairs of components of 16 queries
+ *   O' = O' + V' P'       16 components in rows, times pairs of keys' weights: the values' block is transposed once for all
+ *                         rows of an item, which takes as long as the products of 16 of them
+ *
+ * The products take less time than the exponentials. Scores are stored as they come; their scale goes into the argument of the
+ * exponential. Keys come 32 at a time, counted from the item's first: what a step has fewer of has zeros for weights. */
+
+#define KEY_GROUP 32
+#define STEP_GROUP 32
+#define TILE_UNITS(size) WHOLE_TILES(UNITS(size))
+#define TILE_COMPONENTS(size) WHOLE_TILES(size)
+#define VALUE_PITCH (KEYS_PER_STEP / 2) /* units of a component's row of the panel */
+#define WHOLE_GROUPS(keys) (((keys) + KEY_GROUP - 1) / KEY_GROUP * KEY_GROUP)
+
+static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
+                                const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
+    const char *from[KEYS_PER_STEP];
+    const ptrdiff_t units = TILE_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
+    (void)scales;
+    fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
+    if (whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0 && fa_in_a_row(a, item, first, count))
+        return (TILE(rows)){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
+    for (ptrdiff_t t = 0; t < WHOLE_GROUPS(count); t++) {
+        R *to = panel + t * units;
+        ptrdiff_t u = t < count ? whole : 0;
+        memcpy(to, from[t < count ? t : 0], (size_t)u * sizeof(R));
+        for (; t < count && u < UNITS(size); u++) to[u] = TILE(unit)(from[t], rows->element, u, size, rows->type);
+        memset(to + u, 0, (size_t)(units - u) * sizeof(R));
+    }
+    return (TILE(rows)){panel, units};
+}
+
+/* 32 components of 32 keys, transposed: `to` has a row of 16 pairs for each component. Neighbouring keys are interleaved
+ * within each 16 bytes, so that a lane's component is not its number. */
+FA_INLINE void TILE(transpose_values)(const char *const *from, ptrdiff_t component, R *to) {
+    V low[LANES], high[LANES];
+    FA_UNROLL for (int i = 0; i < LANES; i++) {
+        __m512i even = _mm512_loadu_si512(from[2 * i] + 2 * component), odd = _mm512_loadu_si512(from[2 * i + 1] + 2 * component);
+        low[i] = (V)_mm512_unpacklo_epi16(even, odd);
+        high[i] = (V)_mm512_unpackhi_epi16(even, odd);
+    }
+    OP(transpose)(low);
+    OP(transpose)(high);
+    FA_UNROLL for (int lane = 0; lane < LANES; lane++) {
+        R *at = to + (component + lane / 4 * 8 + lane % 4) * VALUE_PITCH;
+        OP(store)(at, low[lane]);
+        OP(store)(at + 4 * VALUE_PITCH, high[lane]);
+    }
+}
+
+static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
+                                  const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
+                                  R *panel) {
+    const char *from[KEYS_PER_STEP];
+    (void)scales;
+    fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
+    for (ptrdiff_t t = 0; t < count; t += KEY_GROUP) {
+        R *to = panel + t / 2;
+        ptrdiff_t d = 0;
+        for (; rows->element == 2 && t + KEY_GROUP <= count && d + 32 <= size; d += 32) TILE(transpose_values)(from + t, d, to);
+        for (; d < TILE_COMPONENTS(size); d++)
+            for (ptrdiff_t u = 0; u < KEY_GROUP / 2; u++) {
+                const char *low = from[t + 2 * u] + d * rows->element, *high = from[t + 2 * u + 1] + d * rows->element;
+                to[d * VALUE_PITCH + u] = d < size && t + 2 * u < count ? TILE(pair)(low, t + 2 * u + 1 < count ? high : NULL) : 0;
+            }
+    }
+    return (TILE(rows)){panel, VALUE_PITCH};
+}
+
+#define TILE_KEYS_AT TILE(keys_at)
+#define TILE_VALUES_AT TILE(values_at)
+
+/* The values from key `count` of a block on. */
+FA_INLINE TILE(rows) TILE(values_from)(TILE(rows) value, ptrdiff_t count) {
+    return (TILE(rows)){value.data + count / 2, value.stride};
+}
+
+static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
+    VI special = {0};
+    for (ptrdiff_t d = 0; d < size; d++)
+        for (ptrdiff_t u = 0; u < UNITS(count); u += LANES)
+            special |= TILE(special)(OP(load_some)(rows.data + d * rows.stride + u, fa_clamp(UNITS(count) - u, 0, LANES)));
+    return !TILE(any_lane)(special);
+}
+
+FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) {
+    return TILE(half_of)(value.data + d * value.stride + t / 2, t % 2);
+}
+
+/* Values whose non-finite elements are 0, in a panel of their own; zeros for what is missing from the last group. */
+static TILE(rows) TILE(cleaned)(TILE(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
+    memset(panel, 0, (size_t)(TILE_COMPONENTS(size) * VALUE_PITCH) * sizeof(R));
+    for (ptrdiff_t d = 0; d < size; d++)
+        for (ptrdiff_t t = 0; t < count; t++) {
+            R x = TILE(value_at)(value, t, d);
+            TILE(put_half)(panel + d * VALUE_PITCH + t / 2, t % 2, isfinite(x) ? x : 0);
+        }
+    return (TILE(rows)){panel, VALUE_PITCH};
+}
+
+/* Scores in natural units are `factor` times those that are stored. */
+FA_INLINE R TILE(factor_of)(const fa_attention *a) { return (R)a->scale; }
+FA_INLINE V TILE(natural)(V score, R factor) { return score * factor; }
+/* Whether the largest score in natural units is the largest stored one. */
+FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
+
+#define FA_AMX_PRODUCTS(NV)                                                                                            \
+    FA_APART void TILE(scores_##NV)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale,         \
+                                    R *scores, V *max, ptrdiff_t run) {                                                \
+        V top[NV];                                                                                                     \
+        (void)run;                                                                                                     \
+        TILE(multiply_##NV)(key.data, key.stride, WHOLE_GROUPS(count), query, WHOLE_TILES(units), scores, 0);          \
+        FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(splat)((R)-INFINITY);                                       \
+        for (ptrdiff_t t = 0; t < count; t++)                                                                          \
+            FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(max)(OP(load)(scores + (t * NV + j) * LANES), top[j]);  \
+        FA_UNROLL for (int j = 0; j < NV; j++) max[j] = OP(max)(top[j] * scale, max[j]);                               \
+    }                                                                                                                  \
+    FA_APART void TILE(values_##NV)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out, \
+                                    const V *decay) {                                                                  \
+        VI changes = {0};                                                                                              \
+        const ptrdiff_t components = TILE_COMPONENTS(value_size);                                                      \
+        FA_UNROLL for (int j = 0; j < NV; j++) changes |= decay[j] != OP(splat)(1);                                    \
+        for (ptrdiff_t d = 0; TILE(any_lane)(changes) && d < components; d++)                                          \
+            FA_UNROLL for (int j = 0; j < NV; j++) {                                                                   \
+                R *at = out + (d * NV + j) * LANES;                                                                    \
+                OP(store)(at, OP(load)(at) * decay[j]);                                                                \
+            }                                                                                                          \
+        TILE(multiply_##NV)(value.data, value.stride, components, weights, WHOLE_TILES(count), out, 1);                \
+    }
+FA_AMX_PRODUCTS(1)
+FA_AMX_PRODUCTS(2)
+#undef FA_AMX_PRODUCTS
+#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
+#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
+
+/* A step's weights, in pairs in the place of the scores, zeros behind the last; and their sums. */
+FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+                                const int exact) {
+    const V nothing = OP(splat)((R)-INFINITY), scale = OP(splat)(factor * 1.44269504f);
+    V from[FA_TILE_WIDEST];
+    (void)exact;
+    FA_UNROLL for (int j = 0; j < NV; j++) from[j] = shift[j] * 1.44269504f;
+    ptrdiff_t t = 0;
+    for (; t + 2 <= count; t += 2)
+        FA_UNROLL for (int j = 0; j < NV; j++) {
+            V weight[2];
+            FA_UNROLL for (int half = 0; half < 2; half++) {
+                V score = OP(load)(scores + ((t + half) * NV + j) * LANES);
+                weight[half] = exp2_rough_f32(score * scale - from[j]);
+                sum[j] += weight[half];
+                if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
+            }
+            OP(store)(scores + (t / 2 * NV + j) * LANES, TILE(paired)(weight[0], weight[1]));
+        }
+    for (; t < count; t += 2)
+        FA_UNROLL for (int j = 0; j < NV; j++) {
+            V score = OP(load)(scores + (t * NV + j) * LANES), weight = exp2_rough_f32(score * scale - from[j]);
+            sum[j] += weight;
+            if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
+            OP(store)(scores + (t / 2 * NV + j) * LANES, TILE(paired)(weight, (V){0}));
+        }
+    memset(scores + t / 2 * NV * LANES, 0, (size_t)((WHOLE_GROUPS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
+}

@@ -1,0 +1,49 @@
+/* Linear's sums in register tiles: elements of W broadcast over vectors of rows of x. */
+
+#define LINEAR_ALONE FA_TILE_ROWS_1 /* rows of a block where there is one tile only */
+#define SUMS_ROWS LINEAR_FEATURES
+
+/* sums[MR][NV] (+)= MR rows of W times the transposed rows of x. */
+FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, const TILE(linear_tile) *tile, ptrdiff_t first,
+                               ptrdiff_t units, const int MR, const int NV) {
+    const ptrdiff_t stride = weights->rows.stride;
+    const R *weight = weights->rows.data + row * stride, *x = tile->units + first * NV * LANES;
+    V acc[8][FA_TILE_WIDEST];
+    FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
+    for (ptrdiff_t u = 0; u < units; u++) {
+        V q[FA_TILE_WIDEST];
+        FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(x + (u * NV + j) * LANES);
+        FA_UNROLL for (int i = 0; i < MR; i++) {
+            V w = TILE(spread)(weight + i * stride + u);
+            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], w, q[j]);
+        }
+    }
+    FA_UNROLL for (int i = 0; i < MR; i++)
+        FA_UNROLL for (int j = 0; j < NV; j++) {
+            R *at = tile->sums + ((row + i) * NV + j) * LANES;
+            V sum = TILE(real)(acc[i][j], weights, row + i, &tile->quantised, j);
+            if (first) sum += OP(load)(at);
+            OP(store)(at, sum);
+        }
+}
+
+#define FA_LINEAR_SUMS(MR, NV)                                                                                         \
+    FA_APART void TILE(linear_##NV)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile,      \
+                                    ptrdiff_t first, ptrdiff_t units) {                                                \
+        FA_IN_TILES(count, MR, CALL_##NV);                                                                             \
+    }
+#define CALL_1(M) TILE(sum_block)(weights, i, tile, first, units, M, 1)
+#define CALL_2(M) TILE(sum_block)(weights, i, tile, first, units, M, 2)
+#define CALL_3(M) TILE(sum_block)(weights, i, tile, first, units, M, 3)
+FA_LINEAR_SUMS(FA_TILE_ROWS_1, 1)
+FA_LINEAR_SUMS(FA_TILE_ROWS_2, 2)
+#if FA_TILE_WIDEST >= 3
+FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
+#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : NV == 2 ? TILE(linear_2) : TILE(linear_3))
+#else
+#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
+#endif
+#undef FA_LINEAR_SUMS
+#undef CALL_1
+#undef CALL_2
+#undef CALL_3

@@ -1,0 +1,18 @@
+/* Sums of products in vector registers: elements of the rows in memory are broadcast over vectors of rows in the lanes. */
+
+#define TILE_MOST BROADCAST_TILES
+#define WHOLE_TILES(count) (count) /* rows and units may be of any number */
+
+/* No registers but the compiler's own. */
+FA_INLINE void TILE(take_registers)(void) {}
+FA_INLINE void TILE(give_registers)(void) {}
+
+/* CALL(rows at a time) for rows in register tiles of MR, then 4, 2, 1 for what remains. */
+#define FA_IN_TILES(count, MR, CALL)                                                                                   \
+    do {                                                                                                               \
+        ptrdiff_t i = 0;                                                                                               \
+        for (; i + (MR) <= (count); i += (MR)) CALL(MR);                                                               \
+        if ((MR) > 4 && i + 4 <= (count)) { CALL(4); i += 4; }                                                         \
+        if (i + 2 <= (count)) { CALL(2); i += 2; }                                                                     \
+        if (i < (count)) CALL(1);                                                                                      \
+    } while (0)
