@@ -14,7 +14,7 @@ _runtime.py       threads and targets: get_num_threads, set_num_threads, targets
 _arguments.pyx    the only place that judges what a user passes in
 _core/            the compiled half: a .pyx for each operation family; kernels/ holds the C, one template for each
                   algorithm, compiled once for each target
-commands/         python -m fastattn info | check | bench
+commands/         python -m fastattn info | check | bench | embed | similar | attention-map
 integrations/     fastattn inside other libraries: onnx
 
 A call goes one way: room -> _core -> _arguments -> items on OpenMP's threads -> kernel.

@@ -1,7 +1,8 @@
 """The command line: ``python -m fastattn COMMAND``.
 
 A command is a row of :data:`COMMANDS` and a module of :mod:`fastattn.commands` with two functions,
-``add_arguments(parser)`` and ``run(arguments) -> exit code``. Only the chosen module is imported.
+``add_arguments(parser)`` and ``run(arguments) -> exit code``. A hyphen in its name is ``_`` in the module's. Only the
+chosen module is imported.
 """
 
 import argparse
@@ -14,6 +15,9 @@ COMMANDS = {
     "info": "show what was built, and what this machine uses of it",
     "check": "compare every operation, on every target of this machine, with the float64 oracle",
     "bench": "time real model shapes beside NumPy and, with --peers, other engines",
+    "embed": "embed the lines of a file",
+    "similar": "print the lines of a file that are nearest to a text",
+    "attention-map": "draw how much each token of a text attends to each",
 }
 
 
@@ -31,7 +35,7 @@ def main(argv=None):
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments; try COMMAND --help")
     chosen = parser.parse_args(argv)
 
-    module = importlib.import_module(f"fastattn.commands.{chosen.command}")
+    module = importlib.import_module(f"fastattn.commands.{chosen.command.replace('-', '_')}")
     command = argparse.ArgumentParser(
         prog=f"{parser.prog} {chosen.command}",
         description=module.__doc__,

@@ -33,7 +33,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert set(COMMANDS) <= set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    assert set(COMMANDS) <= set(re.findall(r"^  ([\w-]+)  ", capsys.readouterr().out, re.MULTILINE))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

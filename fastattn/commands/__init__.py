@@ -4,6 +4,9 @@
 ``info``              what was built and is in use
 ``check``             every operation × target × dtype against the oracle
 ``bench``             real model shapes: time, speed-up, share of the machine's limit, error
+``embed``             embeddings of a file's lines
+``similar``           the lines of a file that are nearest to a text
+``attention_map``     attention weights over the tokens of a text, as a picture
 --------------------  ------------------------------------------------------------------------------
 ``cases``             the data: operations, model shapes, awkward sizes
 ``formulas``          each operation as a straightforward NumPy formula
@@ -18,6 +21,9 @@
 ``options``           arguments that measuring has in common
 ``results``           outcomes set against the limits
 ``tables``            numbers and tables as text, the progress line
+``model``             what commands that run a model have in common
+``files``             what commands read and write
+``heatmap``           weights as a figure
 ====================  ==============================================================================
 
 Nothing here is imported by the library itself. ``cases``, ``measure`` and ``peers`` also serve the

@@ -1,4 +1,4 @@
-"""Options that what measures has in common."""
+"""Options that several commands have."""
 
 import argparse
 import re
@@ -7,26 +7,22 @@ from fastattn.commands import dtypes
 
 
 def add_arguments(parser):
-    """Which cases, and on how many threads."""
+    """Of what measures: which cases, and on how many threads."""
     parser.add_argument("--only", type=re.compile, default="", metavar="REGEX", help="only cases with a matching name")
     parser.add_argument(
-        "--threads", type=_count, metavar="N", help="threads of every engine (default: the library's own choice)"
+        "--threads", type=count, metavar="N", help="threads of every engine (default: the library's own choice)"
     )
 
 
-def _count(text):
-    """A whole number from 1 up; argparse tells the user of the ValueError."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-_count.__name__ = "thread count"  # as argparse calls it
+def count(text):
+    """A whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
 
 
 def add_dtype(parser, default):
-    """In which types."""
+    """Of what measures: in which types."""
     help = f"only these types, of {', '.join(dtypes.NEEDS)} (default: {default})"
     parser.add_argument("--dtype", type=_types, default=(), metavar="NAME[,NAME]", help=help)
 

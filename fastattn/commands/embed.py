@@ -1,0 +1,42 @@
+"""Embed the lines of a file: row i of the .npy file is the embedding of line i + 1.
+
+A line is a text in UTF-8. Empty lines have an embedding as well, so that rows and lines go together. The result is
+float32, of shape (lines, size of an embedding), and replaces OUT only once it is whole.
+"""
+
+import argparse
+
+from numpy.lib import format as npy
+
+from fastattn.commands import files, model, options
+
+
+def add_arguments(parser):
+    """Describe the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="one text a line; - is standard input")
+    parser.add_argument("-o", dest="out", required=True, metavar="OUT", help="the .npy file to write")
+    model.add_arguments(parser)
+    parser.add_argument(
+        "--batch-size",
+        type=options.count,
+        metavar="N",
+        help="at most so many texts at a time (default: as many as have 4096 tokens); no embedding depends on it",
+    )
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale embeddings to length 1, or do not (default: as the model's modules.json says)",
+    )
+
+
+def run(arguments):
+    """Write the embeddings."""
+    texts = files.lines(arguments.file)
+    with files.created(arguments.out) as out:
+        with model.loaded(arguments) as encoder:
+            embeddings = encoder.encode(texts, batch_size=arguments.batch_size, normalize=arguments.normalize)
+        # np.save would not tell that the last kilobytes did not go onto a full disk.
+        npy.write_array_header_1_0(out, npy.header_data_from_array_1_0(embeddings))
+        out.write(embeddings)
+    print(f"{arguments.out}: {len(embeddings)} × {encoder.embedding_size} float32")
+    return 0
