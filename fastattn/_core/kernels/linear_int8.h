@@ -100,3 +100,21 @@ FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t la
                           V *sums) {
     (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
 }
+
+/* What the way by rows wants to know of x and of its sums: the same numbers. */
+#define LINEAR_MOST_UNITS LINEAR_RUN
+
+static const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+    const ptrdiff_t filled = (l->in_features + LANES - 1) / LANES * LANES;
+    TILE(quantise)(l, from, room + units, (uint8_t *)room, scale, zero);
+    memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
+    return room;
+}
+FA_INLINE int TILE(any_below)(V x, R least) { (void)x, (void)least; return 0; }
+FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
+    for (ptrdiff_t i = 0; i < count; i++) total[i] += weights->sum[i];
+}
+FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
+    VI whole = (VI)sum - *zero * *(const VI *)total;
+    return __builtin_convertvector(whole, V) * *scale;
+}

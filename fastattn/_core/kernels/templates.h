@@ -36,6 +36,7 @@
 #include "product_lanes.h"
 #ifdef FA_AMX
 #define MULTIPLY_TILES _tile_dpbf16ps
+#define MULTIPLY_SWAPPED _tile_dpbf16ps
 #include "product_amx.h"
 #include "attention_bf16.h"
 #include "attention_amx.h"
@@ -59,6 +60,7 @@
 #include "product_lanes.h"
 #ifdef FA_AMX
 #define MULTIPLY_TILES _tile_dpbsud
+#define MULTIPLY_SWAPPED _tile_dpbusd
 #include "product_amx.h"
 #else
 #include "product_broadcast.h"
