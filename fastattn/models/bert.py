@@ -16,7 +16,7 @@ from fastattn.models.inputs import Packed, chosen, gathered, judged
 from fastattn.models.modules import read_modules, read_pooling
 from fastattn.models.parameters import embedding_parameters, layer_parameters
 from fastattn.models.progress import Progress
-from fastattn.models.tokens import Tokens, judged_texts
+from fastattn.models.tokens import Tokens, judged_text, judged_texts
 from fastattn.nn import TransformerEncoder
 
 if TYPE_CHECKING:
@@ -75,8 +75,6 @@ class BertEncoder:
         modules = read_modules(folder)
         configuration = read_configuration(modules.transformer)
         self._configuration = configuration
-        self._tokens = Tokens(modules, configuration)
-        self._pooling = read_pooling(modules, configuration.hidden)
         checkpoint = Checkpoint(modules.transformer)
         self._embeddings = Embeddings(**embedding_parameters(checkpoint, configuration), eps=configuration.norm_eps)
         self._encoder = TransformerEncoder.from_state_dict(
@@ -86,6 +84,8 @@ class BertEncoder:
             norm_eps=configuration.norm_eps,
             dtype=dtype,
         )
+        self._pooling = read_pooling(modules, configuration.hidden)
+        self._tokens = Tokens(modules, configuration)
         self.dtype = dtype
         checkpoint.forget_pages()
 
@@ -247,7 +247,8 @@ class BertEncoder:
         TypeError
             `texts` is no str and has an element that is none.
         ValueError
-            `batch_size` is less than 1, or the tokenizer knows a token that the model does not.
+            `batch_size` is less than 1, a text is not Unicode (half of a surrogate pair), or the tokenizer knows a
+            token that the model does not.
 
         Notes
         -----
@@ -291,7 +292,7 @@ class BertEncoder:
 
         Raises
         ------
-        TypeError
+        TypeError, ValueError
             As in `encode`.
 
         Examples
@@ -329,7 +330,7 @@ class BertEncoder:
         TypeError
             `text` is no str, `layer` or `head` no int.
         ValueError
-            There is no such layer or head.
+            There is no such layer or head, or the text is not Unicode.
 
         Examples
         --------
@@ -338,10 +339,8 @@ class BertEncoder:
         >>> tokens, weights.shape
         (['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]'], (6, 6))
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__}")
         layer, head = chosen("layer", layer, self.num_layers), chosen("head", head, self.num_heads)
-        ids, cu_seqlens = self._tokens([text])
+        ids, cu_seqlens = self._tokens([judged_text("text", text)])
         packed = gathered(self._configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
         x = self._rows(packed)
         for below in self._encoder.layers[:layer]:
