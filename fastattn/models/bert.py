@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+# dtype of the weights -> of what goes from layer to layer. Beside weights of 8 bits the rounding to 16 does not show.
+ACTIVATIONS = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "bfloat16"}
 
 # Tokens of texts that go through the layers together.
 TOKENS_AT_ONCE = 4096
@@ -69,7 +70,7 @@ class BertEncoder:
     0.67 -0.05
     """
 
-    __slots__ = ("_configuration", "_embeddings", "_encoder", "_pooling", "_tokens", "dtype")
+    __slots__ = ("_activations", "_configuration", "_embeddings", "_encoder", "_pooling", "_tokens", "dtype")
 
     def __init__(self, folder: Path, dtype: str) -> None:
         modules = read_modules(folder)
@@ -87,6 +88,7 @@ class BertEncoder:
         self._pooling = read_pooling(modules, configuration.hidden)
         self._tokens = Tokens(modules, configuration)
         self.dtype = dtype
+        self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         checkpoint.forget_pages()
 
     @classmethod
@@ -102,7 +104,7 @@ class BertEncoder:
             `default_folder`'s.
         dtype : {"float32", "float16", "bfloat16", "int8"}
             What the layers compute in, and store their weights in: they are converted here, once. int8 means weights
-            with a scale for each output, and activations in float32 that are rounded to int8, row by row, before each
+            with a scale for each output, and activations in bfloat16 that are rounded to int8, row by row, before each
             product. The tables of embeddings stay as they are.
 
         Returns
@@ -116,7 +118,7 @@ class BertEncoder:
         TypeError
             folder is no path, or dtype no str.
         ValueError
-            dtype is none of these, or bfloat16 without ml_dtypes; a file is not whole or not what its name says; a
+            dtype is none of these, or bfloat16 or int8 without ml_dtypes; a file is not whole or not what its name says; a
             tensor is missing or has another shape than config.json says; or the model is of another architecture than
             BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not supported. The message
             names the file and the field or tensor.
@@ -130,9 +132,9 @@ class BertEncoder:
             raise TypeError(f"folder must be a path or None, got {type(folder).__name__}")
         if not isinstance(dtype, str):
             raise TypeError(f"dtype must be a str, got {type(dtype).__name__}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        _arguments.storage_dtype("dtype", dtype)
+        if dtype not in ACTIVATIONS:
+            raise ValueError(f"dtype must be one of {', '.join(ACTIVATIONS)}, got {dtype!r}")
+        _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         path = default_folder() if folder is None else Path(folder)
         if not path.is_dir():
             raise FileNotFoundError(f"folder must be that of a model on this machine, got {str(path)!r}")
@@ -351,7 +353,7 @@ class BertEncoder:
     def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
         """What the first layer takes: (tokens, H) in the layers' type."""
         x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
-        return x.astype(self._encoder.dtype, copy=False)
+        return x.astype(self._activations, copy=False)
 
     def _hidden(self, packed: Packed, num_threads: int | None) -> NDArray[np.float32]:
         """What the last layer gives: (tokens, H)."""

@@ -63,19 +63,23 @@ static ptrdiff_t TILE(by_rows_scratch)(const fa_linear *l) {
 }
 
 /* Rows of x into tiles; zeros where there are no more rows. */
-static void TILE(take_x)(const fa_linear *l, const fa_linear_item *item, TILE(by_rows_room) *room) {
+FA_APART void TILE(take_x)(const fa_linear *l, const fa_linear_item *item, TILE(by_rows_room) *room) {
     const ptrdiff_t units = WHOLE_TILES(UNITS(l->in_features));
     for (ptrdiff_t i = 0; i < WHOLE_TILES(item->rows); i++) {
         const R *from = room->reals;
         if (i < item->rows) from = TILE(take_row)(l, item->x[i], room->reals, units, room->scale + i, room->zero + i);
-        else memset(room->reals, 0, (size_t)units * sizeof(R));
+        else {
+            memset(room->reals, 0, (size_t)units * sizeof(R));
+            room->scale[i] = 0;
+            room->zero[i] = 0;
+        }
         R *to = room->x + i / 16 * 16 * units + i % 16 * LANES;
         for (ptrdiff_t u = 0; u < units; u += LANES) OP(store)(to + u * 16, OP(load)(from + u));
     }
 }
 
 /* The block's rows into the lanes. */
-static void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to) {
+FA_APART void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to) {
     for (ptrdiff_t f = 0; f < (count + 15) / 16; f++)
         for (ptrdiff_t u = 0; u < (units + 15) / 16; u++) {
             V x[LANES];
@@ -85,53 +89,67 @@ static void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to)
         }
 }
 
-/* A row's sums of `vectors` vectors of features, scaled, with bias and activation. */
-FA_INLINE void TILE(finish_row)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room, ptrdiff_t row,
-                                ptrdiff_t feature, ptrdiff_t count, const V *scale, const V *bias, V *y, int vectors,
-                                const int rough) {
-    const R *sums = room->sums + row / 16 * BLOCK_TILES * TILE_REALS + row % 16 * LANES;
-    V least = OP(splat)(1);
-    for (int j = 0; j < vectors; j++) {
-        y[j] = TILE(row_real)(OP(load)(sums + j * TILE_REALS), room->total + j * LANES, room->scale + row, room->zero + row);
-        least = (V)_mm512_range_ps((__m512)least, (__m512)y[j], 0x0a); /* the smaller magnitude */
+/* A tile's sums in place: scaled, with bias. */
+FA_APART void TILE(shift_tile)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room, ptrdiff_t row,
+                                ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
+    V scale, bias, least = OP(splat)(1);
+    TILE(find_shift)(l, feature, count, &scale, &bias);
+    for (ptrdiff_t i = 0; i < 16; i++) { /* the smallest magnitude: see TILE(mend) */
+        V y = TILE(row_real)(OP(load)(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
+        if (UNIT == 2) least = (V)_mm512_range_ps((__m512)least, (__m512)y, 0x0a);
+        else y = TILE(shifted)(l, y, scale, bias);
+        OP(store)(sums + i * LANES, y);
     }
-    if (UNIT == 2 && TILE(any_below)(least, FA_LEAST_SUM))
-        for (int j = 0; j < vectors; j++)
-            TILE(mend)(l, item->x + row, 1, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES), y + j);
-    for (int j = 0; j < vectors; j++) y[j] = TILE(shifted)(l, y[j], scale[j], bias[j]);
-    OP(activate)(y, vectors, l->activation, rough);
+    if (UNIT != 2) return;
+    if (TILE(any_below)(least, FA_LEAST_SUM))
+        TILE(mend)(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
+    for (ptrdiff_t i = 0; i < 16; i++)
+        OP(store)(sums + i * LANES, TILE(shifted)(l, OP(load)(sums + i * LANES), scale, bias));
 }
 
-/* The sums of `count` features to where they belong. */
+/* Two vectors of a row, or parts of them, to where they belong, with their residual. */
+FA_INLINE void TILE(put_two)(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature, ptrdiff_t n,
+                             const fa_type type) {
+    const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
+    const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
+    if (!l->plain_out || (residual && !l->plain_residual)) {
+        TILE(scatter_row)(l, residual, to, low, feature, first);
+        TILE(scatter_row)(l, residual, to, high, feature + LANES, second);
+        return;
+    }
+    if (residual) low += OP(load_some_as)(residual + at, type, first);
+    if (residual && second) high += OP(load_some_as)(residual + next, type, second);
+    if (type == FA_BF16 && n >= 2 * LANES) {
+        store_two_bf16((uint16_t *)(to + at), low, high);
+        return;
+    }
+    OP(store_some_as)(to + at, type, low, first);
+    if (second) OP(store_some_as)(to + next, type, high, second);
+}
+
+/* The sums of `count` features, tile by tile, to where they belong. */
 FA_INLINE void TILE(finish_rows)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room,
-                                 ptrdiff_t feature, ptrdiff_t count, const int vectors, const fa_type type) {
-    const int plain = l->plain_out && (!item->residual || l->plain_residual);
-    V scale[BLOCK_TILES], bias[BLOCK_TILES];
-    ptrdiff_t lanes[BLOCK_TILES];
-    for (int j = 0; j < vectors; j++) {
-        lanes[j] = fa_clamp(count - j * LANES, 0, LANES);
-        TILE(find_shift)(l, feature + j * LANES, lanes[j], scale + j, bias + j);
-    }
-    for (ptrdiff_t i = 0; i < item->rows; i++) {
-        const char *residual = item->residual ? item->residual[i] : NULL;
-        V y[BLOCK_TILES];
-        TILE(finish_row)(l, item, room, i, feature, count, scale, bias, y, vectors, type != FA_F32);
-        for (int j = 0; j < vectors; j++) {
-            const ptrdiff_t first = feature + j * LANES, at = first * fa_size_of(type);
-            if (!plain) {
-                TILE(scatter_row)(l, residual, item->out[i], y[j], first, lanes[j]);
-                continue;
+                                 ptrdiff_t feature, ptrdiff_t count, const fa_type type) {
+    const int tiles = (int)((count + LANES - 1) / LANES);
+    for (ptrdiff_t row = 0; row < item->rows; row += 16) {
+        R *sums = room->sums + row * LINEAR_FEATURES;
+        for (int j = 0; j < tiles; j++)
+            TILE(shift_tile)(l, item, room, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
+                             sums + j * TILE_REALS, room->total + j * LANES);
+        OP(activate)((V *)sums, 16 * tiles, l->activation, type != FA_F32);
+        for (ptrdiff_t i = 0; i < fa_clamp(item->rows - row, 0, 16); i++)
+            for (int j = 0; j < tiles; j += 2) {
+                const R *at = sums + j * TILE_REALS + i * LANES;
+                TILE(put_two)(l, item->residual ? item->residual[row + i] : NULL, item->out[row + i], OP(load)(at),
+                              OP(load)(at + TILE_REALS), feature + j * LANES, count - j * LANES, type);
             }
-            if (residual) y[j] += OP(load_some_as)(residual + at, type, lanes[j]);
-            OP(store_some_as)(item->out[i] + at, type, y[j], lanes[j]);
-        }
     }
 }
 
-static void TILE(finish_block)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room,
+FA_APART void TILE(finish_block)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room,
                                ptrdiff_t feature, ptrdiff_t count) {
-#define WHOLE(TYPE) TILE(finish_rows)(l, item, room, feature, LINEAR_FEATURES, BLOCK_TILES, TYPE)
-#define REST(TYPE) TILE(finish_rows)(l, item, room, feature, count, (int)((count + LANES - 1) / LANES), TYPE)
+#define WHOLE(TYPE) TILE(finish_rows)(l, item, room, feature, LINEAR_FEATURES, TYPE)
+#define REST(TYPE) TILE(finish_rows)(l, item, room, feature, count, TYPE)
     if (count == LINEAR_FEATURES) FA_FOR_RESULT(l->type, WHOLE);
     else FA_FOR_RESULT(l->type, REST);
 #undef WHOLE
@@ -160,7 +178,7 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
                     TILE(tiles_at) rows = PACKED(room.x + (i * along + u) * TILE_REALS, 1, along);
                     TILE(tiles_at) lanes = PACKED(room.packed + j * BY_ROWS_RUN * TILE_REALS, 1, BY_ROWS_RUN);
                     TILE(tiles_at) sums = PACKED(room.sums + (i * BLOCK_TILES + j) * TILE_REALS, BLOCK_TILES, 1);
-                    TILE(multiply_swapped)(rows, fa_clamp(row_tiles - i, 0, 2), lanes, run, sums, u > 0);
+                    TILE(multiply_swapped)(&rows, fa_clamp(row_tiles - i, 0, 2), &lanes, run, &sums, u > 0);
                 }
         }
         TILE(finish_block)(l, item, &room, f, n);

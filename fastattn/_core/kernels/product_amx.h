@@ -20,7 +20,7 @@ static void TILE(take_registers)(void) {
 static void TILE(give_registers)(void) { _tile_release(); }
 
 /* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
- * tile along the sum, and the next one across it. Tiles that are packed lie one behind the other, 1 KB each: at other distances
+ * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other, 1 KB each: at other distances
  * they may compete for few lines of L1. */
 typedef struct { char *first; ptrdiff_t row, along, across; } TILE(tiles_at);
 
@@ -72,10 +72,14 @@ FA_INLINE void TILE(multiply_block)(TILE(tiles_at) rows, TILE(tiles_at) lanes, p
 #undef STORE
 #undef MULTIPLY
 
-/* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. */
+/* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What is
+ * passed by address is read field by field: as a value it went through memory, and its load waited for several stores. */
 #define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
-    FA_APART void TILE(NAME)(TILE(tiles_at) rows, ptrdiff_t row_tiles, TILE(tiles_at) lanes, ptrdiff_t count,          \
-                             TILE(tiles_at) sums, int more) {                                                          \
+    FA_APART void TILE(NAME)(const TILE(tiles_at) *from, ptrdiff_t row_tiles, const TILE(tiles_at) *units,             \
+                             ptrdiff_t count, const TILE(tiles_at) *to, int more) {                                    \
+        TILE(tiles_at) rows = {from->first, from->row, from->along, from->across};                                     \
+        TILE(tiles_at) sums = {to->first, to->row, to->along, to->across};                                             \
+        const TILE(tiles_at) lanes = {units->first, units->row, units->along, units->across};                          \
         __asm__ volatile("" ::: "memory");                                                                             \
         for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
             TILE(multiply_block)(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
@@ -93,8 +97,8 @@ FA_INLINE void TILE(multiply)(TILE(tiles_at) from, ptrdiff_t rows, const R *unit
     const ptrdiff_t row = NV * FA_VECTOR_BYTES;
     const TILE(tiles_at) lanes = {(char *)units, row, 16 * row, FA_VECTOR_BYTES};
     const TILE(tiles_at) to = {(char *)sums, row, 16 * row, FA_VECTOR_BYTES};
-    if (NV == 1) TILE(multiply_1)(from, (rows + 15) / 16, lanes, (count + 15) / 16, to, more);
-    else TILE(multiply_2)(from, (rows + 15) / 16, lanes, (count + 15) / 16, to, more);
+    if (NV == 1) TILE(multiply_1)(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
+    else TILE(multiply_2)(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
 }
 
 /* Rows as they lie. */
