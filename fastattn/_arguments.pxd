@@ -19,7 +19,7 @@ cpdef tuple states(object outs, object lses)
 
 cdef ptrdiff_t integer(str name, object x, str needed=*) except? -1
 cdef double finite(str name, object x) except? -1
-cdef bint flag(str name, object x) except -1
+cpdef bint flag(str name, object x) except -1
 cpdef int thread_limit(object num_threads) except -1
 cdef int axis_of(object axis, int ndim) except -1
 
@@ -55,7 +55,7 @@ cdef fa_type weight_type_of(np.ndarray weight)
 cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name)
 cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
 cdef int activation(str name, object x) except -1
-cdef double non_negative(str name, object x) except -1
+cpdef double non_negative(str name, object x) except -1
 cpdef object storage_dtype(str name, object x)
 cpdef ptrdiff_t at_least_one(str name, object x) except -1
 cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size)

@@ -681,14 +681,14 @@ cdef double finite(str name, object x) except? -1:
     return value
 
 
-cdef double non_negative(str name, object x) except -1:
+cpdef double non_negative(str name, object x) except -1:
     cdef double value = finite(name, x)
     if value < 0:
         raise ValueError(f"{name} must not be negative, got {x}")
     return value
 
 
-cdef bint flag(str name, object x) except -1:
+cpdef bint flag(str name, object x) except -1:
     if x is True:
         return True
     if x is False:

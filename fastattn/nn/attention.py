@@ -102,11 +102,11 @@ class MultiHeadAttention:
         parts = (0, q_size), (q_size, q_size + kv_size), (q_size + kv_size, total)
         in_bias = entries.bias("in_proj_bias", total, bias)
         self.kdim = self.vdim = embed
-        if "q_proj_weight" in entries:
+        if any(f"{name}_proj_weight" in entries for name in "qkv"):
             self.kdim = entries.array("k_proj_weight", (kv_size, None)).shape[1]
             self.vdim = entries.array("v_proj_weight", (kv_size, None)).shape[1]
             needed = {"q": (q_size, embed), "k": (kv_size, self.kdim), "v": (kv_size, self.vdim)}
-            weights = [entries.matrix(f"{name}_proj_weight", shape) for name, shape in needed.items()]
+            weights = entries.matrices({f"{name}_proj_weight": shape for name, shape in needed.items()})
         else:
             weights = [entries.matrix("in_proj_weight", (total, embed))]
         if self.kdim == self.vdim == embed:
@@ -146,8 +146,9 @@ class MultiHeadAttention:
             True: there are biases; False: there are none; None: those that the mapping has.
         dtype : dtype or str, optional
             What the weights become: float32, float64, float16 or bfloat16, where biases become float32 (float64 for
-            float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, and are not
-            copied.
+            float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, float64 all or
+            none, and are not copied, but that ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight`` are joined
+            where they have equally many inputs.
 
         Raises
         ------
@@ -157,7 +158,7 @@ class MultiHeadAttention:
         """
         entries = Entries(mapping, prefix, dtype)
         attention = cls(entries, num_heads, num_kv_heads, bias)
-        entries.judge_unread()
+        entries.judge_rest()
         return attention
 
     @property

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastattn import _arguments
 from fastattn.nn.attention import MultiHeadAttention, Workspace, judge_tokens
 from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
@@ -73,8 +74,11 @@ class TransformerEncoderLayer:
         self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, like=None
     ) -> None:
         for name, x, table in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+            if not isinstance(x, str):
+                raise TypeError(f"{name} must be a str, got {type(x).__name__}")
             if x not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
+        norm_eps = _arguments.non_negative("norm_eps", norm_eps)
         # Layers that run in one room have one size.
         sizes = (None,) * 4 if like is None else like.sizes
         attention = MultiHeadAttention(entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2])
@@ -89,7 +93,7 @@ class TransformerEncoderLayer:
         self.norm1, self.norm2 = (
             NORMS[norm](entries.under(name), embed, norm_eps, bias) for name in ("norm1.", "norm2.")
         )
-        self.norm_first, self.activation = bool(norm_first), activation
+        self.norm_first, self.activation = _arguments.flag("norm_first", norm_first), activation
 
     @classmethod
     def from_state_dict(
@@ -134,7 +138,7 @@ class TransformerEncoderLayer:
         """
         entries = Entries(mapping, prefix, dtype)
         layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_unread()
+        entries.judge_rest()
         return layer
 
     @property
@@ -312,7 +316,7 @@ class TransformerEncoder:
         """
         entries = Entries(mapping, prefix, dtype)
         encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_unread()
+        entries.judge_rest()
         return encoder
 
     @property
