@@ -4,7 +4,7 @@ from libc.stddef cimport ptrdiff_t
 from fastattn._core.targets cimport fa_type
 
 cdef np.ndarray array(str name, object x)
-cdef np.ndarray real_array(str name, object x)
+cpdef np.ndarray real_array(str name, object x)
 cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_name)
 cdef np.ndarray bool_array(str name, object x)
 cdef np.ndarray vector_like(str name, object x, np.ndarray model, str model_name)
@@ -40,7 +40,7 @@ cdef np.ndarray attention_slopes(
 )
 cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *shape)
 cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1
-cdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name)
+cpdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name)
 cdef int as_many(str name, np.ndarray x, np.ndarray model, str model_name) except -1
 cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *right) except -1
 cdef double positive(str name, object x) except -1

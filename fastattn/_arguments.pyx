@@ -71,7 +71,7 @@ cdef bint is_real(np.ndarray x):
     return type_of(x) != FA_TYPES and np.PyArray_ISNOTSWAPPED(x)
 
 
-cdef np.ndarray real_array(str name, object x):
+cpdef np.ndarray real_array(str name, object x):
     """An array of one of the types that the kernels read."""
     cdef np.ndarray a = array(name, x)
     if not is_real(a):
@@ -394,7 +394,7 @@ cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1:
     return 0
 
 
-cdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name):
+cpdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name):
     """Where each packed sequence begins, and where the last one ends."""
     cdef np.ndarray a = integer_array(name, x)
     if a.ndim != 1 or a.shape[0] == 0:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastattn import _arguments
-from fastattn.nn.attention import MultiHeadAttention, Workspace, judge_tokens
+from fastattn.nn.attention import MultiHeadAttention, Workspace
 from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class TransformerEncoderLayer:
         Parameters
         ----------
         x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            Of a dtype at least as wide as the weights'; the result has it, too.
+            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         attn_mask, cu_seqlens, cache, cos, sin, interleaved, **options
             As when `MultiHeadAttention` is called, of self-attention; `return_lse` is not possible.
         out : ndarray, shape of x, optional
@@ -195,11 +195,10 @@ class TransformerEncoderLayer:
 
     def workspace(self, x: NDArray, **call) -> Workspace:
         """Room for x on its way through layers of this one's sizes."""
-        judge_tokens("x", x, self.self_attn.embed_dim, call["cu_seqlens"] is not None)
         if "return_lse" in call["options"]:
             raise TypeError("return_lse is an option of MultiHeadAttention alone")
         _, _, size, whole = self.sizes
-        return Workspace(self.self_attn, x, (size,) * (whole // size), self.norm_first, **call)
+        return Workspace(self.self_attn, "x", x, (size,) * (whole // size), self.norm_first, **call)
 
     def run(self, x: NDArray, work: Workspace, cache: KVCache | None, out: NDArray | None) -> NDArray:
         """The layer, in room that is there already; `out` may be x."""
@@ -342,7 +341,7 @@ class TransformerEncoder:
         Parameters
         ----------
         x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            Of a dtype at least as wide as the weights'; the result has it, too.
+            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         caches : sequence of KVCache, optional
             One for each layer.
         attn_mask, cu_seqlens, cos, sin, interleaved, out, num_threads, **options
