@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from functools import partial
@@ -11,15 +12,14 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn.attention import attention_weights, scaled_dot_product_attention, varlen_attention
+from fastattn.cache import KVCache
 from fastattn.nn.weights import Entries, Linear, stacked
 from fastattn.rotary import rotary_embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import DTypeLike, NDArray
-
-    from fastattn.cache import KVCache
 
 
 class MultiHeadAttention:
@@ -203,7 +203,7 @@ class MultiHeadAttention:
         cache : KVCache, optional
             Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
             (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
-            `q_offset` is by default where they go. Where an option is in error the tokens may have been appended.
+            `q_offset` is by default where they go.
         cos, sin : ndarray, shape (positions, R/2), optional
             Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
             its number in its sequence, counted from what the cache has.
@@ -225,7 +225,7 @@ class MultiHeadAttention:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of; nothing is written to `out` then.
+            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
         """
         key = query if key is None else key
         value = key if value is None else value
@@ -235,7 +235,8 @@ class MultiHeadAttention:
                 self, "query", query, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin,
                 interleaved=interleaved, num_threads=num_threads, options=options,
             )  # fmt: skip
-            out = self.run(query, work, cache, residual, out)
+            with work.appending({} if cache is None else {"cache": cache}):
+                out = self.run(query, work, cache, residual, out)
             return out if work.lse is None else (out, work.lse)
         self._judge(cu_seqlens is not None, query=query, key=key, value=value)
         must_be_none("where key is not query", cache=cache, cos=cos, sin=sin)
@@ -367,8 +368,8 @@ class Workspace:
     """
 
     __slots__ = (
-        "_attend", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed", "num_threads",
-        "projected",
+        "_attend", "_judge_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
+        "num_threads", "projected",
     )  # fmt: skip
 
     def __init__(
@@ -410,9 +411,10 @@ class Workspace:
         else:
             query, key, value, turned, out = (view.swapaxes(-2, -3) for view in (query, key, value, turned, out))
             attend = partial(scaled_dot_product_attention, query, key, value, attn_mask)
-        self._views = None if packed else (query, key, value, attn_mask)
+        self._views = query, key, value, attn_mask
         self._options = {"out": out, "num_threads": num_threads, **options}
         self._attend = partial(attend, **at_own_place(self._options))
+        self._judge_cache = partial(judge_cache, attention, name, x, packed)
 
         self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
         self._turn = None
@@ -420,6 +422,26 @@ class Workspace:
             rows = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
             turn = {"interleaved": interleaved, "out": turned, "num_threads": num_threads}
             self._turn = partial(rotary_embedding, turned, *rows, **turn)
+
+    def reads(self, out: object) -> bool:
+        """Whether every layer's attention may find in `out` what was given to it."""
+        given = self._views[-1], *self._rotary.values(), *self._options.values()
+        return isinstance(out, np.ndarray) and any(
+            isinstance(x, np.ndarray) and np.may_share_memory(out, x) for x in given
+        )
+
+    @contextlib.contextmanager
+    def appending(self, caches: Mapping[str, KVCache]) -> Iterator[None]:
+        """Judge caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
+        for name, cache in caches.items():
+            self._judge_cache(name, cache)
+        before = [(cache, cache.lengths) for cache in caches.values()]
+        try:
+            yield
+        except BaseException:
+            for cache, lengths in before:
+                cache.truncate(lengths)
+            raise
 
     def attend(self, cache: KVCache | None) -> None:
         """Make `joined` of `projected`."""
@@ -433,8 +455,6 @@ class Workspace:
 
     def _attend_to(self, cache: KVCache) -> NDArray | tuple[NDArray, NDArray]:
         """Append, and attend from where the new tokens then stand."""
-        if self._views is None:
-            raise ValueError("cu_seqlens must be None with a cache, which holds each sequence in room of its own")
         query, key, value, attn_mask = self._views
         options, before = dict(self._options), cache.lengths
         lengths = options.pop("kv_lengths", None)
@@ -466,6 +486,26 @@ def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype)
         raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
     if dtype == np.float64 != x.dtype:
         raise TypeError(f"{name} must have dtype float64, as the weights have, got dtype {x.dtype}")
+
+
+def judge_cache(attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, name: str, cache: object) -> None:
+    """Raise unless a cache takes what this attention makes of x."""
+    if packed:
+        raise ValueError(f"{name} must be None with cu_seqlens, got {type(cache).__name__}")
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"{name} must be a fastattn.KVCache, got {type(cache).__name__}")
+    store, size = cache._store, attention.head_dim
+    if (store.kv_heads, store.head_dim, store.value_dim) != (attention.num_kv_heads, size, size):
+        raise ValueError(f"{name} must hold {attention.num_kv_heads} heads of size {size}, got {cache!r}")
+    if x.ndim != 3 or len(x) != store.batch:
+        needed = f"({store.batch}, tokens, {attention.embed_dim})"
+        raise ValueError(f"{x_name} must have shape {needed} beside {name}, got shape {x.shape}")
+    tokens = x.shape[1]
+    if store.window and tokens > cache.chunk and (cache.lengths + tokens > store.page_size).any():
+        raise ValueError(
+            f"{x_name} must have at most {cache.chunk} tokens, the chunk of {name}, once its window moves on, "
+            f"got {tokens}"
+        )
 
 
 def must_be_none(where: str, **arguments: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastattn.nn.attention import MultiHeadAttention, Workspace
 from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -185,13 +186,14 @@ class TransformerEncoderLayer:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of; nothing is written to `out` then.
+            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
         """
         work = self.workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
-        return self.run(x, work, cache, out)
+        with work.appending({} if cache is None else {"cache": cache}):
+            return self.run(x, work, cache, out)
 
     def workspace(self, x: NDArray, **call) -> Workspace:
         """Room for x on its way through layers of this one's sizes."""
@@ -354,19 +356,33 @@ class TransformerEncoder:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of; nothing is written to `out` then.
+            As the functions it is made of. Then nothing is written to `out`, and the caches are as they were.
         """
-        if caches is None:
-            caches = [None] * len(self.layers)
-        elif len(caches) != len(self.layers):
-            raise ValueError(f"caches must hold one for each layer, {len(self.layers)}, got {len(caches)}")
+        named = self._named(caches)
         work = self.layers[0].workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = out = layer.run(x, work, cache, out)
+        each = list(named.values()) or [None] * len(self.layers)
+        # `out` waits for the last layer where a cache may refuse until then, or where it lies in what all layers read.
+        held = None if named or work.reads(out) else out
+        with work.appending(named):
+            for layer, cache in zip(self.layers[:-1], each, strict=False):
+                x = held = layer.run(x, work, cache, held)
+            out = self.layers[-1].run(x, work, each[-1], held if out is None else out)
         return out if self.norm is None else self.norm(out, out, num_threads)
+
+    def _named(self, caches: Sequence[KVCache] | None) -> dict[str, KVCache]:
+        """The cache of each layer, by its name as an argument; none if there are none."""
+        if caches is None:
+            return {}
+        if not isinstance(caches, Sequence):
+            raise TypeError(f"caches must be a list of KVCache, got {type(caches).__name__}")
+        if len(caches) != len(self.layers):
+            raise ValueError(f"caches must hold one for each layer, {len(self.layers)}, got {len(caches)}")
+        if len(set(map(id, caches))) < len(caches):
+            raise ValueError("caches must hold another one for each layer, got one twice")
+        return {f"caches[{i}]": cache for i, cache in enumerate(caches)}
 
     def __repr__(self) -> str:
         end = "" if self.norm is None else f", {type(self.norm).__name__}"
