@@ -14,7 +14,7 @@ import numpy as np
 
 import accuracy
 from accuracy import assert_accurate, unfused_matmul, wider_oracle
-from dtypes import computed_in
+from dtypes import computed_in, eps, readable
 from fastattn.nn import QuantizedWeight, quantize
 from targets import multiplies_and_adds_at_once
 
@@ -288,3 +288,13 @@ def assert_as_defined(result, formula, expected):
     assert result.shape == expected.shape
     formula = np.broadcast_to(formula, expected.shape)
     assert_accurate(*(x.reshape(1, -1) for x in (result, formula, expected)))
+
+
+def assert_close(result, expected, units):
+    """That results are the oracle's up to so many eps, of the largest or of 1, which is about what goes in.
+
+    For sizes so small that the rule, which compares the worst error of two ways, is a matter of luck.
+    """
+    assert result.shape == expected.shape
+    tolerance = units * eps(result.dtype) * np.abs(expected).max(initial=1)
+    np.testing.assert_allclose(readable(result), expected.astype(float), rtol=0, atol=tolerance)

@@ -13,7 +13,16 @@ import fastattn
 from arrays import LAYOUTS, WRITABLE_LAYOUTS, assert_nothing_written_around, empty_laid_out
 from dtypes import ALL, WIDE, assert_equal, computed_in, eps, readable, stored_beside
 from fastattn.nn import MultiHeadAttention, quantize
-from nn_layers import Layer, angles, answers, assert_as_defined, attention_map, multi_head_attention, tokens
+from nn_layers import (
+    Layer,
+    angles,
+    answers,
+    assert_as_defined,
+    assert_close,
+    attention_map,
+    multi_head_attention,
+    tokens,
+)
 from nn_layers import attention_weights as state_dict
 from problems import EVERYTHING_ELSE, OPTIONS, Shape, of_sequence, options_of
 from targets import multiplies_and_adds_at_once, on_target
@@ -235,12 +244,13 @@ def test_any_call_is_what_the_definition_says(target, dtype, data):
         vdim=data.draw(inputs) if cross else None,
         bias=data.draw(st.booleans()),
     )
-    # Enough numbers for the rule: it compares the worst error of each.
-    shape = {"batch": 1 + 300 // layer.embed, "queries": data.draw(few), "keys": data.draw(few) if cross else None}
+    shape = {"batch": data.draw(few), "queries": data.draw(few), "keys": data.draw(few) if cross else None}
     names = data.draw(st.lists(st.sampled_from(sorted(OPTIONS)), max_size=2, unique=True))
     case = Case(layer, **shape, values=cross and layer.kdim != layer.vdim, options=tuple(names))
     with on_target(target):
-        assert_accurate_at(case, dtype)
+        out = attention_of(layer, dtype)(**call_of(case, dtype))
+        _, expected = _answers(case, dtype, False, multiplies_and_adds_at_once())
+    assert_close(out, expected[0], 16)
 
 
 # Weights by other names and in other types
