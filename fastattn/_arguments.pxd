@@ -59,6 +59,7 @@ cpdef double non_negative(str name, object x) except -1
 cpdef object storage_dtype(str name, object x)
 cpdef ptrdiff_t at_least_one(str name, object x) except -1
 cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size)
+cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens)
 cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions)
 cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit)
 

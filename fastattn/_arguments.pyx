@@ -635,6 +635,19 @@ cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads,
     return a
 
 
+cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens):
+    """How many of its tokens each sequence really has: all for None."""
+    cdef np.npy_intp shape = sequences
+    cdef np.ndarray given = per_sequence(name, x, 1, &shape)
+    if given is None:
+        given = np.array(tokens, dtype=np.int64)
+    if given.size and not 0 <= given.min() <= given.max() <= tokens:
+        raise ValueError(
+            f"{name} must lie between 0 and the number of tokens, {tokens}, got {given.min()} to {given.max()}"
+        )
+    return np.broadcast_to(given, sequences)
+
+
 cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions):
     """cos or sin: a row for each position that a token takes."""
     cdef np.ndarray a = parameter_like(name, x, k, "k")

@@ -88,7 +88,8 @@ class MultiHeadAttention:
             raise ValueError(f"num_kv_heads must divide num_heads, {heads}, got {kv_heads}")
         for name in ("bias_k", "bias_v"):
             if name in entries:
-                raise ValueError(f"{entries.key(name)} must not be there: added keys and values are not supported")
+                key = entries.key(name)
+                raise ValueError(f"{key} must not be there, as added keys and values are not supported, got one")
         self.embed_dim, joined = entries.array("out_proj.weight", sizes).shape
         if joined % heads:
             entries.unfit("out_proj.weight", f"a multiple of num_heads, {heads}, as its last axis")
@@ -414,7 +415,7 @@ class Workspace:
         self._views = query, key, value, attn_mask
         self._options = {"out": out, "num_threads": num_threads, **options}
         self._attend = partial(attend, **at_own_place(self._options))
-        self._judge_cache = partial(judge_cache, attention, name, x, packed)
+        self._judge_cache = partial(judge_cache, attention, name, x, packed, options.get("kv_lengths"))
 
         self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
         self._turn = None
@@ -488,7 +489,9 @@ def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype)
         raise TypeError(f"{name} must have dtype float64, as the weights have, got dtype {x.dtype}")
 
 
-def judge_cache(attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, name: str, cache: object) -> None:
+def judge_cache(
+    attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, kv_lengths: object, name: str, cache: object
+) -> None:
     """Raise unless a cache takes what this attention makes of x."""
     if packed:
         raise ValueError(f"{name} must be None with cu_seqlens, got {type(cache).__name__}")
@@ -500,12 +503,13 @@ def judge_cache(attention: MultiHeadAttention, x_name: str, x: NDArray, packed: 
     if x.ndim != 3 or len(x) != store.batch:
         needed = f"({store.batch}, tokens, {attention.embed_dim})"
         raise ValueError(f"{x_name} must have shape {needed} beside {name}, got shape {x.shape}")
-    tokens = x.shape[1]
-    if store.window and tokens > cache.chunk and (cache.lengths + tokens > store.page_size).any():
-        raise ValueError(
-            f"{x_name} must have at most {cache.chunk} tokens, the chunk of {name}, once its window moves on, "
-            f"got {tokens}"
-        )
+    counts = _arguments.token_counts("kv_lengths", kv_lengths, store.batch, x.shape[1])
+    # A ring that is full takes as many as leave the first of them what its window sees.
+    most = store.page_size - cache.lengths
+    most = np.maximum(most, cache.chunk) if store.window else most
+    if (counts > most).any():
+        n = np.argmax(counts > most)
+        raise ValueError(f"{x_name} must have at most {most[n]} tokens of sequence {n} beside {name}, got {counts[n]}")
 
 
 def must_be_none(where: str, **arguments: object) -> None:

@@ -198,7 +198,7 @@ class TransformerEncoderLayer:
     def workspace(self, x: NDArray, **call) -> Workspace:
         """Room for x on its way through layers of this one's sizes."""
         if "return_lse" in call["options"]:
-            raise TypeError("return_lse is an option of MultiHeadAttention alone")
+            raise TypeError(f"return_lse must not be asked of layers, got {call['options']['return_lse']!r}")
         _, _, size, whole = self.sizes
         return Workspace(self.self_attn, "x", x, (size,) * (whole // size), self.norm_first, **call)
 
@@ -280,7 +280,9 @@ class TransformerEncoder:
         for number in range(1, entries.count("layers.")):
             self.layers.append(TransformerEncoderLayer(entries.under(f"layers.{number}."), *settings, like=first))
         end = entries.under("norm.")
-        self.norm = NORMS[norm](end, first.self_attn.embed_dim, norm_eps, bias) if "weight" in end else None
+        self.norm = None
+        if "weight" in end or "bias" in end:
+            self.norm = NORMS[norm](end, first.self_attn.embed_dim, norm_eps, bias)
 
     @classmethod
     def from_state_dict(
