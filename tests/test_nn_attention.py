@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import tracemalloc
 from typing import NamedTuple
 
 import hypothesis
@@ -492,6 +493,26 @@ def test_out_overlaps_an_input(dtype, distance, shared):
     here, out = memory[64:][: x.size].reshape(x.shape), memory[64 + distance :][: expected.size].reshape(expected.shape)
     here[...] = x
     assert_equal(attention(**call | {shared: here}, out=out), expected)
+
+
+def test_a_decoding_step_needs_little_memory():
+    """The projections of its tokens, and some Python objects: nothing for what the cache holds."""
+    layer = Layer(512, 8, 2, 64)
+    attention, x = attention_of(layer, np.float32), tokens(layer, np.float32, 1, 1)
+    cache = fastattn.KVCache(1, 2, 4096, 64)
+    cache.append(*np.ones((2, 1, 2, 4000, 64), np.float32))
+    out = np.empty_like(x)
+    tracemalloc.start()
+    for step in range(40):
+        if step == 20:  # what Python itself keeps for later it has by then
+            tracemalloc.clear_traces()
+            tracemalloc.reset_peak()
+        attention(x, cache=cache, out=out)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    projected, joined = (8 + 2 * 2) * 64, 8 * 64
+    assert peak <= 4 * (projected + joined) + 10_000
+    assert kept <= 2_000
 
 
 # To the bit
