@@ -485,10 +485,9 @@ def test_quantised_rows_are_as_close_as_steps_allow(rng, dtype, layout):
 
 def test_quantised_rows_of_zeros_and_of_the_smallest_numbers():
     smallest = np.float32(1e-45)
-    weight = quantize(np.array([[0, 0], [0, smallest], [200 * smallest, -smallest]], np.float32))
-    assert_equal(weight.values[0], np.zeros(2, np.int8))
-    assert np.isfinite(weight.scales).all()
-    assert (np.abs(weight.values) <= 127).all()
+    weight = quantize(np.array([[0, 0], [0, smallest], [178 * smallest, -smallest]], np.float32))
+    np.testing.assert_array_equal(weight.values, [[0, 0], [0, 0], [127, -1]])
+    np.testing.assert_array_equal(weight.scales, np.array([0, 0, smallest]))
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=str)

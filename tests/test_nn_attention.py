@@ -163,7 +163,8 @@ def test_rotary(target, dtype, pairs, interleaved):
 def test_attention_weights(target, dtype, case, options):
     call = call_of(case._replace(options=options), dtype)
     if case.keys is None:
-        call = call | dict(zip(("cos", "sin"), angles(case.queries, 2, dtype), strict=True))
+        cos, sin = angles(case.queries, 2, dtype)
+        call = call | {"cos": cos, "sin": sin, "interleaved": True}
     known = answers(attention_map, case.layer, state_dict(case.layer, dtype), call)
     found = attention_of(case.layer, dtype).attention_weights(**call, return_lse=True)
     assert_all_as_defined(found, known)

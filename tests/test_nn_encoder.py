@@ -282,16 +282,17 @@ def test_nothing(dtype, shape):
 
 
 @BOTH
-def test_all_layers_work_in_one_room(layer):
+@pytest.mark.parametrize("into", ["out", "a new array"])
+def test_all_layers_work_in_one_room(layer, into):
     """Memory does not depend on their number, and is what the docstring says."""
     layer = layer._replace(embed=48, hidden=160)
     x = tokens(layer, np.float32, 1, 1000)
     width = 2 * (layer.heads + layer.kv_heads) * layer.head_size
     room = max(width, layer.hidden * (1 + layer.gated)) + layer.embed * layer.norm_first
     for layers in (1, 6):
-        made, out = encoder_of(layer, np.float32, layers), np.empty_like(x)
+        made, out = encoder_of(layer, np.float32, layers), np.empty_like(x) if into == "out" else None
         tracemalloc.start()
         made(x, out=out)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak <= room * 4 * 1000 + 100_000
+        assert peak <= room * 4 * 1000 + (out is None) * x.nbytes + 100_000
