@@ -4,6 +4,7 @@
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.torch
 
 # Of the result's size: both sides err by some roundings of their sums.
 TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 4e-15}
+
+README = Path(__file__).parents[1] / "README.md"
 
 BATCH, QUERIES, KEYS = 3, 17, 23
 ACTIVATIONS = {
@@ -170,6 +173,20 @@ def test_tensors_are_not_arrays():
 
 
 # Encoders
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_example():
+    """The README's runs as printed, and gives what PyTorch gives."""
+    _, _, text = README.read_text(encoding="utf-8").partition("<!-- example: layers -->")
+    names = {}
+    exec(compile(text.split("```python\n", 1)[1].split("```", 1)[0], str(README), "exec"), names)
+    trained, x = names["trained"], names["x"]
+    hidden = np.arange(128) >= np.array([[128], [100]])
+    expected = call(trained, x, src_key_padding_mask=hidden)
+    assert_equal_but_for_rounding(names["y"][~hidden], expected[~hidden])
+    causal = np.triu(np.ones((102, 102), bool), 1)
+    assert_equal_but_for_rounding(names["z"], call(trained, x[:, :102], mask=causal)[:, 101:])
 
 
 def layer_of(dtype, activation="relu", **settings):
