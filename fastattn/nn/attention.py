@@ -503,13 +503,15 @@ def judge_cache(
     if x.ndim != 3 or len(x) != store.batch:
         needed = f"({store.batch}, tokens, {attention.embed_dim})"
         raise ValueError(f"{x_name} must have shape {needed} beside {name}, got shape {x.shape}")
-    counts = _arguments.token_counts("kv_lengths", kv_lengths, store.batch, x.shape[1])
+    counts = [x.shape[1]] * store.batch
+    if kv_lengths is not None:
+        counts = _arguments.token_counts("kv_lengths", kv_lengths, store.batch, x.shape[1]).tolist()
     # A ring that is full takes as many as leave the first of them what its window sees.
-    most = store.page_size - cache.lengths
-    most = np.maximum(most, cache.chunk) if store.window else most
-    if (counts > most).any():
-        n = np.argmax(counts > most)
-        raise ValueError(f"{x_name} must have at most {most[n]} tokens of sequence {n} beside {name}, got {counts[n]}")
+    least = cache.chunk if store.window else 0
+    for n, (length, count) in enumerate(zip(cache.lengths.tolist(), counts, strict=True)):
+        most = max(store.page_size - length, least)
+        if count > most:
+            raise ValueError(f"{x_name} must have at most {most} tokens of sequence {n} beside {name}, got {count}")
 
 
 def must_be_none(where: str, **arguments: object) -> None:
