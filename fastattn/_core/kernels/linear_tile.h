@@ -19,7 +19,7 @@ static void TILE(scatter_row)(const fa_linear *l, const char *residual, char *to
 /* The scales of n features, if there are any, and their biases or 0. */
 FA_INLINE void TILE(find_shift)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t n, V *scale, V *bias) {
     *scale = *bias = (V){0};
-    if (l->scales) *scale = OP(load_some_as)((const char *)(l->scales + feature), FA_F32, n);
+    if (l->scales) OP(widen)((R *)scale, (const char *)(l->scales + feature), FA_F32, sizeof(float), n);
     if (l->bias) *bias = OP(load_some_as)(l->bias + feature * fa_size_of(l->bias_type), l->bias_type, n);
 }
 
