@@ -89,7 +89,8 @@ static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrd
             OP(transpose)(y);
             TILE(mend)(l, tile->from + j * LANES, lanes, first, n, y);
             if (l->scales) {
-                V scale = OP(load_some_as)((const char *)(l->scales + first), FA_F32, n);
+                V scale = {0};
+                OP(widen)((R *)&scale, (const char *)(l->scales + first), FA_F32, sizeof(float), n);
                 for (ptrdiff_t i = 0; i < lanes; i++) y[i] *= scale;
             }
             if (l->bias) {

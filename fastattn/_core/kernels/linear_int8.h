@@ -52,9 +52,10 @@ static void TILE(quantise)(const fa_linear *l, const char *x, R *row, uint8_t *t
         noughts += part * (R)0;
     }
     R top = OP(lane_max)(high), bottom = OP(lane_max)(low), nought = OP(lane_sum)(noughts);
-    /* What is not finite makes all of the row's results NaN: its scale is. */
-    *scale = nought == 0 ? (top + bottom) / 255 : (R)NAN;
-    R inverse = *scale > 0 ? 1 / *scale : 0;
+    /* What is not finite makes all of the row's results NaN: its scale is. Below 2^-128 a scale has no inverse. */
+    const R step = (R)(((double)top + bottom) / 255);
+    *scale = nought == 0 ? (step > 0x1p-126f ? step : 0x1p-126f) : (R)NAN;
+    R inverse = nought == 0 ? 1 / *scale : 0;
     *zero = (I)lrintf(bottom * inverse);
     const __m512 shift = _mm512_set1_ps((float)*zero);
     for (ptrdiff_t k = 0; k < size; k += LANES) {
