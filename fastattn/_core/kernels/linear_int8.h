@@ -70,15 +70,12 @@ static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, 
     const ptrdiff_t padded = (l->in_features + LANES - 1) / LANES * LANES;
     uint8_t *units = (uint8_t *)(bytes + padded);
     const char *rows[LANES];
+    R scale = 0;
+    I zero = 0;
     for (ptrdiff_t lane = 0; lane < LANES; lane++) {
-        R scale;
-        I zero;
         rows[lane] = (const char *)units + lane * padded;
-        if (lane && from[lane] == from[lane - 1]) { /* what fills up the last tile */
-            rows[lane] = rows[lane - 1];
-            continue;
-        }
-        TILE(quantise)(l, from[lane], bytes, units + lane * padded, &scale, &zero);
+        if (lane && from[lane] == from[lane - 1]) rows[lane] = rows[lane - 1]; /* repeated, as at the last tile's end */
+        else TILE(quantise)(l, from[lane], bytes, units + lane * padded, &scale, &zero);
         quantised->scale[j][lane] = scale;
         quantised->zero[j][lane] = zero;
     }
