@@ -1,6 +1,6 @@
 /* Linear by dot products of pairs: x and weight are bfloat16. */
 
-#define LINEAR_RUN FA_TILE_RUN
+#define LINEAR_RUN(l) FA_TILE_RUN
 
 typedef struct { TILE(rows) rows; } TILE(weights);
 typedef struct { char none; } TILE(quantised);

@@ -2,7 +2,7 @@
  * x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less zero times the sum
  * of the weights is exact; it becomes a real before it could overflow: 4 · 16384 · 255 · 127 < 2^31. */
 
-#define LINEAR_RUN 16384
+#define LINEAR_RUN(l) 16384
 
 typedef struct {
     TILE(rows) rows;
