@@ -96,7 +96,7 @@ def assert_close_enough(result, arrays, *, activation=None):
     expected = reference.linear(**arrays, activation=activation)
     dtype = arrays["x"].dtype
     # Numbers of 16 bits may be rounded to them after the product, after the activation and in the end.
-    stored = eps(dtype) * (np.abs(before) + np.abs(after) + np.abs(expected))
+    stored = sum(eps(dtype) * np.abs(x) + float(np.spacing(dtype.type(0))) for x in (before, after, expected))
     assert result.shape == expected.shape
     assert result.dtype == dtype
     error, allowed = np.abs(result - expected), stored + STEEPEST * (_of_sums(arrays) + _of_quantisation(**arrays))
