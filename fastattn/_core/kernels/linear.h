@@ -50,7 +50,7 @@ static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *til
                                       char *at) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES, units = UNITS(l->in_features);
-    *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN)));
+    *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
     *bytes = OP(carve)(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
         tiles[i].rows = fa_clamp(rows - i * widest, 0, widest);
@@ -95,7 +95,7 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
         n = fa_clamp(end - f, 0, block);
         ptrdiff_t u = 0;
         do { /* no inputs: sums of nothing, 0 */
-            ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN);
+            ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN(l));
             TILE(weights) weights = TILE(weights_at)(l, f, n, u, run, panel);
             for (ptrdiff_t i = 0; i < count; i++) FA_LINEAR_OF(tiles[i].vectors)(&weights, n, &tiles[i], u, run);
             u += run;

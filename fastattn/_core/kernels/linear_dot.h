@@ -1,6 +1,6 @@
 /* Linear by dot products of pairs: x and weight are bfloat16. */
 
-#define LINEAR_RUN 128 /* units whose products are added up in one chain */
+#define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
 
 typedef struct { TILE(rows) rows; } TILE(weights);
 typedef struct { char none; } TILE(quantised);
