@@ -17,7 +17,7 @@ from pathlib import Path
 import fastattn
 from fastattn.commands import dtypes, machine, options, tables
 from fastattn.commands.cases import chosen, in_float32
-from fastattn.commands.measure import Pace
+from fastattn.commands.measure import CAPS, Pace, cap
 from fastattn.commands.peers import OTHERS, PEERS
 from fastattn.commands.results import collect, geometric_mean
 
@@ -119,9 +119,17 @@ def parse(argv, description, more=lambda parser: None):
     more(parser)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each engine (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.2, help="length of a turn (default: 0.2)")
+    parser.add_argument(
+        "--isa",
+        choices=[target for target in CAPS if target in fastattn.targets()],
+        help="keep fastattn, PyTorch and OpenVINO from instructions beyond these (ONNX Runtime cannot be kept)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements")
     parser.add_argument("--readme", type=Path, nargs="?", const=README, metavar="FILE", help="put the table in there")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.isa:
+        cap(arguments.isa)
+    return arguments
 
 
 def _table(results, others):

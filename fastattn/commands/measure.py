@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fastattn
+from fastattn import _runtime
 from fastattn.commands import peers
 
 #: A time is taken over as many calls as last this long: the clock's own cost then does not count.
@@ -29,7 +30,33 @@ SHORTEST = 50e-6
 PAUSE = 0.03
 
 #: Thread settings of the libraries below the engines, that have to be there before these are imported.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "RAYON_NUM_THREADS",  # tokenizers
+)
+
+#: What keeps oneDNN, and so PyTorch and OpenVINO, from instructions that a target of this library has not.
+CAP_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+CAPS = {"avx512_bf16": "AVX512_CORE_BF16", "avx512": "AVX512_CORE", "avx2": "AVX2"}
+
+
+def cap(target):
+    """Keep this process, and the engines that it starts, to the instructions of a target.
+
+    ONNX Runtime has no such setting; its matrix products of int8 use all that there is.
+    """
+    _runtime.use_target(target)
+    os.environ |= {"FASTATTN_TARGET": target, CAP_VARIABLE: CAPS[target]}
+
+
+def environment(threads):
+    """Of an engine's process: so many threads, and this very library whatever the working directory holds."""
+    home = str(Path(fastattn.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": path}
 
 
 def burst(call, seconds):
@@ -142,14 +169,10 @@ class Engine:
         return ": ".join([f"exit code {process.returncode}", *last_words])
 
     def _start(self):
-        """The process, with this very library whatever the working directory holds."""
-        threads = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
-        home = str(Path(fastattn.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `_stop` closes it
         return subprocess.Popen(
             [sys.executable, "-P", "-m", peers.__name__, self.name, str(self.threads)],
-            env={**os.environ, **threads, "PYTHONPATH": path},
+            env=environment(self.threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

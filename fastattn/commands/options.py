@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 import argparse
+import functools
 import re
 
 from fastattn.commands import dtypes
@@ -21,16 +22,16 @@ def count(text):
     return int(text)
 
 
-def add_dtype(parser, default):
+def add_dtype(parser, default, known=tuple(dtypes.NEEDS)):
     """Of what measures: in which types."""
-    help = f"only these types, of {', '.join(dtypes.NEEDS)} (default: {default})"
-    parser.add_argument("--dtype", type=_types, default=(), metavar="NAME[,NAME]", help=help)
+    help = f"only these types, of {', '.join(known)} (default: {default})"
+    parser.add_argument("--dtype", type=functools.partial(_types, known), default=(), metavar="NAME[,NAME]", help=help)
 
 
-def _types(text):
+def _types(known, text):
     """Names of types, each once and with commas between them."""
     names = dict.fromkeys(text.split(","))
-    unknown = [name for name in names if name not in dtypes.NEEDS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(dtypes.NEEDS)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
     return tuple(names)

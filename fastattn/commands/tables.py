@@ -38,6 +38,12 @@ def rate(per_second, unit):
 
 
 @_number
+def megabytes(nbytes):
+    """A size in millions of bytes: 147 MB."""
+    return f"{nbytes / 1e6:.0f} MB"
+
+
+@_number
 def count(value):
     """A number without a unit: 1.42, or 2345."""
     return digits(value)

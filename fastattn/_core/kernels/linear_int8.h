@@ -100,7 +100,7 @@ FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t la
 }
 
 /* What the way by rows wants to know of x and of its sums: the same numbers. */
-#define LINEAR_MOST_UNITS LINEAR_RUN
+#define LINEAR_MOST_UNITS LINEAR_RUN(l)
 
 static const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
     const ptrdiff_t filled = (l->in_features + LANES - 1) / LANES * LANES;

@@ -1,8 +1,8 @@
-"""The sentence encoder as ONNX: ``python -m fastattn.commands.peers.exported MODEL TARGET``.
+"""The sentence encoder as files for other engines: ``python -m fastattn.commands.peers.exported MODEL TARGET``.
 
-What ONNX Runtime and OpenVINO run. PyTorch writes the files, in a process of its own so that none of it stays in
-theirs: `eager` and `sdpa` after the two ways in which transformers writes attention, and `fused`, the first after ONNX
-Runtime's optimizer has put its own operators in the places of whole subgraphs.
+PyTorch writes them, in a process of its own so that none of it stays in theirs: `eager.onnx` and `sdpa.onnx` after the
+two ways in which transformers writes attention; `fused.onnx`, the first after ONNX Runtime's optimizer has put its own
+operators in the places of whole subgraphs; and `converted.xml`, what OpenVINO itself makes of the model in PyTorch.
 """
 
 import functools
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from importlib import util
 from pathlib import Path
 
 #: The operators that the optimizer must find, for six layers.
@@ -34,17 +35,20 @@ class _Directory:
         self._kept = kept
 
     def __truediv__(self, name):
-        return str(Path(self._kept.name, f"{name}.onnx"))
+        return str(Path(self._kept.name, name))
 
 
 def export(folder, target):
-    """Write the three files."""
+    """Write the files; those of ONNX alone where there is no OpenVINO."""
     for attention in ("eager", "sdpa"):
-        _write(folder, attention, Path(target, f"{attention}.onnx"))
+        _write(_model(folder, attention), Path(target, f"{attention}.onnx"))
     _fuse(Path(target, "eager.onnx"), Path(target, "fused.onnx"))
+    if util.find_spec("openvino"):
+        _convert(_model(folder, "sdpa"), Path(target, "converted.xml"))
 
 
-def _write(folder, attention, path):
+def _model(folder, attention):
+    """A module from token ids to the last hidden state alone."""
     import torch
     from transformers import BertModel
 
@@ -57,19 +61,32 @@ def _write(folder, attention, path):
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             return self.model(**inputs).last_hidden_state
 
-    names = ["input_ids", "attention_mask", "token_type_ids"]
+    return LastHiddenState().eval()
+
+
+def _inputs():
+    """By name, inputs of some shape."""
+    import torch
+
     ids = torch.ones(2, 8, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": ids, "token_type_ids": torch.zeros_like(ids)}
+
+
+def _write(model, path):
+    import torch
+
+    inputs = _inputs()
     with warnings.catch_warnings():
         # The optimizer knows the graphs of this older exporter.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            LastHiddenState().eval(),
-            (ids, ids, torch.zeros_like(ids)),
+            model,
+            tuple(inputs.values()),
             path,
             dynamo=False,
-            input_names=names,
+            input_names=list(inputs),
             output_names=["hidden"],
-            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in (*names, "hidden")},
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in (*inputs, "hidden")},
         )
 
 
@@ -81,6 +98,15 @@ def _fuse(path, target):
     if any(found[name] != count for name, count in FUSED.items()):
         raise RuntimeError(f"the optimizer did not find all of {FUSED}: {found}")
     fused.save_model_to_file(str(target))
+
+
+def _convert(model, path):
+    import openvino
+    import torch
+
+    with torch.no_grad():
+        converted = openvino.convert_model(model, example_input=_inputs())
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 if __name__ == "__main__":

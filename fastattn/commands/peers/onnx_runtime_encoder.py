@@ -23,16 +23,16 @@ def _graph(case):
     graphs = exported.models(encoder.folder())
     if case.dtype == "int8":
         quantize_dynamic(
-            graphs / "fused",
-            graphs / "int8",
+            graphs / "fused.onnx",
+            graphs / "int8.onnx",
             per_channel=True,
             weight_type=QuantType.QInt8,
             extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what the fused operators return
         )
-        return graphs / "int8"
+        return graphs / "int8.onnx"
     if case.dtype != "float32":
         raise Unsuitable(f"no {case.dtype}")
-    return graphs / "fused"
+    return graphs / "fused.onnx"
 
 
 def _session(case):
@@ -60,21 +60,23 @@ def _forward(case, arguments):
 def _encode(batch_size):
     def build(case, arguments):
         session, tokenizer = _session(case), encoder.tokenizer()
-        tokenizer.enable_padding()
         return functools.partial(encode, session, tokenizer, arguments["texts"], batch_size), lambda result: result
 
     return build
 
 
 def encode(session, tokenizer, texts, batch_size):
-    """The embeddings, in batches of texts of about the same length, each padded to its longest."""
-    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+    """The embeddings, in batches of texts of about the same number of tokens, each padded to its longest."""
+    encodings = tokenizer.encode_batch(texts)
+    order = sorted(range(len(texts)), key=lambda n: len(encodings[n]))
     embeddings = np.empty((len(texts), encoder.config()["hidden_size"]), np.float32)
     for begin in range(0, len(texts), batch_size):
         rows = order[begin : begin + batch_size]
-        encodings = tokenizer.encode_batch([texts[n] for n in rows])
-        ids = np.array([encoding.ids for encoding in encodings])
-        mask = np.array([encoding.attention_mask for encoding in encodings])
+        batch = [encodings[n] for n in rows]
+        for encoding in batch:
+            encoding.pad(len(batch[-1]))
+        ids = np.array([encoding.ids for encoding in batch])
+        mask = np.array([encoding.attention_mask for encoding in batch])
         (hidden,) = session.run(None, _feeds(session, {"input_ids": ids, "attention_mask": mask}))
         total = np.einsum("bsd,bs->bd", hidden, mask.astype(np.float32))
         embeddings[rows] = total / np.linalg.norm(total, axis=1, keepdims=True)  # the mean's direction is the sum's

@@ -41,17 +41,9 @@ class _Request:
         for index, tensor in enumerate(self.tensors):
             self.request.set_input_tensor(index, tensor)
 
-    def precisions(self):
-        """What its operations are computed in: f32, bf16, ..."""
-        operations = (node.get_rt_info() for node in self.compiled.get_runtime_model().get_ordered_ops())
-        passing = ("Input", "Const", "Output")
-        return {
-            info["runtimePrecision"].astype(str) for info in operations if info["layerType"].astype(str) not in passing
-        }
-
     def into_its_own(self):
         """Run; the results stay in the request's own memory."""
-        self.request.infer()
+        self.request.infer(share_outputs=True)
         return tuple(tensor.data.view(self.dtype) for tensor in self.request.output_tensors)
 
     def into_new(self):
@@ -59,6 +51,13 @@ class _Request:
         inputs = dict(enumerate(self.tensors))
         results = self.request.infer(inputs, share_inputs=True, share_outputs=False).to_tuple()
         return tuple(result.view(self.dtype) for result in results)
+
+
+def precisions(compiled):
+    """What the operations of a compiled model are computed in: f32, bf16, ..."""
+    operations = (node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops())
+    passing = ("Input", "Const", "Output")
+    return {info["runtimePrecision"].astype(str) for info in operations if info["layerType"].astype(str) not in passing}
 
 
 def _tensor(array):
@@ -79,7 +78,7 @@ def _attention(case, query, key, value):
         return [ops.scaled_dot_product_attention(*nodes, causal=is_causal(case) and not masked)]
 
     request = _Request(model, arrays)
-    if case.dtype == "bfloat16" and "f32" in request.precisions():
+    if case.dtype == "bfloat16" and "f32" in precisions(request.compiled):
         raise Unsuitable("not computed in bfloat16")
     shape = [case.sizes[axis] for axis in ("B", "Hq", "Sq", "Dv")]
     return request.into_its_own, lambda results: results[0].reshape(shape)

@@ -18,11 +18,11 @@ def _dtype(case):
     return getattr(torch, case.dtype)
 
 
-def _forward(attention):
+def _forward(attention, prepared=lambda model: model):
     def build(case, arguments):
         folder = encoder.folder()
         model = BertModel.from_pretrained(folder, attn_implementation=attention, dtype=_dtype(case)).eval()
-        forward = torch.inference_mode()(model)  # transformers leaves the mode that `start` set
+        forward = torch.inference_mode()(prepared(model))  # transformers leaves the mode that `start` set
         call = functools.partial(forward, **{name: torch.from_numpy(array) for name, array in arguments.items()})
         return call, lambda result: result.last_hidden_state.float().numpy()
 
@@ -48,6 +48,10 @@ def _sentence_transformers(batch_size):
 
 
 VARIANTS = {
-    "forward": {"sdpa": _forward("sdpa"), "eager": _forward("eager")},
+    "forward": {
+        "sdpa": _forward("sdpa"),
+        "eager": _forward("eager"),
+        "compiled": _forward("sdpa", functools.partial(torch.compile, dynamic=False)),
+    },
     "encode": {f"batches of {size}": _sentence_transformers(size) for size in (16, 32, 64)},
 }
