@@ -104,7 +104,7 @@ def scaled_dot_product_attention(
     for one sequence is the same to the bit for any number of threads and whatever else is in the batch.
 
     16-bit arrays are read as they lie and summed in float32. Where all three are bfloat16 and the processor has
-    AVX512_BF16, the weights are rounded to bfloat16 for the sum of the values.
+    AVX512_BF16 or AMX, the weights are rounded to bfloat16 for the sum of the values.
 
     Examples
     --------

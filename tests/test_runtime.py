@@ -130,7 +130,7 @@ def test_threadpoolctl_sees_and_limits_the_threads():
 
 
 def test_targets_are_sorted_and_end_with_the_portable_one():
-    known = ("avx512_bf16", "avx512", "avx2", "portable")
+    known = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
     assert fastattn.targets() == tuple(name for name in known if name in fastattn.targets())
     assert fastattn.targets()[-1] == "portable"
 

@@ -11,7 +11,7 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = WHOLE_TILES(units);
     const int fits = l->weight_element == 2 && size >= UNIT * units && l->weight_row % (ptrdiff_t)sizeof(R) == 0;
-    if (fits && whole == units && WHOLE_TILES(count) == count)
+    if (fits && whole == units && !(WHOLE_TILES(count) - count))
         return (TILE(weights)){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
     for (ptrdiff_t i = 0; i < WHOLE_TILES(count); i++) {
         R *to = panel + i * whole;
@@ -70,7 +70,7 @@ static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes
 #define LINEAR_MOST_UNITS PTRDIFF_MAX
 
 /* A row of x as units, zeros behind it: as it lies, or in `room`. */
-static const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
     (void)scale, (void)zero;
     if (l->plain_x && l->in_features == UNIT * units) return (const R *)from;
     const ptrdiff_t whole = l->x_element == 2 ? l->in_features / UNIT : 0;

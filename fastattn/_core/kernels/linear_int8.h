@@ -29,7 +29,7 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
     const ptrdiff_t whole = WHOLE_TILES(units);
     const int fits = l->weight_element == 1 && size >= UNIT * units && l->weight_row % UNIT == 0;
     TILE(weights) weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
-    if (!fits || whole != units || WHOLE_TILES(count) != count) {
+    if (!fits || whole != units || WHOLE_TILES(count) - count) {
         memset(panel, 0, (size_t)(WHOLE_TILES(count) * whole) * sizeof(R));
         for (ptrdiff_t i = 0; i < count; i++) {
             char *to = (char *)(panel + i * whole);
@@ -102,7 +102,7 @@ FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t la
 /* What the way by rows wants to know of x and of its sums: the same numbers. */
 #define LINEAR_MOST_UNITS LINEAR_RUN(l)
 
-static const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
     const ptrdiff_t filled = (l->in_features + LANES - 1) / LANES * LANES;
     TILE(quantise)(l, from, room + units, (uint8_t *)room, scale, zero);
     memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
