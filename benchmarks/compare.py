@@ -30,12 +30,14 @@ BEGIN_TYPES = "<!-- table of benchmarks/compare.py --dtype -->"
 #: The sections of the table: title, and the cases that belong there.
 SECTIONS = (
     ("Attention", lambda case: case.operation == "scaled_dot_product_attention"),
+    ("Linear layers", lambda case: case.operation == "linear"),
     ("Rows, written into a given array", lambda case: case.out),
     ("Rows, into a new array", lambda case: True),
 )
 
 LEGEND = """\
-Shapes: batch × heads × tokens × head size, or rows × length; 32/8 heads are grouped, 64→4096 tokens are queries → keys.
+Shapes: batch × heads × tokens × head size, rows × inputs → outputs of a linear layer, or rows × length; 32/8 heads are
+grouped, 64→4096 tokens are queries → keys. A linear layer has a bias.
 "vs. fastest" is the time of the fastest other engine over fastattn's; **bold** where fastattn is slower.
 "of limit" is the share of the multiply-adds that this machine can do, or of the bytes it can read or copy."""
 

@@ -14,6 +14,8 @@ _runtime.py       threads and targets: get_num_threads, set_num_threads, targets
 _arguments.pyx    the only place that judges what a user passes in
 _core/            the compiled half: a .pyx for each operation family; kernels/ holds the C, one template for each
                   algorithm, compiled once for each target
+nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
+models/           sentence encoders of the BERT family, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map
 integrations/     fastattn inside other libraries: onnx
 

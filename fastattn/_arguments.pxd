@@ -4,7 +4,7 @@ from libc.stddef cimport ptrdiff_t
 from fastattn._core.targets cimport fa_type
 
 cdef np.ndarray array(str name, object x)
-cdef np.ndarray real_array(str name, object x)
+cpdef np.ndarray real_array(str name, object x)
 cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_name)
 cdef np.ndarray bool_array(str name, object x)
 cdef np.ndarray vector_like(str name, object x, np.ndarray model, str model_name)
@@ -19,7 +19,7 @@ cpdef tuple states(object outs, object lses)
 
 cdef ptrdiff_t integer(str name, object x, str needed=*) except? -1
 cdef double finite(str name, object x) except? -1
-cdef bint flag(str name, object x) except -1
+cpdef bint flag(str name, object x) except -1
 cpdef int thread_limit(object num_threads) except -1
 cdef int axis_of(object axis, int ndim) except -1
 
@@ -40,7 +40,7 @@ cdef np.ndarray attention_slopes(
 )
 cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *shape)
 cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1
-cdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name)
+cpdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name)
 cdef int as_many(str name, np.ndarray x, np.ndarray model, str model_name) except -1
 cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *right) except -1
 cdef double positive(str name, object x) except -1
@@ -55,10 +55,11 @@ cdef fa_type weight_type_of(np.ndarray weight)
 cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name)
 cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
 cdef int activation(str name, object x) except -1
-cdef double non_negative(str name, object x) except -1
+cpdef double non_negative(str name, object x) except -1
 cpdef object storage_dtype(str name, object x)
 cpdef ptrdiff_t at_least_one(str name, object x) except -1
 cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size)
+cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens)
 cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions)
 cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit)
 

@@ -61,8 +61,12 @@ def linear(
     ONNX's Gemm and torch.nn.functional.linear. Sums are made in float32 (float64 for float64). bfloat16 rows and
     weights are multiplied by dot products of pairs where the machine has them. With int8 values and a machine that
     multiplies 8-bit integers (AVX512_VNNI), each row of x is quantised to 255 steps between its least and its largest
-    element, 0 among them; an element is then off by at most half a step. Other machines widen the weight and leave x
-    as it is.
+    element, 0 among them; an element is then off by at most half a step (of 2^-126 at least), a result by half a step
+    times the sum of the magnitudes of its row of the weight, and a row that is not finite gives NaN. Other machines
+    widen the weight and leave x as it is.
+
+    Dot products of bfloat16 take subnormal numbers for 0. Sums below 2^-97, where that would show, are made again by
+    multiply-adds; larger ones, of subnormal numbers times numbers beyond 2^29, are not.
 
     Examples
     --------

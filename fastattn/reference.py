@@ -555,7 +555,8 @@ def _gated(x, share):
 
 
 def _logistic(x):
-    return np.exp(-np.logaddexp(0, -x))
+    with np.errstate(invalid="ignore"):  # logaddexp warns of NaN
+        return np.exp(-np.logaddexp(0, -x))
 
 
 def _normal_distribution(x):

@@ -13,6 +13,7 @@ hundreds of elements: then the formula's worst error is a property of the formul
 """
 
 import contextlib
+import math
 
 import numpy as np
 import pytest
@@ -140,6 +141,8 @@ def unfused_matmul(a, b):
 
     NumPy's own loops do that rounding. Like BLAS they add along the reduction, in blocks, or for a single row in lanes.
     """
+    if a.ndim == 1:
+        return unfused_matmul(a[None], b)[0]
     if a.shape[-2] > 1:
         b = np.ascontiguousarray(b)
     starts = range(0, max(a.shape[-1], 1), 256)
@@ -213,6 +216,37 @@ def naive_rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
     both = [a * cos - b * sin, a * sin + b * cos]
     both = np.stack(both, axis=-1).reshape(turned.shape) if interleaved else np.concatenate(both, axis=-1)
     return np.concatenate([both, rest], axis=-1)
+
+
+@_ignored
+def naive_linear(x, weight, bias=None, *, activation=None, residual=None, matmul=np.matmul):
+    """The weight may be a pair (values, scales), which are multiplied in the type that x is computed in."""
+    if isinstance(weight, tuple):
+        values, scales = (array.astype(computed_in(x.dtype)) for array in weight)
+        weight = values * scales[:, None]
+    y = _product(x, weight.T, matmul)
+    if bias is not None:
+        y = y + bias.astype(x.dtype)
+    if activation is not None:
+        y = _NAIVE_ACTIVATIONS[activation](y, y.dtype.type)
+    return y if residual is None else y + residual
+
+
+def _naive_gelu_tanh(x, real):
+    return x * (1 + np.tanh(real(np.sqrt(2 / np.pi)) * (x + real(0.044715) * x * x * x))) / real(2)
+
+
+# By name, functions of (x, the type of its numbers). At -inf they give NaN and are not asked.
+_NAIVE_ACTIVATIONS = {
+    "gelu": lambda x, real: x * (1 + _erf(x / real(np.sqrt(2)))) / real(2),
+    "gelu_tanh": _naive_gelu_tanh,
+    "relu": lambda x, real: np.maximum(x, real(0)),
+    "silu": lambda x, real: x / (1 + np.exp(-x)),
+}
+
+
+def _erf(x):
+    return np.vectorize(math.erf, otypes=[float])(x).astype(x.dtype)
 
 
 def _scaled_and_shifted(x, weight, bias):

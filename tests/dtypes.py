@@ -16,6 +16,11 @@ def largest(dtype):
     return float(ml_dtypes.finfo(dtype).max)
 
 
+def smallest(dtype):
+    """The smallest normal number."""
+    return float(ml_dtypes.finfo(dtype).smallest_normal)
+
+
 def computed_in(dtype):
     """The type of sums, and of what is not stored in the caller's own: float32, or float64 for float64."""
     return np.dtype(np.float32) if dtype in HALF else dtype

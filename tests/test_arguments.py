@@ -9,6 +9,7 @@ import pytest
 import dtypes
 import fastattn
 from arrays import POISON, is_poison
+from fastattn.nn import quantize
 
 
 def zeros(*shape, dtype=np.float32):
@@ -32,6 +33,7 @@ GOOD = {
     "rms_norm": {"x": zeros(3, 4), "weight": zeros(4)},
     "add_layer_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4), "bias": zeros(4)},
     "add_rms_norm": {"x": zeros(3, 4), "residual": zeros(3, 4), "weight": zeros(4)},
+    "linear": {"x": zeros(3, 5), "weight": zeros(4, 5), "bias": zeros(4), "residual": zeros(3, 4)},
     "rotary_embedding": {"x": zeros(3, 4), "cos": zeros(3, 2), "sin": zeros(3, 2)},
 }
 BOUNDS = ("cu_seqlens_q", "cu_seqlens_k")
@@ -40,6 +42,7 @@ SOFTMAXES = ("softmax", "log_softmax")
 NORMS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
 PAIRS = ("add_layer_norm", "add_rms_norm")
 ATTENTION = "scaled_dot_product_attention"
+LINEAR = "linear"
 ROTARY = "rotary_embedding"
 WEIGHTS = "attention_weights"
 VARLEN = "varlen_attention"
@@ -100,6 +103,8 @@ OTHER_DTYPES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float6_e2
 @pytest.mark.parametrize(("operation", "name"), ARRAYS)
 @pytest.mark.parametrize("came", NOT_ARRAYS)
 def test_what_is_no_array(operation, name, came):
+    if (operation, name, came) == (LINEAR, "weight", "tuple"):
+        pytest.skip("a pair of values and scales is one, see below")
     assert_refused(operation, name, TypeError, came, {name: NOT_ARRAYS[came](GOOD[operation][name])})
 
 
@@ -132,7 +137,7 @@ def test_the_good_calls_are_good_in_every_type(operation, dtype):
 
 
 # Arguments that must have the type of another one, and those that may be as wide as what it is computed in.
-TWINS = [(operation, "residual") for operation in PAIRS] + [(ROTARY, "sin")]
+TWINS = [(operation, "residual") for operation in (*PAIRS, LINEAR)] + [(ROTARY, "sin")]
 PARAMETERS = [(operation, name) for operation, name in ARRAYS if name in ("weight", "bias")] + [(ROTARY, "cos")]
 
 
@@ -204,7 +209,7 @@ def test_wrong_shapes_of_attention(name, came, wrong):
     assert_refused(ATTENTION, name, ValueError, came, wrong)
 
 
-@pytest.mark.parametrize("operation", [*SOFTMAXES, *NORMS])
+@pytest.mark.parametrize("operation", [*SOFTMAXES, *NORMS, LINEAR])
 def test_rows_need_an_axis(operation):
     assert_refused(operation, "x", ValueError, "()", {"x": zeros()})
 
@@ -215,7 +220,7 @@ def test_wrong_shapes_of_weight_and_bias(operation, name, shape):
     assert_refused(operation, name, ValueError, str(shape), {name: zeros(*shape)})
 
 
-@pytest.mark.parametrize("operation", PAIRS)
+@pytest.mark.parametrize("operation", [*PAIRS, LINEAR])
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 1), (4, 3), (2, 3, 4), ()], ids=str)
 def test_wrong_shapes_of_residual(operation, shape):
     assert_refused(operation, "residual", ValueError, str(shape), {"residual": zeros(*shape)})
@@ -226,6 +231,47 @@ def test_wrong_shapes_of_residual(operation, shape):
 def test_rows_to_normalise_are_not_empty(operation, shape):
     wrong = {name: zeros(*(shape if name in ("x", "residual") else (0,))) for name in GOOD[operation]}
     assert_refused(operation, "x", ValueError, str(shape), wrong)
+
+
+def values(*shape):
+    return np.zeros(shape, np.int8)
+
+
+WRONG_WEIGHTS = [
+    # argument blamed, error, what came, weight
+    ("weight", ValueError, "(5, 4)", zeros(5, 4)),
+    ("weight", ValueError, "(4, 4)", zeros(4, 4)),
+    ("weight", ValueError, "(1, 4, 5)", zeros(1, 4, 5)),
+    ("weight", TypeError, "int8", values(4, 5)),
+    ("weight", TypeError, "list", [values(4, 5), zeros(4)]),
+    ("weight", ValueError, "tuple of 0", ()),
+    ("weight", ValueError, "tuple of 1", (values(4, 5),)),
+    ("weight", ValueError, "tuple of 3", (values(4, 5), zeros(4), zeros(4))),
+    ("weight", ValueError, "(4, 4)", (values(4, 4), zeros(4))),
+    ("weight", ValueError, "(5,)", (values(5), zeros(4))),
+    (r"weight\[0", TypeError, "list", (values(4, 5).tolist(), zeros(4))),
+    (r"weight\[0", TypeError, "NoneType", (None, zeros(4))),
+    (r"weight\[0", TypeError, "MaskedArray", (masked(values(4, 5)), zeros(4))),
+    *((r"weight\[0", TypeError, str(x), (zeros(4, 5, dtype=x), zeros(4))) for x in ("uint8", "int16", *dtypes.ALL)),
+    *((r"weight\[1", TypeError, str(x), (values(4, 5), zeros(4, dtype=x))) for x in ("int8", "float64", *dtypes.HALF)),
+    (r"weight\[1", TypeError, SWAPPED.str, (values(4, 5), zeros(4, dtype=SWAPPED))),
+    (r"weight\[1", TypeError, "list", (values(4, 5), [0.0] * 4)),
+    (r"weight\[1", TypeError, "NoneType", (values(4, 5), None)),
+    *((r"weight\[1", ValueError, str(x), (values(4, 5), zeros(*x))) for x in ((), (3,), (5,), (1,), (4, 1), (1, 4))),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "came", "wrong"), WRONG_WEIGHTS, ids=lambda p: p if isinstance(p, str) else ""
+)
+def test_wrong_weights_of_linear(name, error, came, wrong):
+    assert_refused(LINEAR, name, error, came, {"weight": wrong})
+
+
+@pytest.mark.parametrize("dtype", dtypes.ALL, ids=str)
+def test_a_named_pair_is_a_weight_beside_any_type(dtype):
+    arrays = {name: x.astype(dtype) for name, x in GOOD[LINEAR].items()}
+    fastattn.linear(**arrays | {"weight": quantize(GOOD[LINEAR]["weight"])})
 
 
 ROTARY_SHAPES = [
@@ -308,6 +354,8 @@ SCALARS = [
     *((SOFTMAXES, "axis", wrong, ValueError) for wrong in (2, -3, 100, 10**30)),
     *((SOFTMAXES, "axis", wrong, TypeError) for wrong in (None, 1.0, "1", True, (0, 1), np.float64(0))),
     *(((ROTARY,), "interleaved", wrong, TypeError) for wrong in (1, 0, None, "yes", 1.0)),
+    *(((LINEAR,), "activation", wrong, ValueError) for wrong in ("", "GELU", "tanh", "gelu ", "None")),
+    *(((LINEAR,), "activation", wrong, TypeError) for wrong in (1, False, b"gelu", ("gelu",), np.tanh)),
     *((NORMS, "eps", wrong, ValueError) for wrong in (-1e-9, np.nan, np.inf, -1, 10**400)),
     *((NORMS, "eps", wrong, TypeError) for wrong in (None, "1", True, 1j, [1e-5])),
 ]
@@ -664,7 +712,8 @@ def test_wrong_thread_types(wrong):
 @pytest.mark.parametrize("operation", GOOD)
 def test_options_are_keywords_only(operation):
     further = {"softmax": [-1], "log_softmax": [-1], ATTENTION: [None], WEIGHTS: [None]}
-    positional = [*GOOD[operation].values(), *further.get(operation, [])]
+    keyword = ("residual",) if operation == LINEAR else ()
+    positional = [x for name, x in GOOD[operation].items() if name not in keyword] + further.get(operation, [])
     getattr(fastattn, operation)(*positional)
     with pytest.raises(TypeError, match="positional"):
         getattr(fastattn, operation)(*positional, None)

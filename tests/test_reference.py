@@ -54,6 +54,7 @@ def test_results_are_float64(dtype):
     assert out.dtype == lse.dtype == np.float64
     assert reference.softmax(x).dtype == np.float64
     assert reference.layer_norm(x, x[0, 0], x[0, 0]).dtype == np.float64
+    assert reference.linear(x, x[0], x[0, 0, :2], residual=x[..., :2]).dtype == np.float64
 
 
 # Attention
@@ -524,6 +525,61 @@ def test_add_norms_are_the_norms_of_the_sum(rng):
     y, total = reference.add_rms_norm(x, residual, weight[0], eps=0.1)
     np.testing.assert_array_equal(total, x + residual)
     np.testing.assert_array_equal(y, reference.rms_norm(x + residual, weight[0], eps=0.1))
+
+
+# Linear layers
+
+FORMULAS = {
+    None: lambda x: x,
+    "gelu": lambda x: x * math.erfc(-x / math.sqrt(2)) / 2,
+    "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+@pytest.mark.parametrize("given", [(), ("bias",), ("residual",), ("bias", "residual")], ids="+".join)
+def test_linear_is_what_loops_compute(rng, activation, given):
+    x, weight = rng.normal(size=(2, 3, 5)), rng.normal(size=(4, 5))
+    bias, residual = rng.normal(size=4), rng.normal(size=(2, 3, 4))
+    options = {name: array for name, array in (("bias", bias), ("residual", residual)) if name in given}
+    result = reference.linear(x, weight, activation=activation, **options)
+    for b, i, n in np.ndindex(2, 3, 4):
+        total = sum(p * q for p, q in zip(x[b, i], weight[n], strict=True)) + (bias[n] if "bias" in given else 0)
+        expected = FORMULAS[activation](total) + (residual[b, i, n] if "residual" in given else 0)
+        np.testing.assert_allclose(result[b, i, n], expected, rtol=1e-13, atol=1e-15)
+
+
+def test_activations_known_from_elsewhere():
+    """At -3, -1, 1/2 and 2, by PyTorch in float64; gelu's at -10, where PyTorch has 0, by 30 digits."""
+    known = {
+        "gelu": [-0.00404969409489031, -0.15865525393145702, 0.34573123063700656, 1.9544997361036416],
+        "gelu_tanh": [-0.0036373920817729943, -0.15880800939172324, 0.34571400982514394, 1.954597694087775],
+        "relu": [0.0, 0.0, 0.5, 2.0],
+        "silu": [-0.14227761953270035, -0.2689414213699951, 0.3112296656009273, 1.7615941559557646],
+    }
+    x, one = np.array([[-3.0], [-1.0], [0.5], [2.0]]), np.ones((1, 1))
+    for activation, expected in known.items():
+        result = reference.linear(x, one, activation=activation)[:, 0]
+        np.testing.assert_allclose(result, expected, rtol=1e-13)
+    np.testing.assert_allclose(reference.linear([-10.0], one, activation="gelu"), -7.619853024160526e-23, rtol=1e-13)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+def test_activations_have_their_limits(activation):
+    result = reference.linear([[INF], [-INF], [NAN], [0.0]], [[1.0]], activation=activation)[:, 0]
+    np.testing.assert_array_equal(result, [INF, 0, NAN, 0])
+
+
+def test_scales_belong_to_the_rows_of_a_weight():
+    weight = np.array([[1, -2], [127, 0]], np.int8), np.array([0.5, 2.0], np.float32)
+    assert reference.linear([[3.0, 1.0]], weight, [1.0, 0.0]).tolist() == [[1.5, 762.0]]
+
+
+def test_a_layer_without_inputs_is_its_bias():
+    result = reference.linear(np.ones((2, 0)), np.ones((3, 0)), [-1.0, 0.0, 1.0], activation="relu")
+    assert result.tolist() == [[0.0, 0.0, 1.0]] * 2
 
 
 # Rotary embedding

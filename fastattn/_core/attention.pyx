@@ -84,11 +84,14 @@ cdef struct Plan:
 
 # --- laying a call out ---
 
-cdef fa_type computed_as(const fa_attention *call) noexcept nogil:
-    """Which row of the target's table: sums of dot products only where all three are bfloat16."""
+cdef fa_type computed_as(const Plan *p) noexcept nogil:
+    """Which row of the target's table: sums of dot products only where all three are bfloat16, and not single weights."""
+    cdef const fa_attention *call = &p.call
     if call.type == FA_F64:
         return FA_F64
-    return FA_BF16 if call.type == FA_BF16 and call.key.type == FA_BF16 and call.value.type == FA_BF16 else FA_F32
+    if p.weights or call.type != FA_BF16 or call.key.type != FA_BF16 or call.value.type != FA_BF16:
+        return FA_F32
+    return FA_BF16
 
 
 cdef void lay_out(Plan *p, int asked) noexcept nogil:
@@ -99,7 +102,7 @@ cdef void lay_out(Plan *p, int asked) noexcept nogil:
     """
     cdef ptrdiff_t n, items
     cdef double work = 0, traffic = 0
-    p.kernels = kernels_of(computed_as(&p.call))
+    p.kernels = kernels_of(computed_as(p))
     items = 0
     for n in range(p.count):
         lay_out_sequence(p, &p.sequences[n])

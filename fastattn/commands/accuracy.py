@@ -2,9 +2,9 @@
 
 The contract: the largest error against the float64 oracle is at most twice that of the straightforward
 NumPy formula in the same precision, plus one unit in the last place of the oracle's largest value.
-Inputs are rounded to their type beforehand, and the oracle is given the rounded ones. Where a cache quantises keys and
-values, the oracle has the exact ones and the formula those that were rounded to integers row by row. Large results are
-judged on samples of their rows, since the oracle stores every score.
+Inputs are rounded to their type beforehand, and the oracle is given the rounded ones. Where keys and values or a weight
+are quantised, the oracle has the exact ones and the formula those that were rounded to integers row by row. Large
+results are judged on samples of their rows, since the oracle stores every score.
 """
 
 import contextlib
@@ -23,6 +23,9 @@ PLAUSIBLE = {"float32": 1e-3, "float64": 1e-11, "float16": 3e-3, "bfloat16": 3e-
 
 #: The largest integer of a quantised type.
 LEVELS = {"int8": 127}
+
+#: The arguments that may be stored in another type than the first one.
+STORED = ("key", "value", "weight")
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,15 @@ def expected(case, sampled=False):
 
 
 def _stored(case, arguments):
-    """The arguments as a cache keeps them."""
+    """The arguments as they are stored."""
     if case.kv_dtype not in LEVELS:
         return arguments
-    return arguments | {name: quantised(arguments[name], LEVELS[case.kv_dtype]) for name in ("key", "value")}
+    return arguments | {name: quantised(arguments[name], LEVELS[case.kv_dtype]) for name in STORED if name in arguments}
 
 
 def quantised(x, levels):
     """Each row rounded to whole multiples of its largest magnitude over `levels`."""
-    scale = np.abs(x).max(-1, keepdims=True) / x.dtype.type(levels)
+    scale = np.abs(x).max(-1, keepdims=True, initial=0) / x.dtype.type(levels)
     return np.rint(x / np.where(scale == 0, 1, scale)) * scale
 
 

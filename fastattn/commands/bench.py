@@ -23,7 +23,8 @@ PACES = {
 }
 
 NOTES = """\
-NumPy: the straightforward formula in the same precision. Rate: useful work only, excluded keys do not count.
+NumPy: the straightforward formula in the same precision; it has no erf, so its gelu calls Python's.
+Rate: useful work only, excluded keys do not count.
 Of limit: share of what this machine does at most, measured now, in multiply-adds ({arithmetic}),
 or in reading or copying as many bytes. Error: largest difference from the float64 oracle."""
 

@@ -5,10 +5,10 @@ inputs, how much work they are, and which parts of the result to compare with th
 ``check``, and the folder ``benchmarks`` all draw from the tables below.
 
 Sizes of attention: B batch, Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head
-size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers. Sizes of rotary
-embedding: B, H, S, D, the rotary size R, and P rows of the tables, or 0 where every token has its own. Sizes of packed
-sequences: as attention, but for the lengths: `shortest` and `longest`, and by how many places the sequences' key
-lengths are rolled against their query lengths.
+size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers. Sizes of linear
+layers: `rows` rows of K inputs, N outputs. Sizes of rotary embedding: B, H, S, D, the rotary size R, and P rows of the
+tables, or 0 where every token has its own. Sizes of packed sequences: as attention, but for the lengths: `shortest` and
+`longest`, and by how many places the sequences' key lengths are rolled against their query lengths.
 """
 
 import functools
@@ -26,7 +26,7 @@ SAMPLED_ROWS = 8
 #: How many numbers of an array are drawn; a prime, so that no two rows are alike.
 DRAWN = 2**22 - 3
 
-#: Bytes of the scale that a KVCache keeps beside each row of a quantised type.
+#: Bytes of the scale beside each row of a quantised type.
 SCALE_BYTES = {"int8": 4}
 
 #: What ``bench`` runs with --quick, by itself, and with --full; each contains those before it.
@@ -50,7 +50,8 @@ class Case:
         Keys of `ARRAYS`: further arguments that are drawn with the inputs.
     dtype : str
     kv_dtype : str
-        Of keys and values, where they are stored in another type than the query's; int8 in a cache only.
+        Of keys and values, or of a weight, where they are stored in another type than the first argument; int8 of keys
+        and values in a cache only.
     cached : bool
         Whether keys and values are read from a KVCache, into which they were put beforehand.
     out : bool
@@ -82,13 +83,14 @@ class Case:
 
     @property
     def described(self):
-        """The shape, and the names of the options that it does not show."""
+        """The shape, and the options that it does not show: their names, or what they name themselves."""
         shown = {"is_causal", "return_lse"}
-        return " ".join([self.shape, *(name for name in (*self.options, *self.arrays) if name not in shown)])
+        options = {name: value if isinstance(value, str) else name for name, value in self.options.items()}
+        return " ".join([self.shape, *(options[name] for name in options if name not in shown), *self.arrays])
 
     @property
     def types(self):
-        """The dtype, or those of the query and of keys and values: bfloat16, or float32/bfloat16."""
+        """The dtype, or that of the first argument and what others are stored in: bfloat16, or float32/bfloat16."""
         return "/".join(filter(None, [self.dtype, self.kv_dtype]))
 
     @property
@@ -103,7 +105,7 @@ class Case:
 
     @property
     def stored(self):
-        """Those of the bytes that are keys and values; 0 of operations without any."""
+        """Those of the bytes that are keys and values, or a weight; 0 of operations without any."""
         name = self.kv_dtype or self.dtype
         itemsize, scale = dtypes.named(name).itemsize, SCALE_BYTES.get(name, 0)
         return sum(rows * (n * itemsize + scale) for rows, n in OPERATIONS[self.operation].stored(self))
@@ -142,7 +144,7 @@ class Operation:
     inputs : function of (draw, sizes) to a dict of arrays
     title, shape : functions to a string
     traffic : function to the numbers read and written, those of `stored` not counted
-    stored : function to (rows, length) of the keys and of the values
+    stored : function to (rows, length) of the keys and of the values, or of the weight
     parts : function of (case, arguments) to samples of the result, as (index, changed arguments, changed options)
     flops : function to a count; 0 where memory alone bounds the operation
     streaming : str
@@ -170,9 +172,9 @@ def _inputs(operation, sizes, arrays, dtype, kv_dtype):
         return np.resize(numbers.astype(kind, copy=False), shape)
 
     inputs = OPERATIONS[operation].inputs(draw, **dict(sizes))
-    if kv_dtype and kv_dtype not in SCALE_BYTES:  # a cache quantises what it is given by itself
-        narrowed = {name: inputs[name].astype(dtypes.named(kv_dtype)) for name in ("key", "value") if name in inputs}
-        inputs |= narrowed
+    if kv_dtype and kv_dtype not in SCALE_BYTES:  # what is quantised is so by whoever makes the call
+        stored = [name for name in accuracy.STORED if name in inputs]
+        inputs |= {name: inputs[name].astype(dtypes.named(kv_dtype)) for name in stored}
     return inputs | {argument: make(draw, **dict(sizes)) for argument, make in map(ARRAYS.get, arrays)}
 
 
@@ -349,6 +351,39 @@ def _row_traffic(arrays):
     return lambda case: arrays * case.sizes["rows"] * case.sizes["n"]
 
 
+# Linear layers
+
+
+def _linear_inputs(draw, rows, K, N):
+    """Sums are about as large as what is summed."""
+    weight = draw((N, K))
+    weight *= weight.dtype.type(max(K, 1) ** -0.5)
+    return {"x": draw((rows, K)), "weight": weight, "bias": draw((N,))}
+
+
+def _linear_title(case):
+    return " ".join(filter(None, ["linear", case.options.get("activation"), "out=" * case.out]))
+
+
+def _linear_shape(case):
+    rows, K, N = case.sizes.values()
+    return f"{rows}×{K}→{N}"
+
+
+def _linear_flops(case):
+    """Those of the product."""
+    return 2 * math.prod(case.sizes.values())
+
+
+def _linear_traffic(case):
+    rows, K, N = case.sizes.values()
+    return rows * (K + N)
+
+
+def _linear_stored(case):
+    return ((case.sizes["N"], case.sizes["K"]),)
+
+
 # Rotary embedding
 
 
@@ -426,15 +461,26 @@ OPERATIONS = {
     "rms_norm": _rows("x weight", 2),
     "add_layer_norm": _rows("x residual weight bias", 4),
     "add_rms_norm": _rows("x residual weight", 4),
+    "linear": Operation(
+        _linear_inputs,
+        _linear_title,
+        _linear_shape,
+        _linear_traffic,
+        _row_parts,
+        _linear_flops,
+        streaming="read",
+        stored=_linear_stored,
+    ),
     "rotary_embedding": Operation(_rotary_inputs, _rotary_title, _rotary_shape, _rotary_traffic, _rotary_parts),
 }
 
 
-#: Those whose keys and values may be of another type than the query.
-STORING = ("scaled_dot_product_attention", "varlen_attention", "attention_weights")
+#: Those whose keys and values, or weight, may be of another type than the first argument; and where that may be int8.
+STORING = ("scaled_dot_product_attention", "varlen_attention", "attention_weights", "linear")
+QUANTISED = ("linear",)
 
 
-# Further arguments of attention: what a case calls it, the argument, and function of (draw, sizes) to its array.
+# Further arguments: what a case calls it, the argument, and function of (draw, sizes) to its array.
 
 
 def _padding(share):
@@ -473,6 +519,7 @@ ARRAYS = {
     "sinks": ("sinks", lambda draw, Hq, **_: draw((Hq,))),
     "alibi_slopes": ("alibi_slopes", lambda draw, Hq, **_: np.abs(draw((Hq,)))),
     "alibi_slopes by batch": ("alibi_slopes", lambda draw, B, Hq, **_: np.abs(draw((B, Hq)))),
+    "residual": ("residual", lambda draw, rows, N, **_: draw((rows, N))),
 }
 
 
@@ -511,6 +558,19 @@ _ROWS = {
     "add_rms_norm": ((2048, 4096),),
 }  # fmt: skip
 
+_LINEAR = (
+    # rows    K     N  activation
+    (   1,  768, 3072, "gelu"),
+    ( 128,  768, 3072, "gelu"),
+    ( 512,  768, 3072, "gelu"),
+    (4096,  768, 3072, "gelu"),
+    ( 512,  768, 3072, "gelu_tanh"),
+    (   1, 3072,  768),
+    ( 128, 3072,  768),
+    ( 512, 3072,  768),
+    (4096, 3072,  768),
+)  # fmt: skip
+
 _ROTARY = (
     # B   H     S    D  options
     ( 1, 32,    1, 128),
@@ -527,6 +587,10 @@ _ALSO = {
     "decode-32768": ("float16", "bfloat16"),
     "softmax-6144x512-out": ("float64", "float16", "bfloat16"),
     "layer_norm-4096x768-out": ("float64", "float16", "bfloat16"),
+    "linear-1x768x3072-gelu-out": ("bfloat16",),
+    "linear-128x768x3072-gelu-out": ("bfloat16",),
+    "linear-512x768x3072-gelu-out": ("bfloat16",),
+    "linear-4096x768x3072-gelu-out": ("bfloat16",),
 }
 
 _QUICK = (
@@ -536,11 +600,15 @@ _QUICK = (
     "softmax-1536x128-out",
     "layer_norm-128x768-out",
     "rms_norm-1x4096-out",
+    "linear-128x768x3072-gelu-out",
     "rotary_embedding-1x32x128x128-out",
 )
 
 #: Allocating their result; most row operations usually run with `out` alone.
 _USUAL = ("softmax-6144x512", "layer_norm-4096x768")
+
+#: Here NumPy's formula takes seconds: it calls Python's erf for each of the results.
+_FULL = ("linear-4096x768x3072-gelu-out",)
 
 
 def _attention(name, B, Hq, Hkv, Sq, Sk, D, options=None):
@@ -550,6 +618,12 @@ def _attention(name, B, Hq, Hkv, Sq, Sk, D, options=None):
 
 def _row_case(operation, rows, n, out):
     return Case(f"{operation}-{rows}x{n}{'-out' * out}", operation, {"rows": rows, "n": n}, out=out)
+
+
+def _linear_case(rows, K, N, activation="", *, out):
+    name = "-".join(filter(None, [f"linear-{rows}x{K}x{N}", activation, "out" * out]))
+    options = {"activation": activation} if activation else {}
+    return Case(name, "linear", {"rows": rows, "K": K, "N": N}, options, out=out)
 
 
 def _rotary_case(B, H, S, D, options=None, *, out):
@@ -566,6 +640,7 @@ def _bench_cases():
     """Every row above, the row operations with and without `out`; those in other types behind their originals."""
     cases = [_attention(*row) for row in _ATTENTION]
     cases += [_row_case(name, *sizes, out) for name, rows in _ROWS.items() for sizes in rows for out in (True, False)]
+    cases += [_linear_case(*row, out=out) for row in _LINEAR for out in (True, False)]
     cases += [_rotary_case(*row, out=out) for row in _ROTARY for out in (True, False)]
     for case in cases:
         yield from (in_dtype(replace(case, suite=_suite(case)), dtype) for dtype in dtypes.NEEDS)
@@ -575,7 +650,7 @@ def _suite(case):
     if case.name in _QUICK:
         return "quick"
     usual = case.operation == "scaled_dot_product_attention" or case.out or case.name in _USUAL
-    return "usual" if usual else "full"
+    return "usual" if usual and case.name not in _FULL else "full"
 
 
 #: The cases of ``bench`` and of ``benchmarks``, by name.
@@ -657,6 +732,19 @@ _AWKWARD_VARLEN = (
 
 _AWKWARD_ROWS = ((1, 1), (3, 2), (5, 31), (17, 64), (67, 33), (2, 1000), (3, 4099), (1, 70001))
 
+_AWKWARD_LINEAR = (
+    # rows   K    N  activation, arrays
+    (  1,    1,   1),
+    (  3,    3,   5, "relu", ("residual",)),
+    (  5,    2,  33, "silu"),
+    ( 67,    7,  31, "gelu_tanh", ("residual",)),
+    ( 33,   65, 130, None, ("residual",)),
+    (130,  257,  65, "gelu", ("residual",)),
+    (  1, 1000, 300, "gelu"),
+    (  2, 4099,  64),
+    (  3, 70001, 17, "silu"),
+)  # fmt: skip
+
 _AWKWARD_ROTARY = (
     # B  H   S    D    R   P
     (1,  1,  1,   2,   2,  0),
@@ -692,6 +780,11 @@ def _awkward_varlen(*row):
     return Case("awkward", "varlen_attention", named, {**options, "return_lse": True}, arrays=arrays)
 
 
+def _awkward_linear(rows, K, N, activation=None, arrays=()):
+    options = {"activation": activation} if activation else {}
+    return Case("awkward", "linear", {"rows": rows, "K": K, "N": N}, options, arrays=arrays)
+
+
 def _check_cases():
     yield from (_awkward_attention(*row) for row in _AWKWARD_ATTENTION)
     yield from _awkward_variants("scaled_dot_product_attention")
@@ -703,6 +796,7 @@ def _check_cases():
             for options in _AWKWARD_OPTIONS.get(name, ({},)):
                 if "where" not in options or rows == 67:
                     yield Case("awkward", name, {"rows": rows, "n": n}, options)
+    yield from (_awkward_linear(*row) for row in _AWKWARD_LINEAR)
     for sizes in _AWKWARD_ROTARY:
         for interleaved in (False, True):
             named = dict(zip("BHSDRP", sizes, strict=True))

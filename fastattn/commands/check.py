@@ -1,8 +1,9 @@
 """Compare every operation, on every target of this machine and in every dtype, with the float64 oracle.
 
-Also attention of float32 queries on keys and values of 16 bits. bfloat16 takes part where ml_dtypes is installed. The
-rule is the contract's: an error is at most twice that of the straightforward NumPy formula in the same precision, plus
-one unit in the last place. Sizes are awkward on purpose. The exit code is 1 on a miss.
+Also attention of float32 queries on keys and values of 16 bits, and float32 rows times weights of 16 and 8 bits.
+bfloat16 takes part where ml_dtypes is installed. The rule is the contract's: an error is at most twice that of the
+straightforward NumPy formula in the same precision, plus one unit in the last place. Sizes are awkward on purpose. The
+exit code is 1 on a miss.
 """
 
 import contextlib
@@ -13,13 +14,15 @@ from collections import defaultdict
 import fastattn
 from fastattn import _runtime
 from fastattn.commands import accuracy, dtypes, tables
-from fastattn.commands.cases import AWKWARD, OPERATIONS, STORING
+from fastattn.commands.cases import AWKWARD, OPERATIONS, QUANTISED, STORING
+from fastattn.commands.peers import fastattn_itself
 
-#: The types of all arguments, or of the query and of keys and values.
+#: The types of all arguments, or of the first one and what keys and values or a weight are stored in.
 TYPES = (
     *((name, "") for name in dtypes.NEEDS),
     ("float32", "float16"),
     ("float32", "bfloat16"),
+    ("float32", "int8"),
 )
 
 
@@ -38,9 +41,14 @@ def run(arguments):
 
 
 def plan():
-    """What is checked here: an operation, the type of its arguments, and that of keys and values if it is another."""
+    """What is checked here: an operation, the type of its arguments, and that of what is stored in another."""
     here = [types for types in TYPES if not any(map(dtypes.absent, types))]
-    return [(name, *types) for types in here for name in OPERATIONS if not types[1] or name in STORING]
+    return [(name, *types) for types in here for name in OPERATIONS if name in offering(types[1])]
+
+
+def offering(stored):
+    """The operations some of whose arguments may be stored in that type, beside a wider one; all for ""."""
+    return {"": OPERATIONS, "int8": QUANTISED}.get(stored, STORING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +100,8 @@ def _check(operation, dtype, kv_dtype, progress):
 
 def _judge(case, expectation):
     try:
-        result = getattr(fastattn, case.operation)(**case.inputs(), **case.options)
-        return accuracy.judge(result, expectation)
+        call, fetch = fastattn_itself.build(case, case.inputs())
+        return accuracy.judge(fetch(call()), expectation)
     except Exception as error:  # whatever goes wrong is a miss, and the other cases still count
         return _Failed(f"{type(error).__name__}: {error}")
 

@@ -16,7 +16,7 @@ from fastattn.models.inputs import Packed, chosen, gathered, judged
 from fastattn.models.modules import read_modules, read_pooling
 from fastattn.models.parameters import embedding_parameters, layer_parameters
 from fastattn.models.progress import Progress
-from fastattn.models.tokens import Tokens, judged_texts
+from fastattn.models.tokens import Tokens, judged_text, judged_texts
 from fastattn.nn import TransformerEncoder
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+# dtype of the weights -> of what goes from layer to layer. Beside weights of 8 bits the rounding to 16 does not show.
+ACTIVATIONS = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "bfloat16"}
 
 # Tokens of texts that go through the layers together.
 TOKENS_AT_ONCE = 4096
@@ -69,14 +70,12 @@ class BertEncoder:
     0.67 -0.05
     """
 
-    __slots__ = ("_configuration", "_embeddings", "_encoder", "_pooling", "_tokens", "dtype")
+    __slots__ = ("_activations", "_configuration", "_embeddings", "_encoder", "_pooling", "_tokens", "dtype")
 
     def __init__(self, folder: Path, dtype: str) -> None:
         modules = read_modules(folder)
         configuration = read_configuration(modules.transformer)
         self._configuration = configuration
-        self._tokens = Tokens(modules, configuration)
-        self._pooling = read_pooling(modules, configuration.hidden)
         checkpoint = Checkpoint(modules.transformer)
         self._embeddings = Embeddings(**embedding_parameters(checkpoint, configuration), eps=configuration.norm_eps)
         self._encoder = TransformerEncoder.from_state_dict(
@@ -86,7 +85,10 @@ class BertEncoder:
             norm_eps=configuration.norm_eps,
             dtype=dtype,
         )
+        self._pooling = read_pooling(modules, configuration.hidden)
+        self._tokens = Tokens(modules, configuration)
         self.dtype = dtype
+        self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         checkpoint.forget_pages()
 
     @classmethod
@@ -102,7 +104,7 @@ class BertEncoder:
             `default_folder`'s.
         dtype : {"float32", "float16", "bfloat16", "int8"}
             What the layers compute in, and store their weights in: they are converted here, once. int8 means weights
-            with a scale for each output, and activations in float32 that are rounded to int8, row by row, before each
+            with a scale for each output, and activations in bfloat16 that are rounded to int8, row by row, before each
             product. The tables of embeddings stay as they are.
 
         Returns
@@ -116,7 +118,7 @@ class BertEncoder:
         TypeError
             folder is no path, or dtype no str.
         ValueError
-            dtype is none of these, or bfloat16 without ml_dtypes; a file is not whole or not what its name says; a
+            dtype is none of these, or bfloat16 or int8 without ml_dtypes; a file is not whole or not what its name says; a
             tensor is missing or has another shape than config.json says; or the model is of another architecture than
             BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not supported. The message
             names the file and the field or tensor.
@@ -130,9 +132,9 @@ class BertEncoder:
             raise TypeError(f"folder must be a path or None, got {type(folder).__name__}")
         if not isinstance(dtype, str):
             raise TypeError(f"dtype must be a str, got {type(dtype).__name__}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        _arguments.storage_dtype("dtype", dtype)
+        if dtype not in ACTIVATIONS:
+            raise ValueError(f"dtype must be one of {', '.join(ACTIVATIONS)}, got {dtype!r}")
+        _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         path = default_folder() if folder is None else Path(folder)
         if not path.is_dir():
             raise FileNotFoundError(f"folder must be that of a model on this machine, got {str(path)!r}")
@@ -247,7 +249,8 @@ class BertEncoder:
         TypeError
             `texts` is no str and has an element that is none.
         ValueError
-            `batch_size` is less than 1, or the tokenizer knows a token that the model does not.
+            `batch_size` is less than 1, a text is not Unicode (half of a surrogate pair), or the tokenizer knows a
+            token that the model does not.
 
         Notes
         -----
@@ -291,7 +294,7 @@ class BertEncoder:
 
         Raises
         ------
-        TypeError
+        TypeError, ValueError
             As in `encode`.
 
         Examples
@@ -329,7 +332,7 @@ class BertEncoder:
         TypeError
             `text` is no str, `layer` or `head` no int.
         ValueError
-            There is no such layer or head.
+            There is no such layer or head, or the text is not Unicode.
 
         Examples
         --------
@@ -338,10 +341,8 @@ class BertEncoder:
         >>> tokens, weights.shape
         (['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]'], (6, 6))
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__}")
         layer, head = chosen("layer", layer, self.num_layers), chosen("head", head, self.num_heads)
-        ids, cu_seqlens = self._tokens([text])
+        ids, cu_seqlens = self._tokens([judged_text("text", text)])
         packed = gathered(self._configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
         x = self._rows(packed)
         for below in self._encoder.layers[:layer]:
@@ -352,7 +353,7 @@ class BertEncoder:
     def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
         """What the first layer takes: (tokens, H) in the layers' type."""
         x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
-        return x.astype(self._encoder.dtype, copy=False)
+        return x.astype(self._activations, copy=False)
 
     def _hidden(self, packed: Packed, num_threads: int | None) -> NDArray[np.float32]:
         """What the last layer gives: (tokens, H)."""

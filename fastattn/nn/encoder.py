@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastattn.nn.attention import MultiHeadAttention, Workspace, judge_tokens
+from fastattn import _arguments
+from fastattn.nn.attention import MultiHeadAttention, Workspace
 from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -73,8 +75,11 @@ class TransformerEncoderLayer:
         self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, like=None
     ) -> None:
         for name, x, table in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+            if not isinstance(x, str):
+                raise TypeError(f"{name} must be a str, got {type(x).__name__}")
             if x not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
+        norm_eps = _arguments.non_negative("norm_eps", norm_eps)
         # Layers that run in one room have one size.
         sizes = (None,) * 4 if like is None else like.sizes
         attention = MultiHeadAttention(entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2])
@@ -89,7 +94,7 @@ class TransformerEncoderLayer:
         self.norm1, self.norm2 = (
             NORMS[norm](entries.under(name), embed, norm_eps, bias) for name in ("norm1.", "norm2.")
         )
-        self.norm_first, self.activation = bool(norm_first), activation
+        self.norm_first, self.activation = _arguments.flag("norm_first", norm_first), activation
 
     @classmethod
     def from_state_dict(
@@ -134,7 +139,7 @@ class TransformerEncoderLayer:
         """
         entries = Entries(mapping, prefix, dtype)
         layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_unread()
+        entries.judge_rest()
         return layer
 
     @property
@@ -166,7 +171,7 @@ class TransformerEncoderLayer:
         Parameters
         ----------
         x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            Of a dtype at least as wide as the weights'; the result has it, too.
+            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         attn_mask, cu_seqlens, cache, cos, sin, interleaved, **options
             As when `MultiHeadAttention` is called, of self-attention; `return_lse` is not possible.
         out : ndarray, shape of x, optional
@@ -181,21 +186,21 @@ class TransformerEncoderLayer:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of; nothing is written to `out` then.
+            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
         """
         work = self.workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
-        return self.run(x, work, cache, out)
+        with work.appending({} if cache is None else {"cache": cache}):
+            return self.run(x, work, cache, out)
 
     def workspace(self, x: NDArray, **call) -> Workspace:
         """Room for x on its way through layers of this one's sizes."""
-        judge_tokens("x", x, self.self_attn.embed_dim, call["cu_seqlens"] is not None)
         if "return_lse" in call["options"]:
-            raise TypeError("return_lse is an option of MultiHeadAttention alone")
+            raise TypeError(f"return_lse must not be asked of layers, got {call['options']['return_lse']!r}")
         _, _, size, whole = self.sizes
-        return Workspace(self.self_attn, x, (size,) * (whole // size), self.norm_first, **call)
+        return Workspace(self.self_attn, "x", x, (size,) * (whole // size), self.norm_first, **call)
 
     def run(self, x: NDArray, work: Workspace, cache: KVCache | None, out: NDArray | None) -> NDArray:
         """The layer, in room that is there already; `out` may be x."""
@@ -275,7 +280,9 @@ class TransformerEncoder:
         for number in range(1, entries.count("layers.")):
             self.layers.append(TransformerEncoderLayer(entries.under(f"layers.{number}."), *settings, like=first))
         end = entries.under("norm.")
-        self.norm = NORMS[norm](end, first.self_attn.embed_dim, norm_eps, bias) if "weight" in end else None
+        self.norm = None
+        if "weight" in end or "bias" in end:
+            self.norm = NORMS[norm](end, first.self_attn.embed_dim, norm_eps, bias)
 
     @classmethod
     def from_state_dict(
@@ -312,7 +319,7 @@ class TransformerEncoder:
         """
         entries = Entries(mapping, prefix, dtype)
         encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_unread()
+        entries.judge_rest()
         return encoder
 
     @property
@@ -338,7 +345,7 @@ class TransformerEncoder:
         Parameters
         ----------
         x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            Of a dtype at least as wide as the weights'; the result has it, too.
+            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         caches : sequence of KVCache, optional
             One for each layer.
         attn_mask, cu_seqlens, cos, sin, interleaved, out, num_threads, **options
@@ -351,19 +358,33 @@ class TransformerEncoder:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of; nothing is written to `out` then.
+            As the functions it is made of. Then nothing is written to `out`, and the caches are as they were.
         """
-        if caches is None:
-            caches = [None] * len(self.layers)
-        elif len(caches) != len(self.layers):
-            raise ValueError(f"caches must hold one for each layer, {len(self.layers)}, got {len(caches)}")
+        named = self._named(caches)
         work = self.layers[0].workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = out = layer.run(x, work, cache, out)
+        each = list(named.values()) or [None] * len(self.layers)
+        # `out` waits for the last layer where a cache may refuse until then, or where it lies in what all layers read.
+        held = None if named or work.reads(out) else out
+        with work.appending(named):
+            for layer, cache in zip(self.layers[:-1], each, strict=False):
+                x = held = layer.run(x, work, cache, held)
+            out = self.layers[-1].run(x, work, each[-1], held if out is None else out)
         return out if self.norm is None else self.norm(out, out, num_threads)
+
+    def _named(self, caches: Sequence[KVCache] | None) -> dict[str, KVCache]:
+        """The cache of each layer, by its name as an argument; none if there are none."""
+        if caches is None:
+            return {}
+        if not isinstance(caches, Sequence):
+            raise TypeError(f"caches must be a list of KVCache, got {type(caches).__name__}")
+        if len(caches) != len(self.layers):
+            raise ValueError(f"caches must hold one for each layer, {len(self.layers)}, got {len(caches)}")
+        if len(set(map(id, caches))) < len(caches):
+            raise ValueError("caches must hold another one for each layer, got one twice")
+        return {f"caches[{i}]": cache for i, cache in enumerate(caches)}
 
     def __repr__(self) -> str:
         end = "" if self.norm is None else f", {type(self.norm).__name__}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
@@ -155,14 +156,17 @@ class Entries:
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
+        for key in mapping:
+            if not isinstance(key, str):
+                raise TypeError(f"mapping must have names, str, for keys, got {key!r}")
         self._mapping, self._prefix = mapping, prefix
         self._dtype = None if dtype is None else _arguments.storage_dtype("dtype", dtype)
-        self._read: set[str] = set()
+        self._read: dict[str, np.dtype] = {}
 
     def under(self, name: str) -> Entries:
         """Those whose names go on with this one."""
-        part = Entries(self._mapping, self.key(name), self._dtype)
-        part._read = self._read
+        part = copy.copy(self)
+        part._prefix = self.key(name)
         return part
 
     def key(self, name: str) -> str:
@@ -183,9 +187,9 @@ class Entries:
         key = self.key(name)
         if key not in self._mapping:
             raise ValueError(f"mapping must have an entry {key!r} of shape {_shape(needed)}, got none")
-        self._read.add(key)
         x = self._mapping[key]
         _judge(key, x, needed)
+        self._read[key] = x.dtype
         return np.asarray(x)  # no np.memmap: every view and every judgement of one takes longer
 
     def matrix(self, name: str, needed: tuple[int | None, ...]) -> NDArray | QuantizedWeight:
@@ -194,6 +198,15 @@ class Entries:
         if self._dtype is None:
             return x
         return _quantized(self.key(name), x) if self._dtype == np.int8 else x.astype(self._dtype, copy=False)
+
+    def matrices(self, needed: dict[str, tuple[int, int]]) -> list[NDArray | QuantizedWeight]:
+        """Weights of one dtype."""
+        weights = [self.matrix(name, shape) for name, shape in needed.items()]
+        first, *others = (self.key(name) for name in needed)
+        for other in others:
+            if self._dtype is None and self._read[other] != self._read[first]:
+                raise TypeError(f"{other} must have dtype {self._read[first]}, as {first} has, got {self._read[other]}")
+        return weights
 
     def vector(self, name: str, size: int) -> NDArray:
         """A bias, or the weight of a norm."""
@@ -204,7 +217,7 @@ class Entries:
 
     def bias(self, name: str, size: int, bias: bool | None) -> NDArray | None:
         """A vector, if `bias` is True or, where it is None, if there is one."""
-        wanted = name in self if bias is None else bias
+        wanted = name in self if bias is None else _arguments.flag("bias", bias)
         return self.vector(name, size) if wanted else None
 
     def linear(self, name: str, needed: tuple[int, int], bias: bool | None) -> Linear:
@@ -215,17 +228,27 @@ class Entries:
         """Raise for the shape of an entry."""
         raise ValueError(f"{self.key(name)} must have {needed}, got shape {self._mapping[self.key(name)].shape}")
 
-    def judge_unread(self) -> None:
-        """Raise for an entry below the prefix that nobody asked for: it says something that would be left out."""
+    def judge_rest(self) -> None:
+        """Raise for what no single entry shows, once all have been read.
+
+        An entry below the prefix that nobody asked for says something that would be left out. One in float64 beside
+        others would refuse tokens that those take.
+        """
         for key in self._mapping:
             if key.startswith(self._prefix) and key not in self._read:
                 raise ValueError(f"mapping must have no entries under {self._prefix!r} that are not read, got {key!r}")
+        by_width = {dtype == np.float64: key for key, dtype in self._read.items()}
+        if self._dtype is None and len(by_width) == 2:
+            raise TypeError(
+                f"mapping must be float64 in all entries or in none, or dtype say what they become, got float64 in "
+                f"{by_width[True]!r}, {self._read[by_width[False]]} in {by_width[False]!r}"
+            )
 
 
-def stacked(weights: Iterable[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeight:
-    """Matrices one below the other."""
-    first, *rest = weights = list(weights)
-    if not rest:
+def stacked(weights: list[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeight:
+    """Matrices one below the other; a single one is not copied."""
+    first = weights[0]
+    if len(weights) == 1:
         return first
     if isinstance(first, QuantizedWeight):
         return QuantizedWeight(*map(np.concatenate, zip(*weights, strict=True)))

@@ -111,7 +111,7 @@ FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
                                     R *scores, V *max, ptrdiff_t run) {                                                \
         V top[NV];                                                                                                     \
         (void)run;                                                                                                     \
-        TILE(multiply_##NV)(key.data, key.stride, WHOLE_GROUPS(count), query, WHOLE_TILES(units), scores, 0);          \
+        TILE(multiply)(TILE(in_place)(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                                         \
         FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(splat)((R)-INFINITY);                                       \
         for (ptrdiff_t t = 0; t < count; t++)                                                                          \
             FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(max)(OP(load)(scores + (t * NV + j) * LANES), top[j]);  \
@@ -127,7 +127,7 @@ FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
                 R *at = out + (d * NV + j) * LANES;                                                                    \
                 OP(store)(at, OP(load)(at) * decay[j]);                                                                \
             }                                                                                                          \
-        TILE(multiply_##NV)(value.data, value.stride, components, weights, WHOLE_TILES(count), out, 1);                \
+        TILE(multiply)(TILE(in_place)(value), components, weights, count, out, 1, NV);                                                 \
     }
 FA_AMX_PRODUCTS(1)
 FA_AMX_PRODUCTS(2)

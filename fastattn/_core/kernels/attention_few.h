@@ -118,7 +118,7 @@ FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(fe
                          few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
     if (OP(in_pairs)(few, key->type)) {
         if (key->type == FA_I8) FA_IN_ROWS(rows, I8);
-#ifdef FA_DOT
+#if FA_PAIRS_OF_BF16
         else FA_IN_ROWS(rows, BF16);
 #endif
         return;
@@ -173,7 +173,7 @@ FA_APART int OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(fe
     OP(pair_values_bf16)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,     \
                          few->value_width, few->decay + row, factor + row, ahead->row, NR, 2)
     if (value->type == FA_I8) FA_IN_ROWS(rows, I8);
-#ifdef FA_DOT
+#if FA_PAIRS_OF_BF16
     else FA_IN_ROWS(rows, BF16);
 #endif
 #undef I8

@@ -112,7 +112,8 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 #define AS_REAL(sum) __builtin_convertvector(sum, V)
 #include "attention_pairs.h"
 
-#ifdef FA_DOT
+/* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is faster. */
+#if defined(FA_DOT) && !defined(FA_AMX)
 #define FA_PAIRS_OF_BF16 1
 #define TYPE FA_BF16
 #define PAIRS(name) OP(name##_bf16)

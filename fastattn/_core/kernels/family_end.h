@@ -11,8 +11,10 @@
 #undef KEY_GROUP
 #undef STEP_GROUP
 #undef VALUE_PITCH
+#undef TILE_REALS
+#undef PACKED
 #undef UNIT
 #undef MULTIPLY_TILES
-#undef FA_MULTIPLY_OF
+#undef MULTIPLY_SWAPPED
 #undef FA_SCORES
 #undef FA_VALUES

@@ -19,13 +19,8 @@ FA_INLINE void TILE(put_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrd
 
 static void TILE(scatter_rows)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                                ptrdiff_t feature, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < count; i++) {
-        V more = {0};
-        if (tile->residual)
-            OP(widen)((R *)&more, tile->residual[row + i] + feature * l->residual_element, l->type, l->residual_element, n);
-        y[i] += more;
-        OP(narrow)(tile->to[row + i] + feature * l->out_element, l->type, l->out_element, (const R *)&y[i], n);
-    }
+    for (ptrdiff_t i = 0; i < count; i++)
+        TILE(scatter_row)(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], feature, n);
 }
 
 /* Sums of a block of features back to rows: scaled, with bias and activation. */
@@ -39,14 +34,9 @@ static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrd
             FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = OP(load)(tile->sums + ((d + i) * tile->vectors + j) * LANES);
             OP(transpose)(y);
             TILE(mend)(l, tile->from + j * LANES, lanes, first, n, y);
-            if (l->scales) {
-                V scale = OP(load_some_as)((const char *)(l->scales + first), FA_F32, n);
-                for (ptrdiff_t i = 0; i < lanes; i++) y[i] *= scale;
-            }
-            if (l->bias) {
-                V bias = OP(load_some_as)(l->bias + first * fa_size_of(l->bias_type), l->bias_type, n);
-                for (ptrdiff_t i = 0; i < lanes; i++) y[i] += bias;
-            }
+            V scale, bias;
+            TILE(find_shift)(l, first, n, &scale, &bias);
+            for (ptrdiff_t i = 0; i < lanes; i++) y[i] = TILE(shifted)(l, y[i], scale, bias);
             OP(activate)(y, (int)lanes, l->activation, rough);
 #define PUT(TYPE) TILE(put_rows)(tile, j * LANES, lanes, y, first, n, TYPE)
             if (plain) FA_FOR_RESULT(l->type, PUT);
@@ -60,7 +50,7 @@ static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *til
                                       char *at) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES, units = UNITS(l->in_features);
-    *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN)));
+    *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
     *bytes = OP(carve)(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
         tiles[i].rows = fa_clamp(rows - i * widest, 0, widest);
@@ -74,7 +64,8 @@ static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *til
 static ptrdiff_t TILE_EXPORT(linear_scratch)(const fa_linear *l) {
     TILE(linear_tile) tiles[TILE_MOST];
     R *panel, *bytes;
-    return TILE(lay_out_linear)(l, tiles, l->item_rows, &panel, &bytes, NULL);
+    ptrdiff_t other = TILE(by_rows_scratch)(l), own = TILE(lay_out_linear)(l, tiles, l->item_rows, &panel, &bytes, NULL);
+    return own > other ? own : other;
 }
 
 static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE(linear_tile) *tile, ptrdiff_t first,
@@ -96,6 +87,7 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
     R *panel, *bytes;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
     const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
+    if (TILE(by_rows)(l, item, scratch)) return;
     TILE(lay_out_linear)(l, tiles, item->rows, &panel, &bytes, scratch);
     for (ptrdiff_t i = 0; i < count; i++) TILE(take_tile)(l, item, &tiles[i], i * widest, bytes);
     TILE(take_registers)();
@@ -103,7 +95,7 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
         n = fa_clamp(end - f, 0, block);
         ptrdiff_t u = 0;
         do { /* no inputs: sums of nothing, 0 */
-            ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN);
+            ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN(l));
             TILE(weights) weights = TILE(weights_at)(l, f, n, u, run, panel);
             for (ptrdiff_t i = 0; i < count; i++) FA_LINEAR_OF(tiles[i].vectors)(&weights, n, &tiles[i], u, run);
             u += run;
@@ -119,4 +111,5 @@ static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {
 #undef LINEAR_RUN
 #undef LINEAR_ALONE
 #undef SUMS_ROWS
+#undef LINEAR_MOST_UNITS
 #undef FA_LINEAR_OF

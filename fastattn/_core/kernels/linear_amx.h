@@ -8,8 +8,7 @@ FA_INLINE void TILE(linear_sums)(const TILE(weights) *weights, ptrdiff_t count, 
                                  ptrdiff_t units, const int NV) {
     const ptrdiff_t size = LINEAR_FEATURES * NV * LANES;
     R *sums = tile->sums, *products = UNIT == 4 ? sums + size : sums;
-    FA_MULTIPLY_OF(NV)(weights->rows.data, weights->rows.stride, WHOLE_TILES(count), tile->units + first * NV * LANES,
-                       WHOLE_TILES(units), products, UNIT != 4 && first);
+    TILE(multiply)(TILE(in_place)(weights->rows), count, tile->units + first * NV * LANES, units, products, UNIT != 4 && first, NV);
     for (ptrdiff_t i = 0; UNIT == 4 && i < count; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;
@@ -28,3 +27,165 @@ static void TILE(linear_2)(const TILE(weights) *weights, ptrdiff_t count, const 
     TILE(linear_sums)(weights, count, tile, first, units, 2);
 }
 #define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
+
+/* The other way round, for many rows: rows of x stand in the tiles' rows and the weight's block is transposed into the lanes,
+ * once for all rows of the item, which takes as long as the products of 80 of them. Sums come as rows, so that neither x nor the
+ * result needs transposing: with 384 inputs that costs as much as half of the products. The same numbers are added in the same
+ * order. All tiles are packed. */
+
+#define BY_ROWS_LEAST 64 /* rows from which on it is the faster way */
+#define BY_ROWS_RUN 8    /* tiles along the sum that stay in L1 or L2: 32 KB of a weight's block, beside 32 rows of x */
+#define BLOCK_TILES (LINEAR_FEATURES / 16)
+
+typedef struct {
+    R *panel, *packed, *sums; /* the weight's rows; [BLOCK_TILES][BY_ROWS_RUN] tiles; [row tiles][BLOCK_TILES] */
+    R *x, *reals, *scale;     /* [row tiles][tiles of a row]; a row as it comes, and as reals; each row's scale */
+    I *zero, *total;          /* and zero; sums of the weight's rows */
+} TILE(by_rows_room);
+
+static ptrdiff_t TILE(lay_out_by_rows)(const fa_linear *l, TILE(by_rows_room) *room, char *at) {
+    const char *begin = at;
+    const ptrdiff_t rows = WHOLE_TILES(l->item_rows), units = WHOLE_TILES(UNITS(l->in_features));
+    room->panel = OP(carve)(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
+    room->packed = OP(carve)(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
+    room->sums = OP(carve)(&at, rows * LINEAR_FEATURES);
+    room->x = OP(carve)(&at, rows * units);
+    room->reals = OP(carve)(&at, units + (UNIT == 4 ? l->in_features + LANES : 0));
+    room->scale = OP(carve)(&at, rows);
+    room->zero = (I *)OP(carve)(&at, rows);
+    room->total = (I *)OP(carve)(&at, LINEAR_FEATURES);
+    return at - begin;
+}
+
+static ptrdiff_t TILE(by_rows_scratch)(const fa_linear *l) {
+    TILE(by_rows_room) room;
+    return TILE(lay_out_by_rows)(l, &room, NULL);
+}
+
+/* Rows of x into tiles; zeros where there are no more rows. */
+FA_APART void TILE(take_x)(const fa_linear *l, const fa_linear_item *item, TILE(by_rows_room) *room) {
+    const ptrdiff_t units = WHOLE_TILES(UNITS(l->in_features));
+    for (ptrdiff_t i = 0; i < WHOLE_TILES(item->rows); i++) {
+        const R *from = room->reals;
+        if (i < item->rows) from = TILE(take_row)(l, item->x[i], room->reals, units, room->scale + i, room->zero + i);
+        else {
+            memset(room->reals, 0, (size_t)units * sizeof(R));
+            room->scale[i] = 0;
+            room->zero[i] = 0;
+        }
+        R *to = room->x + i / 16 * 16 * units + i % 16 * LANES;
+        for (ptrdiff_t u = 0; u < units; u += LANES) OP(store)(to + u * 16, OP(load)(from + u));
+    }
+}
+
+/* The block's rows into the lanes. */
+FA_APART void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to) {
+    for (ptrdiff_t f = 0; f < (count + 15) / 16; f++)
+        for (ptrdiff_t u = 0; u < (units + 15) / 16; u++) {
+            V x[LANES];
+            FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = OP(load)(rows.data + (16 * f + i) * rows.stride + 16 * u);
+            OP(transpose)(x);
+            FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(to + (f * BY_ROWS_RUN + u) * TILE_REALS + i * LANES, x[i]);
+        }
+}
+
+/* A tile's sums in place: scaled, with bias. */
+FA_APART void TILE(shift_tile)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room, ptrdiff_t row,
+                                ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
+    V scale, bias, least = OP(splat)(1);
+    TILE(find_shift)(l, feature, count, &scale, &bias);
+    for (ptrdiff_t i = 0; i < 16; i++) { /* the smallest magnitude: see TILE(mend) */
+        V y = TILE(row_real)(OP(load)(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
+        if (UNIT == 2) least = (V)_mm512_range_ps((__m512)least, (__m512)y, 0x0a);
+        else y = TILE(shifted)(l, y, scale, bias);
+        OP(store)(sums + i * LANES, y);
+    }
+    if (UNIT != 2) return;
+    if (TILE(any_below)(least, FA_LEAST_SUM))
+        TILE(mend)(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
+    for (ptrdiff_t i = 0; i < 16; i++)
+        OP(store)(sums + i * LANES, TILE(shifted)(l, OP(load)(sums + i * LANES), scale, bias));
+}
+
+/* Two vectors of a row, or parts of them, to where they belong, with their residual. */
+FA_INLINE void TILE(put_two)(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature, ptrdiff_t n,
+                             const fa_type type) {
+    const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
+    const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
+    if (!l->plain_out || (residual && !l->plain_residual)) {
+        TILE(scatter_row)(l, residual, to, low, feature, first);
+        TILE(scatter_row)(l, residual, to, high, feature + LANES, second);
+        return;
+    }
+    if (residual) low += OP(load_some_as)(residual + at, type, first);
+    if (residual && second) high += OP(load_some_as)(residual + next, type, second);
+    if (type == FA_BF16 && n >= 2 * LANES) {
+        store_two_bf16((uint16_t *)(to + at), low, high);
+        return;
+    }
+    OP(store_some_as)(to + at, type, low, first);
+    if (second) OP(store_some_as)(to + next, type, high, second);
+}
+
+/* The sums of `count` features, tile by tile, to where they belong. */
+FA_INLINE void TILE(finish_rows)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room,
+                                 ptrdiff_t feature, ptrdiff_t count, const fa_type type) {
+    const int tiles = (int)((count + LANES - 1) / LANES);
+    for (ptrdiff_t row = 0; row < item->rows; row += 16) {
+        R *sums = room->sums + row * LINEAR_FEATURES;
+        for (int j = 0; j < tiles; j++)
+            TILE(shift_tile)(l, item, room, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
+                             sums + j * TILE_REALS, room->total + j * LANES);
+        OP(activate)((V *)sums, 16 * tiles, l->activation, type != FA_F32);
+        for (ptrdiff_t i = 0; i < fa_clamp(item->rows - row, 0, 16); i++)
+            for (int j = 0; j < tiles; j += 2) {
+                const R *at = sums + j * TILE_REALS + i * LANES;
+                TILE(put_two)(l, item->residual ? item->residual[row + i] : NULL, item->out[row + i], OP(load)(at),
+                              OP(load)(at + TILE_REALS), feature + j * LANES, count - j * LANES, type);
+            }
+    }
+}
+
+FA_APART void TILE(finish_block)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room,
+                               ptrdiff_t feature, ptrdiff_t count) {
+#define WHOLE(TYPE) TILE(finish_rows)(l, item, room, feature, LINEAR_FEATURES, TYPE)
+#define REST(TYPE) TILE(finish_rows)(l, item, room, feature, count, TYPE)
+    if (count == LINEAR_FEATURES) FA_FOR_RESULT(l->type, WHOLE);
+    else FA_FOR_RESULT(l->type, REST);
+#undef WHOLE
+#undef REST
+}
+
+/* Whether the item was done. */
+static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+    const ptrdiff_t units = UNITS(l->in_features), row_tiles = (item->rows + 15) / 16, along = (units + 15) / 16;
+    if (item->rows < BY_ROWS_LEAST || !units || units > LINEAR_MOST_UNITS) return 0;
+    TILE(by_rows_room) room;
+    TILE(lay_out_by_rows)(l, &room, scratch);
+    TILE(take_x)(l, item, &room);
+    TILE(take_registers)();
+    for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
+        n = fa_clamp(end - f, 0, LINEAR_FEATURES);
+        memset(room.total, 0, LINEAR_FEATURES * sizeof(I));
+        for (ptrdiff_t u = 0, run; u < along; u += run) {
+            run = fa_clamp(along - u, 0, BY_ROWS_RUN);
+            const ptrdiff_t run_units = fa_clamp(units - 16 * u, 0, 16 * run);
+            TILE(weights) weights = TILE(weights_at)(l, f, n, 16 * u, run_units, room.panel);
+            TILE(add_totals)(&weights, n, room.total);
+            TILE(pack)(weights.rows, n, run_units, room.packed);
+            for (ptrdiff_t i = 0; i < row_tiles; i += 2)
+                for (ptrdiff_t j = 0; 16 * j < n; j += 2) {
+                    TILE(tiles_at) rows = PACKED(room.x + (i * along + u) * TILE_REALS, 1, along);
+                    TILE(tiles_at) lanes = PACKED(room.packed + j * BY_ROWS_RUN * TILE_REALS, 1, BY_ROWS_RUN);
+                    TILE(tiles_at) sums = PACKED(room.sums + (i * BLOCK_TILES + j) * TILE_REALS, BLOCK_TILES, 1);
+                    TILE(multiply_swapped)(&rows, fa_clamp(row_tiles - i, 0, 2), &lanes, run, &sums, u > 0);
+                }
+        }
+        TILE(finish_block)(l, item, &room, f, n);
+    }
+    TILE(give_registers)();
+    return 1;
+}
+#undef BY_ROWS_LEAST
+#undef BY_ROWS_RUN
+#undef BLOCK_TILES

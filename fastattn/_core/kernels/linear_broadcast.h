@@ -27,6 +27,13 @@ FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, cons
         }
 }
 
+/* No other way. */
+FA_INLINE ptrdiff_t TILE(by_rows_scratch)(const fa_linear *l) { (void)l; return 0; }
+FA_INLINE int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+    (void)l, (void)item, (void)scratch;
+    return 0;
+}
+
 #define FA_LINEAR_SUMS(MR, NV)                                                                                         \
     FA_APART void TILE(linear_##NV)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile,      \
                                     ptrdiff_t first, ptrdiff_t units) {                                                \

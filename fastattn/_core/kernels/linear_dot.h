@@ -1,6 +1,6 @@
 /* Linear by dot products of pairs: x and weight are bfloat16. */
 
-#define LINEAR_RUN 128 /* units whose products are added up in one chain */
+#define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
 
 typedef struct { TILE(rows) rows; } TILE(weights);
 typedef struct { char none; } TILE(quantised);
@@ -64,4 +64,30 @@ static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes
                 sums[lane][i] = TILE(exact_sum)(l, x[lane], weight);
         }
     }
+}
+
+/* What the way by rows wants to know of x and of its sums. */
+#define LINEAR_MOST_UNITS PTRDIFF_MAX
+
+/* A row of x as units, zeros behind it: as it lies, or in `room`. */
+static const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+    (void)scale, (void)zero;
+    if (l->plain_x && l->in_features == UNIT * units) return (const R *)from;
+    const ptrdiff_t whole = l->x_element == 2 ? l->in_features / UNIT : 0;
+    ptrdiff_t u = whole;
+    memcpy(room, from, (size_t)whole * sizeof(R));
+    for (; u < UNITS(l->in_features); u++) room[u] = TILE(unit)(from, l->x_element, u, l->in_features, l->type);
+    memset(room + u, 0, (size_t)(units - u) * sizeof(R));
+    return room;
+}
+FA_INLINE int TILE(any_below)(V x, R least) {
+    VI below = x < OP(splat)(least);
+    return _mm512_test_epi32_mask((__m512i)below, (__m512i)below) != 0;
+}
+FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
+    (void)weights, (void)count, (void)total;
+}
+FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
+    (void)total, (void)scale, (void)zero;
+    return sum;
 }

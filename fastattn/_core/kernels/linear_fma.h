@@ -1,10 +1,18 @@
 /* Linear by multiply-add. A weight of the kernel's own type is read in place, others are widened, as many rows and columns as
  * are used together at a time; int8 as the whole numbers they are: their scale follows the sum. */
 
-#define LINEAR_RUN FA_TILE_RUN /* units whose products are added up in one chain */
+#define LINEAR_RUN(l) TILE(run)((l)->in_features)
 
 typedef struct { TILE(rows) rows; } TILE(weights);
 typedef struct { char none; } TILE(quantised);
+
+/* Units whose products are added up in one chain: about as many as there are chains, which leaves the smallest error. NumPy
+ * makes several sums of a product of few rows and so must we: one chain of 128 was up to twice as far off as allowed. */
+static ptrdiff_t TILE(run)(ptrdiff_t in_features) {
+    ptrdiff_t run = FA_TILE_RUN < 32 ? FA_TILE_RUN : 32;
+    while (run * run < in_features) run *= 2;
+    return run;
+}
 
 static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {

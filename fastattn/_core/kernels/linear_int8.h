@@ -2,7 +2,7 @@
  * x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less zero times the sum
  * of the weights is exact; it becomes a real before it could overflow: 4 · 16384 · 255 · 127 < 2^31. */
 
-#define LINEAR_RUN 16384
+#define LINEAR_RUN(l) 16384
 
 typedef struct {
     TILE(rows) rows;
@@ -59,9 +59,10 @@ static void TILE(quantise)(const fa_linear *l, const char *x, R *row, uint8_t *t
         noughts += part * (R)0;
     }
     R top = OP(lane_max)(high), bottom = OP(lane_max)(low), nought = OP(lane_sum)(noughts);
-    /* What is not finite makes all of the row's results NaN: its scale is. */
-    *scale = nought == 0 ? (top + bottom) / 255 : (R)NAN;
-    R inverse = *scale > 0 ? 1 / *scale : 0;
+    /* What is not finite makes all of the row's results NaN: its scale is. Below 2^-128 a scale has no inverse. */
+    const R step = (R)(((double)top + bottom) / 255);
+    *scale = nought == 0 ? (step > 0x1p-126f ? step : 0x1p-126f) : (R)NAN;
+    R inverse = nought == 0 ? 1 / *scale : 0;
     *zero = (I)lrintf(bottom * inverse);
     const __m512 shift = _mm512_set1_ps((float)*zero);
     for (ptrdiff_t k = 0; k < size; k += LANES) {
@@ -76,15 +77,12 @@ static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, 
     const ptrdiff_t padded = (l->in_features + LANES - 1) / LANES * LANES;
     uint8_t *units = (uint8_t *)(bytes + padded);
     const char *rows[LANES];
+    R scale = 0;
+    I zero = 0;
     for (ptrdiff_t lane = 0; lane < LANES; lane++) {
-        R scale;
-        I zero;
         rows[lane] = (const char *)units + lane * padded;
-        if (lane && from[lane] == from[lane - 1]) { /* what fills up the last tile */
-            rows[lane] = rows[lane - 1];
-            continue;
-        }
-        TILE(quantise)(l, from[lane], bytes, units + lane * padded, &scale, &zero);
+        if (lane && from[lane] == from[lane - 1]) rows[lane] = rows[lane - 1]; /* repeated, as at the last tile's end */
+        else TILE(quantise)(l, from[lane], bytes, units + lane * padded, &scale, &zero);
         quantised->scale[j][lane] = scale;
         quantised->zero[j][lane] = zero;
     }
@@ -99,4 +97,22 @@ FA_INLINE V TILE(real)(V sum, const TILE(weights) *weights, ptrdiff_t row, const
 FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
                           V *sums) {
     (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
+}
+
+/* What the way by rows wants to know of x and of its sums: the same numbers. */
+#define LINEAR_MOST_UNITS LINEAR_RUN(l)
+
+static const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+    const ptrdiff_t filled = (l->in_features + LANES - 1) / LANES * LANES;
+    TILE(quantise)(l, from, room + units, (uint8_t *)room, scale, zero);
+    memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
+    return room;
+}
+FA_INLINE int TILE(any_below)(V x, R least) { (void)x, (void)least; return 0; }
+FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
+    for (ptrdiff_t i = 0; i < count; i++) total[i] += weights->sum[i];
+}
+FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
+    VI whole = (VI)sum - *zero * *(const VI *)total;
+    return __builtin_convertvector(whole, V) * *scale;
 }

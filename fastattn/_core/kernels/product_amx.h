@@ -1,6 +1,6 @@
 /* Sums of products in tile registers (AMX): 16 rows of 16 units, as they lie in memory, times 16 units of 16 lanes.
  *
- * Follows the header that says what a unit is, and MULTIPLY_TILES. A multiplication takes 16 cycles and a load of a tile 8,
+ * Follows the header that says what a unit is, and MULTIPLY_TILES(sums, rows, lanes), MULTIPLY_SWAPPED. A multiplication takes 16 cycles and a load of a tile 8,
  * so two times two sums share their operands: a load for each multiplication. Rows and units come in whole tiles, padded
  * with zeros where there are fewer. The registers' shapes are the thread's own, and other libraries set them, too: a kernel
  * sets them where it begins, 0.1 microseconds, and gives them back in the end. */
@@ -19,56 +19,90 @@ static void TILE(take_registers)(void) {
 
 static void TILE(give_registers)(void) { _tile_release(); }
 
-/* sums[16 MR][NV] = those of 16 MR rows, `stride` bytes apart, times `count` units of the lanes; `more`: added to it. */
-FA_INLINE void TILE(multiply_block)(const char *rows, ptrdiff_t stride, const R *units, ptrdiff_t count, R *sums,
-                                    int more, const int MR, const int NV) {
-    const ptrdiff_t pitch = NV * FA_VECTOR_BYTES;
-    if (more) {
-        _tile_loadd(0, sums, pitch);
-        if (NV > 1) _tile_loadd(1, sums + LANES, pitch);
-        if (MR > 1) _tile_loadd(2, sums + 16 * NV * LANES, pitch);
-        if (MR > 1 && NV > 1) _tile_loadd(3, sums + (16 * NV + 1) * LANES, pitch);
-    } else {
-        _tile_zero(0);
-        if (NV > 1) _tile_zero(1);
-        if (MR > 1) _tile_zero(2);
-        if (MR > 1 && NV > 1) _tile_zero(3);
-    }
-    for (ptrdiff_t u = 0; u < count; u += 16, rows += 64, units += 16 * NV * LANES) {
-        _tile_loadd(6, units, pitch);
-        _tile_loadd(4, rows, stride);
-        MULTIPLY_TILES(0, 4, 6);
-        if (NV > 1) {
-            _tile_loadd(7, units + LANES, pitch);
-            MULTIPLY_TILES(1, 4, 7);
+/* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
+ * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other, 1 KB each: at other distances
+ * they may compete for few lines of L1. */
+typedef struct { char *first; ptrdiff_t row, along, across; } TILE(tiles_at);
+
+#define TILE_REALS (16 * LANES)
+#define PACKED(first, along, across)                                                                                   \
+    ((TILE(tiles_at)){(char *)(first), FA_VECTOR_BYTES, (along) * FA_VECTOR_BYTES * 16, (across) * FA_VECTOR_BYTES * 16})
+
+#define MULTIPLY(sum, row, lane)                                                                                       \
+    do {                                                                                                               \
+        if (swapped) MULTIPLY_SWAPPED(sum, row, lane);                                                                 \
+        else MULTIPLY_TILES(sum, row, lane);                                                                           \
+    } while (0)
+#define FOUR_TILES(CALL)                                                                                               \
+    CALL(0, 0, 0);                                                                                                     \
+    if (NL > 1) CALL(1, 0, 1);                                                                                         \
+    if (NR > 1) CALL(2, 1, 0);                                                                                         \
+    if (NR > 1 && NL > 1) CALL(3, 1, 1)
+#define SUM_AT(i, j) (sums.first + (i) * sums.along + (j) * sums.across)
+#define LOAD(tile, i, j) _tile_loadd(tile, SUM_AT(i, j), sums.row)
+#define ZERO(tile, i, j) _tile_zero(tile)
+#define STORE(tile, i, j) _tile_stored(tile, SUM_AT(i, j), sums.row)
+
+/* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is there.
+ * `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
+FA_INLINE void TILE(multiply_block)(TILE(tiles_at) rows, TILE(tiles_at) lanes, ptrdiff_t count, TILE(tiles_at) sums, int more,
+                                    const int NR, const int NL, const int swapped) {
+    if (more) { FOUR_TILES(LOAD); }
+    else { FOUR_TILES(ZERO); }
+    for (; count > 0; count--, rows.first += rows.along, lanes.first += lanes.along) {
+        _tile_loadd(6, lanes.first, lanes.row);
+        _tile_loadd(4, rows.first, rows.row);
+        MULTIPLY(0, 4, 6);
+        if (NL > 1) {
+            _tile_loadd(7, lanes.first + lanes.across, lanes.row);
+            MULTIPLY(1, 4, 7);
         }
-        if (MR > 1) {
-            _tile_loadd(5, rows + 16 * stride, stride);
-            MULTIPLY_TILES(2, 5, 6);
-            if (NV > 1) MULTIPLY_TILES(3, 5, 7);
+        if (NR > 1) {
+            _tile_loadd(5, rows.first + rows.across, rows.row);
+            MULTIPLY(2, 5, 6);
+            if (NL > 1) MULTIPLY(3, 5, 7);
         }
     }
-    _tile_stored(0, sums, pitch);
-    if (NV > 1) _tile_stored(1, sums + LANES, pitch);
-    if (MR > 1) _tile_stored(2, sums + 16 * NV * LANES, pitch);
-    if (MR > 1 && NV > 1) _tile_stored(3, sums + (16 * NV + 1) * LANES, pitch);
+    FOUR_TILES(STORE);
+}
+#undef FOUR_TILES
+#undef SUM_AT
+#undef LOAD
+#undef ZERO
+#undef STORE
+#undef MULTIPLY
+
+/* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What is
+ * passed by address is read field by field: as a value it went through memory, and its load waited for several stores. */
+#define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
+    FA_APART void TILE(NAME)(const TILE(tiles_at) *from, ptrdiff_t row_tiles, const TILE(tiles_at) *units,             \
+                             ptrdiff_t count, const TILE(tiles_at) *to, int more) {                                    \
+        TILE(tiles_at) rows = {from->first, from->row, from->along, from->across};                                     \
+        TILE(tiles_at) sums = {to->first, to->row, to->along, to->across};                                             \
+        const TILE(tiles_at) lanes = {units->first, units->row, units->along, units->across};                          \
+        __asm__ volatile("" ::: "memory");                                                                             \
+        for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
+            TILE(multiply_block)(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
+        if (row_tiles) TILE(multiply_block)(rows, lanes, count, sums, more, 1, NL, SWAPPED);                           \
+        __asm__ volatile("" ::: "memory");                                                                             \
+    }
+FA_MULTIPLY(multiply_1, 1, 0)
+FA_MULTIPLY(multiply_2, 2, 0)
+FA_MULTIPLY(multiply_swapped, 2, 1)
+#undef FA_MULTIPLY
+
+/* sums[rows][NV] = those of so many rows with `count` units [count][NV] of NV vectors. */
+FA_INLINE void TILE(multiply)(TILE(tiles_at) from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,
+                              const int NV) {
+    const ptrdiff_t row = NV * FA_VECTOR_BYTES;
+    const TILE(tiles_at) lanes = {(char *)units, row, 16 * row, FA_VECTOR_BYTES};
+    const TILE(tiles_at) to = {(char *)sums, row, 16 * row, FA_VECTOR_BYTES};
+    if (NV == 1) TILE(multiply_1)(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
+    else TILE(multiply_2)(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
 }
 
-/* The same for any number of whole tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. */
-#define FA_MULTIPLY(NV)                                                                                                \
-    FA_APART void TILE(multiply_##NV)(const R *rows, ptrdiff_t stride, ptrdiff_t count, const R *units,                \
-                                      ptrdiff_t unit_count, R *sums, int more) {                                       \
-        const ptrdiff_t step = stride * (ptrdiff_t)sizeof(R);                                                          \
-        const char *from = (const char *)rows;                                                                         \
-        ptrdiff_t i = 0;                                                                                               \
-        __asm__ volatile("" ::: "memory");                                                                             \
-        for (; i + 32 <= count; i += 32)                                                                               \
-            TILE(multiply_block)(from + i * step, step, units, unit_count, sums + i * NV * LANES, more, 2, NV);        \
-        for (; i < count; i += 16)                                                                                     \
-            TILE(multiply_block)(from + i * step, step, units, unit_count, sums + i * NV * LANES, more, 1, NV);        \
-        __asm__ volatile("" ::: "memory");                                                                             \
-    }
-FA_MULTIPLY(1)
-FA_MULTIPLY(2)
-#undef FA_MULTIPLY
-#define FA_MULTIPLY_OF(NV) (NV == 1 ? TILE(multiply_1) : TILE(multiply_2))
+/* Rows as they lie. */
+FA_INLINE TILE(tiles_at) TILE(in_place)(TILE(rows) rows) {
+    const ptrdiff_t row = rows.stride * (ptrdiff_t)sizeof(R);
+    return (TILE(tiles_at)){(char *)rows.data, row, 16 * (ptrdiff_t)sizeof(R), 16 * row};
+}

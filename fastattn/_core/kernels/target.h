@@ -11,9 +11,11 @@
 #define AMX_TILES 16 /* and the transposing of values */
 #ifdef FA_AMX
 #define FA_DOT_TILES AMX_TILES
+#define FA_DOT_FEW 4 /* tiles of 16 rows are the faster way even with 5 */
 #define FA_LINEAR_PRODUCTS "linear_amx.h"
 #else
 #define FA_DOT_TILES BROADCAST_TILES
+#define FA_DOT_FEW FA_FEW_BEST
 #define FA_LINEAR_PRODUCTS "linear_broadcast.h"
 #endif
 

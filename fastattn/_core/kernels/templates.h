@@ -36,6 +36,7 @@
 #include "product_lanes.h"
 #ifdef FA_AMX
 #define MULTIPLY_TILES _tile_dpbf16ps
+#define MULTIPLY_SWAPPED _tile_dpbf16ps
 #include "product_amx.h"
 #include "attention_bf16.h"
 #include "attention_amx.h"
@@ -59,6 +60,7 @@
 #include "product_lanes.h"
 #ifdef FA_AMX
 #define MULTIPLY_TILES _tile_dpbsud
+#define MULTIPLY_SWAPPED _tile_dpbusd
 #include "product_amx.h"
 #else
 #include "product_broadcast.h"
@@ -88,13 +90,13 @@ static ptrdiff_t EXPORT(attention_scratch_dot)(const fa_attention *a) {
 #endif
 
 /* The table: by the kernels that make products, and the probe of their instruction. */
-#define FA_KERNELS(TILES, SCRATCH, MANY, LINEAR, LINEAR_INT8, DOT)                                                                     \
+#define FA_KERNELS(TILES, FEW, SCRATCH, MANY, LINEAR, LINEAR_INT8, DOT)                                                                     \
     {                                                                                                                  \
         .itemsize = sizeof(R),                                                                                         \
         .lanes = LANES,                                                                                                \
         .tile_rows = FA_TILE_WIDEST * LANES,                                                                           \
         .most_rows = TILES * FA_TILE_WIDEST * LANES,                                                              \
-        .few_rows = FA_FEW_BEST,                                                                                       \
+        .few_rows = FEW,                                                                                       \
         .attention_scratch = SCRATCH,                                                                \
         .attention_many = MANY,                                                                                        \
         .attention_few = EXPORT(attention_few),                                                                        \
@@ -117,13 +119,13 @@ static ptrdiff_t EXPORT(attention_scratch_dot)(const fa_attention *a) {
         .probe_copy = EXPORT(probe_copy),                                                                              \
     }
 #if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
-static const fa_kernels EXPORT(kernels) = FA_KERNELS(BROADCAST_TILES, EXPORT(attention_scratch), EXPORT(attention_many),
+static const fa_kernels EXPORT(kernels) = FA_KERNELS(BROADCAST_TILES, FA_FEW_BEST, EXPORT(attention_scratch), EXPORT(attention_many),
                                                      EXPORT(linear_kernel), EXPORT(linear_kernel_int8), NULL);
 static const fa_kernels EXPORT(kernels_dot) =
-    FA_KERNELS(FA_DOT_TILES, EXPORT(attention_scratch_dot), EXPORT(attention_many_dot), EXPORT(linear_kernel_dot),
+    FA_KERNELS(FA_DOT_TILES, FA_DOT_FEW, EXPORT(attention_scratch_dot), EXPORT(attention_many_dot), EXPORT(linear_kernel_dot),
                EXPORT(linear_kernel_int8), EXPORT(probe_dot));
 #else
-static const fa_kernels EXPORT(kernels) = FA_KERNELS(BROADCAST_TILES, EXPORT(attention_scratch), EXPORT(attention_many),
+static const fa_kernels EXPORT(kernels) = FA_KERNELS(BROADCAST_TILES, FA_FEW_BEST, EXPORT(attention_scratch), EXPORT(attention_many),
                                                      EXPORT(linear_kernel), EXPORT(linear_kernel), NULL);
 #endif
 

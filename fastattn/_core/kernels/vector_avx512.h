@@ -57,6 +57,18 @@ FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 
+#ifdef FA_DOT
+/* Two vectors side by side. */
+FA_INLINE void store_two_bf16(uint16_t *p, V_f32 low, V_f32 high) {
+    if (__builtin_expect(!(_mm512_fpclass_ps_mask((__m512)low, 0x20) | _mm512_fpclass_ps_mask((__m512)high, 0x20)), 1)) {
+        _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+        return;
+    }
+    store_bf16_f32(p, low);
+    store_bf16_f32(p + 16, high);
+}
+#endif
+
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
     return (VI_f32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));

@@ -3,7 +3,8 @@
 import functools
 
 import fastattn
-from fastattn.commands.cases import OPERATIONS
+from fastattn.commands.cases import OPERATIONS, QUANTISED
+from fastattn.nn import quantize
 
 
 def start(threads):
@@ -11,13 +12,16 @@ def start(threads):
     fastattn.set_num_threads(threads)
 
 
-def _build(case, arguments):
+def build(case, arguments):
+    """The call as a user makes it; what is quantised is so beforehand."""
     prepare = _from_cache if case.cached else _from_arrays
     call = prepare(case, **arguments)
     return (functools.partial(call, out=call()) if case.out else call), _same
 
 
 def _from_arrays(case, **arguments):
+    if case.operation in QUANTISED and case.kv_dtype == "int8":
+        arguments["weight"] = quantize(arguments["weight"])
     return functools.partial(getattr(fastattn, case.operation), **arguments, **case.options)
 
 
@@ -33,4 +37,4 @@ def _same(result):
     return result
 
 
-VARIANTS = {operation: {operation: _build} for operation in OPERATIONS}
+VARIANTS = {operation: {operation: build} for operation in OPERATIONS}

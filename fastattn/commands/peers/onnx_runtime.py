@@ -1,4 +1,4 @@
-"""ONNX Runtime: models of one operator, with inputs and outputs bound beforehand.
+"""ONNX Runtime: models of one operator or two, with inputs and outputs bound beforehand.
 
 Cases without `out` let the runtime allocate the outputs (from its arena). Of bfloat16 it has the norms on CPUs.
 """
@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import OrtValue
 
 from fastattn.commands import dtypes
@@ -26,7 +26,7 @@ def start(threads):
     OPTIONS.log_severity_level = 4
 
 
-# A model of one operator
+# A model
 
 
 def _session(operator, inputs, outputs, domain="", **attributes):
@@ -38,14 +38,20 @@ def _session(operator, inputs, outputs, domain="", **attributes):
     outputs : sequence of (name, shape)
         In the operator's order, of the first input's type; the name of one that is left out is empty.
     """
+    node = helper.make_node(operator, list(inputs), [name for name, _ in outputs], domain=domain, **attributes)
+    return _session_of([node], inputs, outputs)
+
+
+def _session_of(nodes, inputs, outputs, constants=()):
+    """A session of several; `constants` are arrays by name that the model itself holds."""
     types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in inputs.items()}
     result_type = next(iter(types.values()))
-    node = helper.make_node(operator, list(inputs), [name for name, _ in outputs], domain=domain, **attributes)
     graph = helper.make_graph(
-        [node],
-        operator,
+        nodes,
+        nodes[0].op_type,
         [helper.make_tensor_value_info(name, types[name], array.shape) for name, array in inputs.items()],
         [helper.make_tensor_value_info(name, result_type, shape) for name, shape in outputs if name],
+        [numpy_helper.from_array(constants[name], name) for name in constants],
     )
     opsets = [helper.make_opsetid(*opset) for opset in OPSETS.items()]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -177,14 +183,18 @@ def _rows(operator, results=("y",), **attributes):
     def build(case, arguments):
         x = arguments["x"]
         session = _session(operator, arguments, [(name, x.shape) for name in results], **attributes)
-        values = _values(arguments)
-        names = [name for name in results if name]
-        if not case.out:
-            return functools.partial(session.run_with_ort_values, names, values), _arrays
-        outputs = {name: _empty(x.shape, x) for name in names}
-        return _bound(session, values, outputs), lambda _: _arrays(outputs.values())
+        return _call(case, session, arguments, {name: x.shape for name in results if name})
 
     return build
+
+
+def _call(case, session, inputs, results):
+    """A call of a session, whose results have these names and shapes."""
+    values = _values(inputs)
+    if not case.out:
+        return functools.partial(session.run_with_ort_values, list(results), values), _arrays
+    outputs = {name: _empty(shape, inputs["x"]) for name, shape in results.items()}
+    return _bound(session, values, outputs), lambda _: _arrays(outputs.values())
 
 
 def _rotary(case, arguments):
@@ -193,6 +203,36 @@ def _rotary(case, arguments):
 
 def _arrays(values):
     return tuple(map(_array, values))
+
+
+# Linear layers: weight and bias are the model's own, so that the runtime may lay them out beforehand.
+
+
+def _linear(case, arguments):
+    nodes = [helper.make_node("Gemm", ["x", "weight", "bias"], ["sums"], transB=1)]
+    ways = {"gelu": "none", "gelu_tanh": "tanh"}
+    if case.options:
+        nodes.append(helper.make_node("Gelu", ["sums"], ["y"], approximate=ways[case.options["activation"]]))
+    return _layer(case, nodes, **arguments)
+
+
+def _linear_fused(case, arguments):
+    """The runtime's own operators for bias and activation together, which its optimizer puts into transformers."""
+    if not case.options:
+        raise Unsuitable("no activation")
+    operator = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}[case.options["activation"]]
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["sums"]),
+        helper.make_node(operator, ["sums", "bias"], ["y"], domain="com.microsoft"),
+    ]
+    return _layer(case, nodes, **arguments | {"weight": np.ascontiguousarray(arguments["weight"].T)})
+
+
+def _layer(case, nodes, x, weight, bias):
+    (result,) = nodes[-1].output
+    results = {result: (case.sizes["rows"], case.sizes["N"])}
+    session = _session_of(nodes, {"x": x}, results.items(), {"weight": weight, "bias": bias})
+    return _call(case, session, {"x": x}, results)
 
 
 VARIANTS = {
@@ -219,5 +259,6 @@ VARIANTS = {
             "SkipSimplifiedLayerNormalization", ("y", "", "", "sum"), domain="com.microsoft", epsilon=1e-6
         )
     },
+    "linear": {"Gemm, Gelu": _linear, "MatMul, BiasGelu": _linear_fused},
     "rotary_embedding": {"RotaryEmbedding": _rotary},
 }

@@ -144,6 +144,23 @@ def _add(norm):
     return model
 
 
+# Linear layers: weight and bias are the model's own, so that the compiler may lay them out beforehand.
+
+
+def _linear(case, arguments):
+    weight, bias = (openvino.op.Constant(_tensor(arguments[name])) for name in ("weight", "bias"))
+    modes = {"gelu": "erf", "gelu_tanh": "tanh"}
+
+    def model(x):
+        sums = ops.add(ops.matmul(x, weight, False, True), bias)
+        return [ops.gelu(sums, modes[case.options["activation"]]) if case.options else sums]
+
+    request = _Request(model, [arguments["x"]])
+    if case.dtype == "bfloat16" and "f32" in request.precisions():
+        raise Unsuitable("not computed in bfloat16")
+    return request.into_its_own if case.out else request.into_new, _same
+
+
 # Rotary embedding
 
 
@@ -176,5 +193,6 @@ VARIANTS = {
     "rms_norm": {"RMS": _rows(_rms_norm)},
     "add_layer_norm": {"Add, MVN": _rows(_add(_layer_norm))},
     "add_rms_norm": {"Add, RMS": _rows(_add(_rms_norm))},
+    "linear": {"MatMul, Add, Gelu": _linear},
     "rotary_embedding": {"Multiply, Add": _rotate_half},
 }

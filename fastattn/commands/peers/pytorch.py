@@ -206,6 +206,39 @@ def _add_layer_norm_into(x, residual, weight, bias):
     return lambda: (torch.add(x, residual, out=total), norm())[::-1]
 
 
+# Linear layers
+
+#: By activation, what PyTorch calls the way to compute gelu.
+_GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def _gelu(case):
+    """The way; None without an activation."""
+    return _GELUS[case.options["activation"]] if case.options else None
+
+
+def _linear(case, arguments):
+    layer, gelu = functools.partial(F.linear, *map(_tensor, arguments.values())), _gelu(case)
+    return (layer if gelu is None else lambda: F.gelu(layer(), approximate=gelu)), _arrays
+
+
+def _linear_into(case, arguments):
+    if not case.out:
+        raise Unsuitable("writes into a given tensor")
+    (x, weight, bias), gelu = map(_tensor, arguments.values()), _gelu(case)
+    out = torch.empty(len(x), len(weight), dtype=x.dtype)
+    layer = functools.partial(torch.addmm, bias, x, weight.T, out=out)
+    return (layer if gelu is None else lambda: torch.ops.aten.gelu_(layer(), approximate=gelu)), _arrays
+
+
+def _linear_packed(case, arguments):
+    """What torch.compile makes of a model whose weights stay: laid out beforehand, the activation in the same pass."""
+    (x, weight, bias), gelu = map(_tensor, arguments.values()), _gelu(case)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
+    activation = ("none", [], "none") if gelu is None else ("gelu", [], gelu)
+    return functools.partial(torch.ops.mkldnn._linear_pointwise, x, packed, bias, *activation), _arrays
+
+
 # Rotary embedding: no function of its own, so what models write. The table's rows are chosen beforehand.
 
 
@@ -282,6 +315,11 @@ VARIANTS = {
         "add, native_layer_norm, out": _writing(_add_layer_norm_into),
     },
     "add_rms_norm": {"add, rms_norm": _allocating(_add(_rms_norm))},
+    "linear": {
+        "linear, gelu": _linear,
+        "addmm, gelu_, out": _linear_into,
+        "linear_pointwise, packed": _linear_packed,
+    },
     "rotary_embedding": {
         "rotate_half": _rotate_half,
         "halves, out": _halves_into,

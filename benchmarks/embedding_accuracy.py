@@ -1,0 +1,72 @@
+"""How far embeddings in each dtype are from sentence-transformers' in float32: the README's table.
+
+    python benchmarks/embedding_accuracy.py             # print the table; takes a minute
+    python benchmarks/embedding_accuracy.py --readme    # put the table into README.md
+
+The weights are those of MiniLM-L6, the texts a thousand of those that benchmarks/encoder.py embeds, and some that are
+harder: the fewer tokens a text has, the fewer errors average out. Needs pip install '.[compare]'.
+"""
+
+import argparse
+import os
+import string
+
+import numpy as np
+from compare import README, replaced
+
+from fastattn.commands.encoder import texts
+from fastattn.models import BertEncoder, default_folder
+
+#: What stands before the table in the README; behind it stands what compare.py's ends with.
+BEGIN = "<!-- table of benchmarks/embedding_accuracy.py -->"
+
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+
+#: Single characters and words, accents, emoji, Chinese and Japanese, nothing, more tokens than are taken.
+HARD = (
+    *string.ascii_lowercase, *".?!,0é猫", "yes", "no", "hello", "the", "", " ",
+    "Le café était déjà fermé — où aller ?", "ÅNGSTRÖM ΣΊΣΥΦΟΣ İstanbul", "\N{GUITAR}\N{FIRE} emoji",
+    "今日は天気がいいですね。我们去公园吧。", "Attention weighs every token against every other one. " * 60,
+)  # fmt: skip
+
+
+def by_sentence_transformers(several):
+    """Embeddings in float32 on PyTorch."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(default_folder()), device="cpu").encode(several, show_progress_bar=False)
+
+
+def cosines(x, y):
+    """Of the rows of two arrays."""
+    x, y = (rows.astype(np.float64) for rows in (x, y))
+    return (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+
+
+def table():
+    """The table, in Markdown."""
+    several = [*texts()[:1000], *HARD]
+    exact = by_sentence_transformers(several)
+    lines = ["| dtype | smallest cosine | of the text | median |", "| --- | ---: | --- | ---: |"]
+    for dtype in DTYPES:
+        found = cosines(BertEncoder.from_pretrained(dtype=dtype).encode(several), exact)
+        worst = several[int(found.argmin())]
+        lines.append(f"| {dtype} | {found.min():.7f} | `{worst!r:.30}` | {np.median(found):.7f} |")
+    return "\n".join(lines)
+
+
+def main():
+    """Print the table, or write it where it belongs."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    readme = parser.parse_args().readme
+    text = table()
+    if readme:
+        README.write_text(replaced(README.read_text(encoding="utf-8"), text, BEGIN), encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
