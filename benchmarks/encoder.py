@@ -61,8 +61,9 @@ is what it holds then, "at most" the most that it held until then. PyTorch is se
 OpenVINO load what was exported for them."""
 
 LEGEND_OF_ERRORS = """\
-Errors are relative to the length of a result (all hidden states of a sequence, or an embedding): at most {allowed}.
-**Bold** where something is not what was asked for, or fastattn is slower."""
+Errors are relative to the length of a result (all hidden states of a sequence, or an embedding); allowed are
+{allowed}.
+**Bold** where something is not what was asked for or, where nothing was, fastattn is slower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _name_of_rival(dtype):
 def _line_of_pass(row, present):
     _, least = ASKED_OF_PASSES[row.case.dtype]
     times = [_time(row, name) for name in ("fastattn", *present)]
-    ratios = [_ratio(row.advantage, 1), _ratio(row.lead, least)]
+    ratios = [_ratio(row.advantage, 1), _ratio(row.lead, least or 1)]
     return [row.case.shape, *times, *ratios, _error(row.ours)]
 
 
@@ -227,8 +228,8 @@ def _time(row, name):
 
 
 def _ratio(ratio, asked):
-    """In bold when it is less than was asked for, if anything was."""
-    return _marked(tables.ratio(ratio), asked is not None and ratio < asked)
+    """In bold when it is less than was asked for."""
+    return _marked(tables.ratio(ratio), ratio < asked)
 
 
 def _marked(text, short):

@@ -2,20 +2,19 @@
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import json
 import math
+import platform
 import re
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastattn
-from fastattn.commands import accuracy, check, dtypes, formulas, limits, measure, tables
+from fastattn.commands import accuracy, check, dtypes, formulas, limits, machine, measure, tables
 from fastattn.commands.cases import (
     ARRAYS,
     AWKWARD,
@@ -31,12 +30,11 @@ from fastattn.commands.cases import (
 )
 from fastattn.commands.decode import DECODING, Loop, Reader, cached
 from fastattn.commands.peers import PEERS, Peer, Unsuitable, folded
-from fastattn.commands.peers.__main__ import Desk, serve
+from fastattn.commands.peers.__main__ import TRIALS, Desk, serve
 from fastattn.commands.results import Result, geometric_mean
 from fastattn.commands.variants import VARIANTS
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
+from scripts import README, script
+from targets import on_target
 
 HALF = ("float16", "bfloat16")
 
@@ -350,6 +348,47 @@ def test_an_engine_whose_process_ends_says_so_and_starts_again():
         assert not engine.prepare(CASES["tiny"]).failure
 
 
+@pytest.mark.parametrize("target", [name for name in measure.CAPS if name in fastattn.targets()])
+def test_instructions_may_be_capped(compare, monkeypatch, target):
+    """In this process, which describes itself, and in those that it starts."""
+    for name in ("FASTATTN_TARGET", measure.CAP_VARIABLE):
+        monkeypatch.setenv(name, "put back afterwards")
+    with on_target(fastattn.targets()[0]):
+        compare.parse(["--isa", target], "")
+        facts = machine.describe([], 1)
+    assert (facts["target"], facts[measure.CAP_VARIABLE]) == (target, measure.CAPS[target])
+    begun = measure.environment(1)
+    assert (begun["FASTATTN_TARGET"], begun[measure.CAP_VARIABLE]) == (target, measure.CAPS[target])
+
+
+def test_unknown_instructions_are_refused(compare):
+    with pytest.raises(SystemExit):
+        compare.parse(["--isa", "avx1024"], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "processor", "features"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: A processor\nvmx flags\t: avx2\nflags\t\t: fpu amx_bf16 avx512f\n",
+            "A processor",
+            "avx512f amx_bf16",
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimddp bf16\n", None, "asimddp bf16"),
+        (None, None, "features unknown"),
+    ],
+)
+def test_what_the_processor_has_is_told(monkeypatch, tmp_path, text, processor, features):
+    file = tmp_path / "cpuinfo"
+    if text:
+        file.write_text(text)
+    monkeypatch.setattr(machine, "_CPUINFO", file)
+    facts = machine.describe([], 1)
+    assert facts["features"] == features
+    assert facts["processor"] == (processor or platform.processor() or platform.machine())
+    assert f" · {features} · cores" in machine.line(facts)
+
+
 def test_an_engine_that_fails_in_the_race_leaves_it():
     class Failing(measure.Engine):
         def time(self, seconds, cases=None):
@@ -401,6 +440,19 @@ def desk(*ways):
 
 def test_a_wrong_way_is_not_timed():
     assert desk(wrong, impossible, right).prepare("softmax-1x128")["variant"] == "right"
+
+
+@pytest.mark.parametrize(("patience", "trials"), [(0.0, 1), (60.0, TRIALS)])
+def test_ways_that_take_long_have_one_trial(monkeypatch, patience, trials):
+    """Beside the call whose result is judged."""
+    calls = []
+
+    def slow(case, arguments):
+        return (lambda: calls.append(time.sleep(0.06)) or formulas.softmax(**arguments)), lambda result: result
+
+    monkeypatch.setattr("fastattn.commands.peers.__main__.PATIENCE", patience)
+    assert desk(slow, right).prepare("softmax-1x128")["variant"] == "right"
+    assert len(calls) == 1 + trials
 
 
 def test_without_a_right_way_every_reason_is_told():
@@ -579,13 +631,6 @@ def test_progress_shows_on_terminals_alone():
 # benchmarks/compare.py and benchmarks/variants.py
 
 
-def script(name):
-    """A script of benchmarks/, which finds the others there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        return importlib.import_module(name)
-
-
 @pytest.fixture(scope="module")
 def compare():
     return script("compare")
@@ -649,11 +694,11 @@ def test_types_are_compared_with_float32_in_the_same_rounds(compare, tmp_path, m
     """And the block of their own in the README is rewritten."""
     monkeypatch.setattr(compare, "OTHERS", ())
     readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    readme.write_text(README.read_text())
     options = ["--dtype", "float16,float64", "--only", "^tiny|softmax-1x128-", "--rounds", "1", "--seconds", "0.01"]
     compare.main([*options, "--threads", "1", "--readme", str(readme), "--json", str(measurements)])
     before, _, after = readme.read_text().partition(compare.BEGIN_TYPES)
-    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert before in README.read_text()
     assert "**Attention, float16**" in after
     measured = {result["case"]: result for result in json.loads(measurements.read_text())["results"]}
     rows = ("tiny", "softmax-1x128-out")
@@ -699,11 +744,11 @@ def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
     title = "Options, against the same call without"
     monkeypatch.setitem(variants.PARTS, title, ([("an option", tiny, tiny, 1.5)], *variants.PARTS[title][1:]))
     readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    readme.write_text(README.read_text())
     options = ["--only", "^an option", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
     variants.main([*options, "--readme", str(readme), "--json", str(measurements)])
     before, _, after = readme.read_text().partition(variants.BEGIN)
-    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert before in README.read_text()
     assert "| an option | 1×8×8×16 |" in after
     assert json.loads(measurements.read_text())[title][0]["speedup"] > 0
 
@@ -830,11 +875,11 @@ def test_decoding_is_measured(decoding, tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "cached", lambda case: case)
     monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))
     readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text((BENCHMARKS.parent / "README.md").read_text())
+    readme.write_text(README.read_text())
     options = ["--only", "^a shape", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
     decoding.main([*options, "--readme", str(readme), "--json", str(measurements)])
     before, _, after = readme.read_text().partition(decoding.BEGIN)
-    assert before in (BENCHMARKS.parent / "README.md").read_text()
+    assert before in README.read_text()
     assert "| a shape | 1×8×8×16 | float32 |" in after
     assert "PyTorch was not installed." in after
     first, _ = json.loads(measurements.read_text())["rows"]

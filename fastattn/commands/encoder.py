@@ -165,7 +165,7 @@ def _exact_embeddings(count):
     """Some of the first texts, from the shortest to the longest, and their embeddings."""
     ids = [encoding.ids for encoding in tokenizer().encode_batch(texts()[:count])]
     order = sorted(range(count), key=lambda n: len(ids[n]))
-    sampled = [order[n] for n in np.linspace(0, count - 1, COMPARED).astype(int)]
+    sampled = [order[n] for n in np.unique(np.linspace(0, count - 1, COMPARED).astype(int))]
     return sampled, [exact_embedding(ids[n]) for n in sampled]
 
 
@@ -243,7 +243,7 @@ def hidden_states(ids):
     settings = config()
     heads = settings["num_attention_heads"]
     x = sum(
-        _parameter(f"embeddings.{name}_embeddings.weight")[at]
+        _weights()[f"embeddings.{name}_embeddings.weight"][at].astype(float)
         for name, at in (("word", ids), ("position", np.arange(len(ids))), ("token_type", 0))
     )
     x = _norm(x, "embeddings.LayerNorm")
@@ -260,6 +260,7 @@ def hidden_states(ids):
     return x
 
 
+@functools.cache
 def _parameter(name):
     return _weights()[name].astype(float)
 

@@ -12,6 +12,8 @@ from fastattn.commands.measure import CAP_VARIABLE
 
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 #: What decides about speed: of x86 vectors of 512 bits, dot products of 8 and 16 bits, and tiles; of ARM the same.
 _FEATURES = ("avx2", "avx512f", "avx512_fp16", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _FEATURES += ("asimddp", "i8mm", "bf16", "sve")
@@ -48,8 +50,7 @@ def _features():
 
 def _cpuinfo(label):
     """What Linux tells about the first processor under a label; "" when it does not."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(label)), "")
 
 

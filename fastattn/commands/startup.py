@@ -6,6 +6,7 @@ sentence. They know `folder`, `dtype`, `threads`, `graph` (the model as ONNX, wh
 
 import json
 import math
+import operator
 import statistics
 import subprocess
 import sys
@@ -47,7 +48,7 @@ class Program:
     graph: str = ""
 
 
-_POOLED = """
+_ARRAYS = """
 ids = tokenizer.encode(text).ids
 arrays = {"input_ids": [ids], "attention_mask": [[1] * len(ids)], "token_type_ids": [[0] * len(ids)]}
 """
@@ -82,7 +83,7 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 """,
-        _POOLED
+        _ARRAYS
         + """
 feeds = {node.name: np.array(arrays[node.name], node.type[7:-1]) for node in session.get_inputs()}  # "tensor(int64)"
 hidden = session.run(None, feeds)[0][0]
@@ -97,7 +98,7 @@ hidden = session.run(None, feeds)[0][0]
 settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
 model = openvino.Core().compile_model(graph, "CPU", settings)
 """,
-        _POOLED
+        _ARRAYS
         + """
 hidden = model({name: np.array(rows) for name, rows in arrays.items()})[0][0]
 """
@@ -184,10 +185,21 @@ def measure(starts, graphs, threads, rounds):
 
 
 def _begin(start, graphs, threads, exact, counts):
+    """Start a program once; its times are kept if this one counts."""
     program = PROGRAMS[start.engine]
     graph = str(graphs / program.graph) if program.graph else ""
+    arguments = [str(encoder.folder()), start.dtype, threads, graph, TEXT]
+    line, seconds, start.failure = _answer(program, json.dumps(arguments), threads)
+    if not start.failure:
+        found = json.loads(line)
+        verdict = encoder.judge([np.array(found.pop("embedding"))], [exact], start.dtype)
+        start.verdict = max(filter(None, [start.verdict, verdict]), key=operator.attrgetter("share"))
+        start.times += [found | {"first": seconds}] if counts else []
+
+
+def _answer(program, arguments, threads):
+    """The line that a program prints, after how many seconds, and why it printed none."""
     code = _TIMED.format(imports=program.imports, load=program.load, embed=program.embed)
-    arguments = json.dumps([str(encoder.folder()), start.dtype, threads, graph, TEXT])
     with tempfile.TemporaryFile("w+") as errors:
         begun = time.perf_counter()
         with subprocess.Popen(
@@ -201,11 +213,4 @@ def _begin(start, graphs, threads, exact, counts):
             seconds = time.perf_counter() - begun
         errors.seek(0)
         last_words = errors.read().splitlines()[-1:]
-    if not line:
-        start.failure = ": ".join([f"exit code {process.returncode}", *last_words])
-        return
-    found = json.loads(line)
-    verdict = encoder.judge([np.array(found.pop("embedding"))], [exact], start.dtype)
-    start.verdict = max(filter(None, [start.verdict, verdict]), key=lambda verdict: verdict.share)
-    if counts:
-        start.times.append(found | {"first": seconds})
+    return line, seconds, "" if line else ": ".join([f"exit code {process.returncode}", *last_words])
