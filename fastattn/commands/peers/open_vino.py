@@ -156,7 +156,7 @@ def _linear(case, arguments):
         return [ops.gelu(sums, modes[case.options["activation"]]) if case.options else sums]
 
     request = _Request(model, [arguments["x"]])
-    if case.dtype == "bfloat16" and "f32" in request.precisions():
+    if case.dtype == "bfloat16" and "f32" in precisions(request.compiled):
         raise Unsuitable("not computed in bfloat16")
     return request.into_its_own if case.out else request.into_new, _same
 
