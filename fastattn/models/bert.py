@@ -118,10 +118,10 @@ class BertEncoder:
         TypeError
             folder is no path, or dtype no str.
         ValueError
-            dtype is none of these, or bfloat16 or int8 without ml_dtypes; a file is not whole or not what its name says; a
-            tensor is missing or has another shape than config.json says; or the model is of another architecture than
-            BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not supported. The message
-            names the file and the field or tensor.
+            dtype is none of these, or bfloat16 or int8 without ml_dtypes; a file is not whole or not what its name
+            says; a tensor is missing or has another shape than config.json says; or the model is of another
+            architecture than BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not
+            supported. The message names the file and the field or tensor.
 
         Notes
         -----

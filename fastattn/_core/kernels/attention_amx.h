@@ -20,7 +20,8 @@ static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *
     const ptrdiff_t units = TILE_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
     (void)scales;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
-    if (whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0 && fa_in_a_row(a, item, first, count))
+    const int fits = whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0;
+    if (fits && fa_in_a_row(a, item, first, count))
         return (TILE(rows)){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     for (ptrdiff_t t = 0; t < WHOLE_GROUPS(count); t++) {
         R *to = panel + t * units;
@@ -37,7 +38,8 @@ static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *
 FA_INLINE void TILE(transpose_values)(const char *const *from, ptrdiff_t component, R *to) {
     V low[LANES], high[LANES];
     FA_UNROLL for (int i = 0; i < LANES; i++) {
-        __m512i even = _mm512_loadu_si512(from[2 * i] + 2 * component), odd = _mm512_loadu_si512(from[2 * i + 1] + 2 * component);
+        __m512i even = _mm512_loadu_si512(from[2 * i] + 2 * component);
+        __m512i odd = _mm512_loadu_si512(from[2 * i + 1] + 2 * component);
         low[i] = (V)_mm512_unpacklo_epi16(even, odd);
         high[i] = (V)_mm512_unpackhi_epi16(even, odd);
     }
@@ -59,11 +61,14 @@ static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item
     for (ptrdiff_t t = 0; t < count; t += KEY_GROUP) {
         R *to = panel + t / 2;
         ptrdiff_t d = 0;
-        for (; rows->element == 2 && t + KEY_GROUP <= count && d + 32 <= size; d += 32) TILE(transpose_values)(from + t, d, to);
+        for (; rows->element == 2 && t + KEY_GROUP <= count && d + 32 <= size; d += 32)
+            TILE(transpose_values)(from + t, d, to);
         for (; d < TILE_COMPONENTS(size); d++)
             for (ptrdiff_t u = 0; u < KEY_GROUP / 2; u++) {
-                const char *low = from[t + 2 * u] + d * rows->element, *high = from[t + 2 * u + 1] + d * rows->element;
-                to[d * VALUE_PITCH + u] = d < size && t + 2 * u < count ? TILE(pair)(low, t + 2 * u + 1 < count ? high : NULL) : 0;
+                const ptrdiff_t even = t + 2 * u, odd = even + 1, at = d * rows->element;
+                R *pair = to + d * VALUE_PITCH + u;
+                if (d < size && even < count) *pair = TILE(pair)(from[even] + at, odd < count ? from[odd] + at : NULL);
+                else *pair = 0;
             }
     }
     return (TILE(rows)){panel, VALUE_PITCH};
@@ -111,7 +116,7 @@ FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
                                     R *scores, V *max, ptrdiff_t run) {                                                \
         V top[NV];                                                                                                     \
         (void)run;                                                                                                     \
-        TILE(multiply)(TILE(in_place)(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                                         \
+        TILE(multiply)(TILE(in_place)(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                         \
         FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(splat)((R)-INFINITY);                                       \
         for (ptrdiff_t t = 0; t < count; t++)                                                                          \
             FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(max)(OP(load)(scores + (t * NV + j) * LANES), top[j]);  \
@@ -127,7 +132,7 @@ FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
                 R *at = out + (d * NV + j) * LANES;                                                                    \
                 OP(store)(at, OP(load)(at) * decay[j]);                                                                \
             }                                                                                                          \
-        TILE(multiply)(TILE(in_place)(value), components, weights, count, out, 1, NV);                                                 \
+        TILE(multiply)(TILE(in_place)(value), components, weights, count, out, 1, NV);                                 \
     }
 FA_AMX_PRODUCTS(1)
 FA_AMX_PRODUCTS(2)

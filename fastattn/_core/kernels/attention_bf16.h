@@ -1,4 +1,5 @@
-/* What is common to both ways of multiplying bfloat16 in attention, by dot products and by tiles: weights rounded and paired. */
+/* What both ways of multiplying bfloat16 in attention, by dot products and by tiles, have in common: weights rounded and
+ * paired. */
 
 /* Half `half` of a unit, as a number. */
 FA_INLINE R TILE(half_of)(const R *unit, ptrdiff_t half) {

@@ -8,7 +8,8 @@ FA_INLINE void TILE(linear_sums)(const TILE(weights) *weights, ptrdiff_t count, 
                                  ptrdiff_t units, const int NV) {
     const ptrdiff_t size = LINEAR_FEATURES * NV * LANES;
     R *sums = tile->sums, *products = UNIT == 4 ? sums + size : sums;
-    TILE(multiply)(TILE(in_place)(weights->rows), count, tile->units + first * NV * LANES, units, products, UNIT != 4 && first, NV);
+    TILE(multiply)(TILE(in_place)(weights->rows), count, tile->units + first * NV * LANES, units, products,
+                   UNIT != 4 && first, NV);
     for (ptrdiff_t i = 0; UNIT == 4 && i < count; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;

@@ -57,7 +57,8 @@ static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes
                        V *sums) {
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < OP(splat)(FA_LEAST_SUM)) & (sums[lane] > OP(splat)(-FA_LEAST_SUM));
-        if (!_mm512_test_epi32_mask((__m512i)lost, (__m512i)lost) || TILE(is_zero)(x[lane], l->x_element, l->in_features)) continue;
+        if (!_mm512_test_epi32_mask((__m512i)lost, (__m512i)lost)) continue;
+        if (TILE(is_zero)(x[lane], l->x_element, l->in_features)) continue;
         for (ptrdiff_t i = 0; i < features; i++) {
             const char *weight = l->weight + (feature + i) * l->weight_row;
             if (lost[i] && !TILE(is_zero)(weight, l->weight_element, l->in_features))

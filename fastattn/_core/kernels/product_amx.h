@@ -1,9 +1,10 @@
 /* Sums of products in tile registers (AMX): 16 rows of 16 units, as they lie in memory, times 16 units of 16 lanes.
  *
- * Follows the header that says what a unit is, and MULTIPLY_TILES(sums, rows, lanes), MULTIPLY_SWAPPED. A multiplication takes 16 cycles and a load of a tile 8,
- * so two times two sums share their operands: a load for each multiplication. Rows and units come in whole tiles, padded
- * with zeros where there are fewer. The registers' shapes are the thread's own, and other libraries set them, too: a kernel
- * sets them where it begins, 0.1 microseconds, and gives them back in the end. */
+ * Follows the header that says what a unit is, and MULTIPLY_TILES(sums, rows, lanes) with its MULTIPLY_SWAPPED. A
+ * multiplication takes 16 cycles and a load of a tile 8, so two times two sums share their operands: a load for each
+ * multiplication. Rows and units come in whole tiles, padded with zeros where there are fewer. The registers' shapes are the
+ * thread's own, and other libraries set them, too: a kernel sets them where it begins, 0.1 microseconds, and gives them back
+ * in the end. */
 
 #define TILE_MOST AMX_TILES
 #define WHOLE_TILES(count) (((count) + 15) / 16 * 16)
@@ -20,8 +21,8 @@ static void TILE(take_registers)(void) {
 static void TILE(give_registers)(void) { _tile_release(); }
 
 /* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
- * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other, 1 KB each: at other distances
- * they may compete for few lines of L1. */
+ * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other,
+ * 1 KB each: at other distances they may compete for few lines of L1. */
 typedef struct { char *first; ptrdiff_t row, along, across; } TILE(tiles_at);
 
 #define TILE_REALS (16 * LANES)
