@@ -85,7 +85,7 @@ cdef struct Plan:
 # --- laying a call out ---
 
 cdef fa_type computed_as(const Plan *p) noexcept nogil:
-    """Which row of the target's table: sums of dot products only where all three are bfloat16, not for single weights."""
+    """Which row of the target's table: sums of dot products where all three are bfloat16, not for single weights."""
     cdef const fa_attention *call = &p.call
     if call.type == FA_F64:
         return FA_F64
