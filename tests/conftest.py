@@ -43,5 +43,13 @@ def _dtype_of(item):
 
 
 @pytest.fixture
+def one_thread():
+    """By default: for tests of many small calls, where threads would mostly wait for one another."""
+    fastattn.set_num_threads(1)
+    yield
+    fastattn.set_num_threads(None)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(2017)

@@ -27,6 +27,8 @@ from nn_layers import (
 from problems import EVERYTHING_ELSE, OPTIONS, Shape, of_sequence, options_of
 from targets import multiplies_and_adds_at_once, on_target
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Every activation, with and without gate; every norm, before and after; heads as in test_nn_attention.py; odd sizes.
 LAYERS = {
     "relu": Layer(),
@@ -77,10 +79,10 @@ def assert_layer_accurate(layer, dtype, shape, names=(), int8=False):
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("shape", [(20, 1), (3, 17)], ids=str)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
-def test_layers(target, dtype, layer, shape, int8):
-    assert_layer_accurate(layer, dtype, shape, int8=int8)
+def test_layers(target, dtype, layer, int8):
+    for shape in ((20, 1), (3, 17)):
+        assert_layer_accurate(layer, dtype, shape, int8=int8)
 
 
 @BOTH
@@ -240,7 +242,7 @@ def test_input_layouts(dtype, layer, layout):
 @BOTH
 @pytest.mark.parametrize("make", [layer_of, encoder_of], ids=["layer", "encoder"])
 @pytest.mark.parametrize("distance", [0, 1, 24, -1, -24])
-def test_out_overlaps_the_input(target, dtype, layer, make, distance):
+def test_out_overlaps_the_input(dtype, layer, make, distance):
     made, x = make(layer, dtype), tokens(layer, dtype, 2, 17)
     expected = made(x)
     memory = np.zeros(x.size + 128, dtype)
@@ -267,7 +269,7 @@ def test_any_number_of_threads_and_any_company(target, dtype, layer):
     layer = layer._replace(embed=96, hidden=300)
     made, x = encoder_of(layer, dtype, 2), tokens(layer, dtype, 3, 65)
     expected = made(x, num_threads=1)
-    for num_threads in (2, 7, None):
+    for num_threads in (2, 7):
         assert_equal(made(x, num_threads=num_threads), expected)
     for i in range(3):
         assert_equal(made(x[i]), expected[i])

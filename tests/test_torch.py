@@ -13,7 +13,7 @@ from dtypes import WIDE
 from fastattn.nn import MultiHeadAttention, TransformerEncoder, TransformerEncoderLayer
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 # Of the result's size: both sides err by some roundings of their sums.
 TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 4e-15}
@@ -27,6 +27,14 @@ ACTIVATIONS = {
     "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
     "silu": torch.nn.functional.silu,
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread_of_theirs():
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(former)
 
 
 @pytest.fixture(params=WIDE, ids=str)
