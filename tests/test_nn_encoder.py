@@ -81,7 +81,7 @@ def assert_layer_accurate(layer, dtype, shape, names=(), int8=False):
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 def test_layers(target, dtype, layer, int8):
-    for shape in ((20, 1), (3, 17)):
+    for shape in ((200, 1), (3, 17)):
         assert_layer_accurate(layer, dtype, shape, int8=int8)
 
 
