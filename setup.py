@@ -184,8 +184,10 @@ class BuildExtensions(build_ext):
         import Cython
 
         compiler = getattr(self.compiler, "compiler_so", None) or self.compiler.cc
-        parts = (compiler, macros, openmp, self.debug, Cython.__version__, Path("setup.py").read_text(encoding="utf-8"))
-        return "\n".join(map(str, parts))
+        # Cython does not see all modules that a changed .pxd concerns.
+        sources = Path("setup.py"), *sorted(Path("fastattn").rglob("*.pxd"))
+        texts = [path.read_text(encoding="utf-8") for path in sources]
+        return "\n".join(map(str, (compiler, macros, openmp, self.debug, Cython.__version__, *texts)))
 
     def write_c(self):
         """Let Cython write the modules' C. {name of the module: its C file}."""
