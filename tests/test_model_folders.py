@@ -31,7 +31,7 @@ from encoders import (
     save_shards,
 )
 from fastattn.models import BertEncoder
-from fastattn.models.bert import DTYPES
+from fastattn.models.bert import ACTIVATIONS
 from processes import output, python
 
 
@@ -451,7 +451,7 @@ FAILURES = {
 
 @needs_proc
 @pytest.mark.parametrize("spoil", FAILURES.values(), ids=FAILURES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_a_failed_load_leaves_nothing(tmp_path, bert, spoil, dtype):
     folder = save_shards(bert[0], tmp_path)
     spoil(folder)

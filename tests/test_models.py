@@ -27,7 +27,7 @@ from encoders import (
     stored_as,
 )
 from fastattn.models import BertEncoder
-from fastattn.models.bert import DTYPES
+from fastattn.models.bert import ACTIVATIONS
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
 COUNTING = ("roberta", "xlm-roberta", "camembert")
@@ -94,7 +94,7 @@ def assert_hidden_states(encoder, model, ids, mask, types):
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_hidden_states(rng, encoder, folder, dtype):
     """Masks with holes, padding tokens within the mask and without, token types."""
     model = BertEncoder.from_pretrained(folder, dtype)
@@ -122,7 +122,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: f"{sizes['hidden_size']}/{sizes['num_attention_heads']}")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_sizes(rng, tmp_path, dtype, sizes):
     encoder = random_encoder("bert", **sizes)
     model = BertEncoder.from_pretrained(encoder.save(tmp_path), dtype)
@@ -171,7 +171,7 @@ def test_nothing_to_do(model, shape):
         assert result.dtype == np.float32
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_a_sequence_does_not_depend_on_others_or_threads(rng, encoder, folder, dtype):
     model = BertEncoder.from_pretrained(folder, dtype)
     ids, mask, types = random_batch(rng, encoder, batch=20)
@@ -234,14 +234,14 @@ def loaded(encoder, folder, files=None, dtype="float32"):
     return BertEncoder.from_pretrained(encoder.save(folder, files), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_embeddings(encoder, folder, dtype):
     """Means of hidden states, in the order of the texts."""
     model = BertEncoder.from_pretrained(folder, dtype)
     assert_close(model.encode(TEXTS), embeddings(encoder, TEXTS), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_embeddings_do_not_depend_on_company(bert, dtype):
     model = BertEncoder.from_pretrained(bert[1], dtype)
     texts = [text[i:] for text in TEXTS for i in range(2)]
@@ -468,7 +468,7 @@ def test_the_tokenizer_pads_and_cuts_nothing_by_itself(tmp_path, bert):
 
 
 @pytest.mark.parametrize("stored", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_stored_types(rng, tmp_path, dtype, stored):
     encoder = random_encoder("bert")
     encoder = encoders.Encoder(encoder.config, stored_as(encoder.tensors, stored))
@@ -534,7 +534,7 @@ def test_optional_fields_of_the_configuration(rng, tmp_path):
 # Attention maps
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_attention_map(encoder, folder, dtype):
     model = BertEncoder.from_pretrained(folder, dtype)
     text = "see é and\N{GRINNING FACE}"
@@ -547,7 +547,7 @@ def test_attention_map(encoder, folder, dtype):
                 or "[UNK]" in tokens
             )
             assert_close(weights, expected[layer, head], dtype)
-            np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-2 if "16" in dtype else 1e-6)
+            np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-2 if "16" in ACTIVATIONS[dtype] else 1e-6)
 
 
 def test_attention_map_of_little_and_much(bert):
