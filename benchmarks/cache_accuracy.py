@@ -8,11 +8,10 @@ a direction, and a few outlier channels, many times as large as the rest. Querie
 weights are uneven: of 2048 keys the first 4 have half of the weight of a middling query.
 """
 
-import argparse
 import dataclasses
 
 import numpy as np
-from compare import README, replaced
+from compare import print_or_write
 
 import fastattn
 from fastattn import reference
@@ -84,17 +83,5 @@ def table():
     return "\n".join(lines)
 
 
-def main():
-    """Print the table, or write it where it belongs."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
-    readme = parser.parse_args().readme
-    text = table()
-    if readme:
-        README.write_text(replaced(README.read_text(encoding="utf-8"), text, BEGIN), encoding="utf-8")
-    else:
-        print(text)
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(table, BEGIN, __doc__)

@@ -112,6 +112,18 @@ def replaced(text, table, beginning=BEGIN):
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
+def print_or_write(table, begin, description):
+    """The command of a script that makes one table and times nothing."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    readme = parser.parse_args().readme
+    text = table()
+    if readme:
+        README.write_text(replaced(README.read_text(encoding="utf-8"), text, begin), encoding="utf-8")
+    else:
+        print(text)
+
+
 def parse(argv, description, more=lambda parser: None):
     """The arguments of a script that measures; `more` adds some of its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

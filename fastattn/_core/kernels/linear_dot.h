@@ -57,7 +57,7 @@ static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes
                        V *sums) {
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < OP(splat)(FA_LEAST_SUM)) & (sums[lane] > OP(splat)(-FA_LEAST_SUM));
-        if (!_mm512_test_epi32_mask((__m512i)lost, (__m512i)lost)) continue;
+        if (!TILE(any_lane)(lost)) continue;
         if (TILE(is_zero)(x[lane], l->x_element, l->in_features)) continue;
         for (ptrdiff_t i = 0; i < features; i++) {
             const char *weight = l->weight + (feature + i) * l->weight_row;
@@ -81,10 +81,7 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
     memset(room + u, 0, (size_t)(units - u) * sizeof(R));
     return room;
 }
-FA_INLINE int TILE(any_below)(V x, R least) {
-    VI below = x < OP(splat)(least);
-    return _mm512_test_epi32_mask((__m512i)below, (__m512i)below) != 0;
-}
+FA_INLINE int TILE(any_below)(V x, R least) { return TILE(any_lane)(x < OP(splat)(least)); }
 FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
     (void)weights, (void)count, (void)total;
 }
