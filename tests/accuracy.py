@@ -20,6 +20,7 @@ import pytest
 
 from dtypes import computed_in, readable
 from fastattn import reference
+from remembering import remembered
 
 
 def assert_accurate(result, formula, expected):
@@ -58,6 +59,13 @@ def wider_oracle(dtype):
         reference._REAL = former
 
 
+@remembered
+def by_oracle(operation, dtype, *arguments, **options):
+    """What the oracle says of arrays of that type."""
+    with wider_oracle(dtype) as oracle:
+        return getattr(oracle, operation)(*arguments, **options)
+
+
 # The straightforward formulas, in the precision of their first argument. Where there is nothing to attend to, or
 # garbage beside what is attended to, they give NaN and are not asked.
 
@@ -77,6 +85,7 @@ def _product(a, b, matmul):
     return matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
 
 
+@remembered
 @_ignored
 def naive_attention(query, key, value, attn_mask=None, *, matmul=np.matmul, **options):
     """(out, lse): out in query's type."""
@@ -85,6 +94,7 @@ def naive_attention(query, key, value, attn_mask=None, *, matmul=np.matmul, **op
     return out, np.broadcast_to(lse, out.shape[:-1])
 
 
+@remembered
 @_ignored
 def naive_attention_weights(
     query,
@@ -149,6 +159,7 @@ def unfused_matmul(a, b):
     return sum(np.einsum("...ij,...jk->...ik", a[..., i : i + 256], b[..., i : i + 256, :]) for i in starts)
 
 
+@remembered
 @_ignored
 def naive_merge_states(outs, lses):
     outs, lses = np.stack(outs), np.stack(lses)
@@ -156,12 +167,14 @@ def naive_merge_states(outs, lses):
     return _sum(weights[..., None].astype(outs.dtype) * outs, axis=0)[0], lse[0]
 
 
+@remembered
 @_ignored
 def naive_softmax(x, axis=-1, *, where=True):
     exponentials, total, _ = _naive_exponentials(_kept(x, where), axis)
     return exponentials / total
 
 
+@remembered
 @_ignored
 def naive_log_softmax(x, axis=-1, *, where=True):
     x = _kept(x, where)
@@ -184,6 +197,7 @@ def _naive_exponentials(x, axis):
     return exponentials, _sum(exponentials, axis), top
 
 
+@remembered
 @_ignored
 def naive_layer_norm(x, weight=None, bias=None, *, eps=1e-5):
     centred = x - _mean(x)
@@ -191,19 +205,23 @@ def naive_layer_norm(x, weight=None, bias=None, *, eps=1e-5):
     return _scaled_and_shifted(centred / np.sqrt(variance + x.dtype.type(eps)), weight, bias)
 
 
+@remembered
 @_ignored
 def naive_rms_norm(x, weight=None, *, eps=1e-6):
     return _scaled_and_shifted(x / np.sqrt(_mean(x * x) + x.dtype.type(eps)), weight, None)
 
 
+@remembered
 def naive_add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5):
     return naive_layer_norm(x + residual, weight, bias, eps=eps), x + residual
 
 
+@remembered
 def naive_add_rms_norm(x, residual, weight=None, *, eps=1e-6):
     return naive_rms_norm(x + residual, weight, eps=eps), x + residual
 
 
+@remembered
 def naive_rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
     cos, sin = (table.astype(x.dtype) for table in (cos, sin))
     if positions is not None:
@@ -218,6 +236,7 @@ def naive_rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
     return np.concatenate([both, rest], axis=-1)
 
 
+@remembered
 @_ignored
 def naive_linear(x, weight, bias=None, *, activation=None, residual=None, matmul=np.matmul):
     """The weight may be a pair (values, scales), which are multiplied in the type that x is computed in."""

@@ -1,6 +1,7 @@
 """What every test can ask for: a kernel target, a type, random numbers; and how hard hypothesis tries."""
 
 import os
+import re
 
 import hypothesis
 import numpy as np
@@ -30,16 +31,28 @@ def dtype(request):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the 16-bit cases of tests, and of single parameters, that are marked `wide`."""
-    left_out = [item for item in items if item.get_closest_marker("wide") and _dtype_of(item) in dtypes.HALF]
+    """Leave out the 16-bit cases of what is marked `wide`; let a case's targets follow one another.
+
+    A test, or a single parameter of one, may be marked. The targets of a case share its answers (see remembering.py).
+    """
+    left_out = [item for item in items if item.get_closest_marker("wide") and _params(item).get("dtype") in dtypes.HALF]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        out = set(left_out)
-        items[:] = [item for item in items if item not in out]
+    out = set(left_out)
+    places = {}
+    for item in items:
+        places.setdefault(_case(item), len(places))
+    items[:] = sorted((item for item in items if item not in out), key=lambda item: places[_case(item)])
 
 
-def _dtype_of(item):
-    return item.callspec.params.get("dtype") if hasattr(item, "callspec") else None
+def _params(item):
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def _case(item):
+    """The name that it shares with the same case on other targets."""
+    target = _params(item).get("target")
+    return re.sub(rf"\b{target}\b", "", item.nodeid, count=1) if target else item.nodeid
 
 
 @pytest.fixture

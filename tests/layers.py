@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 
 import fastattn
-from accuracy import assert_accurate, naive_linear, unfused_matmul, wider_oracle
+from accuracy import assert_accurate, by_oracle, naive_linear, unfused_matmul
 from dtypes import computed_in, eps, random
 from fastattn import reference
 from targets import multiplies_and_adds_at_once, widens_int8
@@ -64,8 +64,7 @@ def first_outputs(arrays, count):
 
 def answers(arrays, **options):
     """The results of the NumPy formula and of the oracle."""
-    with wider_oracle(arrays["x"].dtype) as oracle:
-        expected = oracle.linear(**arrays, **options)
+    expected = by_oracle("linear", arrays["x"].dtype, **arrays, **options)
     # NumPy's matmul takes what instructions the machine has; a target without them is measured by one without.
     matmul = np.matmul if multiplies_and_adds_at_once() else unfused_matmul
     return naive_linear(**arrays, **options, matmul=matmul), expected

@@ -1,4 +1,4 @@
-"""Attention problems of a given shape with their answers, each worked out once for all targets."""
+"""Attention problems of a given shape, with their answers and with every option."""
 
 import functools
 from typing import NamedTuple
@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 import fastattn
-from accuracy import assert_accurate, naive_attention, naive_attention_weights, unfused_matmul, wider_oracle
+from accuracy import assert_accurate, by_oracle, naive_attention, naive_attention_weights, unfused_matmul
 from dtypes import HALF, computed_in, eps, readable
 from fastattn import reference
+from remembering import remembered
 from targets import multiplies_and_adds_at_once
 
 
@@ -72,17 +73,14 @@ def problem(shape, dtype, stored=None):
 
 def answers(query, key, value, **options):
     """((out, lse) of the NumPy formula, (out, lse) of the oracle)."""
-    with wider_oracle(query.dtype) as oracle:
-        expected = oracle.scaled_dot_product_attention(query, key, value, return_lse=True, **options)
-    # NumPy's matmul takes what instructions the machine has; a target without them is measured by one without.
-    matmul = np.matmul if multiplies_and_adds_at_once() else unfused_matmul
-    return naive_attention(query, key, value, matmul=matmul, **options), expected
+    arrays = query, key, value
+    expected = by_oracle("scaled_dot_product_attention", query.dtype, *arrays, return_lse=True, **options)
+    return naive_attention(*arrays, matmul=matmul_of_target(), **options), expected
 
 
-@functools.lru_cache(maxsize=64)
-def _wide_answers(shape, dtype, stored, options, fused):
-    del fused  # part of the key, as the formula depends on it
-    return answers(*_wide_problem(shape, dtype, stored), **dict(options))
+def matmul_of_target():
+    """NumPy's takes what instructions the machine has; a target without them is measured by one without."""
+    return np.matmul if multiplies_and_adds_at_once() else unfused_matmul
 
 
 def assert_attention_accurate(query, key, value, *, known=None, out=None, num_threads=None, **options):
@@ -104,7 +102,7 @@ def assert_attention_accurate(query, key, value, *, known=None, out=None, num_th
 
 def assert_accurate_at(shape, dtype, stored=None, *, num_threads=None, **options):
     """The same for the problem of that shape."""
-    known = _wide_answers(shape, dtype, stored, tuple(options.items()), multiplies_and_adds_at_once())
+    known = answers(*_wide_problem(shape, dtype, stored), **options)
     return assert_attention_accurate(*problem(shape, dtype, stored), known=known, num_threads=num_threads, **options)
 
 
@@ -212,6 +210,7 @@ def _of_sequence(name, option, i):
     return option[i if len(option) > 1 else 0]
 
 
+@remembered
 def attended(query, key, attn_mask=None, *, is_causal=False, q_offset=None, window=None, kv_lengths=None, **_):
     """Which keys each query may attend to, (..., Hq, Sq, Sk): with equal scores these are those that have a weight."""
     if attn_mask is not None and attn_mask.dtype != bool:
@@ -222,24 +221,15 @@ def attended(query, key, attn_mask=None, *, is_causal=False, q_offset=None, wind
 
 def assert_accurate_with(names, shape, dtype):
     """Attention with the options of those names, held to the accuracy rule."""
-    known = _answers_with(names, shape, dtype, multiplies_and_adds_at_once())
-    return assert_attention_accurate(*problem(shape, dtype), known=known, **options_of(names, shape, dtype))
-
-
-@functools.lru_cache(maxsize=512)  # small ones, asked for once by each target
-def _answers_with(names, shape, dtype, fused):
-    del fused
-    return answers(*_wide_problem(shape, dtype, None), **options_of(names, shape, dtype))
+    return assert_accurate_at(shape, dtype, **options_of(names, shape, dtype))
 
 
 def assert_weights_accurate(names, shape, dtype):
     """attention_weights with the options of those names, held to the accuracy rule."""
     query, key, _ = problem(shape, dtype)
     options = options_of(names, shape, dtype)
-    with wider_oracle(dtype) as oracle:
-        expected = oracle.attention_weights(query, key, return_lse=True, **options)
-    matmul = np.matmul if multiplies_and_adds_at_once() else unfused_matmul
-    formula = naive_attention_weights(query, key, matmul=matmul, **options)
+    expected = by_oracle("attention_weights", dtype, query, key, return_lse=True, **options)
+    formula = naive_attention_weights(query, key, matmul=matmul_of_target(), **options)
     formula = formula[0], np.broadcast_to(formula[1], expected[1].shape)
     result = fastattn.attention_weights(query, key, return_lse=True, **options)
     # Where a query sees nothing the formula has NaN, which counts as no error: there zeros are wanted exactly.

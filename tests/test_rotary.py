@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from accuracy import assert_accurate, naive_rotary_embedding, wider_oracle
+from accuracy import assert_accurate, by_oracle, naive_rotary_embedding
 from arrays import (
     LAYOUTS,
     SIZES,
@@ -36,8 +36,7 @@ def problem(rng, dtype, shape, pairs, rows=None):
 def assert_rotary_accurate(x, cos, sin, *, out=None, num_threads=None, **options):
     """The operation on these arrays, held to the accuracy rule."""
     before = x.copy()
-    with wider_oracle(x.dtype) as oracle:
-        expected = oracle.rotary_embedding(x, cos, sin, **options)
+    expected = by_oracle("rotary_embedding", x.dtype, x, cos, sin, **options)
     formula = naive_rotary_embedding(x, cos, sin, **options)
     result = fastattn.rotary_embedding(x, cos, sin, out=out, num_threads=num_threads, **options)
     assert_accurate(result, formula, expected)

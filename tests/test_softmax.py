@@ -5,7 +5,7 @@ import pytest
 
 import accuracy
 import fastattn
-from accuracy import assert_accurate, wider_oracle
+from accuracy import assert_accurate, by_oracle, wider_oracle
 from arrays import (
     LAYOUTS,
     SIZES,
@@ -30,8 +30,7 @@ def operation(request):
 
 def assert_row_accurate(operation, x, axis=-1, *, out=None, num_threads=None, **options):
     """The operation on x, held to the accuracy rule; returns its result."""
-    with wider_oracle(x.dtype) as oracle:
-        expected = getattr(oracle, operation)(x, axis, **options)
+    expected = by_oracle(operation, x.dtype, x, axis, **options)
     formula = getattr(accuracy, f"naive_{operation}")(x, axis, **options)
     result = getattr(fastattn, operation)(x, axis, out=out, num_threads=num_threads, **options)
     last = (np.moveaxis(a, axis, -1) for a in (result, formula, expected))
