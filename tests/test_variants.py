@@ -20,6 +20,7 @@ from arrays import (
     laid_out,
 )
 from dtypes import ALL, computed_in, eps, largest, stored_beside
+from pairing import alternate, by_turns
 from problems import (
     EVERYTHING_ELSE,
     OPTIONS,
@@ -85,6 +86,15 @@ def sized(shape):
     return "x".join(map(str, shape))
 
 
+def described(x):
+    """The id of a parameter, whichever it is."""
+    return sized(x) if isinstance(x, Shape) else named(x) if isinstance(x, (tuple, str)) else repr(x)
+
+
+# 16-bit types, which only read, write and multiply otherwise than float32, are content with the first of the shapes.
+OPTIONS_AT = [*SHAPES[:4], *(pytest.param(shape, marks=pytest.mark.wide) for shape in SHAPES[4:])]
+
+
 def assert_identical(results, expected):
     for result, right in zip(results, expected, strict=True):
         np.testing.assert_array_equal(result, right)
@@ -95,7 +105,7 @@ def assert_identical(results, expected):
 
 @pytest.mark.usefixtures("target")
 class TestAccuracy:
-    @pytest.mark.parametrize("shape", SHAPES, ids=sized)
+    @pytest.mark.parametrize("shape", OPTIONS_AT, ids=sized)
     @pytest.mark.parametrize("names", ALONE + EVERYTHING, ids=named)
     def test_attention(self, names, shape, dtype):
         assert_accurate_with(names, shape, dtype)
@@ -105,16 +115,18 @@ class TestAccuracy:
     def test_pairs(self, names, shape, dtype):
         assert_accurate_with(names, shape, dtype)
 
-    @pytest.mark.parametrize("shape", SHAPES, ids=sized)
+    @pytest.mark.parametrize("shape", OPTIONS_AT, ids=sized)
     @pytest.mark.parametrize("names", [(), *ALONE, *EVERYTHING], ids=named)
     def test_weights(self, names, shape, dtype):
         weights, _ = assert_weights_accurate(names, shape, dtype)
         assert type(weights) is np.ndarray
         assert (weights[~np.broadcast_to(attended_by(names, shape, dtype), weights.shape)] == 0).all()
 
-    @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=["many", "few"])
-    @pytest.mark.parametrize("softcap", [0.01, 0.5, 5, 50, 1e4, np.float32(2)], ids=repr)
-    @pytest.mark.parametrize("factor", [1e-3, 1, 30])
+    @pytest.mark.parametrize(
+        ("softcap", "factor", "shape"),
+        by_turns([0.01, 0.5, 5, 50, 1e4, np.float32(2)], [1e-3, 1, 30], [MANY_ROWS, FEW_ROWS]),
+        ids=described,
+    )
     def test_softcaps(self, softcap, factor, shape, dtype):
         """From scores that the cap hardly bends to scores that it flattens."""
         query, key, value = problem(shape, dtype)
@@ -126,9 +138,11 @@ class TestAccuracy:
         arrays = problem(shape, dtype)
         assert_attention_accurate(*arrays, sinks=np.full(shape.heads, sink, dtype))
 
-    @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=["many", "few"])
-    @pytest.mark.parametrize("slope", [0.0, 1e-6, 0.5, 4.0, -0.5])
-    @pytest.mark.parametrize("q_offset", [None, 0, 40])
+    @pytest.mark.parametrize(
+        ("slope", "q_offset", "shape"),
+        by_turns([0.0, 1e-6, 0.5, 4.0, -0.5], [None, 0, 40], [MANY_ROWS, FEW_ROWS]),
+        ids=described,
+    )
     def test_slopes_of_any_size(self, slope, q_offset, shape, dtype):
         arrays = problem(shape, dtype)
         assert_attention_accurate(*arrays, alibi_slopes=np.full(shape.heads, slope, dtype), q_offset=q_offset)
@@ -169,9 +183,9 @@ def is_float32(x):
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=["many", "few"])
 @pytest.mark.parametrize("option", ["q_offset", "kv_lengths"])
 @pytest.mark.parametrize("integer", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">i4"])
-def test_offsets_and_lengths_of_any_integer_type(integer, option, shape, dtype):
-    """Unsigned ones, too: lengths minus queries may be negative."""
-    arrays = problem(shape, dtype)
+def test_offsets_and_lengths_of_any_integer_type(integer, option, shape):
+    """Unsigned ones, too: lengths minus queries may be negative. They are converted before any kernel sees them."""
+    arrays = problem(shape, np.dtype(np.float32))
     numbers = np.arange(shape.batch) * 13
     expected = attention(*arrays, is_causal=True, **{option: numbers.astype(np.int64)})
     for given in (numbers.astype(integer), numbers.astype(integer).repeat(2)[::2]):
@@ -434,19 +448,19 @@ EXCLUDING = [
     ("sinks", "alibi", "lengths"),
     *EVERYTHING,
 ]
-GARBAGE_SHAPES = [
+GARBAGE_SHAPES = [  # of many rows, few, few, many: every other one is of either kind
     Shape(2, 4, 2, queries=40, keys=130, head_size=16, value_size=8),
     Shape(2, 4, 2, queries=1, keys=40, head_size=16, value_size=8),
-    Shape(2, 2, 2, queries=70, keys=30, head_size=5, value_size=3),
     Shape(2, 4, 1, queries=3, keys=1100, head_size=16, value_size=8),
+    Shape(2, 2, 2, queries=70, keys=30, head_size=5, value_size=3),
 ]
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("shape", GARBAGE_SHAPES, ids=sized)
-@pytest.mark.parametrize("names", EXCLUDING, ids=named)
 class TestGarbage:
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize(
+        ("names", "shape", "bad"), by_turns(EXCLUDING, GARBAGE_SHAPES, [np.nan, np.inf, -np.inf]), ids=described
+    )
     def test_does_not_leak(self, names, shape, bad, dtype):
         """Not a bit differs, whatever stands in keys and values that no query of theirs attends to."""
         query, key, value = problem(shape, dtype)
@@ -457,7 +471,9 @@ class TestGarbage:
         assert_identical(attention(query, key, value, **options), clean)
         assert_identical(attention_weights(query, key, **options), clean_weights)
 
-    @pytest.mark.parametrize("where", ["key", "value"])
+    @pytest.mark.parametrize(
+        ("names", "shape", "where"), by_turns(EXCLUDING, GARBAGE_SHAPES, ["key", "value"]), ids=described
+    )
     def test_shows_only_to_those_who_attend(self, names, shape, where, dtype):
         query, key, value = problem(shape, dtype)
         options = options_of(names, shape, dtype)
@@ -476,6 +492,8 @@ class TestGarbage:
                     (np.delete(out, 1, -1), lse), (np.delete(clean[0], 1, -1), clean[1]), query, key, value, **options
                 )
 
+    @pytest.mark.parametrize("shape", GARBAGE_SHAPES, ids=sized)
+    @pytest.mark.parametrize("names", EXCLUDING, ids=named)
     def test_in_a_query_stays_in_its_row(self, names, shape, dtype):
         """And does not show even there, where the query attends to nothing."""
         query, key, value = problem(shape, dtype)
@@ -498,11 +516,15 @@ def seen_by_any(sees, shape):
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("shape", GARBAGE_SHAPES, ids=sized)
 @pytest.mark.parametrize(
-    "names", [("causal",), ("offsets",), ("window",), ("left window",), ("lengths",), EVERYTHING_ELSE], ids=named
+    ("names", "shape", "bad"),
+    by_turns(
+        [("causal",), ("offsets",), ("window",), ("left window",), ("lengths",), EVERYTHING_ELSE],
+        GARBAGE_SHAPES,
+        [np.nan, np.inf],
+    ),
+    ids=described,
 )
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_mask_is_not_read_where_positions_exclude(names, shape, bad, dtype, rng):
     query, key, value = problem(shape, dtype)
     options = options_of(names, shape, dtype)
@@ -555,8 +577,7 @@ SEVERAL = [("bool mask of keys",), ("lengths",), ("offsets",), ("window", "sinks
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("shape", SHARED, ids=sized)
-@pytest.mark.parametrize("names", SEVERAL, ids=named)
+@pytest.mark.parametrize(("names", "shape"), alternate(SEVERAL, SHARED), ids=described)
 class TestToTheBit:
     def test_any_number_of_threads(self, names, shape, dtype):
         arrays, options = problem(shape, dtype), options_of(names, shape, dtype)
@@ -671,13 +692,13 @@ class TestEquivalences:
             assert_same_attention(attention(*arrays, **options, q_offset=q_offset), expected, *arrays)
 
     @pytest.mark.parametrize("window", [(0, 0), (5, 2), (None, 3), (3, None), [40, 70], (None, None), (10**12, 0)])
-    @pytest.mark.parametrize("q_offset", [None, 0, 20])
-    def test_window(self, window, q_offset, shape, dtype):
+    def test_window(self, window, shape, dtype):
         arrays = problem(shape, dtype)
-        position, j = by_positions(shape, q_offset)
         left, right = (10**12 if reach is None else reach for reach in window)
-        expected = attention(*arrays, (j >= position - left) & (j <= position + right))
-        assert_same_attention(attention(*arrays, window=window, q_offset=q_offset), expected, *arrays)
+        for q_offset in (None, 0, 20):
+            position, j = by_positions(shape, q_offset)
+            expected = attention(*arrays, (j >= position - left) & (j <= position + right))
+            assert_same_attention(attention(*arrays, window=window, q_offset=q_offset), expected, *arrays)
 
     def test_lengths(self, shape, dtype):
         query, key, value = arrays = problem(shape, dtype)

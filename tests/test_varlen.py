@@ -19,6 +19,7 @@ from arrays import (
     laid_out,
 )
 from dtypes import ALL, computed_in, eps, stored_beside
+from pairing import by_turns
 from problems import assert_same_attention
 from targets import on_target
 
@@ -110,9 +111,7 @@ def assert_identical(results, expected):
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("sizes", HEADS, ids=str)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(("kind", "batch", "sizes"), by_turns(OPTIONS, BATCHES, HEADS), ids=str)
 def test_each_sequence_gets_what_it_gets_alone(kind, batch, sizes, dtype, rng):
     lengths = BATCHES[batch]
     arrays = packed(lengths, sizes, dtype)
