@@ -8,10 +8,13 @@ import fastattn
 from accuracy import assert_accurate, by_oracle, naive_linear, unfused_matmul
 from dtypes import computed_in, eps, random
 from fastattn import reference
+from remembering import remembered
 from targets import multiplies_and_adds_at_once, widens_int8
 
 INT8 = np.dtype(np.int8)
 ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu")
+
+_linear_in_float64 = remembered(reference.linear)
 
 # No activation is steeper than gelu at its steepest.
 STEEPEST = 1.13
@@ -90,9 +93,9 @@ def assert_linear_accurate(arrays, *, outputs=None, out=None, num_threads=None, 
 
 def assert_close_enough(result, arrays, *, activation=None):
     """That a result is the oracle's but for roundings, in any order and, beside int8, those of x to 8 bits."""
-    before = reference.linear(**arrays | {"residual": None})
-    after = reference.linear(**arrays | {"residual": None}, activation=activation)
-    expected = reference.linear(**arrays, activation=activation)
+    before = _linear_in_float64(**arrays | {"residual": None})
+    after = _linear_in_float64(**arrays | {"residual": None}, activation=activation)
+    expected = _linear_in_float64(**arrays, activation=activation)
     dtype = arrays["x"].dtype
     # Numbers of 16 bits may be rounded to them after the product, after the activation and in the end.
     stored = sum(eps(dtype) * np.abs(x) + float(np.spacing(dtype.type(0))) for x in (before, after, expected))
@@ -108,7 +111,7 @@ def _of_sums(arrays):
 
     An element passes as many additions as there are, at most; each errs by a part of the sum of all magnitudes.
     """
-    total = reference.linear(**{name: each(lambda x: np.abs(x.astype(float)), x) for name, x in arrays.items()})
+    total = _linear_in_float64(**{name: each(lambda x: np.abs(x.astype(float)), x) for name, x in arrays.items()})
     kind = computed_in(arrays["x"].dtype)
     return (arrays["x"].shape[-1] + 16) * (eps(kind) * total + float(np.spacing(kind.type(0))))
 

@@ -55,6 +55,7 @@ def test_few_rows(rng, dtype, rows):
             assert_linear_accurate(arrays, activation="gelu")
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 40), (67, 70), (300, 33)])
 def test_rows(rng, dtype, inputs, outputs):
     """So many rows, from either end, are the same to the bit as among more of them."""
