@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 X86_64 = ("x86_64", "amd64")
-AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprfchw"  # prefetching for a store
 DOT = "-mavx512bf16 -mavx512vnni"  # processors with the former have the latter
 TARGETS = {
     "portable": Target(("",), ""),

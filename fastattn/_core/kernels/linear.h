@@ -6,6 +6,8 @@
  * for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block is a
  * register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands beside it. */
 
+#define AHEAD (2 * LANES) /* features whose results are put in between */
+
 /* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
 FA_INLINE void TILE(put_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
                               ptrdiff_t n, const fa_type type) {
@@ -14,6 +16,15 @@ FA_INLINE void TILE(put_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrd
         V sum = y[i];
         if (tile->residual) sum += OP(load_some_as)(tile->residual[row + i] + at, type, n);
         OP(store_some_as)(tile->to[row + i] + at, type, sum, n);
+    }
+}
+
+/* Brings near where elements from `feature` on of each row will be put: a row each is a page each, and a store to memory that is
+ * far keeps the next ones waiting. 8 to 10 % of 384->1536 for 4096 rows. */
+FA_INLINE void TILE(prefetch_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, ptrdiff_t offset) {
+    for (ptrdiff_t i = row; i < row + count; i++) {
+        __builtin_prefetch(tile->to[i] + offset, 1);
+        if (tile->residual) __builtin_prefetch(tile->residual[i] + offset);
     }
 }
 
@@ -32,6 +43,7 @@ static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrd
             const ptrdiff_t first = feature + d;
             V y[LANES];
             FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = OP(load)(tile->sums + ((d + i) * tile->vectors + j) * LANES);
+            if (plain) TILE(prefetch_rows)(tile, j * LANES, lanes, (first + AHEAD) * fa_size_of(l->type));
             OP(transpose)(y);
             TILE(mend)(l, tile->from + j * LANES, lanes, first, n, y);
             V scale, bias;
@@ -108,6 +120,7 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
 static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {
     UNIT, TILE_MOST * FA_TILE_WIDEST * LANES, TILE_EXPORT(linear_scratch), TILE_EXPORT(linear)};
 
+#undef AHEAD
 #undef LINEAR_RUN
 #undef LINEAR_ALONE
 #undef SUMS_ROWS

@@ -12,7 +12,7 @@ FA_INLINE void TILE(give_registers)(void) {}
     do {                                                                                                               \
         ptrdiff_t i = 0;                                                                                               \
         for (; i + (MR) <= (count); i += (MR)) CALL(MR);                                                               \
-        if ((MR) > 4 && i + 4 <= (count)) { CALL(4); i += 4; }                                                         \
+        for (; (MR) > 4 && i + 4 <= (count); i += 4) CALL(4);                                                          \
         if (i + 2 <= (count)) { CALL(2); i += 2; }                                                                     \
         if (i < (count)) CALL(1);                                                                                      \
     } while (0)
