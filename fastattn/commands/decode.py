@@ -4,6 +4,7 @@ As data: the shapes, the types in which keys and values are stored, and what was
 like nothing else: reading as many bytes, and a loop over as many caches as a model has layers.
 """
 
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -11,16 +12,19 @@ from dataclasses import replace
 import numpy as np
 
 import fastattn
-from fastattn.commands import dtypes, limits
+from fastattn.commands import dtypes, limits, machine
 from fastattn.commands.cases import SCALE_BYTES, Case
 from fastattn.commands.measure import Outcome
 
+#: Bytes of keys and values in the narrowest type, int8, that no cache holds; at least what most machines' caches hold.
+LARGE = max(64 << 20, math.ceil(1.1 * machine.largest_cache()))
+
 _SHAPES = (
-    # label             B  Hq Hkv      Sk    D  arrays
-    ("one query",       1,  8,  8,  32768, 128, ()),
-    ("grouped",         1, 32,  8,  32768, 128, ()),
-    ("single kv head",  1,  4,  1, 262144, 128, ()),
-    ("ragged batch",    8, 32,  8,   8192, 128, ("kv_lengths",)),
+    # label             B  Hq Hkv    D  in use  arrays
+    ("one query",       1,  8,  8, 128, 1.0,    ()),
+    ("grouped",         1, 32,  8, 128, 1.0,    ()),
+    ("single kv head",  1,  4,  1, 128, 1.0,    ()),
+    ("ragged batch",    8, 32,  8, 128, 0.4,    ("kv_lengths",)),
 )  # fmt: skip
 
 #: By type of keys and values the asked-for share of the read bandwidth, speed-up over float32, and over PyTorch.
@@ -32,7 +36,8 @@ ASKED = {
 }
 
 
-def _case(label, stored, B, Hq, Hkv, Sk, D, arrays):
+def _case(label, stored, B, Hq, Hkv, D, in_use, arrays):
+    Sk = math.ceil(LARGE / (2 * B * Hkv * D * in_use) / 4096) * 4096
     sizes = {"B": B, "Hq": Hq, "Hkv": Hkv, "Sq": 1, "Sk": Sk, "D": D, "Dv": D}
     case = Case(f"{label}, {stored}", "scaled_dot_product_attention", sizes, dtype=stored, arrays=arrays)
     return replace(case, dtype="float32", kv_dtype=stored, cached=True) if stored in SCALE_BYTES else case

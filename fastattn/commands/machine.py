@@ -13,6 +13,7 @@ from fastattn.commands.measure import CAP_VARIABLE
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 #: What decides about speed: of x86 vectors of 512 bits, dot products of 8 and 16 bits, and tiles; of ARM the same.
 _FEATURES = ("avx2", "avx512f", "avx512_fp16", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -40,6 +41,12 @@ def describe(distributions, threads):
 def line(facts):
     """The same facts in one line."""
     return " · ".join(str(value) if name in _SELF_EVIDENT else f"{name} {value}" for name, value in facts.items())
+
+
+def largest_cache():
+    """Bytes of the first processor's largest cache, as far as Linux tells; else 0."""
+    sizes = (file.read_text().strip() for file in _CACHES.glob("index*/size"))
+    return max((int(size.removesuffix("K")) << 10 for size in sizes), default=0)
 
 
 def _features():
