@@ -25,7 +25,7 @@ cdef enum:
     X, OUT, RESIDUAL          # rows of Axes.stride
     MOST_ROWS = 512           # FA_MOST_ROWS, which C does not take for a constant here
     PANEL = 512 << 10         # bytes of an item's transposed rows: half of a core's L2, the rest is for the weight
-    BLOCKS_A_THREAD = 4       # from so many items a thread on, none is cut along the features
+    BLOCKS_A_THREAD = 4       # items a thread from which on none is cut, and no thread waits long for another one
 
 # A core's work per nanosecond, for the choice of the number of threads.
 cdef double PRODUCTS = 50.0
@@ -56,6 +56,8 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
     cdef ptrdiff_t most = max(tile, min(p.kernel.most_rows, PANEL // row_bytes // tile * tile)), pieces = 1
+    if threads > 1:
+        most = min(most, max(p.kernel.few_rows, cut(p.rows, p.rows // (BLOCKS_A_THREAD * threads) + 1, tile)))
     call.item_rows = cut(p.rows, most, tile)
     p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
     if p.row_items < BLOCKS_A_THREAD * threads and p.row_items % threads:

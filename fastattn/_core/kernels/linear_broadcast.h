@@ -3,6 +3,7 @@
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave no
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */
 #define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_TILE_ROWS_1)
+#define FEW_TILES 2 /* of an item that still make up for reading the weight once more */
 #define SUMS_ROWS LINEAR_FEATURES
 
 /* acc[MR][NV] += `steps` units of MR rows of W times those of x. */
