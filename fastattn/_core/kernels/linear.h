@@ -6,54 +6,15 @@
  * for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block is a
  * register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands beside it. */
 
-#define AHEAD (2 * LANES) /* features whose results are put in between */
-
-/* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
-FA_INLINE void TILE(put_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
-                              ptrdiff_t n, const fa_type type) {
-    const ptrdiff_t at = feature * fa_size_of(type);
-    for (ptrdiff_t i = 0; i < count; i++) {
-        V sum = y[i];
-        if (tile->residual) sum += OP(load_some_as)(tile->residual[row + i] + at, type, n);
-        OP(store_some_as)(tile->to[row + i] + at, type, sum, n);
-    }
-}
-
-/* Brings near where elements from `feature` on of each row will be put: a row each is a page each, and a store to memory that is
- * far keeps the next ones waiting. 8 to 10 % of 384->1536 for 4096 rows. */
-FA_INLINE void TILE(prefetch_rows)(const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, ptrdiff_t offset) {
-    for (ptrdiff_t i = row; i < row + count; i++) {
-        __builtin_prefetch(tile->to[i] + offset, 1);
-        if (tile->residual) __builtin_prefetch(tile->residual[i] + offset);
-    }
-}
-
-static void TILE(scatter_rows)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t row, ptrdiff_t count, V *y,
-                               ptrdiff_t feature, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < count; i++)
-        TILE(scatter_row)(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], feature, n);
-}
-
-/* Sums of a block of features back to rows: scaled, with bias and activation. */
+/* Sums of a block of features back to rows. */
 static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t feature, ptrdiff_t count) {
-    const int plain = l->plain_out && (!tile->residual || l->plain_residual), rough = l->type == FA_BF16 || l->type == FA_F16;
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++)
         for (ptrdiff_t d = 0; d < count; d += LANES) {
-            const ptrdiff_t lanes = fa_clamp(tile->rows - j * LANES, 0, LANES), n = fa_clamp(count - d, 0, LANES);
-            const ptrdiff_t first = feature + d;
             V y[LANES];
             FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = OP(load)(tile->sums + ((d + i) * tile->vectors + j) * LANES);
-            if (plain) TILE(prefetch_rows)(tile, j * LANES, lanes, (first + AHEAD) * fa_size_of(l->type));
             OP(transpose)(y);
-            TILE(mend)(l, tile->from + j * LANES, lanes, first, n, y);
-            V scale, bias;
-            TILE(find_shift)(l, first, n, &scale, &bias);
-            for (ptrdiff_t i = 0; i < lanes; i++) y[i] = TILE(shifted)(l, y[i], scale, bias);
-            OP(activate)(y, (int)lanes, l->activation, rough);
-#define PUT(TYPE) TILE(put_rows)(tile, j * LANES, lanes, y, first, n, TYPE)
-            if (plain) FA_FOR_RESULT(l->type, PUT);
-            else TILE(scatter_rows)(l, tile, j * LANES, lanes, y, first, n);
-#undef PUT
+            TILE(put_sums)(l, tile, j * LANES, fa_clamp(tile->rows - j * LANES, 0, LANES), y, feature + d,
+                           fa_clamp(count - d, 0, LANES));
         }
 }
 

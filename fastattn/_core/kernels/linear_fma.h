@@ -41,3 +41,11 @@ FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t la
                           V *sums) {
     (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
 }
+
+/* A row of x as reals: as it lies, or in `room`. */
+FA_INLINE const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+    (void)scale, (void)zero;
+    if (l->plain_x && l->type == STORED) return (const R *)from;
+    OP(widen)(room, from, l->type, l->x_element, units);
+    return room;
+}
