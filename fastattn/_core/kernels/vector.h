@@ -72,7 +72,11 @@ FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
 
 FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
 FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
+#ifdef FA_HAS_WORD_PERMUTATION
+FA_INLINE V_f32 load_bf16_f32(const uint16_t *p);
+#else
 FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
+#endif
 
 /* Two 16-bit integers to a lane. Elements of a and b side by side, those of the first and of the second half. */
 #if FA_VECTOR_BYTES == 64

@@ -20,10 +20,17 @@
 #define FA_FEW_BEST 8
 
 #define FA_HAS_CONVERSIONS
+#define FA_HAS_WORD_PERMUTATION
 #include "vector.h"
 
 FA_INLINE V_f32 load_f16_f32(const uint16_t *p) {
     return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+/* Each word to the upper half of its lane: one instruction, where widening and shifting are two. */
+FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) {
+    const __m512i places = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
+    __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
+    return (V_f32)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, words);
 }
 FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
     return (V_f32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
