@@ -80,7 +80,8 @@ def test_row_lengths(operation, rng, dtype, size):
 
 
 @pytest.mark.parametrize(
-    ("count", "size"), zip((1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 1000), itertools.cycle((5, 64, 100)), strict=False)
+    ("count", "size"),
+    list(zip((1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 1000), itertools.cycle((5, 64, 100)), strict=False)),
 )
 def test_row_counts(operation, rng, dtype, count, size):
     """Many calls of so many rows each, judged together."""
