@@ -57,7 +57,7 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
     cdef ptrdiff_t most = max(tile, min(p.kernel.most_rows, PANEL // row_bytes // tile * tile)), pieces = 1
     if threads > 1:
-        most = min(most, max(p.kernel.few_rows, cut(p.rows, p.rows // (BLOCKS_A_THREAD * threads) + 1, tile)))
+        most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (BLOCKS_A_THREAD * threads) + 1, tile)))
     call.item_rows = cut(p.rows, most, tile)
     p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
     if p.row_items < BLOCKS_A_THREAD * threads and p.row_items % threads:

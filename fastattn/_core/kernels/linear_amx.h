@@ -1,7 +1,7 @@
 /* Linear's sums by tiles (AMX): rows of W as they lie in memory times the units of the lanes. */
 
 #define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
-#define FEW_TILES TILE_MOST /* each item packs the weight for itself */
+#define LEAST_TILES TILE_MOST                      /* of an item: each packs the weight for itself */
 #define SUMS_ROWS (LINEAR_FEATURES * (UNIT == 4 ? 2 : 1)) /* whole numbers have room of their own behind the sums */
 
 /* A block of W's rows times `units` units of a tile from `first` on, added to the tile's sums. */

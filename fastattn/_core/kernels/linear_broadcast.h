@@ -3,7 +3,7 @@
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave no
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */
 #define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_TILE_ROWS_1)
-#define FEW_TILES 2 /* of an item that still make up for reading the weight once more */
+#define LEAST_TILES 2 /* of an item: so many make up for reading the weight once more */
 #define SUMS_ROWS LINEAR_FEATURES
 
 /* acc[MR][NV] += `steps` units of MR rows of W times those of x. */
@@ -45,11 +45,12 @@ FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, cons
  * are added in the same order. */
 
 #define FEW_ROWS ((LANES + 2) / 3)
+#define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
 
 /* sums[MR] (+)= those of rows of x with LANES rows of W, `last` being the last one; the next ones are read meanwhile. */
 FA_INLINE void TILE(few_sums)(const TILE(weights) *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
                               ptrdiff_t units, V *sums, const int MR) {
-    V acc[8];
+    V acc[FEW_MOST];
     FA_UNROLL for (int r = 0; r < MR; r++) acc[r] = (V){0};
     for (ptrdiff_t u = 0; u < units; u += LANES) {
         const ptrdiff_t n = fa_clamp(units - u, 0, LANES);
@@ -60,14 +61,12 @@ FA_INLINE void TILE(few_sums)(const TILE(weights) *weights, ptrdiff_t last, cons
             __builtin_prefetch(from + LANES * weights->rows.stride, 0, 2);
         }
         OP(transpose)(w);
-        if (n == LANES)
-            FA_UNROLL for (int k = 0; k < LANES; k++)
-                FA_UNROLL for (int r = 0; r < MR; r++)
-                    acc[r] = TILE(product)(acc[r], w[k], TILE(spread)(x[r] + first + u + k));
-        else
-            for (ptrdiff_t k = 0; k < n; k++)
-                FA_UNROLL for (int r = 0; r < MR; r++)
-                    acc[r] = TILE(product)(acc[r], w[k], TILE(spread)(x[r] + first + u + k));
+#define ADD(k)                                                                                                         \
+    FA_UNROLL for (int r = 0; r < MR; r++)                                                                             \
+        acc[r] = TILE(product)(acc[r], w[k], TILE(spread)(x[r] + first + u + (k)))
+        if (n == LANES) FA_UNROLL for (int k = 0; k < LANES; k++) ADD(k);
+        else for (ptrdiff_t k = 0; k < n; k++) ADD(k);
+#undef ADD
     }
     FA_UNROLL for (int r = 0; r < MR; r++) {
         if (first) acc[r] += sums[r];
@@ -86,12 +85,12 @@ FEW_SUMS(4)
 FEW_SUMS(8)
 #undef FEW_SUMS
 
-typedef struct { R *panel, *x[8]; } TILE(few_room);
+typedef struct { R *panel, *x[FEW_MOST]; } TILE(few_room);
 
 static ptrdiff_t TILE(lay_out_few_rows)(const fa_linear *l, TILE(few_room) *room, char *at) {
     const char *begin = at;
     room->panel = OP(carve)(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
-    for (int r = 0; r < 8; r++) room->x[r] = OP(carve)(&at, UNITS(l->in_features));
+    for (int r = 0; r < FEW_MOST; r++) room->x[r] = OP(carve)(&at, UNITS(l->in_features));
     return at - begin;
 }
 
@@ -106,12 +105,12 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
     if (UNIT == 4 || rows > FEW_ROWS || !units) return 0;
     TILE(linear_tile) tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
     TILE(few_room) room;
-    const R *x[8];
+    const R *x[FEW_MOST];
     TILE(lay_out_few_rows)(l, &room, scratch);
-    for (ptrdiff_t r = 0; r < 8; r++)
+    for (ptrdiff_t r = 0; r < FEW_MOST; r++)
         x[r] = r < rows ? TILE(take_row)(l, item->x[r], room.x[r], units, NULL, NULL) : x[rows - 1];
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
-        V sums[8];
+        V sums[FEW_MOST];
         n = fa_clamp(end - f, 0, LANES);
         for (ptrdiff_t u = 0, run; u < units; u += run) {
             run = fa_clamp(units - u, 0, LINEAR_RUN(l));
@@ -126,6 +125,7 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
     return 1;
 }
 #undef FEW_ROWS
+#undef FEW_MOST
 
 #define FA_LINEAR_SUMS(MR, NV)                                                                                         \
     FA_APART void TILE(linear_##NV)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile,      \
