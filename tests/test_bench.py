@@ -313,8 +313,8 @@ def test_another_shape_dtype_or_number_of_arrays_is_no_result(result):
 def test_a_burst_takes_its_time_and_tells_that_of_one_call():
     start = time.perf_counter()
     seconds = measure.burst(lambda: time.sleep(0.01), 0.05)
-    assert 0.05 <= time.perf_counter() - start < 1
-    assert 0.01 <= seconds < 0.1
+    assert time.perf_counter() - start >= 0.05
+    assert seconds >= 0.01
 
 
 def test_a_slow_call_runs_once():
@@ -406,7 +406,25 @@ def test_cases_of_one_engine_take_turns_in_its_process():
         outcomes = measure.duel({"one": [tiny], "two": [tiny, row]}, engine, measure.Pace(3, 0.01))
     assert [len(outcome.times) for outcome in outcomes.values()] == [3, 3]
     assert all(outcome.kept for outcome in outcomes.values())
-    assert outcomes["one"].faster_than(outcomes["two"]) > 1
+
+
+def test_turns_alternate_and_time_what_takes_them_together():
+    turns = []
+
+    class Scripted(measure.Engine):
+        def prepare(self, case, beside=False):
+            return measure.Outcome(error=0.0, allowed=1.0)
+
+        def time(self, seconds, cases=None):
+            turns.append([case.name for case in cases])
+            return float(len(turns))
+
+    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    one, two = [tiny.name], [tiny.name, row.name]
+    with Scripted("fastattn", 1) as engine:
+        outcomes = measure.duel({"one": [tiny], "two": [tiny, row]}, engine, measure.Pace(3, 0.001))
+    assert turns == [two, one, one, two, two, one]
+    assert [outcome.times for outcome in outcomes.values()] == [[2.0, 3.0, 6.0], [1.0, 4.0, 5.0]]
 
 
 def test_a_group_is_as_good_as_its_worst_case():
@@ -436,6 +454,14 @@ def right(case, arguments):
 def desk(*ways):
     """The desk of an engine that offers these ways."""
     return Desk(SimpleNamespace(VARIANTS={"softmax": {way.__name__: way for way in ways}}))
+
+
+def test_the_time_of_several_cases_is_their_sum(monkeypatch):
+    told = iter([1.0, 2.0])
+    monkeypatch.setattr(measure, "burst", lambda call, seconds: next(told) if seconds == 0.5 else None)
+    both = desk(right)
+    both.calls = {"one": None, "two": None, "three": None}
+    assert both.time(1.0, ["one", "two"]) == {"seconds": 3.0}
 
 
 def test_a_wrong_way_is_not_timed():
