@@ -24,7 +24,7 @@ np.import_array()
 cdef enum:
     X, OUT, RESIDUAL          # rows of Axes.stride
     MOST_ROWS = 512           # FA_MOST_ROWS, which C does not take for a constant here
-    PANEL = 512 << 10         # bytes of an item's transposed rows: half of a core's L2, the rest is for the weight
+    PANEL = 512 << 10         # bytes of an item's rows: a quarter or half of a core's L2, the rest is for the weight
     BLOCKS_A_THREAD = 4       # items a thread from which on none is cut, and no thread waits long for another one
 
 # A core's work per nanosecond, for the choice of the number of threads.
@@ -55,7 +55,9 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     cdef fa_linear *call = &p.call
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
-    cdef ptrdiff_t most = max(tile, min(p.kernel.most_rows, PANEL // row_bytes // tile * tile)), pieces = 1
+    cdef ptrdiff_t most = PANEL // row_bytes, pieces = 1
+    most = max(most, min(2 * most, p.kernel.dear_rows))
+    most = max(tile, min(p.kernel.most_rows, most) // tile * tile)
     if threads > 1:
         most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (BLOCKS_A_THREAD * threads) + 1, tile)))
     call.item_rows = cut(p.rows, most, tile)

@@ -90,7 +90,7 @@ cdef extern from "table.h" nogil:
         ptrdiff_t rows, first_feature, features
 
     ctypedef struct fa_linear_kernel:
-        ptrdiff_t unit, most_rows, least_rows
+        ptrdiff_t unit, most_rows, least_rows, dear_rows
         ptrdiff_t (*scratch)(const fa_linear *) noexcept nogil
         void (*run)(const fa_linear *, const fa_linear_item *, void *) noexcept nogil
 

@@ -79,13 +79,14 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
 }
 
 static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {
-    UNIT, TILE_MOST * FA_TILE_WIDEST * LANES, LEAST_TILES * FA_TILE_WIDEST * LANES, TILE_EXPORT(linear_scratch),
-    TILE_EXPORT(linear)};
+    UNIT, TILE_MOST * FA_TILE_WIDEST * LANES, LEAST_TILES * FA_TILE_WIDEST * LANES, DEAR_TILES * FA_TILE_WIDEST * LANES,
+    TILE_EXPORT(linear_scratch), TILE_EXPORT(linear)};
 
 #undef AHEAD
 #undef LINEAR_RUN
 #undef LINEAR_ALONE
 #undef LEAST_TILES
+#undef DEAR_TILES
 #undef SUMS_ROWS
 #undef LINEAR_MOST_UNITS
 #undef FA_LINEAR_OF

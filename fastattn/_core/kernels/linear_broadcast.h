@@ -4,6 +4,7 @@
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */
 #define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_TILE_ROWS_1)
 #define LEAST_TILES 2 /* of an item: so many make up for reading the weight once more */
+#define DEAR_TILES 1
 #define SUMS_ROWS LINEAR_FEATURES
 
 /* acc[MR][NV] += `steps` units of MR rows of W times those of x. */

@@ -81,6 +81,8 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
     memset(room + u, 0, (size_t)(units - u) * sizeof(R));
     return room;
 }
+/* The one of the smaller magnitude. */
+FA_INLINE V TILE(lesser)(V a, V b) { return (V)_mm512_range_ps((__m512)a, (__m512)b, 0x0a); }
 FA_INLINE int TILE(any_below)(V x, R least) { return TILE(any_lane)(x < OP(splat)(least)); }
 FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
     (void)weights, (void)count, (void)total;
@@ -89,3 +91,4 @@ FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero)
     (void)total, (void)scale, (void)zero;
     return sum;
 }
+FA_INLINE V TILE(rescaled)(V sum, V scale) { (void)scale; return sum; }

@@ -108,6 +108,7 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
     memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
     return room;
 }
+FA_INLINE V TILE(lesser)(V a, V b) { (void)b; return a; }
 FA_INLINE int TILE(any_below)(V x, R least) { (void)x, (void)least; return 0; }
 FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
     for (ptrdiff_t i = 0; i < count; i++) total[i] += weights->sum[i];
@@ -116,3 +117,4 @@ FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero)
     VI whole = (VI)sum - *zero * *(const VI *)total;
     return __builtin_convertvector(whole, V) * *scale;
 }
+FA_INLINE V TILE(rescaled)(V sum, V scale) { return sum * scale; }

@@ -111,7 +111,8 @@ typedef struct {
 typedef struct {
     ptrdiff_t unit;       /* elements of a row that its product takes at a time, in as much memory as one real */
     ptrdiff_t most_rows;  /* of an item: at most FA_MOST_ROWS */
-    ptrdiff_t least_rows; /* of an item: so many make up for reading the weight once more */
+    ptrdiff_t least_rows; /* of an item, if it stays in the cache: so many make up for reading the weight once more */
+    ptrdiff_t dear_rows;  /* so many are worth more than half of a cache */
     ptrdiff_t (*scratch)(const fa_linear *);
     void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
 } fa_linear_kernel;
