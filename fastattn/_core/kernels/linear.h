@@ -22,7 +22,7 @@ static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrd
 static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *tiles, ptrdiff_t rows, R **panel, R **bytes,
                                       char *at) {
     const char *begin = at;
-    const ptrdiff_t widest = FA_TILE_WIDEST * LANES, units = UNITS(l->in_features);
+    const ptrdiff_t widest = LINEAR_WIDEST * LANES, units = UNITS(l->in_features);
     *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
     *bytes = OP(carve)(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
@@ -58,7 +58,7 @@ static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE
 static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     TILE(linear_tile) tiles[TILE_MOST];
     R *panel, *bytes;
-    const ptrdiff_t widest = FA_TILE_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
+    const ptrdiff_t widest = LINEAR_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
     const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
     if (TILE(by_rows)(l, item, scratch)) return;
     TILE(lay_out_linear)(l, tiles, item->rows, &panel, &bytes, scratch);
@@ -84,6 +84,7 @@ static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {
 
 #undef AHEAD
 #undef LINEAR_RUN
+#undef LINEAR_WIDEST
 #undef LINEAR_ALONE
 #undef LEAST_TILES
 #undef DEAR_TILES

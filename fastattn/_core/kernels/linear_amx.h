@@ -1,6 +1,7 @@
 /* Linear's sums by tiles (AMX): rows of W as they lie in memory times the units of the lanes. */
 
 #define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
+#define LINEAR_WIDEST 2
 #define LEAST_TILES (UNIT == 4 ? 8 : TILE_MOST)    /* of an item: each packs the weight, or quantises x, for itself */
 #define DEAR_TILES 4                               /* packing takes as long as the products of 80 rows */
 #define SUMS_ROWS (LINEAR_FEATURES * (UNIT == 4 ? 2 : 1)) /* whole numbers have room of their own behind the sums */
