@@ -70,6 +70,7 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
         do { /* no inputs: sums of nothing, 0 */
             ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN(l));
             TILE(weights) weights = TILE(weights_at)(l, f, n, u, run, panel);
+            TILE(sum_weights)(&weights, n, run);
             for (ptrdiff_t i = 0; i < count; i++) FA_LINEAR_OF(tiles[i].vectors)(&weights, n, &tiles[i], u, run);
             u += run;
         } while (u < units);

@@ -83,15 +83,21 @@ FA_APART void TILE(take_x)(const fa_linear *l, const fa_linear_item *item, TILE(
     }
 }
 
-/* The block's rows into the lanes. */
-FA_APART void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to) {
-    for (ptrdiff_t f = 0; f < (count + 15) / 16; f++)
+/* The block's rows into the lanes, and added to the sums of each. */
+FA_APART void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to, I *total) {
+    for (ptrdiff_t f = 0; f < (count + 15) / 16; f++) {
+        VI sum[2] = {*(const VI *)(total + f * LANES), {0}}; /* two chains */
         for (ptrdiff_t u = 0; u < (units + 15) / 16; u++) {
             V x[LANES];
             FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = OP(load)(rows.data + (16 * f + i) * rows.stride + 16 * u);
             OP(transpose)(x);
-            FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(to + (f * BY_ROWS_RUN + u) * TILE_REALS + i * LANES, x[i]);
+            FA_UNROLL for (int i = 0; i < LANES; i++) {
+                OP(store)(to + (f * BY_ROWS_RUN + u) * TILE_REALS + i * LANES, x[i]);
+                sum[i % 2] = TILE(add_weights)(sum[i % 2], x[i]);
+            }
         }
+        *(VI *)(total + f * LANES) = sum[0] + sum[1];
+    }
 }
 
 /* A tile's sums in place: reals, scaled, with bias. The smallest magnitude tells whether one is to be made again: see
@@ -183,8 +189,7 @@ static void TILE(sum_features)(const fa_linear *l, const fa_linear_item *item, c
         const int last = u + run == along;
         const ptrdiff_t run_units = fa_clamp(units - 16 * u, 0, 16 * run);
         TILE(weights) weights = TILE(weights_at)(l, feature, count, 16 * u, run_units, room->panel);
-        TILE(add_totals)(&weights, count, room->total);
-        TILE(pack)(weights.rows, count, run_units, room->packed);
+        TILE(pack)(weights.rows, count, run_units, room->packed, room->total);
         for (ptrdiff_t row = 0; row < item->rows; row += BY_ROWS_GROUP) {
             const ptrdiff_t tiles = fa_clamp((item->rows - row + 15) / 16, 0, 2);
             if (last) TILE(expect_rows)(l, item, row, feature, count);

@@ -23,6 +23,10 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
     return (TILE(weights)){{panel, whole}};
 }
 
+FA_INLINE void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
+    (void)weights, (void)count, (void)units;
+}
+
 static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
                             TILE(quantised) *quantised, ptrdiff_t j) {
     (void)bytes, (void)quantised, (void)j;
@@ -84,9 +88,7 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
 /* The one of the smaller magnitude. */
 FA_INLINE V TILE(lesser)(V a, V b) { return (V)_mm512_range_ps((__m512)a, (__m512)b, 0x0a); }
 FA_INLINE int TILE(any_below)(V x, R least) { return TILE(any_lane)(x < OP(splat)(least)); }
-FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
-    (void)weights, (void)count, (void)total;
-}
+FA_INLINE VI TILE(add_weights)(VI total, V weights) { (void)weights; return total; }
 FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
     (void)total, (void)scale, (void)zero;
     return sum;

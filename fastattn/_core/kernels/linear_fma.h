@@ -24,6 +24,10 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
     return (TILE(weights)){{panel, units}};
 }
 
+FA_INLINE void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
+    (void)weights, (void)count, (void)units;
+}
+
 /* Rows of x as the products take them. */
 static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
                             TILE(quantised) *quantised, ptrdiff_t j) {

@@ -6,7 +6,7 @@
 
 typedef struct {
     TILE(rows) rows;
-    I sum[LINEAR_FEATURES]; /* of each row */
+    I sum[LINEAR_FEATURES]; /* of each row: TILE(sum_weights) */
 } TILE(weights);
 typedef struct { V scale[4]; VI zero[4]; } TILE(quantised);
 
@@ -41,9 +41,12 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
         }
         weights.rows = (TILE(rows)){panel, whole};
     }
-    for (ptrdiff_t i = 0; i < count; i++)
-        weights.sum[i] = TILE(sum_of)(weights.rows.data + i * weights.rows.stride, units);
     return weights;
+}
+
+static void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
+    for (ptrdiff_t i = 0; i < count; i++)
+        weights->sum[i] = TILE(sum_of)(weights->rows.data + i * weights->rows.stride, units);
 }
 
 /* A row of x as units, padded with whatever its last unit needs: the weights there are 0. */
@@ -110,8 +113,8 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
 }
 FA_INLINE V TILE(lesser)(V a, V b) { (void)b; return a; }
 FA_INLINE int TILE(any_below)(V x, R least) { (void)x, (void)least; return 0; }
-FA_INLINE void TILE(add_totals)(const TILE(weights) *weights, ptrdiff_t count, I *total) {
-    for (ptrdiff_t i = 0; i < count; i++) total[i] += weights->sum[i];
+FA_INLINE VI TILE(add_weights)(VI total, V weights) {
+    return (VI)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi8(1), (__m512i)weights);
 }
 FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
     VI whole = (VI)sum - *zero * *(const VI *)total;
