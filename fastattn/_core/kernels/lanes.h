@@ -111,6 +111,22 @@ FA_INLINE R OP(lane_max)(V x) {
     return x[0];
 }
 
+/* The maxima of two vectors, a step after the interleaving for both. */
+FA_INLINE void OP(two_lane_maxima)(V a, V b, R *of_a, R *of_b) {
+    V both = OP(max)(OP(interleave_low)(a, b), OP(interleave_high)(a, b));
+#ifdef FA_ROTATE_8
+    both = OP(max)(both, __builtin_shufflevector(both, both, FA_ROTATE_8));
+#endif
+#ifdef FA_ROTATE_4
+    both = OP(max)(both, __builtin_shufflevector(both, both, FA_ROTATE_4));
+#endif
+#ifdef FA_ROTATE_2
+    both = OP(max)(both, __builtin_shufflevector(both, both, FA_ROTATE_2));
+#endif
+    *of_a = both[0];
+    *of_b = both[1];
+}
+
 #undef FA_LOW
 #undef FA_HIGH
 #undef FA_EVEN

@@ -49,30 +49,69 @@ static void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t
         weights->sum[i] = TILE(sum_of)(weights->rows.data + i * weights->rows.stride, units);
 }
 
-/* A row of x as units, padded with whatever its last unit needs: the weights there are 0. */
+/* The largest of a row's elements and of their negatives, 0 at least, and NaN if one is not finite. Several chains at a time: one
+ * alone took as long as the row's products. */
+FA_INLINE void TILE(find_range)(const char *x, ptrdiff_t size, const fa_type type, R *top, R *bottom, int *finite) {
+    V high[4] = {{0}}, low[4] = {{0}}, noughts[4] = {{0}};
+    ptrdiff_t k = 0;
+#define TAKE(i, PART)                                                                                                  \
+    do {                                                                                                               \
+        V part = PART;                                                                                                 \
+        high[i] = OP(max)(part, high[i]);                                                                              \
+        low[i] = OP(max)(-part, low[i]);                                                                               \
+        noughts[i] += part * (R)0;                                                                                     \
+    } while (0)
+    for (; k + 4 * LANES <= size; k += 4 * LANES)
+        FA_UNROLL for (int i = 0; i < 4; i++) TAKE(i, OP(load_as)(x + (k + i * LANES) * fa_size_of(type), type));
+    for (; k < size; k += LANES)
+        TAKE(0, OP(load_some_as)(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES)));
+#undef TAKE
+    FA_UNROLL for (int i = 1; i < 4; i++) {
+        high[0] = OP(max)(high[0], high[i]);
+        low[0] = OP(max)(low[0], low[i]);
+        noughts[0] += noughts[i];
+    }
+    OP(two_lane_maxima)(high[0], low[0], top, bottom);
+    *finite = !_mm512_cmp_ps_mask((__m512)noughts[0], (__m512)noughts[0], _CMP_UNORD_Q);
+}
+
+FA_INLINE void TILE(put_units)(const char *x, ptrdiff_t size, const fa_type type, R inverse, I zero, uint8_t *to) {
+    const __m512 factor = _mm512_set1_ps(inverse), shift = _mm512_set1_ps((float)zero);
+#define PUT(LOADED)                                                                                                    \
+    do {                                                                                                               \
+        __m512 units = _mm512_fmadd_ps((__m512)LOADED, factor, shift);                                                 \
+        __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(units, _mm512_setzero_ps()));                                 \
+        _mm_storeu_si128((__m128i *)(to + k), _mm512_cvtusepi32_epi8(whole));                                          \
+    } while (0)
+    ptrdiff_t k = 0;
+    for (; k + LANES <= size; k += LANES) PUT(OP(load_as)(x + k * fa_size_of(type), type));
+    if (k < size) PUT(OP(load_some_as)(x + k * fa_size_of(type), type, size - k));
+#undef PUT
+}
+
+/* A row of x as units, padded with whatever its last unit needs: the weights there are 0. Elements that do not lie side by side
+ * go through `row`. */
 static void TILE(quantise)(const fa_linear *l, const char *x, R *row, uint8_t *to, R *scale, I *zero) {
     const ptrdiff_t size = l->in_features;
-    V low = {0}, high = {0}, noughts = {0};
-    OP(widen)(row, x, l->type, l->x_element, size);
-    for (ptrdiff_t k = size; k < (size + LANES - 1) / LANES * LANES; k++) row[k] = 0;
-    for (ptrdiff_t k = 0; k < size; k += LANES) {
-        V part = OP(load)(row + k);
-        high = OP(max)(part, high);
-        low = OP(max)(-part, low);
-        noughts += part * (R)0;
+    fa_type type = l->type;
+    R top = 0, bottom = 0, inverse;
+    int finite = 1;
+    if (!l->plain_x) {
+        OP(widen)(row, x, type, l->x_element, size);
+        x = (const char *)row;
+        type = STORED;
     }
-    R top = OP(lane_max)(high), bottom = OP(lane_max)(low), nought = OP(lane_sum)(noughts);
+#define FIND(TYPE) TILE(find_range)(x, size, TYPE, &top, &bottom, &finite)
+    FA_FOR_RESULT(type, FIND);
+#undef FIND
     /* What is not finite makes all of the row's results NaN: its scale is. Below 2^-128 a scale has no inverse. */
     const R step = (R)(((double)top + bottom) / 255);
-    *scale = nought == 0 ? (step > 0x1p-126f ? step : 0x1p-126f) : (R)NAN;
-    R inverse = nought == 0 ? 1 / *scale : 0;
+    *scale = finite ? (step > 0x1p-126f ? step : 0x1p-126f) : (R)NAN;
+    inverse = finite ? 1 / *scale : 0;
     *zero = (I)lrintf(bottom * inverse);
-    const __m512 shift = _mm512_set1_ps((float)*zero);
-    for (ptrdiff_t k = 0; k < size; k += LANES) {
-        __m512 units = _mm512_fmadd_ps((__m512)OP(load)(row + k), _mm512_set1_ps(inverse), shift);
-        __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(units, _mm512_setzero_ps()));
-        _mm_storeu_si128((__m128i *)(to + k), _mm512_cvtusepi32_epi8(whole));
-    }
+#define PUT(TYPE) TILE(put_units)(x, size, TYPE, inverse, *zero, to)
+    FA_FOR_RESULT(type, PUT);
+#undef PUT
 }
 
 static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
