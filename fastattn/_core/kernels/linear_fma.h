@@ -6,11 +6,12 @@
 typedef struct { TILE(rows) rows; } TILE(weights);
 typedef struct { char none; } TILE(quantised);
 
-/* Units whose products are added up in one chain: about as many as there are chains, which leaves the smallest error. NumPy
- * makes several sums of a product of few rows and so must we: one chain of 128 was up to twice as far off as allowed. */
+/* Units whose products are added up in one chain. About as many as there are chains leave the smallest error, twice as many take
+ * 3 % less time. NumPy makes several sums of a product of few rows and so must we: one chain of 128 was up to twice as far off as
+ * allowed. */
 static ptrdiff_t TILE(run)(ptrdiff_t in_features) {
     ptrdiff_t run = FA_TILE_RUN < 32 ? FA_TILE_RUN : 32;
-    while (run * run < in_features) run *= 2;
+    while (run * run < 2 * in_features) run *= 2;
     return run;
 }
 
