@@ -3,9 +3,9 @@
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave no
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */
 #define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_TILE_ROWS_1)
-/* Vectors of rows of x. Chains are short, and a sum that goes to memory and back costs as much as three products: tiles as large
- * as the registers allow are 7 to 11 % faster than 8 rows by 2 vectors. */
-#define LINEAR_WIDEST (FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_WIDEST)
+/* Vectors of rows of x. Sums of float32 go to memory and back so often that tiles as large as the registers allow are 7 to 11 %
+ * faster than 8 rows by 2 vectors. */
+#define LINEAR_WIDEST (UNIT == 1 && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_WIDEST)
 #define LEAST_TILES 2 /* of an item: so many make up for reading the weight once more */
 #define DEAR_TILES 2
 #define SUMS_ROWS LINEAR_FEATURES
@@ -142,11 +142,11 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
 #define CALL_4(M) TILE(sum_block)(weights, i, tile, first, units, M, 4)
 FA_LINEAR_SUMS(LINEAR_ALONE, 1)
 FA_LINEAR_SUMS(FA_TILE_ROWS_2, 2)
-#if FA_VECTOR_BYTES == 64
+#if LINEAR_WIDEST == 4
 FA_LINEAR_SUMS(8, 3)
 FA_LINEAR_SUMS(6, 4)
 #define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : NV == 2 ? TILE(linear_2) : NV == 3 ? TILE(linear_3) : TILE(linear_4))
-#elif FA_TILE_WIDEST >= 3
+#elif LINEAR_WIDEST == 3
 FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
 #define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : NV == 2 ? TILE(linear_2) : TILE(linear_3))
 #else

@@ -8,7 +8,7 @@ typedef struct {
     TILE(rows) rows;
     I sum[LINEAR_FEATURES]; /* of each row: TILE(sum_weights) */
 } TILE(weights);
-typedef struct { V scale[4]; VI zero[4]; } TILE(quantised);
+typedef struct { V scale[FA_TILE_WIDEST]; VI zero[FA_TILE_WIDEST]; } TILE(quantised);
 
 static I TILE(sum_of)(const R *units, ptrdiff_t count) {
     const int8_t *from = (const int8_t *)units;
