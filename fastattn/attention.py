@@ -101,7 +101,8 @@ def scaled_dot_product_attention(
     Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; softcap: Gemma 2 (2024); sinks:
     Xiao et al. 2024 and gpt-oss (2025). Keys that causal, window or lengths exclude are not read into any result; those
     that only a mask excludes contribute nothing, even NaN. Blocks that a mask excludes whole cost nothing. The result
-    for one sequence is the same to the bit for any number of threads and whatever else is in the batch.
+    for one sequence is the same to the bit for any number of threads and whatever else is in the batch. Weights so
+    small beside the largest one that they are no normal numbers (below 2^-126, 2^-1022 in float64) are 0.
 
     16-bit arrays are read as they lie and summed in float32. Where all three are bfloat16 and the processor has
     AVX512_BF16 or AMX, the weights are rounded to bfloat16 for the sum of the values.
