@@ -97,7 +97,8 @@ FA_INLINE R OP(lane_sum)(V x) {
     return x[0];
 }
 
-FA_INLINE R OP(lane_max)(V x) {
+/* In the first two lanes the maxima of those at even and at odd places. */
+FA_INLINE V OP(max_by_twos)(V x) {
 #ifdef FA_ROTATE_8
     x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_8));
 #endif
@@ -107,22 +108,18 @@ FA_INLINE R OP(lane_max)(V x) {
 #ifdef FA_ROTATE_2
     x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_2));
 #endif
+    return x;
+}
+
+FA_INLINE R OP(lane_max)(V x) {
+    x = OP(max_by_twos)(x);
     x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_1));
     return x[0];
 }
 
 /* The maxima of two vectors, a step after the interleaving for both. */
 FA_INLINE void OP(two_lane_maxima)(V a, V b, R *of_a, R *of_b) {
-    V both = OP(max)(OP(interleave_low)(a, b), OP(interleave_high)(a, b));
-#ifdef FA_ROTATE_8
-    both = OP(max)(both, __builtin_shufflevector(both, both, FA_ROTATE_8));
-#endif
-#ifdef FA_ROTATE_4
-    both = OP(max)(both, __builtin_shufflevector(both, both, FA_ROTATE_4));
-#endif
-#ifdef FA_ROTATE_2
-    both = OP(max)(both, __builtin_shufflevector(both, both, FA_ROTATE_2));
-#endif
+    V both = OP(max_by_twos)(OP(max)(OP(interleave_low)(a, b), OP(interleave_high)(a, b)));
     *of_a = both[0];
     *of_b = both[1];
 }

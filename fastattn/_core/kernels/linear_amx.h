@@ -113,7 +113,7 @@ FA_APART void TILE(shift_tile)(const fa_linear *l, const fa_linear_item *item, c
         TILE(mend)(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
     FA_UNROLL for (int i = 0; i < 16; i++) {
         V y = TILE(row_real)(OP(load)(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
-        OP(store)(sums + i * LANES, TILE(rescaled)(y, scale) + bias);
+        OP(store)(sums + i * LANES, TILE(shifted)(l, y, scale, bias));
     }
 }
 

@@ -93,4 +93,3 @@ FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero)
     (void)total, (void)scale, (void)zero;
     return sum;
 }
-FA_INLINE V TILE(rescaled)(V sum, V scale) { (void)scale; return sum; }

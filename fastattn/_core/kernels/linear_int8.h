@@ -49,8 +49,8 @@ static void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t
         weights->sum[i] = TILE(sum_of)(weights->rows.data + i * weights->rows.stride, units);
 }
 
-/* The largest of a row's elements and of their negatives, 0 at least, and NaN if one is not finite. Several chains at a time: one
- * alone took as long as the row's products. */
+/* The largest of a row's elements and of their negatives, 0 at least, and whether all are finite. Several chains at a time:
+ * one alone took as long as the row's products. */
 FA_INLINE void TILE(find_range)(const char *x, ptrdiff_t size, const fa_type type, R *top, R *bottom, int *finite) {
     V high[4] = {{0}}, low[4] = {{0}}, noughts[4] = {{0}};
     ptrdiff_t k = 0;
@@ -77,16 +77,12 @@ FA_INLINE void TILE(find_range)(const char *x, ptrdiff_t size, const fa_type typ
 
 FA_INLINE void TILE(put_units)(const char *x, ptrdiff_t size, const fa_type type, R inverse, I zero, uint8_t *to) {
     const __m512 factor = _mm512_set1_ps(inverse), shift = _mm512_set1_ps((float)zero);
-#define PUT(LOADED)                                                                                                    \
-    do {                                                                                                               \
-        __m512 units = _mm512_fmadd_ps((__m512)LOADED, factor, shift);                                                 \
-        __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(units, _mm512_setzero_ps()));                                 \
-        _mm_storeu_si128((__m128i *)(to + k), _mm512_cvtusepi32_epi8(whole));                                          \
-    } while (0)
-    ptrdiff_t k = 0;
-    for (; k + LANES <= size; k += LANES) PUT(OP(load_as)(x + k * fa_size_of(type), type));
-    if (k < size) PUT(OP(load_some_as)(x + k * fa_size_of(type), type, size - k));
-#undef PUT
+    for (ptrdiff_t k = 0; k < size; k += LANES) {
+        V part = OP(load_some_as)(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES));
+        __m512 units = _mm512_fmadd_ps((__m512)part, factor, shift);
+        __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(units, _mm512_setzero_ps()));
+        _mm_storeu_si128((__m128i *)(to + k), _mm512_cvtusepi32_epi8(whole));
+    }
 }
 
 /* A row of x as units, padded with whatever its last unit needs: the weights there are 0. Elements that do not lie side by side
@@ -159,4 +155,3 @@ FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero)
     VI whole = (VI)sum - *zero * *(const VI *)total;
     return __builtin_convertvector(whole, V) * *scale;
 }
-FA_INLINE V TILE(rescaled)(V sum, V scale) { return sum * scale; }
