@@ -117,7 +117,7 @@ class BuildExtensions(build_ext):
             module.sources = sources[module.name]
             module.define_macros = macros
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            module.depends = [*module.extra_objects, str(KERNELS / "table.h")]
+            module.depends = [*module.extra_objects, str(KERNELS / "table.h"), str(KERNELS.with_name("sync.h"))]
             compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
             module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
             module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
@@ -130,6 +130,7 @@ class BuildExtensions(build_ext):
         import numpy
 
         self.compiler.add_include_dir(str(KERNELS))
+        self.compiler.add_include_dir(str(KERNELS.parent))
         self.compiler.add_include_dir(numpy.get_include())
         if self.compiler.compiler_type == "msvc":  # clang-cl takes the place of cl, which has no vector extensions
             self.compiler.initialize()

@@ -4,6 +4,8 @@ The number of threads of a call, first match: its num_threads argument; set_num_
 own setting (OMP_NUM_THREADS, threadpoolctl, else the processors this process may use), but no more than the container's
 CPU quota. Small work runs on the calling thread whatever is set, and so does a call inside another region of the same
 OpenMP library, unless nesting is on (OMP_MAX_ACTIVE_LEVELS). Another library's regions cannot be seen from here.
+
+It is a limit: how many of these threads come depends on which processors are free (fastattn._core.threads).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from fastattn._core import targets as _targets
 from fastattn._core import threads as _threads
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # of OpenMP's threads to processors
+_STACK_SIZES = ("OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE")
 _asked_for = {"set_num_threads": 0, "FASTATTN_NUM_THREADS": 0}  # 0: not said; the first that is said holds
 
 
@@ -91,7 +96,7 @@ def show_config() -> dict[str, str]:
     --------
     >>> import fastattn
     >>> sorted(fastattn.show_config())
-    ['compiler', 'fastattn', 'numpy', 'openmp', 'python', 'target', 'targets built', 'targets here', 'threads']
+    ['compiler', 'fastattn', 'numpy', 'openmp', 'python', 'target', 'targets built', 'targets here', 'team', 'threads']
     """
     from fastattn import __version__
 
@@ -105,6 +110,7 @@ def show_config() -> dict[str, str]:
         "targets here": ", ".join(targets()),
         "target": f"{_targets.current()} ({_why_target()})",
         "threads": f"{get_num_threads()} ({_why_threads()})",
+        "team": _threads.team_state(),
     }
 
 
@@ -131,6 +137,14 @@ def _why_threads() -> str:
 
 def _settle() -> None:
     _threads.choose(next(filter(None, _asked_for.values()), 0), _container_quota())
+
+
+def _stack_size() -> int:
+    """Bytes of a stack that OpenMP was told to give its threads; 0 where it was not."""
+    for name in _STACK_SIZES:
+        if said := re.fullmatch(r"\s*(\d+)\s*([bkmg]?)\s*", os.environ.get(name, ""), re.IGNORECASE):
+            return int(said[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[said[2].lower()]
+    return 0
 
 
 def _container_quota() -> int:
@@ -184,5 +198,6 @@ def _read_environment() -> None:
 
 
 _read_environment()
+_threads.bind(any(os.environ.get(name) for name in _BINDING), _stack_size())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_threads.rest)

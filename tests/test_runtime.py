@@ -108,9 +108,20 @@ COUNT_THREADS = """
     ],
 )
 def test_threads_really_started(call, environment, threads):
-    """The argument goes before every setting, and small work stays on the calling thread."""
+    """The argument goes before every setting, and small work stays on the calling thread.
+
+    No call waits for threads to start: it is repeated until they are there.
+    """
     call = call.replace("attention(", "fastattn.scaled_dot_product_attention(", call.startswith("attention"))
-    assert output(f"{COUNT_THREADS}    {call}; print(threads() - before + 1)", **environment) == str(threads)
+    code = f"""{COUNT_THREADS}
+    import time
+    end = time.monotonic() + (60 if {threads} > 1 else 0.2)
+    while time.monotonic() < end and ({threads} == 1 or threads() - before + 1 < {threads}):
+        {call}
+    time.sleep(0.05)
+    print(threads() - before + 1)
+    """
+    assert output(code, **environment) == str(threads)
 
 
 @needs_openmp
@@ -335,6 +346,7 @@ CALLS_INSIDE = f"""{COUNT_THREADS}
     import ctypes
     import sys
     import threading
+    import time
     from fastattn._core import threads as room
 
     x = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
@@ -364,6 +376,9 @@ CALLS_INSIDE = f"""{COUNT_THREADS}
         ctypes.CDLL(sys.argv[1]).region(2, inside)
         most = max(counts)
         expected = call()
+        deadline = time.monotonic() + 60
+        while threads() - before < 4 and time.monotonic() < deadline:
+            call()
         print(*levels, most, threads() - before)
     finally:
         done.set()
@@ -393,13 +408,12 @@ def region(request, tmp_path_factory):
 @needs_linux
 @pytest.mark.parametrize("nesting", [{}, {"OMP_MAX_ACTIVE_LEVELS": "2"}], ids=["flat", "nested"])
 def test_inside_another_openmp_region(region, nesting):
-    """Two threads of a region call at once, each allowed three threads."""
+    """Two threads of a region call at once, each allowed three threads: both share one team of two."""
     said = output(CALLS_INSIDE, region, FASTATTN_NUM_THREADS="3", **nesting)
     level, inside, outside = map(int, said.split())
-    if level == 0:  # our library does not see the other's region: these are any two threads
-        assert inside == 2 * 3
-    elif nesting:
-        assert inside > 2  # as OpenMP was told; above 6 where some were just ending
+    others = 2  # the region's second thread, and the one that watches
+    if level == 0 or nesting:  # our library does not see the other's region, or was told that regions may nest
+        assert inside <= others + 2
     else:
-        assert inside == 2  # both calls stayed on their threads,
-        assert outside == 3  # and outside they would not have
+        assert inside == others  # both calls stayed on their threads,
+    assert outside == others + 2  # and outside they do not

@@ -1,9 +1,20 @@
-"""OpenMP's room: how many threads a call gets, and the running of its items on them.
+"""The team: threads that OpenMP supplies once, and the sharing of a call's items with those of them that come.
 
-Where the numbers come from is told by fastattn._runtime.
+A call puts its items up in a slot and works through them itself; members of the team take items, too. The call returns
+when the last item is done. It waits for whoever is inside an item, never for a member that has not begun one: where
+another process has the processors, a call is as fast as on one thread, while a parallel region would wait for all of
+its threads. The members live in one parallel region, entered once by a thread of the library's own, spin for a moment
+after work, and then sleep.
+
+Where the number of threads comes from is told by fastattn._runtime; what the system provides is in sync.h.
 """
 
-from cython.parallel cimport parallel, prange
+import warnings
+
+from cython.parallel cimport parallel
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
 
 from fastattn._core.targets cimport scratch
 
@@ -15,8 +26,10 @@ cdef extern from *:
     #else
     #define FA_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }
+    static int omp_get_num_threads(void) { return 1; }
     static int omp_get_level(void) { return 0; }
     static int omp_get_max_active_levels(void) { return 1; }
+    static int omp_get_thread_limit(void) { return 1; }
     #endif
     /* OpenMP 5.0 lets a program give its threads back; before that there is nothing to give. */
     static void fa_rest(void) {
@@ -28,56 +41,425 @@ cdef extern from *:
     """
     const int FA_OPENMP
     int omp_get_max_threads() nogil
+    int omp_get_num_threads() nogil
     int omp_get_level() nogil
     int omp_get_max_active_levels() nogil
+    int omp_get_thread_limit() nogil
     void fa_rest()
 
-# Waking another thread pays only for so much work: below, a call stays on the calling thread (a fork and join costs
-# 1 to 3 microseconds while the other threads still spin, 10 and more once they sleep).
-cdef double GRAIN = 5000.0  # nanoseconds of work a thread
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_start_new_thread(void (*function)(void *) noexcept nogil, void *argument)
+    unsigned long PYTHREAD_INVALID_THREAD_ID
+
+cdef extern from "Python.h" nogil:
+    int Py_AddPendingCall(int (*function)(void *) noexcept nogil, void *argument)
+
+cdef extern from "sync.h" nogil:
+    ctypedef struct fa_processors:
+        pass
+    int load "fa_load"(int *place)
+    uint64_t load_word "fa_load"(uint64_t *place)
+    void store "fa_store"(int *place, int value)
+    void store_word "fa_store"(uint64_t *place, uint64_t value)
+    int add "fa_add"(int *place, int value)
+    uint64_t set_bits "fa_set_bits"(uint64_t *place, uint64_t bits)
+    uint64_t clear_bits "fa_clear_bits"(uint64_t *place, uint64_t bits)
+    bint replace "fa_replace"(int *place, int *expected, int value)
+    bint replace_word "fa_replace"(uint64_t *place, uint64_t *expected, uint64_t value)
+    void fence "fa_fence"()
+    int64_t peek "fa_peek"(int64_t *place)
+    void put "fa_put"(int64_t *place, int64_t value)
+    int lowest_bit "fa_lowest_bit"(uint64_t bits)
+    int count_bits "__builtin_popcountll"(uint64_t bits)
+    void pause "fa_pause"()
+    void sleep_while "fa_sleep"(int *word, int expected)
+    void wake "fa_wake"(int *word, int count)
+    int64_t now "fa_now"()
+    int processor "fa_processor"()
+    int thread_id "fa_thread_id"()
+    int allowed "fa_allowed"(fa_processors *processors)  # to the process
+    void allow "fa_allow"(int thread_id, const fa_processors *processors)
+    bint same_processors "fa_same_processors"(const fa_processors *a, const fa_processors *b)
+    void block_signals "fa_block_signals"()
+    int grantable "fa_grantable"(int count, size_t stack)
+    void at_fork "fa_at_fork"(void (*before)() noexcept nogil, void (*parent)() noexcept nogil,
+                              void (*child)() noexcept nogil)
+
+cdef enum:
+    SLOTS = 64              # calls that share their items at the same time; any further one works alone
+    MOST_MEMBERS = 1023
+    STACK = 128 << 10       # bytes that a member's stack has at least; kernels use up to 20 KB of it
+    NOT_STARTED = 0         # states of the team
+    STARTED = 1
+    REFUSED = 2             # no thread could be had
+    PAUSES = 16             # between two looks at the clock: about a microsecond
+
+# Nanoseconds. Another thread pays from so much work on: below, a call stays on the calling thread (an item changes
+# hands in 1 microsecond while members are awake).
+cdef double GRAIN = 5000.0         # of work a thread
+cdef double WAKING = 60000.0       # of work that pays for waking a member; less does where calls follow one another
+cdef int64_t SPIN = 100000         # that a member waits for the next call before it sleeps
+cdef int64_t STOLEN = 50000        # a gap between two looks at the clock: another process had the processor
+cdef int64_t PATIENCE = 200000     # that a call spins, at most, while others finish their last items
+cdef int64_t LOOKING = 2000000     # between two looks at which processors are allowed
+cdef int64_t LONGEST_ALONE = 250000000
+cdef int64_t LONGEST_CHANGE = 1000000000  # that a fork waits for threads being started
+cdef int PENALTY = 8               # a call that waited works alone for so many times as long as it did
+
+
+cdef struct Slot:
+    uint64_t ticket                # generation << 32 | batches that nobody has taken yet
+    uint64_t seats                 # generation << 32 | members that may still join
+    Item item
+    const void *plan
+    ptrdiff_t count, length, batches  # items, items of a batch
+    int64_t scratch_size
+    int64_t processor              # the caller's
+    char[64] apart
+    int done                       # batches that members have finished
+    int asleep                     # whether the caller sleeps until `done` changes
+    char[56] from_the_next
+
+
+cdef struct Team:
+    uint64_t taken                 # bit n: slot n belongs to a call
+    char[64] apart
+    int calls                      # counts what was put up; members sleep until it changes
+    int asleep                     # members that do
+    char[64] apart_too
+    int state
+    int wanted                     # members
+    int entered                    # members that the region has
+    int changing                   # 1 while threads are started
+    int64_t last_call, looked, alone_until, penalty
+    int[MOST_MEMBERS] thread_ids
+    # What a forked child keeps:
+    bint small_stacks              # OpenMP was told to give its threads less than STACK
+    bint following                 # the process's affinity, where nothing binds OpenMP's threads
+    int at_import                  # processors that were allowed then
+    int processors                 # and are now; 0: unknown
+    fa_processors allowed
+
+cdef Slot[SLOTS] slots
+cdef Team team
 
 openmp = FA_OPENMP  # the date of the OpenMP version, yyyymm; 0 in a serial build
 cdef int chosen = 0     # set_num_threads or FASTATTN_NUM_THREADS; 0: not said
 cdef int quota = 0      # processors' worth of time that the container grants; 0: no limit
+cdef int default_threads = omp_get_max_threads()
 
+
+# --- how many threads a call gets ---
 
 cdef int available() noexcept nogil:
-    """Asked anew at each call: omp_set_num_threads and threadpoolctl may have changed it."""
+    """Asked anew at each call: omp_set_num_threads, threadpoolctl and the affinity may have changed it."""
+    cdef int count = omp_get_max_threads()
     if chosen:
         return chosen
-    cdef int count = omp_get_max_threads()
+    if team.processors and count == default_threads and team.at_import == default_threads:
+        count = team.processors
     return min(count, quota) if quota else count
 
 
 cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept nogil:
     """Threads for `items` independent items of so much work together; `asked` is the caller's limit or 0."""
-    cdef ptrdiff_t count = asked if asked else available()
-    if omp_get_level() >= omp_get_max_active_levels():
+    cdef ptrdiff_t count
+    cdef int64_t time, last
+    if items < 2 or nanoseconds < 2 * GRAIN:
         return 1
-    return <int>max(1, min(count, items, <ptrdiff_t>(nanoseconds / GRAIN)))
+    time, last = now(), peek(&team.last_call)
+    put(&team.last_call, time)
+    if time - peek(&team.looked) > LOOKING:
+        look_at_processors(time)
+    count = asked if asked else available()
+    count = min(count, items, <ptrdiff_t>(nanoseconds / GRAIN), 1 + MOST_MEMBERS)
+    count -= count_bits(load_word(&team.taken))  # whose threads work already
+    if count < 2 or omp_get_level() >= omp_get_max_active_levels() or time < peek(&team.alone_until):
+        return 1
+    if (
+        nanoseconds < WAKING and load(&team.asleep) >= load(&team.entered)
+        and time - last > SPIN + <int64_t>nanoseconds  # they would sleep again before the next call
+    ):
+        return 1
+    return <int>count if may_share(<int>count - 1) else 1
 
+
+cdef void look_at_processors(int64_t time) noexcept nogil:
+    """The team follows the process's affinity when that changes."""
+    cdef fa_processors processors
+    cdef int i
+    put(&team.looked, time)
+    if not team.following:
+        return
+    team.processors = allowed(&processors)
+    if team.processors and not same_processors(&processors, &team.allowed):
+        team.allowed = processors
+        for i in range(MOST_MEMBERS):
+            if team.thread_ids[i]:
+                allow(team.thread_ids[i], &processors)
+
+
+# --- a call ---
 
 cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size) noexcept nogil:
     """Run the items 0 to count - 1 of a plan, taken by the threads in this order. False: no scratch memory was left."""
-    cdef void *memory = NULL
+    cdef void *memory = scratch(scratch_size)
+    cdef Slot *slot = NULL
     cdef ptrdiff_t index
-    cdef int failed = 0
-    if threads == 1:  # no parallel region: entering one costs as much as a small call
-        memory = scratch(scratch_size)
-        if memory == NULL:
-            return False
+    if memory == NULL:
+        return False
+    if threads > 1 and count > 1:
+        slot = take_slot()
+    if slot != NULL:
+        share(slot, item, plan, count, threads, scratch_size, memory)
+    else:
         for index in range(count):
             item(plan, index, memory)
-        return True
-    with parallel(num_threads=threads):
-        memory = scratch(scratch_size)
-        for index in prange(count, schedule="dynamic", chunksize=1):
-            if memory == NULL:
-                failed += 1
-            else:
-                item(plan, index, memory)
-    return failed == 0
+    return True
 
+
+cdef Slot *take_slot() noexcept nogil:
+    cdef uint64_t taken = load_word(&team.taken)
+    cdef int n
+    while ~taken:
+        n = lowest_bit(~taken)
+        if replace_word(&team.taken, &taken, taken | <uint64_t>1 << n):
+            return &slots[n]
+    return NULL
+
+
+cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size,
+                void *memory) noexcept nogil:
+    """Put the items up, work through them beside whoever comes, and wait for the last one."""
+    cdef uint64_t ticket = put_up(slot, item, plan, count, threads, scratch_size)
+    cdef int64_t begun = now(), finished, waited
+    cdef int others = <int>slot.batches, mine = 0
+    while take_batch(slot, &ticket):
+        run_batch(slot, ticket, memory)
+        mine += 1
+    others -= mine
+    if load(&slot.done) != others:
+        finished = now()
+        wait_for(slot, others, min(2 * ((finished - begun) // max(1, mine)), PATIENCE))
+        waited = now() - finished
+        if waited > PATIENCE + 2 * ((finished - begun) // max(1, mine)):
+            work_alone(waited)
+    clear_bits(&team.taken, <uint64_t>1 << (slot - slots))
+
+
+cdef uint64_t put_up(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads,
+                     ptrdiff_t scratch_size) noexcept nogil:
+    """Fill a slot that nobody can take from; its ticket, written last, opens it."""
+    cdef uint64_t generation = ((load_word(&slot.ticket) >> 32) + 1) << 32
+    cdef int asleep
+    slot.item, slot.plan, slot.count, slot.scratch_size = item, plan, count, scratch_size
+    slot.length = 1 + (count >> 31)  # of 32 bits that count batches
+    slot.batches = (count + slot.length - 1) // slot.length
+    slot.processor = processor()
+    slot.asleep = 0
+    store(&slot.done, 0)
+    store_word(&slot.seats, generation | <uint64_t>(threads - 1))
+    store_word(&slot.ticket, generation | <uint64_t>slot.batches)
+    add(&team.calls, 1)
+    asleep = load(&team.asleep)
+    if asleep:
+        wake(&team.calls, min(asleep, threads - 1))
+    return generation | <uint64_t>slot.batches
+
+
+cdef bint take_batch(Slot *slot, uint64_t *ticket) noexcept nogil:
+    """Take the next batch of the generation that `ticket` names, and let it name that batch. False: there is none."""
+    cdef uint64_t generation = ticket[0] >> 32, current = load_word(&slot.ticket)
+    while current >> 32 == generation and <unsigned int>current:
+        if replace_word(&slot.ticket, &current, current - 1):
+            ticket[0] = current
+            return True
+    return False
+
+
+cdef void run_batch(const Slot *slot, uint64_t ticket, void *memory) noexcept nogil:
+    cdef ptrdiff_t first = (slot.batches - <ptrdiff_t><unsigned int>ticket) * slot.length, index
+    for index in range(first, min(first + slot.length, slot.count)):
+        slot.item(slot.plan, index, memory)
+
+
+cdef void wait_for(Slot *slot, int others, int64_t patience) noexcept nogil:
+    """Until members have finished so many batches: first spin, then sleep, which gives them this processor."""
+    cdef int64_t start = now()
+    cdef int done
+    while now() - start < patience:
+        for _ in range(PAUSES):
+            pause()
+            if load(&slot.done) == others:
+                return
+    store(&slot.asleep, 1)
+    done = load(&slot.done)
+    while done != others:
+        sleep_while(&slot.done, done)
+        done = load(&slot.done)
+
+
+cdef void work_alone(int64_t waited) noexcept nogil:
+    """A member lost its processor inside an item. For a while calls do not share; longer, where it happens again."""
+    cdef int64_t time = now(), penalty = peek(&team.penalty)
+    if time - peek(&team.alone_until) > 4 * penalty:
+        penalty = 0
+    penalty = min(max(PENALTY * waited, 2 * penalty), LONGEST_ALONE)
+    put(&team.penalty, penalty)
+    put(&team.alone_until, time + penalty)
+
+
+# --- the members ---
+
+cdef void member(int wanted) noexcept nogil:
+    """Take part in calls until more members are wanted than the region was made for."""
+    cdef int calls, number = add(&team.entered, 1)
+    cdef bint spinning = True
+    team.thread_ids[number - 1] = thread_id()
+    if team.following and team.processors:
+        allow(team.thread_ids[number - 1], &team.allowed)
+    if number == omp_get_num_threads():
+        store(&team.changing, 0)
+    while load(&team.wanted) == wanted:
+        calls = load(&team.calls)
+        if not help_anybody(&spinning):
+            spinning = wait_for_call(calls, spinning)
+
+
+cdef bint help_anybody(bint *spinning) noexcept nogil:
+    cdef uint64_t taken = load_word(&team.taken)
+    cdef bint helped = False
+    while taken:
+        helped |= help(&slots[lowest_bit(taken)], spinning)
+        taken &= taken - 1
+    return helped
+
+
+cdef bint help(Slot *slot, bint *spinning) noexcept nogil:
+    """Take items of a slot. What it says holds while some are left, and while one that was taken is not done."""
+    cdef uint64_t ticket = load_word(&slot.ticket), again
+    cdef int64_t scratch_size = peek(&slot.scratch_size)
+    cdef int64_t caller = peek(&slot.processor)
+    cdef void *memory
+    cdef bint helped = False
+    fence()
+    again = load_word(&slot.ticket)
+    if not <unsigned int>again or ticket >> 32 != again >> 32:
+        return False
+    if caller == processor() and caller >= 0:  # work here would be the caller's delay
+        spinning[0] = False
+        return False
+    if not take_seat(slot, ticket >> 32):
+        return False
+    memory = scratch(scratch_size)
+    if memory == NULL:
+        return False
+    while take_batch(slot, &ticket):
+        run_batch(slot, ticket, memory)
+        helped = True
+        add(&slot.done, 1)
+        if load(&slot.asleep):
+            wake(&slot.done, 1)
+    return helped
+
+
+cdef bint take_seat(Slot *slot, uint64_t generation) noexcept nogil:
+    cdef uint64_t seats = load_word(&slot.seats)
+    while seats >> 32 == generation and <unsigned int>seats:
+        if replace_word(&slot.seats, &seats, seats - 1):
+            return True
+    return False
+
+
+cdef bint wait_for_call(int calls, bint spinning) noexcept nogil:
+    """Until another call is put up, or more members are wanted. Whether spinning paid, or would have."""
+    cdef int64_t start = now(), last = start, time = start
+    while spinning and time - start < SPIN:
+        for _ in range(PAUSES):
+            pause()
+            if load(&team.calls) != calls:
+                return True
+        time = now()
+        spinning = time - last < STOLEN
+        last = time
+    add(&team.asleep, 1)
+    while load(&team.calls) == calls:
+        sleep_while(&team.calls, calls)
+    add(&team.asleep, -1)
+    return now() - start < SPIN
+
+
+# --- the region that the members live in ---
+
+cdef bint may_share(int members) noexcept nogil:
+    """Whether there is a team; it is started, or made larger, where it is too small."""
+    cdef int free = 0
+    if load(&team.wanted) < members and load(&team.state) != REFUSED and replace(&team.changing, &free, 1):
+        store(&team.wanted, members)
+        if load(&team.state) == STARTED:
+            add(&team.calls, 1)
+            wake(&team.calls, MOST_MEMBERS)
+        else:
+            store(&team.state, STARTED)
+            if PyThread_start_new_thread(host, NULL) == PYTHREAD_INVALID_THREAD_ID:
+                refuse()
+    return load(&team.state) == STARTED
+
+
+cdef void host(void *_) noexcept nogil:
+    """The library's own thread: it enters a region, and a larger one when more members are wanted."""
+    cdef int wanted, granted
+    block_signals()
+    while True:
+        wanted = load(&team.wanted)
+        granted = grantable(max(1, wanted - 1), STACK)
+        if granted == 0:
+            refuse()
+            return
+        store(&team.entered, 0)
+        enter(wanted, min(wanted, 1 + granted))
+
+
+cdef void enter(int wanted, int threads) noexcept nogil:
+    with parallel(num_threads=threads):
+        member(wanted)
+
+
+cdef void refuse() noexcept nogil:
+    store(&team.state, REFUSED)
+    store(&team.changing, 0)
+    Py_AddPendingCall(warn, NULL)
+
+
+cdef int warn(void *_) noexcept with gil:
+    warnings.warn(f"fastattn: {team_state()}", RuntimeWarning, stacklevel=2)
+    return 0
+
+
+# --- forks ---
+
+cdef void before_fork() noexcept nogil:
+    """No thread may be in the middle of being started: the child would wait for it."""
+    cdef int free = 0
+    cdef int64_t deadline = now() + LONGEST_CHANGE
+    while not replace(&team.changing, &free, 1) and now() < deadline:
+        free = 0
+        pause()
+
+
+cdef void in_parent() noexcept nogil:
+    store(&team.changing, 0)
+
+
+cdef void in_child() noexcept nogil:
+    """The team has stayed with the parent, and so have the other calls."""
+    memset(slots, 0, sizeof(slots))
+    memset(&team, 0, <char *>&team.small_stacks - <char *>&team)
+    if team.small_stacks:
+        store(&team.state, REFUSED)
+
+
+# --- for fastattn._runtime ---
 
 def openmp_threads() -> int:
     return omp_get_max_threads()
@@ -87,12 +469,32 @@ def available_threads() -> int:
     return available()
 
 
+def team_state() -> str:
+    """What a bug report should say of the team."""
+    if load(&team.state) == REFUSED:
+        return "no thread could be started, or none with enough stack: calls run on their own one"
+    if load(&team.state) == NOT_STARTED:
+        return "not started yet"
+    return f"{load(&team.entered)} beside the calling thread"
+
+
 def choose(int count, int container):
     """Set what stands before OpenMP's own setting (0: nothing) and the container's limit (0: none)."""
     global chosen, quota
     chosen, quota = count, container
 
 
+def bind(bint bound, size_t stack):
+    """Say whether OpenMP's threads are bound to processors, and how much stack it was told to give them (0: nothing)."""
+    team.following, team.small_stacks = not bound, 0 < stack < STACK
+    if team.small_stacks:
+        store(&team.state, REFUSED)
+
+
 def rest():
-    """Give OpenMP's sleeping threads back. They do not survive a fork, and the child would wait for them."""
+    """Give the calling thread's own OpenMP threads back: they do not survive a fork, and the child would wait."""
     fa_rest()
+
+
+team.at_import = allowed(&team.allowed)
+at_fork(before_fork, in_parent, in_child)
