@@ -1,8 +1,7 @@
-"""The team of threads: started once, shared by all calls, waited for by none; forks, exits, signals, other libraries."""
+"""The team of threads: started once, shared by all calls, waited for by none; forks, signals, other libraries."""
 
 import concurrent.futures
 import os
-import signal
 import sys
 import threading
 import time
@@ -295,10 +294,9 @@ def test_a_signal_wakes_the_sleeping_program_not_the_team():
         time.sleep(60)
     except TimeoutError:
         print("awake", right())
-    main = os.getpid()
-    masks = [open(f"/proc/self/task/{task}/status").read() for task in os.listdir("/proc/self/task") if int(task) != main]
-    bit = 1 << signal.SIGUSR1 - 1
-    print(all(int(mask.split("SigBlk:")[1].split()[0], 16) & bit for mask in masks))
+    members = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    blocked = [open(f"/proc/self/task/{task}/status").read().split("SigBlk:")[1].split()[0] for task in members]
+    print(all(int(mask, 16) & 1 << signal.SIGUSR1 - 1 for mask in blocked))
     """
     assert said(code).split() == ["awake", "True", "True"]
 

@@ -36,6 +36,7 @@ cdef enum:
     SHORTEST_PART = 512          # keys; merging a part costs about as much as attending to 10 keys
     PART_ALIGNMENT = 128         # keys: the kernels' own step
     ITEMS_PER_THREAD = 8         # so that the last one to finish is not awaited for long
+    LONGEST_ITEM = 400000        # nanoseconds, where a tile is shorter: so long a call may wait for another thread
     WAVE = 1024                  # parts computed before they are merged: bounds their memory
     AT_HAND = 4                  # sequences that need no memory of their own
 
@@ -117,7 +118,9 @@ cdef void lay_out(Plan *p, int asked) noexcept nogil:
         qsort(p.sequences, p.count, sizeof(Sequence), whole_and_large_first)
 
     p.item_rows = p.kernels.most_rows
-    while p.item_rows > p.kernels.tile_rows and count_items(p) < p.threads * ITEMS_PER_THREAD:
+    while p.item_rows > p.kernels.tile_rows and p.threads > 1 and (
+        count_items(p) < p.threads * ITEMS_PER_THREAD or longest_item(p) > LONGEST_ITEM
+    ):
         p.item_rows //= 2
     number_items(p)
 
@@ -166,6 +169,17 @@ cdef ptrdiff_t count_items(const Plan *p) noexcept nogil:
     for n in range(p.count):
         items += row_items_of(p, &p.sequences[n]) * p.kv_heads * p.sequences[n].parts
     return items
+
+
+cdef double longest_item(const Plan *p) noexcept nogil:
+    """About how many nanoseconds the rows of an item take against all keys, or all of a part."""
+    cdef ptrdiff_t n
+    cdef const Sequence *s
+    cdef double longest = 0
+    for n in range(p.count):
+        s = &p.sequences[n]
+        longest = max(longest, s.work / max(1, s.rows * p.kv_heads * s.parts) * min(s.rows, p.item_rows))
+    return longest / FLOPS
 
 
 cdef void number_items(Plan *p) noexcept nogil:

@@ -17,7 +17,7 @@ from fastattn._core.targets cimport (
     fa_type,
     kernels_of,
 )
-from fastattn._core.threads cimport run, threads_for
+from fastattn._core.threads cimport item_before, run, threads_for
 
 np.import_array()
 
@@ -25,11 +25,15 @@ cdef enum:
     X, OUT, RESIDUAL          # rows of Axes.stride
     MOST_ROWS = 512           # FA_MOST_ROWS, which C does not take for a constant here
     PANEL = 512 << 10         # bytes of an item's rows: a quarter or half of a core's L2, the rest is for the weight
-    BLOCKS_A_THREAD = 4       # items a thread from which on none is cut, and no thread waits long for another one
+    ITEMS_A_THREAD = 4        # at least, so that no thread waits long for another one
+    LEAST_FEATURES = 64       # of an item, whose rows of x may have to be brought into the lanes for it
 
 # A core's work per nanosecond, for the choice of the number of threads.
 cdef double PRODUCTS = 50.0
 cdef double WEIGHT_BYTES = 12.0
+
+# Products of an item: 200 microseconds. While a thread is inside one and loses its processor, the call waits for it.
+cdef double ITEM_PRODUCTS = 1e7
 
 
 cdef struct Plan:
@@ -51,7 +55,7 @@ cdef ptrdiff_t cut(ptrdiff_t total, ptrdiff_t most, ptrdiff_t unit) noexcept nog
 
 
 cdef void lay_out(Plan *p, int threads) noexcept nogil:
-    """Items: blocks of rows and, where these are too few for the threads, ranges of features."""
+    """Items: blocks of rows and, for several threads, ranges of features: enough of them, and none too long."""
     cdef fa_linear *call = &p.call
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
@@ -59,12 +63,16 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     most = max(most, min(2 * most, p.kernel.dear_rows))
     most = max(tile, min(p.kernel.most_rows, most) // tile * tile)
     if threads > 1:
-        most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (BLOCKS_A_THREAD * threads) + 1, tile)))
+        most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (ITEMS_A_THREAD * threads) + 1, tile)))
     call.item_rows = cut(p.rows, most, tile)
     p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
-    if p.row_items < BLOCKS_A_THREAD * threads and p.row_items % threads:
-        pieces = threads
-    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, 8)
+    if threads > 1:
+        pieces = max(
+            (ITEMS_A_THREAD * threads + p.row_items - 1) // p.row_items,
+            <ptrdiff_t>(<double>call.item_rows * p.features * call.in_features / ITEM_PRODUCTS) + 1,
+        )
+        pieces = max(1, min(pieces, p.features // LEAST_FEATURES))
+    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, LEAST_FEATURES)
     p.feature_items = (p.features + p.item_features - 1) // p.item_features
 
 
@@ -74,11 +82,12 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
     cdef const char *residual[MOST_ROWS]
     cdef char *out[MOST_ROWS]
     cdef fa_linear_item item
-    cdef ptrdiff_t first = index // p.feature_items * p.call.item_rows, i
+    cdef ptrdiff_t before = item_before(memory), block = index // p.feature_items, first = block * p.call.item_rows, i
     cdef bint more = p.residual != NULL
     item.rows = min(p.call.item_rows, p.rows - first)
     item.first_feature = index % p.feature_items * p.item_features
     item.features = min(p.item_features, p.features - item.first_feature)
+    item.same_rows = before >= 0 and before // p.feature_items == block
     for i in range(item.rows):
         x[i] = p.x + strides.offset(&p.outer, X, first + i)
         out[i] = p.out + strides.offset(&p.outer, OUT, first + i)

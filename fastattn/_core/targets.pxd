@@ -88,6 +88,7 @@ cdef extern from "table.h" nogil:
         const char *const *residual
         char *const *out
         ptrdiff_t rows, first_feature, features
+        int same_rows
 
     ctypedef struct fa_linear_kernel:
         ptrdiff_t unit, most_rows, least_rows, dear_rows

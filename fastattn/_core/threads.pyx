@@ -92,6 +92,7 @@ cdef enum:
     NOT_STARTED = 0         # states of the team
     STARTED = 1
     REFUSED = 2             # no thread could be had
+    MOST_TRUST = 8          # that the next call comes while a member spins: each that does adds 1, each that does not takes 2
     PAUSES = 16             # between two looks at the clock: about a microsecond
 
 # Nanoseconds. Another thread pays from so much work on: below, a call stays on the calling thread (an item changes
@@ -104,7 +105,9 @@ cdef int64_t PATIENCE = 200000     # that a call spins, at most, while others fi
 cdef int64_t LOOKING = 2000000     # between two looks at which processors are allowed
 cdef int64_t LONGEST_ALONE = 250000000
 cdef int64_t LONGEST_CHANGE = 1000000000  # that a fork waits for threads being started
-cdef int PENALTY = 8               # a call that waited works alone for so many times as long as it did
+cdef int64_t MOST_BALANCE = 10000000  # of time saved, against time waited
+cdef int DEAR = 2                  # waiting counts so many times: it comes at once, and to one call
+cdef int PENALTY = 8               # calls work alone for so many times as long as the last one waited
 
 
 cdef struct Slot:
@@ -131,7 +134,7 @@ cdef struct Team:
     int wanted                     # members
     int entered                    # members that the region has
     int changing                   # 1 while threads are started
-    int64_t last_call, looked, alone_until, penalty
+    int64_t last_call, looked, alone_until, penalty, balance
     int[MOST_MEMBERS] thread_ids
     # What a forked child keeps:
     bint small_stacks              # OpenMP was told to give its threads less than STACK
@@ -208,6 +211,7 @@ cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff
     cdef ptrdiff_t index
     if memory == NULL:
         return False
+    set_before(memory, -1)
     if threads > 1 and count > 1:
         slot = take_slot()
     if slot != NULL:
@@ -215,7 +219,13 @@ cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff
     else:
         for index in range(count):
             item(plan, index, memory)
+            set_before(memory, index)
     return True
+
+
+cdef void set_before(void *memory, ptrdiff_t index) noexcept nogil:
+    """For item_before: scratch memory has some bytes of our own in front."""
+    (<ptrdiff_t *>memory)[-1] = index
 
 
 cdef Slot *take_slot() noexcept nogil:
@@ -232,18 +242,17 @@ cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int th
                 void *memory) noexcept nogil:
     """Put the items up, work through them beside whoever comes, and wait for the last one."""
     cdef uint64_t ticket = put_up(slot, item, plan, count, threads, scratch_size)
-    cdef int64_t begun = now(), finished, waited
+    cdef int64_t begun = now(), finished, waited = 0
     cdef int others = <int>slot.batches, mine = 0
     while take_batch(slot, &ticket):
         run_batch(slot, ticket, memory)
         mine += 1
     others -= mine
+    finished = now()
     if load(&slot.done) != others:
-        finished = now()
-        wait_for(slot, others, min(2 * ((finished - begun) // max(1, mine)), PATIENCE))
+        wait_for(slot, others, PATIENCE)
         waited = now() - finished
-        if waited > PATIENCE + 2 * ((finished - begun) // max(1, mine)):
-            work_alone(waited)
+    judge(others * ((finished - begun) // max(1, mine)), waited)
     clear_bits(&team.taken, <uint64_t>1 << (slot - slots))
 
 
@@ -281,6 +290,7 @@ cdef void run_batch(const Slot *slot, uint64_t ticket, void *memory) noexcept no
     cdef ptrdiff_t first = (slot.batches - <ptrdiff_t><unsigned int>ticket) * slot.length, index
     for index in range(first, min(first + slot.length, slot.count)):
         slot.item(slot.plan, index, memory)
+        set_before(memory, index)
 
 
 cdef void wait_for(Slot *slot, int others, int64_t patience) noexcept nogil:
@@ -299,14 +309,21 @@ cdef void wait_for(Slot *slot, int others, int64_t patience) noexcept nogil:
         done = load(&slot.done)
 
 
-cdef void work_alone(int64_t waited) noexcept nogil:
-    """A member lost its processor inside an item. For a while calls do not share; longer, where it happens again."""
-    cdef int64_t time = now(), penalty = peek(&team.penalty)
-    if time - peek(&team.alone_until) > 4 * penalty:
-        penalty = 0
-    penalty = min(max(PENALTY * waited, 2 * penalty), LONGEST_ALONE)
-    put(&team.penalty, penalty)
-    put(&team.alone_until, time + penalty)
+cdef void judge(int64_t saved, int64_t waited) noexcept nogil:
+    """Whether sharing pays: nanoseconds that members saved, and that the call waited for the last of them.
+
+    A member that loses its processor inside an item makes its call wait for milliseconds. Where that outweighs what
+    members have saved of late, calls do not share for a while; longer, where it happens again.
+    """
+    cdef int64_t balance = min(peek(&team.balance) + saved - DEAR * waited, MOST_BALANCE), time, penalty
+    if balance < 0:
+        time, penalty, balance = now(), peek(&team.penalty), 0
+        if time - peek(&team.alone_until) > 4 * penalty:
+            penalty = 0
+        penalty = min(max(PENALTY * waited, 2 * penalty), LONGEST_ALONE)
+        put(&team.penalty, penalty)
+        put(&team.alone_until, time + penalty)
+    put(&team.balance, balance)
 
 
 # --- the members ---
@@ -314,7 +331,7 @@ cdef void work_alone(int64_t waited) noexcept nogil:
 cdef void member(int wanted) noexcept nogil:
     """Take part in calls until more members are wanted than the region was made for."""
     cdef int calls, number = add(&team.entered, 1)
-    cdef bint spinning = True
+    cdef int trust = MOST_TRUST
     team.thread_ids[number - 1] = thread_id()
     if team.following and team.processors:
         allow(team.thread_ids[number - 1], &team.allowed)
@@ -322,20 +339,20 @@ cdef void member(int wanted) noexcept nogil:
         store(&team.changing, 0)
     while load(&team.wanted) == wanted:
         calls = load(&team.calls)
-        if not help_anybody(&spinning):
-            spinning = wait_for_call(calls, spinning)
+        if not help_anybody(&trust):
+            wait_for_call(calls, &trust)
 
 
-cdef bint help_anybody(bint *spinning) noexcept nogil:
+cdef bint help_anybody(int *trust) noexcept nogil:
     cdef uint64_t taken = load_word(&team.taken)
     cdef bint helped = False
     while taken:
-        helped |= help(&slots[lowest_bit(taken)], spinning)
+        helped |= help(&slots[lowest_bit(taken)], trust)
         taken &= taken - 1
     return helped
 
 
-cdef bint help(Slot *slot, bint *spinning) noexcept nogil:
+cdef bint help(Slot *slot, int *trust) noexcept nogil:
     """Take items of a slot. What it says holds while some are left, and while one that was taken is not done."""
     cdef uint64_t ticket = load_word(&slot.ticket), again
     cdef int64_t scratch_size = peek(&slot.scratch_size)
@@ -347,13 +364,14 @@ cdef bint help(Slot *slot, bint *spinning) noexcept nogil:
     if not <unsigned int>again or ticket >> 32 != again >> 32:
         return False
     if caller == processor() and caller >= 0:  # work here would be the caller's delay
-        spinning[0] = False
+        trust[0] = 0
         return False
     if not take_seat(slot, ticket >> 32):
         return False
     memory = scratch(scratch_size)
     if memory == NULL:
         return False
+    set_before(memory, -1)
     while take_batch(slot, &ticket):
         run_batch(slot, ticket, memory)
         helped = True
@@ -371,22 +389,24 @@ cdef bint take_seat(Slot *slot, uint64_t generation) noexcept nogil:
     return False
 
 
-cdef bint wait_for_call(int calls, bint spinning) noexcept nogil:
-    """Until another call is put up, or more members are wanted. Whether spinning paid, or would have."""
+cdef void wait_for_call(int calls, int *trust) noexcept nogil:
+    """Until another call is put up, or more members are wanted; at first spinning, where that has mostly paid."""
     cdef int64_t start = now(), last = start, time = start
-    while spinning and time - start < SPIN:
+    while trust[0] and time - start < SPIN:
         for _ in range(PAUSES):
             pause()
             if load(&team.calls) != calls:
-                return True
+                trust[0] = min(trust[0] + 1, MOST_TRUST)
+                return
         time = now()
-        spinning = time - last < STOLEN
+        if time - last > STOLEN:
+            trust[0] = 0
         last = time
     add(&team.asleep, 1)
     while load(&team.calls) == calls:
         sleep_while(&team.calls, calls)
     add(&team.asleep, -1)
-    return now() - start < SPIN
+    trust[0] = min(trust[0] + 1, MOST_TRUST) if now() - start < SPIN else max(trust[0] - 2, 0)
 
 
 # --- the region that the members live in ---

@@ -30,6 +30,7 @@ static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *til
         tiles[i].vectors = (tiles[i].rows + LANES - 1) / LANES;
         tiles[i].units = OP(carve)(&at, WHOLE_TILES(units) * tiles[i].vectors * LANES);
         tiles[i].sums = OP(carve)(&at, SUMS_ROWS * tiles[i].vectors * LANES);
+        tiles[i].quantised = (TILE(quantised) *)OP(carve)(&at, (sizeof(TILE(quantised)) + sizeof(R) - 1) / sizeof(R));
     }
     return at - begin;
 }
@@ -46,10 +47,11 @@ static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE
     tile->from = item->x + first;
     tile->residual = item->residual ? item->residual + first : NULL;
     tile->to = item->out + first;
+    if (item->same_rows) return;
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         const char *from[LANES];
         for (ptrdiff_t lane = 0; lane < LANES; lane++) from[lane] = tile->from[fa_clamp(j * LANES + lane, 0, tile->rows - 1)];
-        TILE(take_rows)(l, from, tile->units + j * LANES, tile->vectors, bytes, &tile->quantised, j);
+        TILE(take_rows)(l, from, tile->units + j * LANES, tile->vectors, bytes, tile->quantised, j);
     }
     const ptrdiff_t units = UNITS(l->in_features), filled = units * tile->vectors * LANES;
     memset(tile->units + filled, 0, (size_t)(WHOLE_TILES(units) * tile->vectors * LANES - filled) * sizeof(R));

@@ -16,7 +16,7 @@ FA_INLINE void TILE(linear_sums)(const TILE(weights) *weights, ptrdiff_t count, 
     for (ptrdiff_t i = 0; UNIT == 4 && i < count; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;
-            V sum = TILE(real)(OP(load)(products + at), weights, i, &tile->quantised, j);
+            V sum = TILE(real)(OP(load)(products + at), weights, i, tile->quantised, j);
             if (first) sum += OP(load)(sums + at);
             OP(store)(sums + at, sum);
         }
@@ -210,7 +210,7 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
     if (item->rows < BY_ROWS_LEAST || !units || units > LINEAR_MOST_UNITS) return 0;
     TILE(by_rows_room) room;
     TILE(lay_out_by_rows)(l, &room, scratch);
-    TILE(take_x)(l, item, &room);
+    if (!item->same_rows) TILE(take_x)(l, item, &room);
     TILE(take_registers)();
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, LINEAR_FEATURES);

@@ -38,7 +38,7 @@ FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, cons
     FA_UNROLL for (int i = 0; i < MR; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             R *at = sums + (i * NV + j) * LANES;
-            V sum = TILE(real)(acc[i][j], weights, row + i, &tile->quantised, j);
+            V sum = TILE(real)(acc[i][j], weights, row + i, tile->quantised, j);
             if (first) sum += OP(load)(at);
             OP(store)(at, sum);
         }

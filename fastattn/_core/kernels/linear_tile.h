@@ -5,7 +5,7 @@ typedef struct {
     const char *const *from, *const *residual;
     char *const *to;
     R *units, *sums; /* [whole tiles of units][vectors][LANES], [SUMS_ROWS][vectors][LANES] */
-    TILE(quantised) quantised;
+    TILE(quantised) *quantised;
 } TILE(linear_tile);
 
 /* n results of a row, with their residual if there is one, where elements do not lie side by side. */

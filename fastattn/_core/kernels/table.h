@@ -106,6 +106,7 @@ typedef struct {
     const char *const *x, *const *residual; /* residual may be NULL */
     char *const *out;
     ptrdiff_t rows, first_feature, features;
+    int same_rows; /* as the item before, which has left them in this scratch memory as the kernel takes them */
 } fa_linear_item;
 
 typedef struct {
