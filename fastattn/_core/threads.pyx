@@ -88,6 +88,8 @@ cdef extern from "sync.h" nogil:
 cdef enum:
     SLOTS = 64              # calls that share their items at the same time; any further one works alone
     MOST_MEMBERS = 1023
+    MOST_BATCHES = 0x3FFFF          # what 18 bits of a ticket count
+    MOST_GENERATIONS = 0xFFFFFFF
     STACK = 128 << 10       # bytes that a member's stack has at least; kernels use up to 20 KB of it
     NOT_STARTED = 0         # states of the team
     STARTED = 1
@@ -97,9 +99,12 @@ cdef enum:
 
 # Nanoseconds. Another thread pays from so much work on: below, a call stays on the calling thread (an item changes
 # hands in 1 microsecond while members are awake).
-cdef double GRAIN = 5000.0         # of work a thread
-cdef double WAKING = 60000.0       # of work that pays for waking a member; less does where calls follow one another
+cdef double GRAIN = 3000.0         # of work a thread
+cdef double WAKING = 15000.0       # of work that pays for waking a member, which takes 30 to 50 microseconds, but then spins
+cdef double WAKING_FOR_ONE = 60000.0  # the same where no other call follows
+cdef int64_t SOON = 1000000        # that a call comes after another one, where further ones follow
 cdef int64_t SPIN = 100000         # that a member waits for the next call before it sleeps
+cdef int64_t LONGEST_SPIN = 1000000  # the same, with what the calls before it take to end
 cdef int64_t STOLEN = 50000        # a gap between two looks at the clock: another process had the processor
 cdef int64_t PATIENCE = 200000     # that a call spins, at most, while others finish their last items
 cdef int64_t LOOKING = 2000000     # between two looks at which processors are allowed
@@ -111,8 +116,8 @@ cdef int PENALTY = 8               # calls work alone for so many times as long 
 
 
 cdef struct Slot:
-    uint64_t ticket                # generation << 32 | batches that nobody has taken yet
-    uint64_t seats                 # generation << 32 | members that may still join
+    uint64_t ticket                # generation << 36 | first << 18 | end of the batches that nobody has taken yet
+    uint64_t seats                 # generation << 36 | members that may still join
     Item item
     const void *plan
     ptrdiff_t count, length, batches  # items, items of a batch
@@ -179,10 +184,7 @@ cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept no
     count -= count_bits(load_word(&team.taken))  # whose threads work already
     if count < 2 or omp_get_level() >= omp_get_max_active_levels() or time < peek(&team.alone_until):
         return 1
-    if (
-        nanoseconds < WAKING and load(&team.asleep) >= load(&team.entered)
-        and time - last > SPIN + <int64_t>nanoseconds  # they would sleep again before the next call
-    ):
+    if load(&team.asleep) >= load(&team.entered) and nanoseconds < (WAKING if time - last < SOON else WAKING_FOR_ONE):
         return 1
     return <int>count if may_share(<int>count - 1) else 1
 
@@ -241,11 +243,12 @@ cdef Slot *take_slot() noexcept nogil:
 cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size,
                 void *memory) noexcept nogil:
     """Put the items up, work through them beside whoever comes, and wait for the last one."""
-    cdef uint64_t ticket = put_up(slot, item, plan, count, threads, scratch_size)
+    cdef uint64_t generation = put_up(slot, item, plan, count, threads, scratch_size)
     cdef int64_t begun = now(), finished, waited = 0
+    cdef ptrdiff_t batch
     cdef int others = <int>slot.batches, mine = 0
-    while take_batch(slot, &ticket):
-        run_batch(slot, ticket, memory)
+    while take_batch(slot, generation, True, &batch):
+        run_batch(slot, batch, memory)
         mine += 1
     others -= mine
     finished = now()
@@ -258,36 +261,45 @@ cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int th
 
 cdef uint64_t put_up(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads,
                      ptrdiff_t scratch_size) noexcept nogil:
-    """Fill a slot that nobody can take from; its ticket, written last, opens it."""
-    cdef uint64_t generation = ((load_word(&slot.ticket) >> 32) + 1) << 32
+    """Fill a slot that nobody can take from; its ticket, written last, opens it. The ticket's generation."""
+    cdef uint64_t generation = (load_word(&slot.ticket) >> 36) + 1 & MOST_GENERATIONS
     cdef int asleep
     slot.item, slot.plan, slot.count, slot.scratch_size = item, plan, count, scratch_size
-    slot.length = 1 + (count >> 31)  # of 32 bits that count batches
+    slot.length = 1 + count // MOST_BATCHES
     slot.batches = (count + slot.length - 1) // slot.length
     slot.processor = processor()
     slot.asleep = 0
     store(&slot.done, 0)
-    store_word(&slot.seats, generation | <uint64_t>(threads - 1))
-    store_word(&slot.ticket, generation | <uint64_t>slot.batches)
+    store_word(&slot.seats, generation << 36 | <uint64_t>(threads - 1))
+    store_word(&slot.ticket, generation << 36 | <uint64_t>slot.batches)
     add(&team.calls, 1)
     asleep = load(&team.asleep)
     if asleep:
         wake(&team.calls, min(asleep, threads - 1))
-    return generation | <uint64_t>slot.batches
+    return generation
 
 
-cdef bint take_batch(Slot *slot, uint64_t *ticket) noexcept nogil:
-    """Take the next batch of the generation that `ticket` names, and let it name that batch. False: there is none."""
-    cdef uint64_t generation = ticket[0] >> 32, current = load_word(&slot.ticket)
-    while current >> 32 == generation and <unsigned int>current:
-        if replace_word(&slot.ticket, &current, current - 1):
-            ticket[0] = current
+cdef bint take_batch(Slot *slot, uint64_t generation, bint caller, ptrdiff_t *batch) noexcept nogil:
+    """Take a batch: the caller the first one left, members the last one. False: there is none.
+
+    So a thread meets the same rows in one call after another, and finds them in its own cache.
+    """
+    cdef uint64_t ticket = load_word(&slot.ticket), first, end
+    while ticket >> 36 == generation and left_of(ticket):
+        first, end = ticket >> 18 & MOST_BATCHES, ticket & MOST_BATCHES
+        batch[0] = first if caller else end - 1
+        if replace_word(&slot.ticket, &ticket, ticket + (<uint64_t>1 << 18) if caller else ticket - 1):
             return True
     return False
 
 
-cdef void run_batch(const Slot *slot, uint64_t ticket, void *memory) noexcept nogil:
-    cdef ptrdiff_t first = (slot.batches - <ptrdiff_t><unsigned int>ticket) * slot.length, index
+cdef bint left_of(uint64_t ticket) noexcept nogil:
+    """Whether batches are left."""
+    return ticket >> 18 & MOST_BATCHES != ticket & MOST_BATCHES
+
+
+cdef void run_batch(const Slot *slot, ptrdiff_t batch, void *memory) noexcept nogil:
+    cdef ptrdiff_t first = batch * slot.length, index
     for index in range(first, min(first + slot.length, slot.count)):
         slot.item(slot.plan, index, memory)
         set_before(memory, index)
@@ -354,26 +366,27 @@ cdef bint help_anybody(int *trust) noexcept nogil:
 
 cdef bint help(Slot *slot, int *trust) noexcept nogil:
     """Take items of a slot. What it says holds while some are left, and while one that was taken is not done."""
-    cdef uint64_t ticket = load_word(&slot.ticket), again
+    cdef uint64_t ticket = load_word(&slot.ticket), generation = ticket >> 36
     cdef int64_t scratch_size = peek(&slot.scratch_size)
     cdef int64_t caller = peek(&slot.processor)
+    cdef ptrdiff_t batch
     cdef void *memory
     cdef bint helped = False
     fence()
-    again = load_word(&slot.ticket)
-    if not <unsigned int>again or ticket >> 32 != again >> 32:
+    ticket = load_word(&slot.ticket)
+    if ticket >> 36 != generation or not left_of(ticket):
         return False
     if caller == processor() and caller >= 0:  # work here would be the caller's delay
         trust[0] = 0
         return False
-    if not take_seat(slot, ticket >> 32):
+    if not take_seat(slot, generation):
         return False
     memory = scratch(scratch_size)
     if memory == NULL:
         return False
     set_before(memory, -1)
-    while take_batch(slot, &ticket):
-        run_batch(slot, ticket, memory)
+    while take_batch(slot, generation, False, &batch):
+        run_batch(slot, batch, memory)
         helped = True
         add(&slot.done, 1)
         if load(&slot.asleep):
@@ -383,22 +396,27 @@ cdef bint help(Slot *slot, int *trust) noexcept nogil:
 
 cdef bint take_seat(Slot *slot, uint64_t generation) noexcept nogil:
     cdef uint64_t seats = load_word(&slot.seats)
-    while seats >> 32 == generation and <unsigned int>seats:
+    while seats >> 36 == generation and <unsigned int>seats:
         if replace_word(&slot.seats, &seats, seats - 1):
             return True
     return False
 
 
 cdef void wait_for_call(int calls, int *trust) noexcept nogil:
-    """Until another call is put up, or more members are wanted; at first spinning, where that has mostly paid."""
-    cdef int64_t start = now(), last = start, time = start
-    while trust[0] and time - start < SPIN:
+    """Until another call is put up, or more members are wanted; at first spinning, where that has mostly paid.
+
+    While a call finishes its last items, which takes as long as an item, the next one cannot be there yet.
+    """
+    cdef int64_t start = now(), last = start, time = start, idle = start
+    while trust[0] and time - idle < SPIN and time - start < LONGEST_SPIN:
         for _ in range(PAUSES):
             pause()
             if load(&team.calls) != calls:
                 trust[0] = min(trust[0] + 1, MOST_TRUST)
                 return
         time = now()
+        if load_word(&team.taken):
+            idle = time
         if time - last > STOLEN:
             trust[0] = 0
         last = time
@@ -406,7 +424,7 @@ cdef void wait_for_call(int calls, int *trust) noexcept nogil:
     while load(&team.calls) == calls:
         sleep_while(&team.calls, calls)
     add(&team.asleep, -1)
-    trust[0] = min(trust[0] + 1, MOST_TRUST) if now() - start < SPIN else max(trust[0] - 2, 0)
+    trust[0] = min(trust[0] + 1, MOST_TRUST) if now() - idle < SPIN else max(trust[0] - 2, 0)
 
 
 # --- the region that the members live in ---
