@@ -55,13 +55,14 @@ def run(arguments):
         raise SystemExit("; ".join(dtypes.remarks(types)))
 
     facts = machine.describe(present, threads)
+    others = machine.Others()
     results = collect(cases, ["fastattn", *present], PACES[arguments.suite], threads)
     if arguments.json:
         data = {"machine": facts, "absent": absent, "left_out": dtypes.remarks(types)}
         print(json.dumps(data | {"results": [result.as_json() for result in results]}, indent=2))
     else:
-        remarks = [*dtypes.remarks(types), *_remarks(results, present, absent)]
-        print("\n".join([machine.line(facts), "", _table(results, present), "", *remarks]))
+        remarks = [*dtypes.remarks(types), *_remarks(results, present, absent), others.remark()]
+        print("\n".join([machine.line(facts), "", _table(results, present), "", *filter(None, remarks)]))
     return 0 if all(result.ours.kept for result in results) else 1
 
 

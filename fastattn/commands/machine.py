@@ -1,8 +1,10 @@
 """What a measurement ran on: processor, threads, versions, date."""
 
 import datetime
+import math
 import os
 import platform
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from fastattn.commands.measure import CAP_VARIABLE
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 
 _CPUINFO = Path("/proc/cpuinfo")
+_STAT = Path("/proc/stat")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 #: What decides about speed: of x86 vectors of 512 bits, dot products of 8 and 16 bits, and tiles; of ARM the same.
@@ -41,6 +44,44 @@ def describe(distributions, threads):
 def line(facts):
     """The same facts in one line."""
     return " · ".join(str(value) if name in _SELF_EVIDENT else f"{name} {value}" for name, value in facts.items())
+
+
+class Others:
+    """What other processes, and other machines on the same processors, take while something is measured.
+
+    Begins when it is made. Processes of ours count as ours once they have ended.
+    """
+
+    #: Processors' worth of others' work from which on the machine was busy: a process of its own, now and then.
+    ALLOWED = 0.1
+
+    def __init__(self):
+        self._begin = _spent()
+
+    def remark(self):
+        """A sentence when the machine was busy, else ""; also "" where the system does not tell."""
+        begin, (elapsed, machine, stolen, own) = self._begin, _spent()
+        if math.isnan(machine) or elapsed <= begin[0]:
+            return ""
+        others = max(0.0, machine - begin[1] - (own - begin[3])) / (elapsed - begin[0])
+        taken = (stolen - begin[2]) / (elapsed - begin[0])
+        if others + taken <= self.ALLOWED:
+            return ""
+        return (
+            f"The machine was busy: other processes took {others:.1f} of {os.cpu_count()} processors, and its host "
+            f"{taken:.1f}, while this was measured."
+        )
+
+
+def _spent():
+    """Seconds: of the clock, of all processors' work, of what their host took, and of our and our children's work."""
+    own = sum(os.times()[:4])
+    try:
+        user, nice, system, _, _, irq, softirq, stolen = map(int, _STAT.read_text().split(maxsplit=9)[1:9])
+    except (OSError, ValueError):
+        return time.monotonic(), math.nan, math.nan, own
+    tick = os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), (user + nice + system + irq + softirq) / tick, stolen / tick, own
 
 
 def largest_cache():

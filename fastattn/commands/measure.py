@@ -141,6 +141,10 @@ class Engine:
         names = cases and [case.name for case in cases]
         return self._ask(action="time", seconds=seconds, cases=names)["seconds"]
 
+    def watch(self, seconds, start=0.0, gap=0.0, turns=""):
+        """Call the prepared case for so long, alone or in turns with another library; see `peers.__main__.Desk`."""
+        return self._ask(action="watch", seconds=seconds, start=start, gap=gap, turns=turns)
+
     def _ask(self, **request):
         """One line of JSON there, and one back."""
         if self._process is None:

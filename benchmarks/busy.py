@@ -1,0 +1,244 @@
+"""Time calls where the processors are not ours alone, and write the README's table of it.
+
+    python benchmarks/busy.py                       # print the tables; takes about ten minutes
+    python benchmarks/busy.py --only "softmax"      # some of what is called
+    python benchmarks/busy.py --scene "workers"     # some scenes
+    python benchmarks/busy.py --readme              # put the tables into README.md
+
+A scene is what else goes on: busy neighbours (processes that only count), several workers of the same engine, PyTorch
+called in turns in the same process, calls with pauses between them. Every worker is a process of its own with its own
+threads; engines take turns, scene by scene. Results are compared with the oracle before, while the machine is quiet.
+What falls short of what was asked for is shown in bold. A scene lasts for --rounds times --seconds.
+"""
+
+import concurrent.futures
+import contextlib
+import math
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from compare import deliver, parse
+
+import fastattn
+from fastattn.commands import machine, tables
+from fastattn.commands.cases import CASES
+from fastattn.commands.encoder import ENCODER
+from fastattn.commands.measure import Engine
+from fastattn.commands.peers import OTHERS, PEERS
+from fastattn.commands.results import geometric_mean
+
+#: What stands before the table in the README; behind it stands what compare.py's ends with.
+BEGIN = "<!-- table of benchmarks/busy.py -->"
+
+LEGEND = """\
+Calls a second of all workers together, then the median, the 99th percentile (milliseconds) and processor time
+(milliseconds a call). "One thread" is fastattn with `num_threads=1`. Behind each scene stand fastattn's calls over the
+best other engine's, and its 99th percentile over the smallest one's; with workers, and with pauses, also calls and
+processor time over those of one thread. **Bold**: fewer calls than the best other engine's, a percentile above 1.25 of
+the smallest, under 0.95 of one thread's calls with workers, over 1.1 of its processor time with pauses. In turns with
+PyTorch the last figure is PyTorch's own time over what it takes in turns with one thread of fastattn, asked to stay
+below 1.1."""
+
+#: From the start of a scene until its calls begin, so that all processes are there.
+LEAD = 0.2
+
+#: Turns of each engine in a scene, every other round backwards.
+TURNS = 3
+
+NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What goes on beside a call."""
+
+    label: str
+    neighbours: int = 0
+    workers: int = 1
+    gap: float = 0.0
+    turns: str = ""
+
+
+SCENES = (
+    Scene("quiet"),
+    Scene("one busy neighbour", neighbours=1),
+    Scene("two busy neighbours", neighbours=2),
+    Scene("two workers", workers=2),
+    Scene("four workers", workers=4),
+    Scene("in turns with PyTorch", turns="PyTorch"),
+    Scene("a call every 10 ms", gap=0.01),
+)
+
+#: What is called: label → the case, and the ending of the names of the engines that know it.
+CALLS = {
+    "attention 1×12×128×64": (CASES["bert-128"], ""),
+    "linear 128×768→3072, gelu": (CASES["linear-128x768x3072-gelu-out"], ""),
+    "softmax 1536×128": (CASES["softmax-1536x128-out"], ""),
+    "MiniLM 1×16, float32": (ENCODER["forward 1×16, float32"], "-encoder"),
+    "MiniLM 1×16, bfloat16": (ENCODER["forward 1×16, bfloat16"], "-encoder"),
+}
+
+ONE_THREAD = "one thread"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the workers of an engine saw in a scene."""
+
+    rate: float = math.nan
+    median: float = math.nan
+    tail: float = math.nan
+    cpu: float = math.nan
+    foreign: float = math.nan
+
+    @classmethod
+    def of(cls, turns):
+        """That of several workers in several turns: calls a second of all together, and the durations of all calls."""
+        answers = [answer for turn in turns for answer in turn]
+        times = sorted(duration for answer in answers for duration in answer["times"])
+        foreign = [answer["foreign"] for answer in answers if answer["foreign"] is not None]
+        return cls(
+            rate=statistics.median(sum(answer["rate"] for answer in turn) for turn in turns),
+            median=statistics.median(times),
+            tail=times[min(len(times) - 1, len(times) * 99 // 100)],
+            cpu=statistics.mean(answer["cpu"] for answer in answers),
+            foreign=statistics.mean(foreign) if foreign else math.nan,
+        )
+
+
+def main(argv=None):
+    """Measure, print the tables, and put them where they were asked for."""
+    arguments = parse(argv, __doc__, _add_arguments)
+    threads = arguments.threads or fastattn.get_num_threads()
+    others = [name for name in OTHERS if not PEERS[name].absent]
+    facts = machine.describe(others, threads)
+    scenes = [scene for scene in SCENES if arguments.scene.search(scene.label) and _possible(scene)]
+    calls = {label: call for label, call in CALLS.items() if arguments.only.search(label)}
+    seconds, measured = arguments.rounds * arguments.seconds, {}
+    with tables.Progress(len(calls) * len(scenes)) as progress:
+        for label, (case, ending) in calls.items():
+            measured[label] = _measure(label, case, ending, others, threads, scenes, seconds, progress)
+    deliver(render(measured, facts), {"machine": facts, "calls": _as_json(measured)}, arguments, BEGIN)
+
+
+def _add_arguments(parser):
+    parser.add_argument("--scene", type=re.compile, default="", metavar="REGEX", help="only scenes of a matching name")
+
+
+def _possible(scene):
+    return not scene.turns or not PEERS["torch"].absent
+
+
+def _measure(label, case, ending, others, threads, scenes, seconds, progress):
+    """{scene: {engine: what it saw}} of a case."""
+    most = max(scene.workers for scene in scenes)
+    with contextlib.ExitStack() as stack:
+        teams = {}
+        for name in ("fastattn", ONE_THREAD, *others):
+            of = "fastattn" if name == ONE_THREAD else name
+            if PEERS[of + ending].absent:
+                continue
+            count = 1 if name == ONE_THREAD else threads
+            workers = [stack.enter_context(Engine(of + ending, count)) for _ in range(most)]
+            if not any(worker.prepare(case).failure for worker in workers):
+                teams[name] = workers
+        seen = {}
+        for scene in scenes:
+            progress.step(f"{label}, {scene.label}")
+            answers = {name: [] for name in teams}
+            for turn in range(TURNS):
+                for name in list(teams)[:: 1 if turn % 2 else -1]:
+                    answers[name].append(_watch(teams[name][: scene.workers], scene, seconds / TURNS))
+            seen[scene] = {name: Seen.of(turns) for name, turns in answers.items()}
+    return seen
+
+
+def _watch(workers, scene, seconds):
+    """The answers of workers that call at the same time, beside the scene's neighbours."""
+    neighbours = [subprocess.Popen(NEIGHBOUR, start_new_session=True) for _ in range(scene.neighbours)]
+    try:
+        start = time.time() + LEAD
+        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+            tasks = [pool.submit(worker.watch, seconds, start, scene.gap, scene.turns) for worker in workers]
+            return [task.result() for task in tasks]
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+
+
+# Tables
+
+
+def render(measured, facts):
+    """The tables as Markdown, then what they were measured on."""
+    blocks = []
+    for label, seen in measured.items():
+        names = list(next(iter(seen.values())))
+        header = ["", *(PEERS[name].label if name in PEERS else name for name in names), "calls", "99th percentile", ""]
+        rows = [_row(scene, seen[scene], names) for scene in seen]
+        blocks += [f"**{label}**", tables.markdown(header, rows, "l" + "r" * (len(header) - 1))]
+    ratios = [_against_others(found)[0] for seen in measured.values() for found in seen.values()]
+    mean = f"Calls against the best other engine, geometric mean: {tables.ratio(geometric_mean(ratios))}."
+    return "\n\n".join([*blocks, mean, LEGEND, machine.line(facts)])
+
+
+def _row(scene, found, names):
+    calls, tail = _against_others(found)
+    quiet = scene == SCENES[0]
+    cells = [_bold(tables.ratio(calls), calls < 1), _bold(tables.ratio(tail), tail > 1.25 and not quiet)]
+    return [scene.label, *(_cell(found[name]) for name in names), *cells, _own(scene, found)]
+
+
+def _cell(seen):
+    if math.isnan(seen.rate):
+        return tables.NOTHING
+    milliseconds = (tables.digits(1e3 * duration) for duration in (seen.median, seen.tail, seen.cpu))
+    return " · ".join([f"{seen.rate:.0f}", *milliseconds])
+
+
+def _against_others(found):
+    """Calls over the best other engine's, and the 99th percentile over the smallest."""
+    others = [seen for name, seen in found.items() if name not in ("fastattn", ONE_THREAD)]
+    if not others:
+        return math.nan, math.nan
+    ours = found["fastattn"]
+    return ours.rate / max(seen.rate for seen in others), ours.tail / min(seen.tail for seen in others)
+
+
+def _own(scene, found):
+    """What a scene is judged by beside the other engines."""
+    ours, one = found["fastattn"], found[ONE_THREAD]
+    if scene.workers > 1:
+        return _bold(f"{tables.ratio(ours.rate / one.rate)} one thread's calls", ours.rate < 0.95 * one.rate)
+    if scene.gap:
+        return _bold(f"{tables.ratio(ours.cpu / one.cpu)} one thread's time", ours.cpu > 1.1 * one.cpu)
+    if scene.turns:
+        slower = ours.foreign / one.foreign
+        return _bold(f"{scene.turns} {tables.ratio(slower)}", slower > 1.1)
+    return ""
+
+
+def _bold(text, short):
+    return f"**{text}**" if short else text
+
+
+def _as_json(measured):
+    return {
+        label: {
+            scene.label: {
+                name: {key: None if math.isnan(number) else number for key, number in vars(seen).items()}
+                for name, seen in found.items()
+            }
+            for scene, found in seen_by_scene.items()
+        }
+        for label, seen_by_scene in measured.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
