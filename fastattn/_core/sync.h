@@ -60,18 +60,18 @@ static inline void fa_wake(int *word, int count) { syscall(SYS_futex, word, FUTE
 static inline void fa_sleep(int *word, int expected) { WaitOnAddress(word, &expected, sizeof expected, INFINITE); }
 static inline void fa_wake(int *word, int count) { (void)count, WakeByAddressAll(word); }
 #else
-static pthread_mutex_t fa_bed = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t fa_bell = PTHREAD_COND_INITIALIZER;
+static pthread_mutex_t fa_sleep_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t fa_sleep_condition = PTHREAD_COND_INITIALIZER;
 static inline void fa_sleep(int *word, int expected) {
-    pthread_mutex_lock(&fa_bed);
-    if (fa_load(word) == expected) pthread_cond_wait(&fa_bell, &fa_bed);
-    pthread_mutex_unlock(&fa_bed);
+    pthread_mutex_lock(&fa_sleep_mutex);
+    if (fa_load(word) == expected) pthread_cond_wait(&fa_sleep_condition, &fa_sleep_mutex);
+    pthread_mutex_unlock(&fa_sleep_mutex);
 }
 static inline void fa_wake(int *word, int count) {
     (void)word, (void)count;
-    pthread_mutex_lock(&fa_bed);
-    pthread_cond_broadcast(&fa_bell);
-    pthread_mutex_unlock(&fa_bed);
+    pthread_mutex_lock(&fa_sleep_mutex);
+    pthread_cond_broadcast(&fa_sleep_condition);
+    pthread_mutex_unlock(&fa_sleep_mutex);
 }
 #endif
 
@@ -129,7 +129,9 @@ static inline int fa_allowed(fa_processors *processors) { return (void)processor
 static inline void fa_allow(int thread_id, const fa_processors *processors) { (void)thread_id, (void)processors; }
 #endif
 
-static inline int fa_same_processors(const fa_processors *a, const fa_processors *b) { return !memcmp(a, b, sizeof *a); }
+static inline int fa_same_processors(const fa_processors *a, const fa_processors *b) {
+    return !memcmp(a, b, sizeof *a);
+}
 
 /* --- threads --- */
 

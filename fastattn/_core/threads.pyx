@@ -94,13 +94,13 @@ cdef enum:
     NOT_STARTED = 0         # states of the team
     STARTED = 1
     REFUSED = 2             # no thread could be had
-    MOST_TRUST = 8          # that the next call comes while a member spins: each that does adds 1, each that does not takes 2
+    MOST_TRUST = 8          # that the next call comes while a member spins: +1 where it does, -2 where not
     PAUSES = 16             # between two looks at the clock: about a microsecond
 
 # Nanoseconds. Another thread pays from so much work on: below, a call stays on the calling thread (an item changes
 # hands in 1 microsecond while members are awake).
 cdef double GRAIN = 3000.0         # of work a thread
-cdef double WAKING = 15000.0       # of work that pays for waking a member, which takes 30 to 50 microseconds, but then spins
+cdef double WAKING = 15000.0       # of work that pays for waking a member, which takes 40 microseconds
 cdef double WAKING_FOR_ONE = 60000.0  # the same where no other call follows
 cdef int64_t SOON = 1000000        # that a call comes after another one, where further ones follow
 cdef int64_t SPIN = 100000         # that a member waits for the next call before it sleeps
@@ -111,7 +111,7 @@ cdef int64_t LOOKING = 2000000     # between two looks at which processors are a
 cdef int64_t LONGEST_ALONE = 250000000
 cdef int64_t LONGEST_CHANGE = 1000000000  # that a fork waits for threads being started
 cdef int64_t MOST_BALANCE = 10000000  # of time saved, against time waited
-cdef int DEAR = 2                  # waiting counts so many times: it comes at once, and to one call
+cdef int WAIT_WEIGHT = 2           # a nanosecond waited outweighs so many saved: waits come at once, to one call
 cdef int PENALTY = 8               # calls work alone for so many times as long as the last one waited
 
 
@@ -123,18 +123,18 @@ cdef struct Slot:
     ptrdiff_t count, length, batches  # items, items of a batch
     int64_t scratch_size
     int64_t processor              # the caller's
-    char[64] apart
+    char[64] padding
     int done                       # batches that members have finished
     int asleep                     # whether the caller sleeps until `done` changes
-    char[56] from_the_next
+    char[56] padding_2
 
 
 cdef struct Team:
     uint64_t taken                 # bit n: slot n belongs to a call
-    char[64] apart
+    char[64] padding
     int calls                      # counts what was put up; members sleep until it changes
     int asleep                     # members that do
-    char[64] apart_too
+    char[64] padding_2
     int state
     int wanted                     # members
     int entered                    # members that the region has
@@ -207,7 +207,7 @@ cdef void look_at_processors(int64_t time) noexcept nogil:
 # --- a call ---
 
 cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size) noexcept nogil:
-    """Run the items 0 to count - 1 of a plan, taken by the threads in this order. False: no scratch memory was left."""
+    """Run the items 0 to count - 1 of a plan, the first ones on this thread. False: no scratch memory was left."""
     cdef void *memory = scratch(scratch_size)
     cdef Slot *slot = NULL
     cdef ptrdiff_t index
@@ -255,7 +255,7 @@ cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int th
     if load(&slot.done) != others:
         wait_for(slot, others, PATIENCE)
         waited = now() - finished
-    judge(others * ((finished - begun) // max(1, mine)), waited)
+    record(others * ((finished - begun) // max(1, mine)), waited)
     clear_bits(&team.taken, <uint64_t>1 << (slot - slots))
 
 
@@ -321,13 +321,13 @@ cdef void wait_for(Slot *slot, int others, int64_t patience) noexcept nogil:
         done = load(&slot.done)
 
 
-cdef void judge(int64_t saved, int64_t waited) noexcept nogil:
-    """Whether sharing pays: nanoseconds that members saved, and that the call waited for the last of them.
+cdef void record(int64_t saved, int64_t waited) noexcept nogil:
+    """Keep the balance of sharing: nanoseconds that members saved, and that the call waited for the last of them.
 
     A member that loses its processor inside an item makes its call wait for milliseconds. Where that outweighs what
     members have saved of late, calls do not share for a while; longer, where it happens again.
     """
-    cdef int64_t balance = min(peek(&team.balance) + saved - DEAR * waited, MOST_BALANCE), time, penalty
+    cdef int64_t balance = min(peek(&team.balance) + saved - WAIT_WEIGHT * waited, MOST_BALANCE), time, penalty
     if balance < 0:
         time, penalty, balance = now(), peek(&team.penalty), 0
         if time - peek(&team.alone_until) > 4 * penalty:
@@ -523,7 +523,7 @@ def choose(int count, int container):
 
 
 def bind(bint bound, size_t stack):
-    """Say whether OpenMP's threads are bound to processors, and how much stack it was told to give them (0: nothing)."""
+    """Say whether OpenMP's threads are bound to processors, and the stack that it was told to give them (0: none)."""
     team.following, team.small_stacks = not bound, 0 < stack < STACK
     if team.small_stacks:
         store(&team.state, REFUSED)
