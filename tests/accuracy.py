@@ -35,7 +35,15 @@ def assert_accurate(result, formula, expected):
     by_formula = np.max(_errors(formula, expected) / np.where(magnitude == 0, 1, magnitude), initial=0)
     excess = _errors(result, expected) / (2 * by_formula * magnitude + ulp)
     worst = np.max(excess, initial=0)
-    assert worst <= 1, f"{worst:.2f} of what the rule allows; the formula's error is {by_formula:.2g}"
+    assert worst <= 1, (
+        f"{worst:.2f} of what the rule allows at {place_of(excess)} of shape {result.shape}; "
+        f"the formula's error is {by_formula:.2g}"
+    )
+
+
+def place_of(x):
+    """Where x is largest, or NaN: an index, whose last part is the place in the row."""
+    return tuple(map(int, np.unravel_index(np.argmax(x), x.shape)))
 
 
 def _errors(x, expected):

@@ -14,6 +14,9 @@ POISON = 0xFF
 # Sizes around the vectors (4, 8 and 16 float32; 2, 4 and 8 float64), their multiples, and some primes.
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 97, 127, 128, 129, 257)
 
+# Of an array's rows, of their elements, of both. With what it is a view of it shares every address.
+REVERSALS = (np.s_[..., ::-1, :], np.s_[..., ::-1], np.s_[..., ::-1, ::-1])
+
 
 def _poisoned(shape, dtype, offset=64):
     """An array whose memory, and 64 bytes before and after it, is poison."""
@@ -93,6 +96,19 @@ def laid_out(x, layout):
 
 def empty_laid_out(shape, dtype, layout):
     return WRITABLE_LAYOUTS[layout](tuple(shape), np.dtype(dtype))
+
+
+def rows_at(place, shape, gap, dtype):
+    """A poisoned array whose first element is that many elements behind the beginning of a cache line; `gap` elements
+    between its rows."""
+    dtype = np.dtype(dtype)
+    pitch = shape[-1] + gap
+    size = (int(np.prod(shape[:-1])) * pitch + place) * dtype.itemsize
+    buffer = np.full(size + 128, POISON, np.uint8)
+    first = -buffer.ctypes.data % 64 + place * dtype.itemsize
+    return (
+        buffer[first : first + size - place * dtype.itemsize].view(dtype).reshape(*shape[:-1], pitch)[..., : shape[-1]]
+    )
 
 
 def assert_nothing_written_around(view):

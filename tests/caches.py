@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastattn import reference
+from telling import telling
 
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int8"]
 
@@ -66,8 +67,9 @@ def assert_attends(attend, query, sequences, options, expected_options, dtype):
             own["attn_mask"] = own["attn_mask"][b, ..., : k.shape[1]]
         expected, expected_lse = reference.scaled_dot_product_attention(query[b], k, v, **own, return_lse=True)
         largest = np.abs(v).max(initial=1)
-        np.testing.assert_allclose(out[b], expected, rtol=0, atol=tolerance * largest)
-        np.testing.assert_allclose(lse[b], expected_lse, rtol=0, atol=tolerance * 8)
+        with telling(sequence=b, read=getattr(attend, "__self__", "pages"), stored=dtype, query=query, **options):
+            np.testing.assert_allclose(out[b], expected, rtol=0, atol=tolerance * largest)
+            np.testing.assert_allclose(lse[b], expected_lse, rtol=0, atol=tolerance * 8)
     given = np.full_like(out, np.nan)
     assert attend(query, **options, out=given) is given
     np.testing.assert_array_equal(given, out)

@@ -1,7 +1,5 @@
 """Linear layers with their answers, and how far a result may be from them."""
 
-import contextlib
-
 import numpy as np
 
 import fastattn
@@ -10,6 +8,7 @@ from dtypes import computed_in, eps, random
 from fastattn import reference
 from remembering import remembered
 from targets import multiplies_and_adds_at_once, widens_int8
+from telling import telling
 
 INT8 = np.dtype(np.int8)
 ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu")
@@ -86,7 +85,7 @@ def assert_linear_accurate(arrays, *, outputs=None, out=None, num_threads=None, 
         formula, expected = answers(arrays, **options)
         whole = expected.astype(result.dtype)
         whole[..., :outputs] = result
-        with _described(asked, **options):
+        with telling(operation="linear", **asked, **options):
             assert_accurate(whole, formula, expected)
     return result
 
@@ -102,7 +101,7 @@ def assert_close_enough(result, arrays, *, activation=None):
     assert result.shape == expected.shape
     assert result.dtype == dtype
     error, allowed = np.abs(result - expected), stored + STEEPEST * (_of_sums(arrays) + _of_quantisation(**arrays))
-    with _described(arrays, activation=activation):
+    with telling(operation="linear", **arrays, activation=activation):
         assert (error <= allowed).all(), f"{np.nanmax(error / allowed):.2f} of what is allowed"
 
 
@@ -129,14 +128,3 @@ def _of_quantisation(x, weight, **_):
     step = np.maximum((x.max(-1, initial=0) - x.min(-1, initial=0)) / 255, 2.0**-126)
     values, scales = (np.abs(part.astype(float)) for part in weight)
     return 0.5001 * step[..., None] * scales * values.sum(axis=1)
-
-
-@contextlib.contextmanager
-def _described(arrays, **options):
-    """Let a failure tell of which layer it is."""
-    try:
-        yield
-    except AssertionError as error:
-        shapes = {name: each(lambda x: (x.dtype.name, *x.shape), x) for name, x in arrays.items()}
-        error.add_note(f"linear of {shapes}, {options}")
-        raise

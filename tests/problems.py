@@ -11,6 +11,7 @@ from dtypes import HALF, computed_in, eps, readable
 from fastattn import reference
 from remembering import remembered
 from targets import multiplies_and_adds_at_once
+from telling import telling
 
 
 class Shape(NamedTuple):
@@ -85,19 +86,27 @@ def matmul_of_target():
 
 def assert_attention_accurate(query, key, value, *, known=None, out=None, num_threads=None, **options):
     """Attention over these arrays, held to the accuracy rule; returns (out, lse). `known` are the answers, if known."""
-    formula, expected = known or answers(query, key, value, **options)
-    result, lse = fastattn.scaled_dot_product_attention(
+    known = known or answers(query, key, value, **options)
+    result = fastattn.scaled_dot_product_attention(
         query, key, value, return_lse=True, out=out, num_threads=num_threads, **options
     )
-    assert result.shape == (*expected[1].shape, value.shape[-1])
-    assert result.dtype == query.dtype
+    with telling(read="arrays", query=query, key=key, value=value, num_threads=num_threads, **options):
+        assert_accurate_to(known, query, value, result)
+    return result
+
+
+def assert_accurate_to(known, query, value, result):
+    """The same for a result that is there already, however it was come by."""
+    formula, expected = known
+    out, lse = result
+    assert out.shape == (*expected[1].shape, value.shape[-1])
+    assert out.dtype == query.dtype
     whole = expected[0].astype(query.dtype)
-    whole[..., : value.shape[-1]] = result
+    whole[..., : value.shape[-1]] = out
     assert_accurate(whole, formula[0], expected[0])
     # The lse has no row of its own that would set a magnitude: all of them are one.
     assert_accurate(lse.reshape(1, -1), formula[1].reshape(1, -1), expected[1].reshape(1, -1))
     assert lse.shape == expected[1].shape
-    return result, lse
 
 
 def assert_accurate_at(shape, dtype, stored=None, *, num_threads=None, **options):
@@ -114,8 +123,9 @@ def assert_same_attention(one, other, query, key, value, **options):
     tolerance = 16 * eps(computed_in(query.dtype)) * (1 + largest_score(query, key, **options))
     if query.dtype in HALF:
         tolerance += 4 * eps(query.dtype)
-    np.testing.assert_allclose(readable(one[0]), readable(other[0]), rtol=0, atol=tolerance * _largest(value))
-    np.testing.assert_allclose(one[1], other[1], rtol=0, atol=tolerance * 8)
+    with telling(query=query, key=key, value=value, **options):
+        np.testing.assert_allclose(readable(one[0]), readable(other[0]), rtol=0, atol=tolerance * _largest(value))
+        np.testing.assert_allclose(one[1], other[1], rtol=0, atol=tolerance * 8)
 
 
 def assert_same_weights(one, other, query, key, **options):

@@ -10,6 +10,7 @@ import fastattn
 from accuracy import assert_accurate, by_oracle, naive_merge_states
 from arrays import (
     LAYOUTS,
+    REVERSALS,
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
@@ -17,7 +18,7 @@ from arrays import (
     fenced,
     laid_out,
 )
-from dtypes import HALF, WIDE, computed_in, eps, largest, random, readable, stored_beside
+from dtypes import HALF, WIDE, assert_equal, computed_in, eps, largest, random, readable, stored_beside
 from problems import (
     Shape,
     answers,
@@ -26,6 +27,8 @@ from problems import (
     assert_same_attention,
     problem,
 )
+from telling import telling
+from thresholds import waves_of
 
 pytestmark = pytest.mark.usefixtures("target")
 
@@ -129,6 +132,31 @@ def test_many_keys_and_few_items(shape, dtype, num_threads):
     assert_accurate_at(shape, dtype, num_threads=num_threads, is_causal=True)
 
 
+@pytest.mark.parametrize("queries", [1, 5, 40])
+@pytest.mark.parametrize("parts", [1, 3, 7, 16])
+def test_waves_of_parts(queries, parts, dtype):
+    """However few parts are computed before they are merged; sequences have 1 to 5 of them."""
+    arrays = problem(Shape(5, 4, 2, queries, 2600, 8, 12), dtype)
+    options = {
+        "is_causal": True,
+        "kv_lengths": np.array([2600, 700, 1100, 0, 2600]),
+        "sinks": np.arange(4, dtype=dtype),
+    }
+    expected = attention(*arrays, **options)
+    with waves_of(parts):
+        for num_threads in (1, 2):
+            for x, right in zip(attention(*arrays, **options, num_threads=num_threads), expected, strict=True):
+                assert_equal(x, right)
+
+
+def test_more_parts_than_a_wave_has():
+    """To the bit as the same sequences some at a time."""
+    arrays = problem(Shape(700, 1, 1, 1, 1024, 1, 2), np.dtype(np.float32))
+    expected = [attention(*(x[i : i + 100] for x in arrays)) for i in range(0, 700, 100)]
+    for x, right in zip(attention(*arrays), map(np.concatenate, zip(*expected, strict=True)), strict=True):
+        assert_equal(x, right)
+
+
 @pytest.mark.parametrize(
     "shape", [Shape(8, 8, 2, 1, 4096, 8, 32), Shape(1, 2, 2, 37, 4096, 8, 32)], ids=["few rows", "many rows"]
 )
@@ -170,6 +198,26 @@ def test_q_offset(q_offset, queries, dtype):
     options = {"is_causal": True, "q_offset": q_offset}
     expected = fastattn.reference.scaled_dot_product_attention(*arrays, **options, return_lse=True)
     assert_same_attention(attention(*arrays, **options), expected, *arrays)
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("far", [2**47, 2**48, 2**48 + 1, 2**62, 2**63 - 1])
+def test_positions_far_beyond_any_key(far, queries):
+    """To the bit what less far ones give; a window that reaches as far is none."""
+    arrays = problem(MANY_ROWS._replace(queries=queries), np.dtype(np.float32))
+    for options in ({}, {"is_causal": True}, {"window": (3, None)}, {"window": (None, 3)}, {"window": (3, 3)}):
+        for sign in (1, -1):
+            expected = attention(*arrays, **options, q_offset=sign * 2**40)
+            offsets = [sign * far, np.full(MANY_ROWS.batch, sign * far)] + [-(2**63)] * (sign < 0)
+            for q_offset in offsets:
+                with telling(q_offset=q_offset, **options):
+                    for x, right in zip(attention(*arrays, **options, q_offset=q_offset), expected, strict=True):
+                        assert_equal(x, right)
+    expected = attention(*arrays, q_offset=5)
+    for window in ((far, None), (None, far), (far, far)):
+        with telling(window=window):
+            for x, right in zip(attention(*arrays, window=window, q_offset=5), expected, strict=True):
+                assert_equal(x, right)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (40, 7), (40, 39), (40, 40), (40, 41), (200, 130), (130, 700)])
@@ -350,6 +398,34 @@ def test_out_overlaps_an_input(distance, dtype):
     out = memory[100 + distance : 100 + distance + query.size].reshape(shape.out)
     attention(query_in_memory, key, value, out=out)
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("operand", ["query", "key", "value"])
+@pytest.mark.parametrize("queries", [2, 40])
+def test_out_is_an_input_reversed(operand, queries):
+    """They share every element and the range of their addresses, but not one element's place."""
+    given = problem(Shape(2, 3, 3, queries, queries, 16, 16), np.dtype(np.float32))._asdict()
+    expected = attention(**given, is_causal=True)
+    for which in (*REVERSALS, np.s_[::-1], np.s_[:, ::-1]):
+        arrays = given | {operand: given[operand].copy()}
+        result = attention(**arrays, is_causal=True, out=arrays[operand][which])
+        with telling(out=f"{operand}[{which}]"):
+            for x, right in zip(result, expected, strict=True):
+                assert_equal(x, right)
+
+
+@pytest.mark.parametrize("operation", ["scaled_dot_product_attention", "attention_weights"])
+@pytest.mark.parametrize("queries", [1, 40])
+def test_out_is_the_mask(operation, queries):
+    """Whole, or a part of out which broadcasts: other queries than those whose results replace it read it, too."""
+    query, key, value = problem(Shape(3, 4, 2, queries, 24, 16, 24), np.dtype(np.float32))
+    arrays = (query, key) if operation == "attention_weights" else (query, key, value)
+    for which in (np.s_[:], np.s_[:1, :1], np.s_[-1:, -1:], np.s_[:1, :, :1], np.s_[-1:, :, -1:], np.s_[..., ::-1]):
+        out = np.random.default_rng(queries).normal(size=(3, 4, queries, 24)).astype(np.float32)
+        out[..., ::5] = -np.inf
+        expected = getattr(fastattn, operation)(*arrays, out[which].copy(), num_threads=1)
+        with telling(mask=f"out[{which}]"):
+            assert_equal(getattr(fastattn, operation)(*arrays, out[which], out=out, num_threads=1), expected)
 
 
 @pytest.mark.parametrize("queries", [2, 40])

@@ -20,6 +20,7 @@ from caches import DTYPES, as_stored, assert_attends, held_rows, numpy_type, qua
 from fastattn import reference
 from fastattn._core import cache as _core
 from processes import output, python
+from telling import telling
 
 FLOATS = ["float32", "float64", "float16", "bfloat16"]
 
@@ -257,6 +258,29 @@ def test_float32_pages_give_what_whole_keys_give(target, rng):
         np.testing.assert_array_equal(result, right)
 
 
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_out_is_what_the_cache_holds(target, rng, name, queries):
+    cache = fastattn.KVCache(2, 4, 40, 16)
+    cache.append(*normal(rng, 2, 2, 4, 40, 16))
+    query = normal(rng, 2, 4, queries, 16)
+    expected, out = cache.attend(query), getattr(cache, name)[:, :, 40 - queries :]
+    np.testing.assert_array_equal(cache.attend(query, out=out), expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_out_is_the_mask(target, rng, queries):
+    """A part of out that broadcasts: it is read by more queries than those whose results replace it."""
+    cache = fastattn.KVCache(3, 2, 24, 16, value_dim=24)
+    cache.append(normal(rng, 3, 2, 24, 16), normal(rng, 3, 2, 24, 24))
+    query = normal(rng, 3, 4, queries, 16)
+    for which in (np.s_[:1, :1], np.s_[-1:, -1:], np.s_[..., ::-1]):
+        out = normal(rng, 3, 4, queries, 24)
+        expected = cache.attend(query, out[which].copy(), num_threads=1)
+        np.testing.assert_array_equal(cache.attend(query, out[which], out=out, num_threads=1), expected)
+
+
 def test_an_empty_cache_attends_to_nothing(stored):
     kind = np.float64 if stored == "float64" else np.float32
     cache = fastattn.KVCache(1, 2, 5, 8, dtype=stored)
@@ -416,6 +440,34 @@ def test_out_of_pages_leaves_all_as_it_was(rng, page_size):
         cache.append([empty], *np.broadcast_to(np.float32(0), (2, 1, 2, 1 << 40, 8)))
     assert_unchanged(cache, before)
     cache.append([two], *normal(rng, 2, 1, 2, 3, 8))
+
+
+@pytest.mark.parametrize("page_size", [2, 3, 16])
+def test_pages_are_still_shared_after_out_of_pages(rng, stored, page_size):
+    """A refused append keeps no reference: otherwise the next one writes to a page that another sequence reads."""
+    cache = fastattn.PagedKVCache(8, page_size, 2, 8, dtype=stored)
+    first = cache.allocate()
+    rows = {first: normal(rng, 2, 1, 2, 2 * page_size + 1, 8)}
+    cache.append([first], *rows[first])
+    for _ in range(3):
+        fork = cache.fork(first)
+        rows[fork] = rows[first]
+    ids = list(rows)
+    for refused in (ids[1:2], ids[::-1], ids[:2], ids):
+        with pytest.raises(fastattn.OutOfPages):
+            cache.append(refused, *normal(rng, 2, len(refused), 2, 9 * page_size, 8))
+    for id in (ids[2], ids[0], ids[3], ids[1]):  # alone, so that what is left of references tells
+        new = normal(rng, 2, 1, 2, 1, 8)
+        cache.append([id], *new)
+        rows[id] = np.concatenate([rows[id], new], axis=3)
+        for other, expected in rows.items():
+            with telling(page_size=page_size, appended_to=id, read=other):
+                held = held_rows(cache._store, cache.block_table(other), 0, cache.lengths[other])
+                for x, right in zip(held, expected, strict=True):
+                    np.testing.assert_array_equal(x, as_stored(right[0], stored))
+    for id in ids:
+        cache.free(id)
+    assert cache.free_pages == 8
 
 
 def test_ids_and_tables_grow(rng):

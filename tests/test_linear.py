@@ -7,6 +7,7 @@ import fastattn
 from accuracy import assert_accurate, naive_linear
 from arrays import (
     LAYOUTS,
+    REVERSALS,
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
@@ -25,6 +26,7 @@ from layers import (
     layer,
     plain_and_int8,
 )
+from telling import telling
 
 pytestmark = pytest.mark.usefixtures("target")
 
@@ -344,6 +346,15 @@ def test_out_overlaps_rows(rng, dtype, name):
             rows, out = (memory[start : start + 2000].reshape(40, 50) for start in (64, 64 + distance))
             rows[...] = arrays[name]
             assert_equal(fastattn.linear(**arrays | {name: rows}, out=out), expected)
+
+
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_out_is_an_operand_reversed(rng, name):
+    for which in REVERSALS:
+        for arrays in plain_and_int8(rng, np.dtype(np.float32), 400, 30, 30):
+            expected = fastattn.linear(**arrays)
+            with telling(out=f"{name}[{which}]"):
+                assert_equal(fastattn.linear(**arrays, out=arrays[name][which]), expected)
 
 
 def test_out_is_the_residual_in_another_order(rng, dtype):

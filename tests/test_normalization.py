@@ -10,14 +10,18 @@ import fastattn
 from accuracy import assert_accurate, by_oracle
 from arrays import (
     LAYOUTS,
+    REVERSALS,
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
     empty_laid_out,
     fenced,
     laid_out,
+    rows_at,
 )
 from dtypes import ALL, HALF, assert_equal, eps, largest, random
+from telling import telling
+from thresholds import results_stored_around_the_cache
 
 pytestmark = pytest.mark.usefixtures("target")
 
@@ -287,6 +291,77 @@ def test_out_overlaps_the_input(operation, rng, dtype, distance):
     outs = (out, np.empty_like(out)) if operation in ADDING else out
     for got, right in zip(results(fastattn, operation, arrays | {"x": x}, out=outs), expected, strict=True):
         np.testing.assert_array_equal(got, right)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["y", "total"])
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_each_result_may_overlap_each_operand(adding, rng, place, name):
+    """Shifted by elements or rows, or backwards: the other result has memory of its own."""
+    dtype = np.dtype(np.float32)
+    arrays = arguments(adding, rng, dtype, 40, 50)
+    expected = results(fastattn, adding, arrays)
+    memory = np.zeros(2000 + 200, dtype)
+    rows = memory[100:2100].reshape(40, 50)
+    shifted = {n: memory[100 + n : 2100 + n].reshape(40, 50) for n in (1, -1, 50, -50, 75, -100)}
+    for over, out in (shifted | {str(which): rows[which] for which in REVERSALS}).items():
+        rows[...] = arrays[name]
+        outs = [np.empty_like(rows), np.empty_like(rows)]
+        outs[place] = out
+        with telling(over=over):
+            for got, right in zip(
+                results(fastattn, adding, arrays | {name: rows}, out=tuple(outs)), expected, strict=True
+            ):
+                assert_equal(got, right)
+
+
+@pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
+def test_out_is_the_input_reversed(operation, rng):
+    for which in REVERSALS:
+        arrays = arguments(operation, rng, np.dtype(np.float32), 9, 21)
+        expected = getattr(fastattn, operation)(**arrays)
+        with telling(out=f"x[{which}]"):
+            assert_equal(getattr(fastattn, operation)(**arrays, out=arrays["x"][which]), expected)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("place", [0, 1], ids=["y", "total"])
+def test_each_result_may_overlap_weight_and_bias(rng, place, name):
+    arrays = arguments("add_layer_norm", rng, np.dtype(np.float32), 5, 70)
+    expected = fastattn.add_layer_norm(**arrays)
+    outs = [np.empty_like(arrays["x"]), np.empty_like(arrays["x"])]
+    outs[place][0] = arrays[name]
+    result = fastattn.add_layer_norm(**arrays | {name: outs[place][0]}, out=tuple(outs))
+    for got, right in zip(result, expected, strict=True):
+        assert_equal(got, right)
+
+
+@pytest.mark.wide
+def test_results_stored_around_the_cache(operation, rng, dtype):
+    """To the bit as through it, wherever rows begin and end, with gaps between them or none."""
+    for size in (64, 65, 72, 79, 96, 127, 129, 1000):
+        for count, place, gap in ((1, 0, 0), (2, 1, 0), (5, 7, 0), (4, 15, 0), (3, 2, 1), (6, 9, 16)):
+            arrays = arguments(operation, rng, dtype, count, size)
+            for name in [("weight",), ("bias",), ("weight", "bias"), (), ()][count % 5]:
+                arrays.pop(name, None)
+            expected = results(fastattn, operation, arrays)
+            outs = tuple(rows_at(place, (count, size), gap, dtype) for _ in expected)
+            with results_stored_around_the_cache(), telling(**arrays, place=place, gap=gap):
+                results(fastattn, operation, arrays, out=outs if operation in ADDING else outs[0])
+                for out, right in zip(outs, expected, strict=True):
+                    assert_equal(out, right)
+                    assert_nothing_written_around(out)
+
+
+@pytest.mark.wide
+def test_results_stored_around_the_cache_by_several_threads(operation, rng, dtype):
+    """Items end in the middle of a vector, where the next one begins."""
+    arrays = arguments(operation, rng, dtype, 9000, 67)
+    expected = results(fastattn, operation, arrays)
+    with results_stored_around_the_cache():
+        for num_threads in (1, 2, 3):
+            ours = results(fastattn, operation, arrays, num_threads=num_threads)
+            for got, right in zip(ours, expected, strict=True):
+                assert_equal(got, right)
 
 
 @pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])

@@ -9,6 +9,7 @@ import fastattn
 from accuracy import assert_accurate, by_oracle, naive_rotary_embedding
 from arrays import (
     LAYOUTS,
+    REVERSALS,
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
@@ -16,7 +17,8 @@ from arrays import (
     fenced,
     laid_out,
 )
-from dtypes import ALL, eps, readable
+from dtypes import ALL, assert_equal, eps, readable
+from telling import telling
 
 pytestmark = pytest.mark.usefixtures("target")
 
@@ -236,6 +238,14 @@ def test_out_overlaps_x(rng, dtype, interleaved, distance):
     x[...] = given
     assert fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved, out=out) is out
     np.testing.assert_array_equal(out, expected)
+
+
+def test_out_is_x_reversed(rng, interleaved):
+    for which in (*REVERSALS, np.s_[::-1]):
+        x, cos, sin = problem(rng, np.dtype(np.float32), (3, 9, 21), 10)
+        expected = fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved)
+        with telling(out=f"x[{which}]"):
+            assert_equal(fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved, out=x[which]), expected)
 
 
 @pytest.mark.parametrize("name", ["cos", "sin", "positions"])

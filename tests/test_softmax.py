@@ -10,14 +10,18 @@ import fastattn
 from accuracy import assert_accurate, by_oracle, wider_oracle
 from arrays import (
     LAYOUTS,
+    REVERSALS,
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
     empty_laid_out,
     fenced,
     laid_out,
+    rows_at,
 )
-from dtypes import HALF, eps, largest, random
+from dtypes import HALF, assert_equal, eps, largest, random
+from telling import telling
+from thresholds import results_stored_around_the_cache
 
 pytestmark = pytest.mark.usefixtures("target")
 
@@ -269,6 +273,41 @@ def test_out_overlaps_the_input(operation, rng, dtype, distance, axis):
 def test_out_is_the_input_transposed(operation, rng, dtype, axis):
     x = rows(rng, dtype, 37, 37)
     assert_row_accurate(operation, x, axis, out=x.T)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_out_is_the_input_reversed(operation, rng, axis):
+    """They share every element and the range of their addresses, but not one element's place."""
+    for which in REVERSALS:
+        x = rows(rng, np.dtype(np.float32), 9, 21)
+        expected = getattr(fastattn, operation)(x, axis)
+        with telling(out=f"x[{which}]"):
+            assert_equal(getattr(fastattn, operation)(x, axis, out=x[which]), expected)
+
+
+@pytest.mark.wide
+def test_results_stored_around_the_cache(operation, rng, dtype):
+    """To the bit as through it, wherever rows begin and end, with gaps between them or none."""
+    for size in (64, 65, 72, 79, 96, 127, 129, 257, 513, 1000, 1025, 1035, 32_771):
+        for count, place, gap in ((1, 0, 0), (2, 1, 0), (5, 7, 0), (4, 15, 0), (3, 2, 1), (3, 9, 16)):
+            x = rows(rng, dtype, min(count, 3) if size > 10_000 else count, size)
+            expected = getattr(fastattn, operation)(x)
+            out = rows_at(place, x.shape, gap, dtype)
+            with results_stored_around_the_cache(), telling(x=x, place=place, gap=gap):
+                getattr(fastattn, operation)(x, out=out)
+                assert_equal(out, expected)
+                assert_nothing_written_around(out)
+                assert_equal(getattr(fastattn, operation)(x, out=x), expected)
+
+
+@pytest.mark.wide
+def test_results_stored_around_the_cache_by_several_threads(operation, rng, dtype):
+    """Items end in the middle of a vector, where the next one begins."""
+    x = rows(rng, dtype, 9000, 67)
+    expected = getattr(fastattn, operation)(x)
+    with results_stored_around_the_cache():
+        for num_threads in (1, 2, 3):
+            assert_equal(getattr(fastattn, operation)(x, num_threads=num_threads), expected)
 
 
 @pytest.mark.parametrize("size", [*SIZES, 4099])

@@ -29,6 +29,7 @@ from fastattn._core.threads cimport run, threads_for
 np.import_array()
 
 cdef ptrdiff_t UNBOUNDED = 1 << 48  # farther than any position, and sums of it do not overflow
+cdef ptrdiff_t wave_size = 1024     # parts computed before they are merged: bounds their memory
 
 cdef enum:
     QUERY, KEY, VALUE, OUT, LSE, MASK  # rows of Axes.stride
@@ -37,7 +38,6 @@ cdef enum:
     PART_ALIGNMENT = 128         # keys: the kernels' own step
     ITEMS_PER_THREAD = 8         # so that the last one to finish is not awaited for long
     LONGEST_ITEM = 400000        # nanoseconds, where a tile is shorter: so long a call may wait for another thread
-    WAVE = 1024                  # parts computed before they are merged: bounds their memory
     AT_HAND = 4                  # sequences that need no memory of their own
 
 # What a core does per nanosecond, for the choice of the number of threads: FLOPs, and bytes of keys and values.
@@ -285,7 +285,7 @@ cdef void merge_item(const void *plan, ptrdiff_t slot, void *memory) noexcept no
 
 cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
     """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
-    cdef ptrdiff_t wave = max(1, WAVE // p.most_parts), count
+    cdef ptrdiff_t wave = max(1, wave_size // p.most_parts), count
     cdef ptrdiff_t rows = min(wave, p.items - p.whole_items) * p.most_parts * p.item_rows
     cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.kernels.itemsize)
     cdef bint done = memory != NULL
@@ -312,6 +312,17 @@ cdef bint run_call(Plan *p, int asked) noexcept nogil:
     if done and p.whole_items < p.items:
         done = run_waves(p, scratch_size)
     return done
+
+
+def assume_wave(size: int) -> int:
+    """Compute so many parts before they are merged from now on; return how many it were.
+
+    For tests: a call has several waves then, without thousands of parts.
+    """
+    global wave_size
+    former = wave_size
+    wave_size = size
+    return former
 
 
 # --- the boundary ---

@@ -61,6 +61,17 @@ cdef bint beyond_cache(ptrdiff_t size) noexcept nogil:
     return size > cache_size / 4
 
 
+def assume_cache(size: int) -> int:
+    """Take the last-level cache to have so many bytes from now on; return what it was taken for.
+
+    For tests: with 0 every large enough row is stored around the cache, as only arrays of many megabytes are otherwise.
+    """
+    global cache_size
+    former = cache_size
+    cache_size = size
+    return former
+
+
 def built() -> tuple:
     """Names of all targets of this build, best first."""
     return tuple(fa_targets[i].name.decode() for i in range(fa_target_count))

@@ -48,17 +48,26 @@ FA_INLINE OP(statistics) OP(row_statistics)(const R *x, ptrdiff_t count, R about
     return (OP(statistics)){about + off, spread - off * off};
 }
 
-/* out = (x - mean) · factor · weight + bias; either may be absent. */
+/* (x - mean) · factor · weight + bias. Functions of what has been loaded, and not expressions of what is: a branch between
+ * product and sum, for a vector that is not whole, would keep the compiler from making them in one rounding. */
+FA_INLINE V OP(centred)(V x, R mean, R factor) { return (x - mean) * factor; }
+FA_INLINE V OP(weighted)(V x, R mean, R factor, V weight) { return (x - mean) * factor * weight; }
+FA_INLINE V OP(offset)(V x, R mean, R factor, V bias) { return (x - mean) * factor + bias; }
+FA_INLINE V OP(affine)(V x, R mean, R factor, V weight, V bias) { return (x - mean) * factor * weight + bias; }
+
+/* out = that; weight and bias may be absent. */
 FA_INLINE void OP(normalize)(const R *x, const R *weight, const R *bias, char *out, const fa_type type, ptrdiff_t count,
                              R mean, R factor, const char *ahead, OP(around) *around) {
-#define CENTRED(i, n) (OP(prefetch)(ahead + i * fa_size_of(type)), (OP(load_some)(x + i, n) - mean) * factor)
-#define WEIGHTED(i, n) (CENTRED(i, n) * OP(load_some)(weight + i, n))
-#define BIASED(i, n) (CENTRED(i, n) + OP(load_some)(bias + i, n))
-#define BOTH(i, n) (WEIGHTED(i, n) + OP(load_some)(bias + i, n))
+#define X(i, n) (OP(prefetch)(ahead + i * fa_size_of(type)), OP(load_some)(x + i, n))
+#define CENTRED(i, n) OP(centred)(X(i, n), mean, factor)
+#define WEIGHTED(i, n) OP(weighted)(X(i, n), mean, factor, OP(load_some)(weight + i, n))
+#define BIASED(i, n) OP(offset)(X(i, n), mean, factor, OP(load_some)(bias + i, n))
+#define BOTH(i, n) OP(affine)(X(i, n), mean, factor, OP(load_some)(weight + i, n), OP(load_some)(bias + i, n))
     if (weight && bias) FA_MAP(out, type, count, around, BOTH);
     else if (weight) FA_MAP(out, type, count, around, WEIGHTED);
     else if (bias) FA_MAP(out, type, count, around, BIASED);
     else FA_MAP(out, type, count, around, CENTRED);
+#undef X
 #undef CENTRED
 #undef WEIGHTED
 #undef BIASED

@@ -85,6 +85,7 @@ typedef struct {
         if ((type) == STORED && (around)) {                                                                            \
             R *place = (R *)(out);                                                                                     \
             i = (ptrdiff_t)(-(uintptr_t)place % FA_VECTOR_BYTES / sizeof(R));                                          \
+            if (i > (count)) i = (count); /* the last run of a long row may be as short */                             \
             if (i) OP(put_line)(around, place - (around)->filled, VALUE(0, i), i);                                     \
             for (; i + LANES <= (count); i += LANES) OP(stream)(place + i, VALUE(i, LANES));                           \
             (around)->filled = (count) - i;                                                                            \
