@@ -460,6 +460,17 @@ def test_links_are_followed(tmp_path, bert):
     np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path / "snapshot").encode(TEXTS), expected)
 
 
+@pytest.mark.parametrize("name", ["config.json", "modules.json", SENTENCE, DEFAULTS, "tokenizer_config.json",
+                                  "tokenizer.json", "model.safetensors", "special_tokens_map.json"])  # fmt: skip
+def test_links_to_nothing(tmp_path, bert, name):
+    """What a download leaves that was broken off: no file, but not the default that serves without one either."""
+    folder = bert[0].save(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "blobs" / "4d7a")
+    with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, got"):
+        BertEncoder.from_pretrained(folder)
+
+
 # What is no model that is read here
 
 

@@ -17,7 +17,7 @@ _ADVICE = "dtype must be 'bfloat16' or 'float32' for this model"
 
 
 def judge_finite(dtype: str, *arrays: NDArray[np.float32]) -> None:
-    """Raise for what a sum beyond float16 leaves in the end, in what became float32; other types end where that does."""
+    """Raise for what a sum beyond float16 has left, in what became float32 then; other types end where that does."""
     if dtype != "float16":
         return
     for x in arrays:
@@ -42,7 +42,7 @@ def judge_scores(encoder: TransformerEncoder, embeddings: Embeddings) -> None:
         rows = projection.weight[: 2 * norm.weight.size].astype(np.float32)
         fixed = rows @ norm.bias.astype(np.float32) + projection.bias[: len(rows)]
         rows *= norm.weight
-        bounds = np.linalg.norm(rows, axis=1) * np.sqrt(np.float32(norm.weight.size)) + np.abs(fixed)
+        bounds = np.sqrt(np.einsum("ij,ij->i", rows, rows) * np.float32(norm.weight.size)) + np.abs(fixed)
         if bounds.max() >= LARGEST:
             raise ValueError(
                 f"queries and keys of layer {number} must be below {LARGEST} in float16, got weights that let them "

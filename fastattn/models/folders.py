@@ -71,8 +71,11 @@ def inside(source: str, folder: Path, name: Any) -> Path:
 
 
 def read_json(path: Path, kind: type, default: Any = None) -> Any:
-    """What a JSON file holds, a dict or a list; `default`, if given, where there is no such file."""
-    if default is not None and not path.exists():
+    """What a JSON file holds, a dict or a list; `default`, if given, where there is no such file.
+
+    A link to nothing, as a download leaves it that was broken off, is no such case.
+    """
+    if default is not None and not path.exists() and not path.is_symlink():
         return default
     existing(path)
     try:

@@ -205,14 +205,19 @@ class Entries:
 
     def _converted(self, name: str, x: NDArray) -> NDArray:
         """A weight in another type, unless float16 would make infinity of a number."""
-        if self._dtype == np.float16 != x.dtype and x.size:
-            largest = float(max(x.max(), -x.min()))
-            if 65520 <= largest < np.inf:
-                raise ValueError(
-                    f"{self.key(name)} must be below 65520 in magnitude to become float16, got {largest:.6g}: dtype "
-                    f"must be 'bfloat16' or 'float32'"
-                )
-        return x.astype(self._dtype, copy=False)
+        if self._dtype != np.float16:
+            return x.astype(self._dtype, copy=False)
+        if x.dtype.name == "bfloat16":
+            x = x.astype(np.float32)  # whose conversion tells of an overflow
+        try:
+            with np.errstate(over="raise"):
+                return x.astype(np.float16, copy=False)
+        except FloatingPointError:
+            largest = np.abs(x[np.isfinite(x)]).max()
+            raise ValueError(
+                f"{self.key(name)} must be below 65520 in magnitude to become float16, got {largest:.6g}: dtype must "
+                f"be 'bfloat16' or 'float32'"
+            ) from None
 
     def matrices(self, needed: dict[str, tuple[int, int]]) -> list[NDArray | QuantizedWeight]:
         """Weights of one dtype."""
