@@ -10,6 +10,7 @@ import importlib
 import sys
 
 import fastattn
+from fastattn.commands import files
 
 COMMANDS = {
     "info": "show what was built, and what this machine uses of it",
@@ -33,16 +34,16 @@ def main(argv=None):
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments; try COMMAND --help")
-    chosen = parser.parse_args(argv)
-
-    module = importlib.import_module(f"fastattn.commands.{chosen.command.replace('-', '_')}")
-    command = argparse.ArgumentParser(
-        prog=f"{parser.prog} {chosen.command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(command)
-    return module.run(command.parse_args(chosen.arguments))
+    with files.standard_output():
+        chosen = parser.parse_args(argv)
+        module = importlib.import_module(f"fastattn.commands.{chosen.command.replace('-', '_')}")
+        command = argparse.ArgumentParser(
+            prog=f"{parser.prog} {chosen.command}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        return module.run(command.parse_args(chosen.arguments))
 
 
 if __name__ == "__main__":

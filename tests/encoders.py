@@ -17,6 +17,9 @@ from fastattn import reference
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZé .,!?"
 MARKS = {0: ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), 1: ("[CLS]", "[PAD]", "[SEP]", "[UNK]")}  # by the padding's id
 
+# The class of tokenizers that takes tokenizer.json as it is.
+TOKENIZER_CONFIG, AS_IT_IS = "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}
+
 TEXTS = [
     "the cat sat on the mat.",
     "a",
@@ -192,7 +195,10 @@ class Encoder:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer(self.padding_id).save(str(folder / "tokenizer.json"))
         save_file(self.tensors if tensors is None else tensors, folder / "model.safetensors")
-        write_json(folder, {"config.json": self.config} | (files or {}))
+        files = {"config.json": self.config, TOKENIZER_CONFIG: {}} | (files or {})
+        if isinstance(files[TOKENIZER_CONFIG], dict):
+            files[TOKENIZER_CONFIG] = AS_IT_IS | files[TOKENIZER_CONFIG]
+        write_json(folder, files)
         return folder
 
 
@@ -251,9 +257,9 @@ def write_json(folder, files):
 TANH, IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
 
 
-def modules(pooling=None, *, normalize=False, dense=0, prefix="sentence_transformers.models."):
+def modules(pooling=None, *, normalize=False, dense=0, more=(), prefix="sentence_transformers.models."):
     """modules.json and the pooling's configuration as sentence-transformers writes them."""
-    kinds = ["Transformer", "Pooling", *["Dense"] * dense, *["Normalize"] * normalize]
+    kinds = ["Transformer", "Pooling", *["Dense"] * dense, *more, *["Normalize"] * normalize]
     paths = ["" if kind == "Transformer" else f"{i}_{kind}" for i, kind in enumerate(kinds)]
     rows = [
         {"idx": i, "name": str(i), "path": path, "type": prefix + kind}

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fastattn.__main__ import COMMANDS, main
 from fastattn.commands import bench, check, dtypes
 from fastattn.commands.cases import CASES
 from fastattn.commands.peers import PEERS, Peer
-from processes import output
+from processes import output, python
 
 
 def run(capsys, *argv):
@@ -221,3 +222,45 @@ def test_bench_fails_when_the_library_cannot_run(capsys, monkeypatch):
     assert code == 1
     assert re.search("fastattn cannot run tiny: its process ended with exit code 1: .*no-such-target", text)
     assert CASES["tiny"].shape in text
+
+
+# Streams that are closed or full
+
+FULL = Path("/dev/full")
+
+# One call of each command that soon has something to print.
+PRINTING = [["--help"], ["--version"], ["info"], ["info", "--json"], ["check", "--help"], ["bench", "--help"]]
+
+
+def typed(argv, before="", **environment):
+    """The finished process of a command, with lines of Python before it."""
+    return python(f"import os, sys\n{before}\n{IN_FULL}", *argv, **environment)
+
+
+IN_FULL = "import runpy; sys.argv[0] = 'fastattn'; runpy.run_module('fastattn', run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("argv", PRINTING, ids=" ".join)
+def test_standard_output_that_is_full(argv, unbuffered):
+    done = typed(argv, "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "cannot write standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("argv", PRINTING, ids=" ".join)
+def test_standard_output_that_is_closed(argv):
+    done = typed(argv, "sys.stdout = None")
+    assert (done.returncode, done.stderr) == (1, "cannot write standard output: it is closed\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_that_leaves(unbuffered):
+    before = "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)"
+    done = typed(["info"], before, PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_standard_output_in_another_encoding():
+    done = typed(["info"], "import fastattn; fastattn.show_config = lambda: {'×': 'µ'}", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["?", "?"], "")

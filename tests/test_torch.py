@@ -176,8 +176,16 @@ def test_causal_self_attention_of_padded_sequences(dtype):
 
 def test_tensors_are_not_arrays():
     tensors = build(torch.nn.MultiheadAttention, np.dtype(np.float32), 8, 2).state_dict()
-    with pytest.raises(TypeError, match=r"out_proj\.weight must be a plain numpy\.ndarray, got Tensor"):
-        MultiHeadAttention.from_state_dict(tensors, num_heads=2)
+    for found in (tensors, {name: x.bfloat16() for name, x in tensors.items()}):
+        with pytest.raises(TypeError, match=r"out_proj\.weight must be .* got Tensor: .*\.numpy\(\)"):
+            MultiHeadAttention.from_state_dict(found, num_heads=2)
+    MultiHeadAttention.from_state_dict({name: x.numpy() for name, x in tensors.items()}, num_heads=2)
+
+
+def test_modules_are_no_state_dicts():
+    module = build(torch.nn.MultiheadAttention, np.dtype(np.float32), 8, 2)
+    with pytest.raises(TypeError, match=r"mapping must be a mapping of .* got MultiheadAttention: .* state_dict\(\)"):
+        MultiHeadAttention.from_state_dict(module, num_heads=2)
 
 
 # Encoders

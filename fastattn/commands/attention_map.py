@@ -36,7 +36,7 @@ def run(arguments):
             raise SystemExit(f"a map has at most {heatmap.MOST} tokens, TEXT has {len(tokens)}")
         layer, head = arguments.layer % encoder.num_layers, arguments.head % encoder.num_heads
         missing = heatmap.save(out, format, tokens, weights, f"Layer {layer}, head {head}")
-    if missing:
+    if missing and sys.stderr:
         print(f"no font on this machine has {missing}: boxes stand there", file=sys.stderr)
     print(f"{arguments.out}: {len(tokens)} × {len(tokens)} tokens")
     return 0

@@ -5,6 +5,7 @@ float32, of shape (lines, size of an embedding), and replaces OUT only once it i
 """
 
 import argparse
+from pathlib import Path
 
 from numpy.lib import format as npy
 
@@ -14,7 +15,7 @@ from fastattn.commands import files, model, options
 def add_arguments(parser):
     """Describe the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="one text a line; - is standard input")
-    parser.add_argument("-o", dest="out", required=True, metavar="OUT", help="the .npy file to write")
+    parser.add_argument("-o", dest="out", type=_array, required=True, metavar="OUT", help="the .npy file to write")
     model.add_arguments(parser)
     parser.add_argument(
         "--batch-size",
@@ -40,3 +41,9 @@ def run(arguments):
         out.write(embeddings)
     print(f"{arguments.out}: {len(embeddings)} × {encoder.embedding_size} float32")
     return 0
+
+
+def _array(name):
+    if Path(name).suffix.lower() not in (".npy", ""):
+        raise argparse.ArgumentTypeError(f"{name!r} does not end in .npy")
+    return name

@@ -3,7 +3,6 @@
 Each with the cosine of the two embeddings and the number of the line, tabs between them. Blank lines are left out.
 """
 
-import os
 import sys
 
 import numpy as np
@@ -32,9 +31,10 @@ def run(arguments):
 
 def _print(lines):
     """To standard output, in UTF-8 as they came; its reader may have seen enough of them."""
-    try:
-        for line in lines:
-            sys.stdout.buffer.write(f"{line}\n".encode())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush goes there
+    with files.written():
+        try:
+            for line in lines:
+                sys.stdout.buffer.write(f"{line}\n".encode())
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            files.to_nowhere()

@@ -104,6 +104,6 @@ class Progress:
         self._write(f"[{self.done}/{self.total}] {doing}")
 
     def _write(self, line):
-        if self.stream.isatty():
+        if self.stream is not None and self.stream.isatty():
             self.stream.write(f"\r\x1b[K{line}")
             self.stream.flush()

@@ -2,18 +2,23 @@
 
 A map of the package, which is imported only when used:
 
-bert.py           BertEncoder: each call is a few lines over the rooms below
-folders.py        the JSON files of a model's folder; the folder that serves when none is given
-architectures.py  what each model_type calls its fields and its tensors: a row for each
-configuration.py  config.json, judged
-modules.py        what sentence-transformers keeps beside a model: maximum length, pooling, prompt
-checkpoint.py     *.safetensors mapped into memory
-parameters.py     tensors, judged, by the names that they have here
-inputs.py         the only place that judges token ids and masks; from there on all is packed
-tokens.py         texts to token ids
-embeddings.py     token ids to rows: words, positions and token types, added and normalised
-pooling.py        the rows of a sequence to one embedding
-progress.py       the line on standard error while long work goes on
+bert.py               BertEncoder: each call is a few lines over the rooms below
+folders.py            the files of a model's folder; the folder that serves when none is given
+recognition.py        what a folder is, if no model that is read here: for messages, before any field is judged
+architectures.py      what each model_type calls its fields and its tensors: a row for each
+configuration.py      config.json, judged
+modules.py            what sentence-transformers keeps beside a model: modules, pooling, prompt
+sentences.py          sentence_bert_config.json, judged: the maximum length, changes of the other files
+checkpoint.py         *.safetensors mapped into memory
+parameters.py         tensors, judged, by the names that they have here
+inputs.py             the only place that judges token ids and masks; from there on all is packed
+tokens.py             texts to token ids
+tokenizer_files.py    the files of a tokenizer, read as transformers reads them
+tokenizer_classes.py  what each class of tokenizers is made of: a row for each
+embeddings.py         token ids to rows: words, positions and token types, added and normalised
+pooling.py            the rows of a sequence to one embedding
+float16.py            an error where float16 would lose a sum
+progress.py           the line on standard error while long work goes on
 
 A text goes one way: tokens -> embeddings -> fastattn.nn.TransformerEncoder -> pooling.
 """

@@ -10,6 +10,7 @@ class Architecture(NamedTuple):
 
     fields: dict[str, str]  # of a `configuration.Configuration`: of config.json
     defaults: dict[str, Any]  # of fields that config.json may lack
+    tokenizer_class: str  # where no file names one
     skips_padding: bool  # positions begin behind the padding's id, and padding has none of its own
     layers: str  # what stands before the number of a layer in the names of its tensors
     # A layer's tensors as torch.nn.TransformerEncoderLayer calls them, without "weight" and "bias"; the rows of several
@@ -31,6 +32,7 @@ _BERT = Architecture(
         "padding_id": "pad_token_id",
     },
     defaults={"token_types": 2, "activation": "gelu", "norm_eps": 1e-12, "padding_id": 0},
+    tokenizer_class="BertTokenizer",
     skips_padding=False,
     layers="encoder.layer",
     tensors={
@@ -42,7 +44,9 @@ _BERT = Architecture(
         "norm2.": ("output.LayerNorm.",),
     },
 )
-_ROBERTA = _BERT._replace(defaults=_BERT.defaults | {"padding_id": 1}, skips_padding=True)
+_ROBERTA = _BERT._replace(
+    defaults=_BERT.defaults | {"padding_id": 1}, tokenizer_class="RobertaTokenizer", skips_padding=True
+)
 _DISTILBERT = Architecture(
     fields={
         "vocabulary": "vocab_size",
@@ -55,6 +59,7 @@ _DISTILBERT = Architecture(
         "padding_id": "pad_token_id",
     },
     defaults={"token_types": 0, "activation": "gelu", "norm_eps": 1e-12, "padding_id": 0},
+    tokenizer_class="BertTokenizer",
     skips_padding=False,
     layers="transformer.layer",
     tensors={
@@ -69,10 +74,10 @@ _DISTILBERT = Architecture(
 
 ARCHITECTURES = {
     "bert": _BERT,
-    "camembert": _ROBERTA,
+    "camembert": _ROBERTA._replace(tokenizer_class="CamembertTokenizer"),
     "distilbert": _DISTILBERT,
     "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA._replace(tokenizer_class="XLMRobertaTokenizer"),
 }
 
 # hidden_act -> the activation of `fastattn.linear`.

@@ -11,11 +11,13 @@ from fastattn import _arguments
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import read_configuration
 from fastattn.models.embeddings import Embeddings
+from fastattn.models.float16 import judge_finite, judge_scores
 from fastattn.models.folders import default_folder
 from fastattn.models.inputs import Packed, chosen, gathered, judged
 from fastattn.models.modules import read_modules, read_pooling
 from fastattn.models.parameters import embedding_parameters, layer_parameters
 from fastattn.models.progress import Progress
+from fastattn.models.recognition import head
 from fastattn.models.tokens import Tokens, judged_text, judged_texts
 from fastattn.nn import TransformerEncoder
 
@@ -70,11 +72,11 @@ class BertEncoder:
     0.67 -0.05
     """
 
-    __slots__ = ("_activations", "_configuration", "_embeddings", "_encoder", "_pooling", "_tokens", "dtype")
+    __slots__ = ("_activations", "_configuration", "_embeddings", "_encoder", "_head", "_pooling", "_tokens", "dtype")
 
     def __init__(self, folder: Path, dtype: str) -> None:
         modules = read_modules(folder)
-        configuration = read_configuration(modules.transformer)
+        configuration = read_configuration(modules.transformer, modules.sentences.configuration)
         self._configuration = configuration
         checkpoint = Checkpoint(modules.transformer)
         self._embeddings = Embeddings(**embedding_parameters(checkpoint, configuration), eps=configuration.norm_eps)
@@ -85,11 +87,21 @@ class BertEncoder:
             norm_eps=configuration.norm_eps,
             dtype=dtype,
         )
-        self._pooling = read_pooling(modules, configuration.hidden)
+        judge_scores(self._encoder, self._embeddings)
         self._tokens = Tokens(modules, configuration)
+        self._pooling = read_pooling(modules, configuration.hidden, self._tokens.prompt_length())
+        # With modules.json it is clear that hidden states are pooled, whatever stood above them once.
+        self._head = "" if modules.listed else head(configuration.classes, checkpoint.unread())
         self.dtype = dtype
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         checkpoint.forget_pages()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(model_type={self._configuration.model_type!r}, num_layers={self.num_layers}, "
+            f"num_heads={self.num_heads}, hidden_size={self.hidden_size}, embedding_size={self.embedding_size}, "
+            f"max_length={self.max_length}, dtype={self.dtype!r})"
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike | None = None, dtype: str = "float32") -> BertEncoder:
@@ -98,10 +110,10 @@ class BertEncoder:
         Parameters
         ----------
         folder : str or os.PathLike, optional
-            Holds config.json, model.safetensors (or the shards of model.safetensors.index.json) and tokenizer.json,
-            and what sentence-transformers keeps beside them: modules.json, the modules' own folders,
-            sentence_bert_config.json. Without modules.json embeddings are means of hidden states. By default
-            `default_folder`'s.
+            Holds config.json, model.safetensors (or the shards of model.safetensors.index.json) and tokenizer.json (or
+            BERT's vocab.txt, or RoBERTa's vocab.json and merges.txt), and what sentence-transformers keeps beside them:
+            modules.json, the modules' own folders, sentence_bert_config.json. Without modules.json embeddings are means
+            of hidden states. By default `default_folder`'s.
         dtype : {"float32", "float16", "bfloat16", "int8"}
             What the layers compute in, and store their weights in: they are converted here, once. int8 means weights
             with a scale for each output, and activations in bfloat16 that are rounded to int8, row by row, before each
@@ -118,13 +130,19 @@ class BertEncoder:
         TypeError
             folder is no path, or dtype no str.
         ValueError
-            dtype is none of these, or bfloat16 or int8 without ml_dtypes; a file is not whole or not what its name
-            says; a tensor is missing or has another shape than config.json says; or the model is of another
-            architecture than BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not
-            supported. The message names the file and the field or tensor.
+            dtype is none of these, or bfloat16 or int8 without ml_dtypes, or float16 where a weight or a score may pass
+            65504; a file is not whole or not what its name says, or names one outside of the folder; a tensor is
+            missing or has another shape than config.json says; or the model is of another architecture than BERT,
+            RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not supported. The message names
+            the file and the field or tensor.
 
         Notes
         -----
+        Token ids are those of transformers 5. tokenizer_config.json names a class, or config.json does, or the
+        model_type has one: BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer and CamembertTokenizer take the
+        vocabulary of tokenizer.json alone, and normalise and split as the fields of tokenizer_config.json say, or as
+        the class does by default. For PreTrainedTokenizerFast tokenizer.json counts as it is.
+
         model.safetensors is mapped into memory. What needs no conversion stays there, so that processes share it and
         only the rows of the words in use are ever read; the file must not change as long as the model is in use.
         """
@@ -137,7 +155,9 @@ class BertEncoder:
         _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         path = default_folder() if folder is None else Path(folder)
         if not path.is_dir():
-            raise FileNotFoundError(f"folder must be that of a model on this machine, got {str(path)!r}")
+            raise FileNotFoundError(
+                f"folder must be a folder on this machine, as snapshot_download leaves it, got {str(path)!r}"
+            )
         return cls(path, dtype)
 
     @property
@@ -191,8 +211,8 @@ class BertEncoder:
         TypeError
             An argument has no integer dtype.
         ValueError
-            A shape does not fit, a token id or type is not in its table, or a sequence has more tokens than the table
-            of positions. What stands where the mask is 0 is not looked at.
+            A shape does not fit, a token id or type is not in its table, a sequence has more tokens than the table of
+            positions, or a sum passes 65504 in float16. What stands where the mask is 0 is not looked at.
 
         Notes
         -----
@@ -249,16 +269,17 @@ class BertEncoder:
         TypeError
             `texts` is no str and has an element that is none.
         ValueError
-            `batch_size` is less than 1, a text is not Unicode (half of a surrogate pair), or the tokenizer knows a
-            token that the model does not.
+            `batch_size` is less than 1, a text is not Unicode (half of a surrogate pair), the tokenizer fails or knows
+            a token that the model does not, a sum passes 65504 in float16, or the model has a head and no modules.json:
+            what it was trained to give is not an embedding.
 
         Notes
         -----
         Texts are sorted by their number of tokens, the longest first, and packed without padding.
 
         The tokenizers library uses as many threads as it finds processors, whatever `num_threads` says; its own
-        RAYON_NUM_THREADS and TOKENIZERS_PARALLELISM limit it. Once it has, it says so in a process that is forked, and
-        uses one thread there.
+        RAYON_NUM_THREADS and TOKENIZERS_PARALLELISM limit it. Once it has, a process that is forked uses one thread,
+        and the library says so there, unless TOKENIZERS_PARALLELISM is set.
 
         Examples
         --------
@@ -267,6 +288,11 @@ class BertEncoder:
         >>> model.encode("A sentence.").shape, model.encode(["A sentence.", ""]).shape, model.encode([]).shape
         ((384,), (2, 384), (0, 384))
         """
+        if self._head:
+            raise ValueError(
+                f"encode must have a model without a head, got one with {self._head}: without modules.json nothing "
+                f"says that its hidden states make embeddings; model(**model.tokenize(texts)) gives these"
+            )
         most = None if batch_size is None else _arguments.at_least_one("batch_size", batch_size)
         ids, cu_seqlens = self._tokens(judged_texts(texts))
         lengths = np.diff(cu_seqlens)
@@ -347,19 +373,23 @@ class BertEncoder:
         x = self._rows(packed)
         for below in self._encoder.layers[:layer]:
             x = below(x, cu_seqlens=cu_seqlens)
-        weights = self._encoder.layers[layer].self_attn.attention_weights(x[np.newaxis])[0, head]
-        return self._tokens.strings(ids), weights.astype(np.float32)
+        weights = self._encoder.layers[layer].self_attn.attention_weights(x[np.newaxis])[0, head].astype(np.float32)
+        judge_finite(self.dtype, x.astype(np.float32), weights)
+        return self._tokens.strings(ids), weights
 
     def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
         """What the first layer takes: (tokens, H) in the layers' type."""
         x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
-        return x.astype(self._activations, copy=False)
+        with np.errstate(over="ignore"):  # of float16: what comes of it is judged
+            return x.astype(self._activations, copy=False)
 
     def _hidden(self, packed: Packed, num_threads: int | None) -> NDArray[np.float32]:
         """What the last layer gives: (tokens, H)."""
         x = self._rows(packed, num_threads)
         self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads)
-        return x.astype(np.float32, copy=False)
+        hidden = x.astype(np.float32, copy=False)
+        judge_finite(self.dtype, hidden)
+        return hidden
 
 
 def _packs(order: NDArray, lengths: NDArray, most: int | None) -> Iterator[NDArray]:

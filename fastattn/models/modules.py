@@ -1,21 +1,23 @@
-"""What sentence-transformers keeps beside a model: its modules, the maximum length, how to pool, what to put in front.
+"""What sentence-transformers keeps beside a model: its modules, how to pool, what to put in front of a text.
 
 Where there is no modules.json, a model's embedding is the mean of its hidden states, as it is there.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import counted
-from fastattn.models.folders import read_json
-from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, Pooling
+from fastattn.models.folders import inside, read_json
+from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
+from fastattn.models.recognition import judge_family, known_architecture
+from fastattn.models.sentences import Sentences, judge_fields, limit, read_sentences
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Before there was pooling_mode, each mode had a field of its own; several at once are joined in this order.
@@ -31,125 +33,132 @@ _MODE_FIELDS = {
 # Fields of the modules' own files that change the computation, and the only values, None if there is none, for which it
 # is the one made here.
 _OF_SENTENCES = ("sentence_embedding", None)
-_TRANSFORMER_FIELDS = {
-    "transformer_task": ("feature-extraction", None),
-    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, None),
-    "module_output_name": ("token_embeddings", None),
-    "processing_kwargs": ({}, None),
-    "query_expansion": (None,),
-}
 _NORMALIZE_FIELDS = {"module_input_name": _OF_SENTENCES, "module_output_name": _OF_SENTENCES}
 _DENSE_FIELDS = {"activation_function": tuple(ACTIVATIONS), "bias": (True, False), "use_residual": (False, None)}
 _DENSE_FIELDS |= _NORMALIZE_FIELDS
 
 
+class Module(NamedTuple):
+    """A row of modules.json."""
+
+    kind: str
+    folder: Path
+
+
 class Modules(NamedTuple):
     """The modules of a folder."""
 
+    listed: bool  # in modules.json; if not, there is nothing behind the transformer but the mean
     transformer: Path  # where config.json, model.safetensors and tokenizer.json are
-    max_seq_length: int | None
-    lower_case: bool
+    sentences: Sentences
     prompt: str  # stands in front of every text
     modes: tuple[str, ...]
-    dense: tuple[Path, ...]
+    pools_prompt: bool
+    steps: tuple[Module, ...]  # between pooling and normalisation
     normalize: bool
     truncate_dim: int | None  # embeddings are cut off there
 
 
 def read_modules(folder: Path) -> Modules:
     """The modules of a folder, judged; ValueError names the file and the field that does not fit."""
+    defaults = folder / "config_sentence_transformers.json"
+    saved = read_json(defaults, dict, default={})
+    judge_family(folder, saved)
     path = folder / "modules.json"
-    places: dict[str, list[Path]] = {"Transformer": [], "Pooling": [], "Dense": [], "Normalize": []}
-    kinds = []
-    for module in read_json(path, list, default=[]):
-        kind = str(module.get("type") if isinstance(module, dict) else module)
-        kinds.append(kind.rpartition(".")[2])
-        if not kind.startswith("sentence_transformers.") or kinds[-1] not in places:
-            raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(places)}, got {kind!r}")
-        places[kinds[-1]].append(folder / str(module.get("path", "")))
-    order = ["Transformer", "Pooling", *["Dense"] * len(places["Dense"]), *["Normalize"] * bool(places["Normalize"])]
-    if kinds and kinds != order:
-        raise ValueError(
-            f"{path}: type must be Transformer, then Pooling, any number of Dense and at most one Normalize, got "
-            f"{', '.join(kinds)}"
-        )
-    transformer = places["Transformer"][0] if kinds else folder
-    for normalize in places["Normalize"]:
-        _judge(normalize / "config.json", _NORMALIZE_FIELDS, read_json(normalize / "config.json", dict, default={}))
-    max_seq_length, lower_case = _sentence_configuration(transformer)
-    prompt, truncate_dim = _defaults(folder / "config_sentence_transformers.json")
+    rows = [_module(path, module) for module in read_json(path, list, default=[])]
+    found: dict[str, list[Path]] = {kind: [row.folder for row in rows if row.kind == kind] for kind in _KINDS}
+    transformer = found["Transformer"][0] if found["Transformer"] else folder
+    config = transformer / "config.json"
+    if config.exists():
+        known_architecture(config, read_json(config, dict))
+    _judge_order(path, [row.kind for row in rows])
+    for normalize in found["Normalize"]:
+        config = normalize / "config.json"
+        judge_fields(config, _NORMALIZE_FIELDS, read_json(config, dict, default={}))
+    pooling = found["Pooling"][0] / "config.json" if rows else None
+    raw = {} if pooling is None else read_json(pooling, dict)
     return Modules(
+        bool(rows),
         transformer,
-        max_seq_length,
-        lower_case,
-        prompt,
-        modes=_modes(places["Pooling"][0], prompt) if kinds else ("mean",),
-        dense=tuple(places["Dense"]),
-        normalize=bool(places["Normalize"]),
-        truncate_dim=truncate_dim,
+        read_sentences(transformer),
+        _prompt(defaults, saved),
+        modes=_modes(pooling, raw),
+        pools_prompt=bool(raw.get("include_prompt", True)),
+        steps=tuple(row for row in rows if row.kind in _STEPS),
+        normalize=bool(found["Normalize"]),
+        truncate_dim=limit(defaults, "truncate_dim", saved),
     )
 
 
-def read_pooling(modules: Modules, hidden: int) -> Pooling:
-    """The pooling of hidden states of that size, with the weights of its dense layers."""
-    dense, size = [], hidden * len(modules.modes)
-    for folder in modules.dense:
-        dense.append(_dense(folder, size))
-        size = dense[-1].weight.shape[0]
-    return Pooling(modules.modes, tuple(dense), modules.normalize, min(size, modules.truncate_dim or size))
+def read_pooling(modules: Modules, hidden: int, prompt_length: int) -> Pooling:
+    """The pooling of hidden states of that size, with the weights of what stands behind it."""
+    steps, size = [], hidden * len(modules.modes)
+    for module in modules.steps:
+        step, size = _STEPS[module.kind](module.folder, size)
+        steps.append(step)
+    skipped = 0 if modules.pools_prompt else prompt_length
+    return Pooling(modules.modes, skipped, tuple(steps), modules.normalize, min(size, modules.truncate_dim or size))
 
 
-def _sentence_configuration(folder: Path) -> tuple[int | None, bool]:
-    """(max_seq_length, do_lower_case) of sentence_bert_config.json, or sentence_roberta_config.json and so on."""
-    for path in sorted(folder.glob("sentence_*_config.json")):
-        raw = read_json(path, dict)
-        _judge(path, _TRANSFORMER_FIELDS, raw)
-        return _limit(path, "max_seq_length", raw), bool(raw.get("do_lower_case"))
-    return None, False
+def _module(path: Path, module: Any) -> Module:
+    kind = str(module.get("type") if isinstance(module, dict) else module)
+    package, _, name = kind.partition(".")
+    name = name.rpartition(".")[2]
+    if package != "sentence_transformers" or name not in _KINDS:
+        raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(_KINDS)}, got {kind!r}")
+    return Module(name, inside(f"{path}: path", path.parent, module.get("path", "")))
 
 
-def _limit(path: Path, field: str, raw: dict) -> int | None:
-    return None if raw.get(field) is None else counted(f"{path}: {field}", raw[field])
+def _judge_order(path: Path, kinds: list[str]) -> None:
+    after = [kind for kind in kinds[2:] if kind != "Dropout"]
+    if after[-1:] == ["Normalize"]:
+        after.pop()
+    if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not all(kind in _STEPS for kind in after)):
+        raise ValueError(
+            f"{path}: type must be Transformer, then Pooling, any number of {', '.join(_STEPS)} and Dropout, and at "
+            f"most one Normalize, got {', '.join(kinds)}"
+        )
 
 
-def _defaults(path: Path) -> tuple[str, int | None]:
-    """(the prompt in front of every text, truncate_dim) of config_sentence_transformers.json."""
-    raw = read_json(path, dict, default={})
-    truncate_dim = _limit(path, "truncate_dim", raw)
+def _prompt(path: Path, raw: dict[str, Any]) -> str:
+    """The prompt in front of every text."""
     name, prompts = raw.get("default_prompt_name"), raw.get("prompts")
     if name is None:
-        return "", truncate_dim
+        return ""
     if not isinstance(name, str) or not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         raise ValueError(f"{path}: default_prompt_name must be one of prompts, got {name!r}")
-    return prompts[name], truncate_dim
+    return prompts[name]
 
 
-def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
-    path = folder / "config.json"
-    raw = read_json(path, dict)
+def _modes(path: Path | None, raw: dict[str, Any]) -> tuple[str, ...]:
     modes = raw.get("pooling_mode") or [mode for field, mode in _MODE_FIELDS.items() if raw.get(field)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not all(isinstance(mode, str) and mode in MODES for mode in modes):
         raise ValueError(f"{path}: pooling_mode must be one or a list of {', '.join(MODES)}, got {modes!r}")
-    if prompt and not raw.get("include_prompt", True):
-        raise ValueError(f"{path}: include_prompt must be true for a model with a default prompt, got false")
     return tuple(modes)
 
 
-def _dense(folder: Path, size: int) -> Dense:
+def _dense(folder: Path, size: int) -> tuple[Dense, int]:
     path = folder / "config.json"
     raw: dict[str, Any] = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
     raw |= read_json(path, dict)
-    _judge(path, _DENSE_FIELDS | {"in_features": (size,)}, raw)
+    judge_fields(path, _DENSE_FIELDS | {"in_features": (size,)}, raw)
     rows = counted(f"{path}: out_features", raw.get("out_features"))
     checkpoint = Checkpoint(folder)
     weight = checkpoint.take("linear.weight", (rows, size)).astype(np.float32, copy=False)
     bias = checkpoint.take("linear.bias", (rows,)).astype(np.float32, copy=False) if raw["bias"] else None
-    return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]])
+    return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]]), rows
 
 
-def _judge(path: Path, needed: dict[str, tuple], raw: dict) -> None:
-    for field, values in needed.items():
-        if raw.get(field) not in values:
-            known = " or ".join(map(json.dumps, values))
-            raise ValueError(f"{path}: {field} must be {known}, got {json.dumps(raw.get(field))}")
+def _layer_norm(folder: Path, size: int) -> tuple[LayerNorm, int]:
+    path = folder / "config.json"
+    judge_fields(path, {"dimension": (size,)}, read_json(path, dict))
+    checkpoint = Checkpoint(folder)
+    weight, bias = (checkpoint.take(f"norm.{name}", (size,)).astype(np.float32) for name in ("weight", "bias"))
+    return LayerNorm(weight, bias), size
+
+
+# Modules that compute an embedding from another one: what reads them, (the step, the size that it gives).
+_STEPS: dict[str, Callable[[Path, int], tuple[Callable, int]]] = {"Dense": _dense, "LayerNorm": _layer_norm}
+
+_KINDS = ("Transformer", "Pooling", *_STEPS, "Dropout", "Normalize")

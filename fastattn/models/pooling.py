@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastattn.linear import linear
+from fastattn.normalization import layer_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,31 +15,49 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def _mean(x: NDArray, starts: NDArray, lengths: NDArray) -> NDArray:
-    return np.add.reduceat(x, starts, axis=0) / lengths.astype(x.dtype)[:, None]
+class Sequences(NamedTuple):
+    """Which of the packed tokens belong together; no sequence is empty."""
+
+    starts: NDArray  # where they begin
+    lengths: NDArray
+    first: int  # the position of their first tokens
 
 
-def _mean_sqrt_len(x: NDArray, starts: NDArray, lengths: NDArray) -> NDArray:
-    return np.add.reduceat(x, starts, axis=0) / np.sqrt(lengths.astype(x.dtype))[:, None]
+def _mean(x: NDArray, of: Sequences) -> NDArray:
+    return np.add.reduceat(x, of.starts, axis=0) / of.lengths.astype(x.dtype)[:, None]
 
 
-def _weighted_mean(x: NDArray, starts: NDArray, lengths: NDArray) -> NDArray:
-    weights = (np.arange(1, len(x) + 1) - np.repeat(starts, lengths)).astype(x.dtype)[:, None]
-    return np.add.reduceat(x * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+def _mean_sqrt_len(x: NDArray, of: Sequences) -> NDArray:
+    return np.add.reduceat(x, of.starts, axis=0) / np.sqrt(of.lengths.astype(x.dtype))[:, None]
 
 
-# Each takes hidden states (tokens, H), where sequences begin, and their lengths, none of them 0.
-MODES: dict[str, Callable[[NDArray, NDArray, NDArray], NDArray]] = {
-    "cls": lambda x, starts, lengths: x[starts],
-    "lasttoken": lambda x, starts, lengths: x[starts + lengths - 1],
-    "max": lambda x, starts, lengths: np.maximum.reduceat(x, starts, axis=0),
+def _weighted_mean(x: NDArray, of: Sequences) -> NDArray:
+    weights = (np.arange(1, len(x) + 1) - np.repeat(of.starts - of.first, of.lengths)).astype(x.dtype)[:, None]
+    return np.add.reduceat(x * weights, of.starts, axis=0) / np.add.reduceat(weights, of.starts, axis=0)
+
+
+# Each takes hidden states (tokens, H) of sequences.
+MODES: dict[str, Callable[[NDArray, Sequences], NDArray]] = {
+    "cls": lambda x, of: x[of.starts],
+    "lasttoken": lambda x, of: x[of.starts + of.lengths - 1],
+    "max": lambda x, of: np.maximum.reduceat(x, of.starts, axis=0),
     "mean": _mean,
     "mean_sqrt_len_tokens": _mean_sqrt_len,
     "weightedmean": _weighted_mean,
 }
 
-# activation_function of a dense layer; None: the sums themselves.
-ACTIVATIONS: dict[str, Callable[[NDArray], NDArray] | None] = {
+
+def _sigmoid(x: NDArray) -> NDArray:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+# activation_function of a dense layer: that of `linear`, or what comes behind it.
+ACTIVATIONS: dict[str, str | Callable[[NDArray], NDArray] | None] = {
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.Sigmoid": _sigmoid,
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.linear.Identity": None,
 }
@@ -49,35 +68,51 @@ class Dense(NamedTuple):
 
     weight: NDArray
     bias: NDArray | None
-    activation: Callable[[NDArray], NDArray] | None
+    activation: str | Callable[[NDArray], NDArray] | None
 
     def __call__(self, x: NDArray) -> NDArray:
         """The layer's output (N, out_features)."""
-        x = linear(x, self.weight, self.bias)
-        return x if self.activation is None else self.activation(x)
+        if callable(self.activation):
+            return self.activation(linear(x, self.weight, self.bias))
+        return linear(x, self.weight, self.bias, activation=self.activation)
+
+
+class LayerNorm(NamedTuple):
+    """A layer normalisation behind the pooling, with torch's eps."""
+
+    weight: NDArray
+    bias: NDArray
+
+    def __call__(self, x: NDArray) -> NDArray:
+        """Rows of the same size."""
+        return layer_norm(x, self.weight, self.bias)
 
 
 class Pooling(NamedTuple):
     """All that comes behind the transformer."""
 
     modes: tuple[str, ...]
-    dense: tuple[Dense, ...]
+    skipped: int  # tokens that begin every text and are not pooled: the prompt's
+    steps: tuple[Callable[[NDArray], NDArray], ...]
     normalize: bool
     size: int  # what is beyond is cut off
 
     def __call__(self, x: NDArray, cu_seqlens: NDArray, normalize: bool | None) -> NDArray:
-        """Embeddings (N, size) of N sequences that are packed in x (tokens, H); a sequence without tokens gives zeros.
+        """Embeddings (N, size) of N sequences that are packed in x (tokens, H); where nothing is pooled they are zeros.
 
         `normalize`: whether they are scaled to length 1; None: as the model says, which is before they are cut off.
         """
         lengths = np.diff(cu_seqlens)
+        if self.skipped:
+            x = x[np.arange(len(x)) - np.repeat(cu_seqlens[:-1], lengths) >= self.skipped]
+            lengths = np.maximum(lengths - self.skipped, 0)
         some = lengths > 0
         pooled = np.zeros((len(lengths), x.shape[1] * len(self.modes)), x.dtype)
         if some.any():
-            starts = cu_seqlens[:-1][some]
-            pooled[some] = np.concatenate([MODES[mode](x, starts, lengths[some]) for mode in self.modes], axis=1)
-        for layer in self.dense:
-            pooled = layer(pooled)
+            sequences = Sequences((np.cumsum(lengths) - lengths)[some], lengths[some], self.skipped)
+            pooled[some] = np.concatenate([MODES[mode](x, sequences) for mode in self.modes], axis=1)
+        for step in self.steps:
+            pooled = step(pooled)
         if normalize is None and self.normalize:
             pooled = _unit(pooled)
         pooled = pooled[:, : self.size]

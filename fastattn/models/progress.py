@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -19,7 +20,8 @@ class Progress:
         self._total, self._done = total, 0
         self._begun = time.monotonic()
         self._next = self._begun + (LONG if shown is None else 0)
-        self._shown = sys.stderr.isatty() if shown is None else shown
+        # There may be no standard error at all: closed, or of a program with windows only.
+        self._shown = sys.stderr is not None and (sys.stderr.isatty() if shown is None else shown)
         self._written = False
 
     def __enter__(self) -> Progress:
@@ -27,8 +29,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._written:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
+            _write("\n")
 
     def add(self, count: int) -> None:
         """So much more is done."""
@@ -40,8 +41,14 @@ class Progress:
             left = (now - self._begun) * (self._total - self._done) / self._done
             bar = "#" * (30 * self._done // self._total)
             line = f"\r[{bar:30}] {self._done}/{self._total} {_clock(now - self._begun)} gone, {_clock(left)} left"
-            sys.stderr.write(f"{line:79}")
-            sys.stderr.flush()
+            _write(f"{line:79}")
+
+
+def _write(text: str) -> None:
+    """To standard error; that it is full must not end the work."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:

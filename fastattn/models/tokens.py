@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
-from fastattn.models.folders import existing, read_json
 from fastattn.models.inputs import cumulated
+from fastattn.models.tokenizer_files import library_errors, read_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from tokenizers import Encoding
+    from tokenizers.normalizers import Normalizer
 
     from fastattn.models.configuration import Configuration
     from fastattn.models.modules import Modules
@@ -24,23 +26,34 @@ if TYPE_CHECKING:
 # Texts to a call of the library, which keeps 1 to 2 KB for each of their tokens' strings and offsets.
 AT_ONCE = 8192
 
+# The library's threads do not outlive a fork. It knows, but waits for them where TOKENIZERS_PARALLELISM asks for them.
+_forked = False
+
+
+def _fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)
+
 
 class Tokens:
     """The tokenizer of a folder, cutting texts off at the model's maximum length."""
 
-    __slots__ = ("_prompt", "_tokenizer", "max_length")
+    __slots__ = ("_path", "_prompt", "_special_ids", "_tokenizer", "max_length")
 
     def __init__(self, modules: Modules, configuration: Configuration) -> None:
-        path = existing(modules.transformer / "tokenizer.json")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no narrower one
-            raise ValueError(f"{path} must be a tokenizer that the tokenizers library reads: {error}") from error
-        path = modules.transformer / "tokenizer_config.json"
-        side, limit = _truncation(path, read_json(path, dict, default={}))
+        changes = modules.sentences.tokenizer
+        files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
+        tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompt
+        self._special_ids = files.special_ids
+        side, limit = _truncation(files.config, files.fields)
+        seq_length = None if changes.get("model_max_length") else modules.sentences.max_seq_length
         limits = {
             "max_position_embeddings": configuration.max_length,
-            **({"max_seq_length": modules.max_seq_length} if modules.max_seq_length else {"model_max_length": limit}),
+            **({"max_seq_length": seq_length} if seq_length else {"model_max_length": limit}),
         }
         least = tokenizer.num_special_tokens_to_add(False) + 1
         field = min(limits, key=limits.get)
@@ -52,29 +65,46 @@ class Tokens:
             )
         tokenizer.enable_truncation(self.max_length, direction=side)
         tokenizer.no_padding()
-        if modules.lower_case:
+        if modules.sentences.lower_case and not _lowers(tokenizer.normalizer):
             tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
-        self._tokenizer, self._prompt = tokenizer, modules.prompt
+        self._tokenizer = tokenizer
 
     def __call__(self, texts: list[str]) -> tuple[NDArray, NDArray]:
         """(ids of all texts one behind the other, where each text begins and the last one ends)."""
         ids, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(texts), AT_ONCE):
-            some = [self._prompt + text for text in texts[start : start + AT_ONCE]]
-            encodings = self._tokenizer.encode_batch_fast(some)
+            encodings = self._encodings([self._prompt + text for text in texts[start : start + AT_ONCE]])
             lengths.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
             flat = chain.from_iterable(encoding.ids for encoding in encodings)
             ids.append(np.fromiter(flat, np.int64, lengths[-1].sum()))
         return np.concatenate(ids), cumulated(np.concatenate(lengths))
 
+    def prompt_length(self) -> int:
+        """Tokens of a text that are the prompt's and what stands before it."""
+        if not self._prompt:
+            return 0
+        [encoding] = self._encodings([self._prompt])
+        return len(encoding) - any(token in self._special_ids for token in encoding.ids[-1:])
+
     def strings(self, ids: NDArray) -> list[str]:
         """The tokens themselves, as the vocabulary has them."""
         return [self._tokenizer.id_to_token(i) or "" for i in ids.tolist()]
 
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
+        with library_errors(self._path):
+            if _forked and "TOKENIZERS_PARALLELISM" in os.environ:
+                return [self._tokenizer.encode(text) for text in texts]
+            return self._tokenizer.encode_batch_fast(texts)
+
+
+def _lowers(normalizer: Normalizer | None) -> bool:
+    """Whether a tokenizer has a step that makes letters small: sentence-transformers adds none then."""
+    return any(isinstance(x, Lowercase) for x in (normalizer if isinstance(normalizer, Sequence) else [normalizer]))
+
 
 def _truncation(path: Path, raw: dict) -> tuple[str, float]:
     """(truncation_side, model_max_length) of tokenizer_config.json."""
-    side, limit = (raw.get(field) for field in ("truncation_side", "model_max_length"))
+    side, limit = raw.get("truncation_side"), raw.get("model_max_length", raw.get("max_len"))
     side, limit = "right" if side is None else side, math.inf if limit is None else limit
     if side not in ("left", "right"):
         raise ValueError(f"{path}: truncation_side must be left or right, got {side!r}")

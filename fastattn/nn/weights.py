@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 REALS = ("float32", "float64", "float16", "bfloat16")
 
+# What makes arrays of torch's own state dict.
+_OF_TENSORS = "{name: x.numpy() for name, x in state_dict.items()}"
+
 
 class QuantizedWeight(NamedTuple):
     """The matrix ``values * scales[:, None]``, as `fastattn.linear` takes it for a weight."""
@@ -153,7 +156,8 @@ class Entries:
 
     def __init__(self, mapping: Mapping[str, NDArray], prefix: str, dtype: DTypeLike | None) -> None:
         if not isinstance(mapping, Mapping):
-            raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
+            advice = f": {_OF_TENSORS} of its state_dict() is one" if hasattr(mapping, "state_dict") else ""
+            raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}{advice}")
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
         for key in mapping:
@@ -197,7 +201,23 @@ class Entries:
         x = self.array(name, needed)
         if self._dtype is None:
             return x
-        return _quantized(self.key(name), x) if self._dtype == np.int8 else x.astype(self._dtype, copy=False)
+        return _quantized(self.key(name), x) if self._dtype == np.int8 else self._converted(name, x)
+
+    def _converted(self, name: str, x: NDArray) -> NDArray:
+        """A weight in another type, unless float16 would make infinity of a number."""
+        if self._dtype != np.float16:
+            return x.astype(self._dtype, copy=False)
+        if x.dtype.name == "bfloat16":
+            x = x.astype(np.float32)  # whose conversion tells of an overflow
+        try:
+            with np.errstate(over="raise"):
+                return x.astype(np.float16, copy=False)
+        except FloatingPointError:
+            largest = np.abs(x[np.isfinite(x)]).max()
+            raise ValueError(
+                f"{self.key(name)} must be below 65520 in magnitude to become float16, got {largest:.6g}: dtype must "
+                f"be 'bfloat16' or 'float32'"
+            ) from None
 
     def matrices(self, needed: dict[str, tuple[int, int]]) -> list[NDArray | QuantizedWeight]:
         """Weights of one dtype."""
@@ -258,7 +278,8 @@ def stacked(weights: list[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeig
 def _judge(name: str, x: object, needed: tuple[int | None, ...]) -> None:
     """Raise unless x is an array of real numbers of this shape."""
     if not isinstance(x, np.ndarray) or hasattr(x, "mask"):
-        raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}")
+        advice = f": take {_OF_TENSORS}, of bfloat16 with x.float().numpy()" if hasattr(x, "numpy") else ""
+        raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}{advice}")
     if x.dtype.name not in REALS or not x.dtype.isnative:
         raise TypeError(f"{name} must have dtype {', '.join(REALS)} in native byte order, got dtype {x.dtype.str}")
     if x.ndim != len(needed) or any(

@@ -1,0 +1,96 @@
+"""sentence_bert_config.json: what sentence-transformers' Transformer says of texts, and of the files beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastattn.models.configuration import counted
+from fastattn.models.folders import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Names of the file, of which the first that is there counts.
+_NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+
+# Fields that change the computation, and the only values for which it is the one made here. None: null, or absent.
+_FIELDS: dict[str, tuple] = {
+    "transformer_task": ("feature-extraction", None),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, None),
+    "module_output_name": ("token_embeddings", None),
+    "processing_kwargs": ({}, None),
+    "query_expansion": (None,),
+    "tokenizer_name_or_path": (None,),
+}
+
+# Fields that are read, and those that change no embedding of `encode`.
+_READ = ("max_seq_length", "do_lower_case")
+_WITHOUT_EFFECT = ("backend", "document_length", "query_length", "unpad_inputs")
+
+# Objects of arguments: what each was called in former times.
+_ARGUMENTS = {"model_kwargs": "model_args", "processor_kwargs": "tokenizer_args", "config_kwargs": "config_args"}
+
+# Arguments of the model that say where and how fast it computes, and in what type, which the caller says here.
+_MODEL_ARGUMENTS = (
+    "add_pooling_layer",
+    "attn_implementation",
+    "device_map",
+    "dtype",
+    "low_cpu_mem_usage",
+    "torch_dtype",
+    "use_safetensors",
+)
+
+# Arguments that say from where files are fetched.
+_OF_THE_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+
+
+class Sentences(NamedTuple):
+    """What the file says."""
+
+    max_seq_length: int | None
+    lower_case: bool
+    configuration: dict[str, Any]  # fields of config.json that it changes
+    tokenizer: dict[str, Any]  # and of tokenizer_config.json
+
+
+def read_sentences(folder: Path) -> Sentences:
+    """What sentence_bert_config.json says, or sentence_roberta_config.json and so on.
+
+    A field that is not known is refused, as by sentence-transformers.
+    """
+    for path in (folder / f"sentence_{name}_config.json" for name in _NAMES):
+        if raw := read_json(path, dict, default={}):
+            judge_fields(path, _FIELDS, raw)
+            known = {*_FIELDS, *_READ, *_WITHOUT_EFFECT, *_ARGUMENTS, *_ARGUMENTS.values()}
+            if unknown := sorted(raw.keys() - known):
+                raise ValueError(f"{path} must hold no field {unknown[0]}, got {json.dumps(raw[unknown[0]]):.80}")
+            model, tokenizer, configuration = (_arguments(path, raw, name) for name in _ARGUMENTS)
+            if unknown := sorted(model.keys() - {*_MODEL_ARGUMENTS}):
+                raise ValueError(f"{path}: model_kwargs must not set {unknown[0]}, got {model[unknown[0]]!r:.80}")
+            length = limit(path, "max_seq_length", raw)
+            return Sentences(length, bool(raw.get("do_lower_case")), configuration, tokenizer)
+    return Sentences(None, False, {}, {})
+
+
+def _arguments(path: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of the objects, by its former name as well, without what says from where files come."""
+    name = former if (former := _ARGUMENTS[name]) in raw else name
+    found = raw.get(name, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {name} must be an object, got {found!r:.80}")
+    return {field: value for field, value in found.items() if field not in _OF_THE_HUB}
+
+
+def limit(path: Path, field: str, raw: dict[str, Any]) -> int | None:
+    """A field that is null or a number from 1 up."""
+    return None if raw.get(field) is None else counted(f"{path}: {field}", raw[field])
+
+
+def judge_fields(path: Path, needed: dict[str, tuple], raw: dict[str, Any]) -> None:
+    """Raise for a field with another value than these."""
+    for field, values in needed.items():
+        if raw.get(field) not in values:
+            known = " or ".join(map(json.dumps, values))
+            raise ValueError(f"{path}: {field} must be {known}, got {json.dumps(raw.get(field))}")

@@ -1,0 +1,159 @@
+"""The tokenizer classes of transformers: what each is made of beside the vocabulary, a row for each.
+
+A class takes the vocabulary (and the merges) of tokenizer.json and makes all else anew, from the fields of
+tokenizer_config.json and its own defaults. What tokenizer.json says of normalisation, splitting and the tokens around a
+text does not count then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenizers import Tokenizer
+
+# Text that is in no vocabulary: a character that Unicode will never assign.
+_UNKNOWN = "\U0010ffff"
+
+
+class TokenizerClass(NamedTuple):
+    """How a class makes a tokenizer."""
+
+    model: type[models.Model]
+    tokens: dict[str, str]  # defaults of the fields that name its special tokens
+    extra: tuple[str, ...]  # more special tokens, where tokenizer_config.json names none
+    needed: tuple[str, ...]  # fields of special tokens that may not be null
+    greedy: tuple[str, ...]  # fields of special tokens that take the blanks before them where nothing else is said
+    flags: dict[str, bool | None]  # defaults of its other fields; all are bool, or null where None is the default
+    # What it is made of, from a tokenizer that has the vocabulary alone, the fields, and the normaliser of
+    # tokenizer.json. A str says why that vocabulary does not do.
+    parts: Callable[[Tokenizer, dict[str, Any], normalizers.Normalizer | None], str | None]
+    around: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]  # what puts tokens around a text
+    # Files that hold the vocabulary where there is no tokenizer.json, and how they are read.
+    files: tuple[str, ...] = ()
+    read: Callable[..., models.Model] | None = None
+
+
+def _bert(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
+    model = tokenizer.model
+    model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word = fields["unk_token"], "##", 100
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=fields["tokenize_chinese_chars"],
+        strip_accents=fields["strip_accents"],
+        lowercase=fields["do_lower_case"],
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+
+def _roberta(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
+    model = tokenizer.model
+    model.dropout = model.unk_token = None
+    model.fuse_unk = model.byte_fallback = model.ignore_merges = False
+    model.continuing_subword_prefix = model.end_of_word_suffix = ""
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=fields["add_prefix_space"])
+
+
+def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Callable[..., str | None]:
+    """Of a Unigram model in which unknown text has the id that `unknown` gives."""
+
+    def parts(tokenizer: Tokenizer, fields: dict[str, Any], stored: normalizers.Normalizer | None) -> str | None:
+        needed, found = unknown(tokenizer, fields), [token.id for token in tokenizer.model.tokenize(_UNKNOWN)]
+        if found != [needed]:
+            return f"give unknown text the id {needed}, got {found}"
+        stored = list(stored) if isinstance(stored, normalizers.Sequence) else [stored]
+        for normalizer in stored:
+            if isinstance(normalizer, normalizers.Precompiled):
+                tokenizer.normalizer = normalizer
+                break
+        scheme = "always" if fields["add_prefix_space"] else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
+        )
+        return None
+
+    return parts
+
+
+def _ends(first: str, last: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
+    """The tokens of these two fields around a text."""
+
+    def around(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
+        ends = [str(fields[field]) for field in (first, last)]
+        ids = dict(zip(ends, map(tokenizer.token_to_id, ends), strict=True))
+        return processors.TemplateProcessing([ends[0], "$A", ends[1]], special_tokens=list(ids.items()))
+
+    return around
+
+
+BERT = TokenizerClass(
+    models.WordPiece,
+    tokens={
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    extra=(),
+    needed=("unk_token", "sep_token", "cls_token"),
+    greedy=(),
+    flags={"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
+    parts=_bert,
+    around=_ends("cls_token", "sep_token"),
+    files=("vocab.txt",),
+    read=models.WordPiece.from_file,
+)
+_ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+ROBERTA = TokenizerClass(
+    models.BPE,
+    tokens=_ROBERTA_TOKENS,
+    extra=(),
+    needed=("sep_token", "cls_token"),
+    greedy=(),
+    flags={"add_prefix_space": False},
+    parts=_roberta,
+    around=_ends("cls_token", "sep_token"),
+    files=("vocab.json", "merges.txt"),
+    read=models.BPE.from_file,
+)
+XLM_ROBERTA = TokenizerClass(
+    models.Unigram,
+    tokens=_ROBERTA_TOKENS,
+    extra=(),
+    needed=("bos_token", "eos_token"),
+    greedy=(),
+    flags={"add_prefix_space": True},
+    parts=_sentencepiece(lambda tokenizer, fields: 3),
+    around=_ends("bos_token", "eos_token"),
+)
+CAMEMBERT = XLM_ROBERTA._replace(
+    extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+    needed=("bos_token", "eos_token", "unk_token"),
+    greedy=("mask_token",),
+    parts=_sentencepiece(lambda tokenizer, fields: tokenizer.model.token_to_id(str(fields["unk_token"])) or 0),
+)
+
+# By tokenizer_class, without the "Fast" with which a name may end. None: tokenizer.json counts as it is.
+TOKENIZER_CLASSES = {
+    "BertTokenizer": BERT,
+    "CamembertTokenizer": CAMEMBERT,
+    "DistilBertTokenizer": BERT,
+    "ElectraTokenizer": BERT,
+    "PreTrainedTokenizer": None,
+    "RobertaTokenizer": ROBERTA,
+    "TokenizersBackend": None,
+    "XLMRobertaTokenizer": XLM_ROBERTA,
+}
