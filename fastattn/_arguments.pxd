@@ -48,6 +48,7 @@ cdef np.ndarray mask_like(str name, object where, np.ndarray x)
 cdef np.ndarray rows_array(str name, object x)
 cdef np.ndarray rotary_array(str name, object x)
 cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position)
+cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary_dim) except -1
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows)
 cdef np.ndarray rows_of_any_length(str name, object x)
 cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name)

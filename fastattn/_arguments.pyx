@@ -13,6 +13,7 @@ from cpython.float cimport PyFloat_Check
 from cpython.long cimport PyLong_Check
 from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
+from libc.string cimport memcmp
 
 from fastattn._core.targets cimport (
     FA_BF16,
@@ -366,6 +367,8 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
         return None
     cdef np.ndarray a
     cdef int i
+    if isinstance(x, list):
+        x = integers(name, x) if x else np.empty(0, np.int64)
     if not isinstance(x, np.ndarray):
         a = np.PyArray_EMPTY(0, <np.npy_intp *>shape, np.NPY_INT64, 0)
         (<np.npy_int64 *>np.PyArray_DATA(a))[0] = integer(name, x, "an int or an integer array")
@@ -467,8 +470,85 @@ cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_posit
         needed = ", ".join(map(str, (*tokens_of(x), "pairs")))
         unfit(name, a, f"shape ({needed}), or one that broadcasts to it in its leading axes")
     if 2 * length(a, 1) > length(x, 1):
-        unfit(name, a, f"at most {length(x, 1) // 2} pairs, half of x's last axis, in its own")
+        unfit(name, a, f"at most {length(x, 1) // 2} pairs, half of x's last axis, in its own{halved(a, x)}")
     return a
+
+
+cdef str halved(np.ndarray table, np.ndarray x):
+    """What to do with a table that may hold each number twice."""
+    cdef ptrdiff_t pairs = length(table, 1) // 2
+    if 2 * pairs != length(table, 1) or 2 * pairs > length(x, 1):
+        return ""
+    return f" (a table that holds each number twice, as transformers makes them, is to be halved: [..., :{pairs}])"
+
+
+cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary_dim) except -1:
+    """Refuse tables of one shape that look as if they held the number of each pair twice, unless `rotary_dim` tells.
+
+    The numbers of one row may be alike by chance, those of a whole table are not. It is all the same where nothing turns,
+    and zeros are nobody's table.
+    """
+    cdef ptrdiff_t columns = length(cos, 1), size, rows, row
+    cdef bint halves = columns > 0 and columns % 2 == 0, pairs = halves
+    if rotary_dim is not None:
+        size = integer("rotary_dim", rotary_dim, "an int or None")
+        if size != 2 * columns:
+            raise ValueError(
+                f"rotary_dim must be twice the numbers in a row of {name}, {2 * columns}, got {size}"
+                + (f": pass {name}[..., :{columns // 2}] of a table that holds each twice" if size == columns else "")
+            )
+        return 0
+    rows = rows_of(cos, sin)
+    if rows:  # the last one first: position 0 says nothing
+        repeats(cos, sin, rows - 1, &halves, &pairs)
+    for row in range(rows - 1):
+        if not (halves or pairs):
+            return 0
+        repeats(cos, sin, row, &halves, &pairs)
+    if not (halves or pairs) or ((sin == 0).all() and ((cos == 1).all() or (cos == 0).all())):
+        return 0
+    part = f":{columns // 2}" if halves else "::2"
+    raise ValueError(
+        f"{name} must hold the number of each pair once, got {shape_of(cos)} with "
+        f"{'equal halves' if halves else 'equal neighbours'} in all rows of it and of sin, as in transformers: pass "
+        f"cos[..., {part}] and sin[..., {part}], or rotary_dim={2 * columns} where {columns} pairs do turn"
+    )
+
+
+cdef ptrdiff_t rows_of(np.ndarray cos, np.ndarray sin) noexcept:
+    """Rows that are not the same memory again."""
+    cdef ptrdiff_t rows = 1
+    cdef int i
+    for i in range(cos.ndim - 1):
+        if cos.strides[i] or sin.strides[i] or cos.shape[i] == 0:
+            rows *= cos.shape[i]
+    return rows
+
+
+cdef void repeats(np.ndarray cos, np.ndarray sin, ptrdiff_t row, bint *halves, bint *pairs) noexcept:
+    """Clear what does not hold in a row: that its halves are equal, that each two neighbours are; to the bit."""
+    cdef const char *c = <const char *>np.PyArray_DATA(cos)
+    cdef const char *s = <const char *>np.PyArray_DATA(sin)
+    cdef ptrdiff_t half = length(cos, 1) // 2, c_step = element_stride(cos), s_step = element_stride(sin), j, at
+    cdef ptrdiff_t c_size = np.PyArray_ITEMSIZE(cos), s_size = np.PyArray_ITEMSIZE(sin)
+    cdef int i
+    for i in range(cos.ndim - 2, -1, -1):
+        if cos.strides[i] or sin.strides[i]:
+            at, row = row % cos.shape[i], row // cos.shape[i]
+            c, s = c + at * cos.strides[i], s + at * sin.strides[i]
+    for j in range(half):
+        if halves[0] and (
+            memcmp(c + j * c_step, c + (j + half) * c_step, c_size)
+            or memcmp(s + j * s_step, s + (j + half) * s_step, s_size)
+        ):
+            halves[0] = False
+        if pairs[0] and (
+            memcmp(c + 2 * j * c_step, c + (2 * j + 1) * c_step, c_size)
+            or memcmp(s + 2 * j * s_step, s + (2 * j + 1) * s_step, s_size)
+        ):
+            pairs[0] = False
+        if not (halves[0] or pairs[0]):
+            return
 
 
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows):
@@ -656,7 +736,7 @@ cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t position
     if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(k, 1):
         unfit(
             name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of k reach, "
-            f"and at most {length(k, 1) // 2} pairs, half of k's last axis,"
+            f"and at most {length(k, 1) // 2} pairs, half of k's last axis{halved(a, k) if a.ndim else ''},"
         )
     return a
 

@@ -5,13 +5,19 @@ behind those come the pages and, for int8, their scales. Each array is followed 
 of the next begin at a multiple of 64 bytes and can be mapped into memory. bfloat16, which the format does not know, is
 kept as the uint16 of its bits. Pages and rows that are not in use are left out: the file has holes there, zeros that
 take no room where the file system knows holes.
+
+A file is read as if somebody had written it who wishes no good: its text must be the one that `write` makes of the cache,
+an array's shape and type are those that the text asks for and fit the file's size before there is memory for it, and the
+cache checks every number of the small arrays.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from pathlib import Path
+import re
+import stat
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -26,35 +32,76 @@ if TYPE_CHECKING:
 
 FORMAT = "fastattn cache 1"
 
+_LONGEST_TEXT = 4096  # bytes; more than any cache's
+_TYPES = {np.dtype(name).str: np.dtype(name) for name in ("u1", "i1", "u2", "f2", "f4", "f8", "i8")}
+_NUMBER = r"(?:0|[1-9]\d{0,18})"
+_HEADER = re.compile(
+    r"\{'descr': '([<>|]\w\d)', 'fortran_order': False, 'shape': "
+    rf"\(({_NUMBER},|{_NUMBER}(?:, {_NUMBER}){{1,4}})\), \}} *\n",
+    re.ASCII,
+)
+
 
 def write(path: str | os.PathLike, kind: str, parameters: dict[str, Any], store: Store) -> None:
-    """Write a new file beside, then put it in the place of a former one: that one may be mapped by somebody."""
-    path, state = Path(path), store.state()
-    header = {"format": FORMAT, "kind": kind, "parameters": parameters, "state": list(state)}
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Write a temporary file, then rename it: a former one may be mapped by somebody. Devices and pipes are written to."""
+    path, state = os.fspath(path), store.state()
+    arrays = [(np.frombuffer(_text(kind, parameters, list(state)), np.uint8), None)]
+    arrays += [(np.ascontiguousarray(x), None) for x in state.values()]
+    arrays += [(x, store.used_parts()) for x in store.arrays()]
+    if _is_special(path):
+        with open(path, "wb") as file:
+            _write_arrays(file, arrays, with_holes=False)
+        return
+    path = os.path.realpath(path)  # a link stays one
+    beside = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.part")
+    with open(beside, "xb") as file:
+        try:
+            _write_arrays(file, arrays, with_holes=True)
+            file.close()
+            os.replace(beside, path)
+        except BaseException:
+            file.close()
+            os.unlink(beside)
+            raise
+
+
+def _is_special(path: str) -> bool:
+    """Whether there is something else than a file, which must not be replaced by one."""
     try:
-        with beside.open("wb") as file:
-            _write_array(file, np.frombuffer(json.dumps(header).encode(), np.uint8))
-            for x in state.values():
-                _write_array(file, np.ascontiguousarray(x))
-            for x in store.arrays():
-                _write_array(file, x, store.used_parts())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
-def _write_array(file: BinaryIO, x: NDArray, parts: list | None = None) -> None:
-    """An array, or only those parts of it, each of which lies side by side."""
-    x = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
-    npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(x))
-    start = file.tell()
-    for part in [x] if parts is None else (x[index] for index in parts):
-        file.seek(start + part.ctypes.data - x.ctypes.data)
-        file.write(part)
-    file.truncate(start + x.nbytes)
-    file.seek(start + x.nbytes)
-    npy.write_array(file, np.zeros(-x.nbytes % npy.ARRAY_ALIGN, np.uint8))
+def _text(kind: str, parameters: dict[str, Any], names: list[str]) -> bytes:
+    return json.dumps({"format": FORMAT, "kind": kind, "parameters": parameters, "state": names}).encode()
+
+
+def _write_arrays(file: BinaryIO, arrays: list[tuple[NDArray, list | None]], with_holes: bool) -> None:
+    """Arrays or, where parts are told, only those, each of which lies side by side; never backwards."""
+    for x, parts in arrays:
+        x = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(x))
+        written = 0
+        for part in [x] if parts is None else (x[index] for index in parts):
+            start = part.ctypes.data - x.ctypes.data
+            _leave_out(file, start - written, with_holes)
+            file.write(part)
+            written = start + part.nbytes
+        _leave_out(file, x.nbytes - written, with_holes)
+        padding = np.zeros(-x.nbytes % npy.ARRAY_ALIGN, np.uint8)
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(padding))
+        file.write(padding)
+
+
+def _leave_out(file: BinaryIO, count: int, with_holes: bool) -> None:
+    """So many bytes of zeros."""
+    if count and with_holes:
+        file.seek(count, os.SEEK_CUR)
+        return
+    zeros = memoryview(bytes(min(count, 1 << 20)))
+    while count > 0:
+        count -= file.write(zeros[:count])
 
 
 def read(path: str | os.PathLike, kind: str, make: Callable[..., Store], mmap_mode: str | None) -> Store:
@@ -63,45 +110,41 @@ def read(path: str | os.PathLike, kind: str, make: Callable[..., Store], mmap_mo
         raise ValueError(f"mmap_mode must be None, 'r' (read-only) or 'c' (copy on write), got {mmap_mode!r}")
     try:
         with open(path, "rb") as file:
-            header = json.loads(_read_array(file, None).tobytes())
-            if header["format"] != FORMAT or header["kind"] != kind:
-                raise ValueError(f"it holds a {header['kind']} in the format {header['format']!r}")
-            parameters = header["parameters"]
-            state = {name: _read_array(file, None) for name in header["state"]}
-            pools = [_read_array(file, mmap_mode) for _ in range(4 if parameters["dtype"] == "int8" else 2)]
-            if file.read(1):
-                raise ValueError("there is more behind its end")
-        return _made(make, parameters, state, pools)
-    except (ValueError, TypeError, KeyError, EOFError, OverflowError, SyntaxError) as error:
+            return _read_cache(file, kind, make, mmap_mode)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"path must be a whole file that {kind}.save wrote, got {str(path)!r}: {error}") from error
 
 
-def _read_array(file: BinaryIO, mmap_mode: str | None) -> NDArray:
-    version = npy.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"it has an array in version {version} of NumPy's format")
-    shape, fortran_order, dtype = npy.read_array_header_1_0(file)
-    start, size = file.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if fortran_order or dtype.hasobject or start + size > os.fstat(file.fileno()).st_size:
-        raise ValueError("an array is not whole")
-    if mmap_mode is None:
-        x = np.empty(shape, dtype)
-        file.readinto(x.reshape(-1).view(np.uint8))
-    else:
-        x = np.asarray(np.memmap(file, dtype, mmap_mode, start, shape))
-    file.seek(start + size)
-    npy.read_array(file, allow_pickle=False)
-    return x
+def _read_cache(file: BinaryIO, kind: str, make: Callable[..., Store], mmap_mode: str | None) -> Store:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    size = status.st_size
 
+    shape, _ = _read_header(file, size, np.dtype(np.uint8))
+    if len(shape) != 1 or shape[0] > _LONGEST_TEXT:
+        raise ValueError(f"its first array has shape {shape}")
+    text = _read_numbers(file, shape, np.dtype(np.uint8)).tobytes()
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError(f"its text is {type(header).__name__}")
+    if header["format"] != FORMAT or header["kind"] != kind:
+        raise ValueError(f"it holds a {header['kind']} in the format {header['format']!r}")
+    state = {}
+    for name in header["state"]:
+        shape, _ = _read_header(file, size, np.dtype(np.int64))
+        state[name] = _read_numbers(file, shape, np.dtype(np.int64))
 
-def _made(make: Callable[..., Store], parameters: dict, state: dict[str, NDArray], pools: list[NDArray]) -> Store:
-    """The cache, once everything fits."""
-    if parameters["dtype"] == "bfloat16":
-        pools = [x.view(_bfloat16()) for x in pools]
-    store = make(**parameters, pools=pools)
-    if [(x.shape, x.dtype) for x in pools] != store.pools():
-        raise ValueError("its pages have other shapes than its parameters say")
-    if any(x.dtype != np.int64 for x in state.values()) or not store.restore(**state):
+    def pools(expected: list[tuple[tuple[int, ...], np.dtype]]) -> list[NDArray]:
+        arrays = [_read_pool(file, size, shape, dtype, mmap_mode) for shape, dtype in expected]
+        if file.tell() != size:
+            raise ValueError("there is more behind its end")
+        return arrays
+
+    store = make(**header["parameters"], pools=pools)
+    if text != _text(kind, store.parameters(), list(store.state())):
+        raise ValueError("its parameters are not as they are written")
+    if not store.restore(**state):
         raise ValueError("its tables do not fit its pages")
     for scales in store.arrays()[2:]:
         if not all(np.isfinite(scales[part]).all() for part in store.used_parts()):
@@ -109,7 +152,58 @@ def _made(make: Callable[..., Store], parameters: dict, state: dict[str, NDArray
     return store
 
 
-def _bfloat16() -> np.dtype:
-    from fastattn import _arguments
+def _read_header(file: BinaryIO, size: int, dtype: np.dtype) -> tuple[tuple[int, ...], int]:
+    """The shape of an array of that type, of which the file has all numbers, and where they begin."""
+    magic, length = _read_bytes(file, 8), int.from_bytes(_read_bytes(file, 2), "little")
+    if magic != npy.magic(1, 0):
+        raise ValueError("it has an array that is not in version 1.0 of NumPy's format")
+    match = _HEADER.fullmatch(_read_bytes(file, length).decode("latin1")) if length < _LONGEST_TEXT else None
+    if match is None or (10 + length) % npy.ARRAY_ALIGN:
+        raise ValueError("it has an array with a header that is not NumPy's")
+    if _TYPES.get(match[1]) != dtype:
+        raise ValueError(f"it has an array of {match[1]!r} where {dtype.str!r} belongs")
+    shape = tuple(int(number) for number in match[2].rstrip(",").split(", "))
+    if file.tell() + math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("an array is not whole")
+    return shape, file.tell()
 
-    return _arguments.storage_dtype("dtype", "bfloat16")
+
+def _read_numbers(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+    """The numbers of an array whose header was read, and what follows them up to the next one."""
+    x = np.empty(shape, dtype)
+    if file.readinto(x.reshape(-1).view(np.uint8)) != x.nbytes:
+        raise ValueError("an array is not whole")
+    _read_padding(file, x.nbytes)
+    return x
+
+
+def _read_padding(file: BinaryIO, count: int) -> None:
+    """The zeros behind so many bytes."""
+    padding = np.zeros(-count % npy.ARRAY_ALIGN, np.uint8)
+    shape, _ = _read_header(file, file.tell() + 2 * _LONGEST_TEXT, padding.dtype)
+    if shape != padding.shape or _read_bytes(file, len(padding)) != padding.tobytes():
+        raise ValueError("it has something else than zeros behind an array")
+
+
+def _read_pool(
+    file: BinaryIO, size: int, shape: tuple[int, ...], dtype: np.dtype, mmap_mode: str | None
+) -> NDArray:
+    """Pages or scales of that shape and type."""
+    stored = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+    found, start = _read_header(file, size, stored)
+    if found != shape:
+        raise ValueError("its pages have other shapes than its parameters say")
+    if mmap_mode is None:
+        x = _read_numbers(file, shape, stored)
+    else:
+        x = np.asarray(np.memmap(file, stored, mmap_mode, start, shape))
+        file.seek(start + x.nbytes)
+        _read_padding(file, x.nbytes)
+    return x.view(dtype)
+
+
+def _read_bytes(file: BinaryIO, count: int) -> bytes:
+    found = file.read(count)
+    if len(found) != count:
+        raise ValueError("an array is not whole")
+    return found

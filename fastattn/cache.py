@@ -100,10 +100,11 @@ class KVCache:
         k: NDArray,
         v: NDArray,
         *,
-        lengths: int | NDArray | None = None,
+        lengths: int | Sequence[int] | NDArray | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,
         interleaved: bool = False,
+        rotary_dim: int | None = None,
         num_threads: int | None = None,
     ) -> None:
         """Store the keys and values of new tokens, any number of them.
@@ -114,13 +115,15 @@ class KVCache:
             float32, float64, float16 or bfloat16 whatever the cache's own dtype, at any strides. Rounded to that, from
             float64 to 16 bits and int8 by way of float32.
         v : ndarray, shape (B, Hkv, S, Dv)
-        lengths : int or integer ndarray of shape (B,), optional
+        lengths : int, list of int or integer ndarray of shape (B,), optional
             How many of the S tokens each sequence really has, the first ones; the others are not read.
         cos, sin : ndarray, shape (positions, R/2), optional
             Turn the keys as `rotary_embedding` does before they are stored, each by the row of its position in the
             sequence. R is at most D.
         interleaved : bool
             A pair is ``(k[2i], k[2i + 1])``; otherwise it is ``(k[i], k[i + R/2])``.
+        rotary_dim : int, optional
+            R, where `cos` and `sin` look as if they held each number twice; see `rotary_embedding`.
         num_threads : int, optional
             At most so many threads; see `set_num_threads`.
 
@@ -130,9 +133,11 @@ class KVCache:
             An argument has the wrong type or dtype.
         ValueError
             A shape or value does not fit, a sequence would exceed `max_length`, k or v are not finite and stored as
-            int8, or the cache is mapped read-only. In all cases it is as it was.
+            int8, or too large for another type (65504 in float16), or the cache is mapped read-only.
+        MemoryError
+            In all cases the cache is left unchanged.
         """
-        self._store.append(k, v, lengths, cos, sin, interleaved, num_threads)
+        self._store.append(k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads)
 
     def attend(
         self,
@@ -140,7 +145,7 @@ class KVCache:
         attn_mask: NDArray | None = None,
         *,
         is_causal: bool = False,
-        q_offset: int | NDArray | None = None,
+        q_offset: int | Sequence[int] | NDArray | None = None,
         window: tuple[int | None, int | None] | None = None,
         scale: float | None = None,
         softcap: float | None = None,
@@ -152,14 +157,18 @@ class KVCache:
     ) -> NDArray | tuple[NDArray, NDArray]:
         """Attend each query to its sequence's keys; by default the last query stands at the last token.
 
+        After an append with `lengths`, as many queries as its arrays had tokens are those tokens', with the same padding:
+        the first one stands at the first token that was appended.
+
         Parameters
         ----------
         query : ndarray, shape (B, Hq, Sq, D)
         attn_mask : ndarray, optional
             Broadcasts to (B, Hq, Sq, longest length). None once a window has moved on.
         is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
-            As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default. A cache with a
-            window of its own takes a narrower one only.
+            As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default or, after an append
+            with `lengths`, the length before it if Sq is its S. A cache with a window of its own takes a narrower one
+            only.
 
         Returns
         -------
@@ -171,7 +180,9 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            As `scaled_dot_product_attention`; ValueError where a query's window begins with keys that are gone.
+            As `scaled_dot_product_attention`; ValueError where a query's window begins with keys that are gone, and
+            where positions matter and `q_offset` must be given: to several queries that may be among the padded tokens
+            of an earlier append.
         """
         return self._store.attend(
             query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse,
@@ -210,7 +221,7 @@ class KVCache:
         """Forget all tokens."""
         self._store.reset()
 
-    def truncate(self, length: int | NDArray) -> None:
+    def truncate(self, length: int | Sequence[int] | NDArray) -> None:
         """Forget the last tokens, as after a rejected draft: keep the first `length`, an int or one for each sequence.
 
         ValueError for more than there are and, with a window, where the last ones kept are no longer all there.
@@ -218,25 +229,18 @@ class KVCache:
         self._store.truncate(length)
 
     def reorder(self, indices: ArrayLike) -> None:
-        """Let sequence b become what sequence ``indices[b]`` is now, as beam search wants it; an index may be repeated.
+        """Replace each sequence b by a copy of sequence ``indices[b]``, as beam search does; an index may be repeated.
 
         Only the tokens of sequences that move are copied. `PagedKVCache.fork` copies none.
         """
         self._store.reorder(indices)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the cache to a file of .npy arrays; an existing file is replaced once the new one is whole."""
-        store = self._store
-        parameters = {
-            "batch": store.batch,
-            "num_kv_heads": store.kv_heads,
-            "max_length": store.max_length,
-            "head_dim": store.head_dim,
-            "dtype": store.dtype.name,
-            "window": store.window or None,
-            "value_dim": store.value_dim,
-        }
-        _cache_file.write(path, "KVCache", parameters, store)
+        """Write the cache to a file of .npy arrays.
+
+        An existing file is replaced once the new one is whole; a device or a pipe is written to.
+        """
+        _cache_file.write(path, "KVCache", self._store.parameters(), self._store)
 
     @classmethod
     def load(cls, path: str | os.PathLike, mmap_mode: str | None = None) -> KVCache:
@@ -346,10 +350,11 @@ class PagedKVCache:
         k: NDArray,
         v: NDArray,
         *,
-        lengths: int | NDArray | None = None,
+        lengths: int | Sequence[int] | NDArray | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,
         interleaved: bool = False,
+        rotary_dim: int | None = None,
         num_threads: int | None = None,
     ) -> None:
         """Store the keys and values of new tokens of several sequences.
@@ -360,7 +365,7 @@ class PagedKVCache:
             The N sequences, each once.
         k : ndarray, shape (N, Hkv, S, D)
         v : ndarray, shape (N, Hkv, S, Dv)
-        lengths, cos, sin, interleaved, num_threads
+        lengths, cos, sin, interleaved, rotary_dim, num_threads
             As in `KVCache.append`.
 
         Raises
@@ -368,9 +373,10 @@ class PagedKVCache:
         OutOfPages
             A MemoryError: the new tokens of all sequences together need more pages than are free.
         TypeError, ValueError
-            As `KVCache.append`; ValueError for an id that is unknown or was freed. In all cases the cache is as it was.
+            As `KVCache.append`; ValueError for an id that is unknown or was freed. In all cases the cache is left
+            unchanged.
         """
-        self._store.append(ids, k, v, lengths, cos, sin, interleaved, num_threads)
+        self._store.append(ids, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads)
 
     def attend(
         self,
@@ -379,7 +385,7 @@ class PagedKVCache:
         attn_mask: NDArray | None = None,
         *,
         is_causal: bool = False,
-        q_offset: int | NDArray | None = None,
+        q_offset: int | Sequence[int] | NDArray | None = None,
         window: tuple[int | None, int | None] | None = None,
         scale: float | None = None,
         softcap: float | None = None,
@@ -437,16 +443,7 @@ class PagedKVCache:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the cache to a file, as `KVCache.save` does; ids stay what they are."""
-        store = self._store
-        parameters = {
-            "num_pages": store.pages,
-            "page_size": store.page_size,
-            "num_kv_heads": store.kv_heads,
-            "head_dim": store.head_dim,
-            "dtype": store.dtype.name,
-            "value_dim": store.value_dim,
-        }
-        _cache_file.write(path, "PagedKVCache", parameters, store)
+        _cache_file.write(path, "PagedKVCache", self._store.parameters(), self._store)
 
     @classmethod
     def load(cls, path: str | os.PathLike, mmap_mode: str | None = None) -> PagedKVCache:

@@ -20,6 +20,7 @@ def rotary_embedding(
     *,
     positions: ArrayLike | None = None,
     interleaved: bool = False,
+    rotary_dim: int | None = None,
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> NDArray:
@@ -32,11 +33,15 @@ def rotary_embedding(
     cos, sin : ndarray, shape (P, R/2) with `positions`, (..., S, R/2) without
         Cosine and sine of the angle for each position, or each token, and each pair; both of one of these dtypes, but
         not wider than float32 unless x is. Their leading axes broadcast to x's leading axes, which the heads do not
-        belong to. R, the rotary size, is at most D; components from R on stay as they are.
+        belong to. R, the rotary size, is at most D; components from R on stay as they are. Of tables that hold each
+        number twice, as transformers makes them, pass the half: ``cos[..., :R // 2]``.
     positions : array_like of int, broadcasts to shape (..., S), optional
         Row of `cos` and `sin` for each token, at least 0 and below P.
     interleaved : bool
         A pair is ``(x[2i], x[2i + 1])``; otherwise it is ``(x[i], x[i + R/2])``.
+    rotary_dim : int, optional
+        R, to confirm the width of `cos` and `sin`. Tables whose every row has equal halves or equal neighbours look as
+        if they held each number twice, and are refused without it.
     out : ndarray, shape of x, optional
         Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
     num_threads : int, optional
@@ -71,4 +76,4 @@ def rotary_embedding(
     >>> fastattn.rotary_embedding(x, np.cos(angles), np.sin(angles), positions=[1]).round(4) + 0.0
     array([[ 0., -2.,  1.,  0.,  5.]])
     """
-    return _core.rotate(x, cos, sin, positions, interleaved, out, num_threads)
+    return _core.rotate(x, cos, sin, positions, interleaved, rotary_dim, out, num_threads)

@@ -48,6 +48,37 @@ def held_rows(store, table, first, length):
         yield rows.swapaxes(0, 1)
 
 
+class Padding:
+    """Where the queries of a sequence stand by default: at its last tokens, but for an append that had fewer than it took."""
+
+    def __init__(self):
+        self.gaps_end = 0  # no token from here on has a gap before it
+        self.last = None   # where such an append began, and how many tokens it took, while it is the last change
+
+    def append(self, length, count, tokens):
+        if count < tokens:
+            self.gaps_end, self.last = length + count, (length, tokens)
+        elif count:
+            self.last = None
+
+    def cut(self, length, new):
+        if new < length:
+            self.gaps_end, self.last = min(self.gaps_end, new), None
+
+    def offset(self, length, queries):
+        """Where the first one stands; None where that is not known."""
+        if self.last and self.last[1] == queries:
+            return self.last[0]
+        is_known = queries <= max(1, length - self.gaps_end) or self.gaps_end == 0
+        return length - queries if is_known else None
+
+
+def positions_matter(options):
+    """Whether these options of attention look at them."""
+    window = options.get("window") or (None, None)
+    return options.get("is_causal") or "alibi_slopes" in options or window != (None, None)
+
+
 # Of the largest value. The kernels for int8 may round the query to 8 bits, too.
 TOLERANCES = {"float64": 1e-12, "int8": 0.05}
 

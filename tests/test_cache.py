@@ -5,8 +5,12 @@ Their histories at random are in test_cache_machine.py.
 
 import copy
 import importlib
+import itertools
 import json
+import os
 import pickle
+import stat
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -17,7 +21,7 @@ import pytest
 import fastattn
 from arrays import LAYOUTS, SIZES, FencedPages
 from caches import DTYPES, as_stored, assert_attends, held_rows, numpy_type, quantised
-from fastattn import reference
+from fastattn import _cache_file, reference
 from fastattn._core import cache as _core
 from processes import output, python
 from telling import telling
@@ -92,7 +96,7 @@ def test_nothing_around_the_rows_is_touched(target, rng, stored, size, at):
     new = [pen.place((1, 2, 3, size), np.float32, at) for pen in pens[4:]]
     for x in new:
         x[...] = rng.normal(size=x.shape)
-    cache.append(*new, None, None, None, False, None)
+    cache.append(*new, None, None, None, False, None, None)
     for pool in pools:
         assert (pool[:, :, 3:].view(np.uint8) == 0xFF).all()
 
@@ -118,8 +122,33 @@ def test_keys_turn_on_their_way(target, rng, stored, interleaved, pairs, rest, t
     np.testing.assert_allclose(keys, expected, rtol=0, atol=precision * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("kind", ["plain", "paged"])
+@pytest.mark.parametrize("axis", [-1, -2], ids=["halves", "neighbours"])
+def test_tables_that_hold_each_number_twice_are_refused(rng, kind, axis):
+    """The rows of this call may say nothing; the table does."""
+    cache = fastattn.PagedKVCache(9, 3, 2, 64) if kind == "paged" else fastattn.KVCache(1, 2, 9, 64)
+    ids = [[cache.allocate()]] if kind == "paged" else []
+    angles = np.arange(9)[:, None] / 100.0 ** np.arange(8)
+    once = [f(angles).astype(np.float32) for f in (np.cos, np.sin)]
+    cos, sin = (np.stack([x, x], axis).reshape(9, 16) if axis == -1 else np.concatenate([x, x], -1) for x in once)
+    k = normal(rng, 1, 2, 1, 64)
+    before = snapshot(cache)
+    with pytest.raises(ValueError, match=r"cos must hold the number of each pair once, got shape \(9, 16\) with equal"):
+        cache.append(*ids, k, k, cos=cos, sin=sin)
+    assert_unchanged(cache, before)
+    cache.append(*ids, k, k, cos=cos, sin=sin, rotary_dim=32)
+    for wrong in (8, 15, 32):
+        with pytest.raises(ValueError, match=rf"rotary_dim must be twice the numbers in a row of cos, 16, got {wrong}"):
+            cache.append(*ids, k, k, cos=once[0], sin=once[1], rotary_dim=wrong)
+    with pytest.raises(ValueError, match="rotary_dim must be None without cos and sin, got 16"):
+        cache.append(*ids, k, k, rotary_dim=16)
+    cache.append(*ids, k, k, cos=once[0], sin=once[1], rotary_dim=16)
+    cache.append(*ids, k, k, cos=once[0], sin=once[1])
+
+
 def test_a_table_row_of_another_position_is_not_read(rng):
-    cos, sin = ones(10, 4), ones(10, 4)
+    angles = np.arange(10)[:, None] / 3.0 ** np.arange(4)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     cos[[*range(3), *range(5, 10)]] = np.nan
     cache = fastattn.KVCache(1, 1, 20, 8)
     cache.append(*ones(2, 1, 1, 3, 8))
@@ -189,13 +218,60 @@ def test_rows_without_a_scale_are_refused(target, rng, size, bad, name, kind):
     cache.append(*ids, **arrays, lengths=np.array([4, 3]))  # what is not stored is not judged
 
 
+LARGEST = {"float16": 65519.0, "bfloat16": 3.39e38, "float32": 3.4028234e38}
+TOO_LARGE = {"float16": 65536.0, "bfloat16": 3.3962e38, "float32": 3.41e38}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["plain", "rotary"])
+@pytest.mark.parametrize("given", FLOATS)
+@pytest.mark.parametrize("stored", LARGEST)
+@pytest.mark.parametrize("kind", ["plain", "ring", "full ring", "paged"])
+def test_no_finite_number_becomes_infinite(target, rng, kind, stored, given, turned):
+    """In any place of a row, in k and in v; infinity and NaN are kept, what is not stored is not judged."""
+    with np.errstate(over="ignore"):
+        number = numpy_type(given).type(TOO_LARGE[stored])
+        if np.isinf(float(number)) or float(number) < TOO_LARGE[stored]:
+            pytest.skip("there is no such number")
+    makes = {
+        "plain": lambda: fastattn.KVCache(2, 3, 64, 33, dtype=stored),
+        "ring": lambda: fastattn.KVCache(2, 3, 64, 33, dtype=stored, window=5),
+        "full ring": lambda: fastattn.KVCache(2, 3, 5, 33, dtype=stored, window=5),
+        "paged": lambda: fastattn.PagedKVCache(99, 3, 3, 33, dtype=stored),
+    }
+    table = np.zeros((64, 15), numpy_type("float64" if given == "float64" else "float32"))
+    rotary = {"cos": table, "sin": table + 1, "rotary_dim": 30} if turned else {}  # components change places
+    good = normal(rng, 2, 3, 4, 33, dtype=given)
+    good[0, 1, 1, [2, 20, 31]] = [np.inf, np.nan, -np.inf]
+    largest = LARGEST[stored] * (0.99 if given == "bfloat16" else 1)  # which rounds it up
+    large = np.full((2, 3, 1, 33), largest).astype(numpy_type(given))
+    for name, place, sign in itertools.product("kv", (0, 17, 32), (1, -1)):
+        cache = makes[kind]()
+        ids = [[cache.allocate(), cache.allocate()]] if kind == "paged" else []
+        cache.append(*ids, good, good, **rotary)
+        before = snapshot(cache)
+        bad = {"k": good.copy(), "v": good.copy()}
+        bad[name][1, 2, 3, place] = sign * number
+        with pytest.raises(ValueError, match=rf"{name} must not exceed .* as {stored}, got .* dtype='(bfloat16|float)"):
+            cache.append(*ids, **bad, **rotary)
+        assert_unchanged(cache, before)
+        cache.append(*ids, **bad, **rotary, lengths=[4, 3])
+        cache.append(*ids, large, -large)
+
+
 def snapshot(cache):
     """All that a cache is; what stands beyond the sequences' ends is not part of it."""
     store = cache._store
-    pools = {str(n): [x[part].ravel() for part in store.used_parts()] for n, x in enumerate(store.arrays())}
-    state = store.state() | {n: np.concatenate([np.zeros(0, np.int8), *parts]) for n, parts in pools.items()}
+    state = store.state()
+    parts = store.used_parts()
     if isinstance(cache, fastattn.PagedKVCache):
         state["free"] = np.array([cache.free_pages])
+        parts = [
+            (page, slice(None), slice(min(length - block * store.page_size, store.page_size)))
+            for id, length in cache.lengths.items()
+            for block, page in enumerate(cache.block_table(id))
+        ]
+    for n, x in enumerate(store.arrays()):
+        state[f"pool {n}"] = np.concatenate([np.zeros(0, np.uint8), *(x[part].ravel().view(np.uint8) for part in parts)])
     return {name: np.array(x) for name, x in state.items()}
 
 
@@ -243,8 +319,9 @@ def test_attends_as_the_oracle_does(target, rng, stored, group, queries):
     paged.append(ids, k, v, lengths=lengths)
     sequences = [[as_stored(x[b, :, :n], stored) for x in (k, v)] for b, n in enumerate(lengths)]
     query = normal(rng, 3, 2 * group, queries, 33, dtype="float64" if stored == "float64" else "float32")
-    for options in ({}, {"is_causal": True, "softcap": 3.0}, {"window": (40, 3), "q_offset": 50}):
-        own = options | ({"q_offset": np.full(3, 50)} if "q_offset" in options else {})
+    last = lengths - queries
+    for options in ({}, {"is_causal": True, "softcap": 3.0, "q_offset": last}, {"window": (40, 3), "q_offset": 50}):
+        own = options | ({"q_offset": np.broadcast_to(options["q_offset"], 3)} if "q_offset" in options else {})
         assert_attends(fixed.attend, query, sequences, options, own, stored)
         assert_attends(lambda q, **o: paged.attend(ids, q, **o), query, sequences, options, own, stored)
 
@@ -550,7 +627,7 @@ def test_a_file_is_numpys_own(tmp_path):
             assert file.tell() % 64 == 0 or len(arrays) % 2
     assert json.loads(arrays[0].tobytes())["parameters"]["max_length"] == 9
     np.testing.assert_array_equal(arrays[2], [7, 3])
-    np.testing.assert_array_equal(arrays[6][:, :, :7], np.where(arrays[6][:, :, :7] == 0, 0, cache.keys))
+    np.testing.assert_array_equal(arrays[8][:, :, :7], np.where(arrays[8][:, :, :7] == 0, 0, cache.keys))
 
 
 def test_a_mapped_file_may_be_replaced(tmp_path):
@@ -788,7 +865,8 @@ def test_bad_appends(paged, name, wrong, error, message):
     ids = [[cache.allocate(), cache.allocate()]] if paged else []
     cache.append(*ids, ones(2, 2, 2, 8), ones(2, 2, 2, 8))
     before = snapshot(cache)
-    good = {"k": 2 * ones(*K), "v": 2 * ones(*K), "cos": ones(9, 4), "sin": ones(9, 4)}
+    table = np.arange(36, dtype=np.float32).reshape(9, 4)
+    good = {"k": 2 * ones(*K), "v": 2 * ones(*K), "cos": table, "sin": table}
     with pytest.raises(error, match=message):
         cache.append(*ids, **good | {name: wrong})
     assert_unchanged(cache, before)
@@ -858,7 +936,7 @@ def test_what_a_ring_cannot_do(wrong, message):
 
 
 LENGTHS = [(8, ValueError), (-1, ValueError), (np.array([7, 3]), ValueError), (np.array([1, 1, 1]), ValueError)]
-LENGTHS += [(1.0, TypeError), (None, TypeError), ([1, 2], TypeError)]
+LENGTHS += [(1.0, TypeError), (None, TypeError), ([1.0, 2.0], TypeError), ([7, 3], ValueError), ([7], ValueError)]
 
 
 @pytest.mark.parametrize(("length", "error"), LENGTHS)

@@ -3,6 +3,7 @@
 FASTATTN_EXAMPLES sets how many runs of each are made.
 """
 
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import fastattn
-from caches import DTYPES, as_stored, assert_attends, held_rows
+from caches import DTYPES, Padding, as_stored, assert_attends, held_rows, positions_matter
 from fastattn import _runtime
 
 # Rows that a ring has beyond its window.
@@ -75,6 +76,20 @@ class Machine(RuleBasedStateMachine):
         }
         return {name: every[name]() for name in data.draw(st.lists(st.sampled_from(list(every)), unique=True))}
 
+    def told(self, options, paddings, lengths, queries, matters):
+        """Those options with the `q_offset` that applies by default; None where it must be given."""
+        if "q_offset" in options:
+            return options
+        offsets = [padding.offset(own, queries) for padding, own in zip(paddings, lengths, strict=True)]
+        if None in offsets and matters:
+            return None
+        offsets = [own - queries if offset is None else offset for offset, own in zip(offsets, lengths, strict=True)]
+        return options | {"q_offset": np.array(offsets, int)}
+
+    def some_queries(self, data, tokens):
+        """How many: often as many as the last append took."""
+        return data.draw(st.sampled_from([tokens, 0, 1, 2, 3, 4, 5, 12, 30]))
+
     def reloaded(self, data):
         """The cache from its file, to go on with or, mapped read-only, to look at."""
         self.cache.save(self.path)
@@ -107,6 +122,7 @@ class FixedMachine(Machine):
         self.rows = max_length if window is None else min(max_length, self.window + SLACK)
         self.sequences = [self.nothing() for _ in range(batch)]  # rows of the whole stream
         self.firsts = [0] * batch
+        self.paddings, self.tokens = [Padding() for _ in range(batch)], 0
 
     @property
     def lengths(self):
@@ -122,19 +138,27 @@ class FixedMachine(Machine):
                 self.cache.append(k, v, lengths=lengths)
             return
         self.cache.append(k, v, lengths=lengths, num_threads=data.draw(st.sampled_from([1, 2])))
+        self.tokens = tokens
         for b, count in enumerate(counts):
+            self.paddings[b].append(self.lengths[b], count, tokens)
             self.sequences[b] = self.add(self.sequences[b], k[b, :, :count], v[b, :, :count])
             self.firsts[b] = max(self.firsts[b], self.lengths[b] - self.rows if self.window else 0)
 
-    @rule(queries=st.integers(0, 5) | st.integers(0, 30), data=st.data())
-    def attend(self, queries, data):
+    @rule(data=st.data())
+    def attend(self, data):
+        queries = self.some_queries(data, self.tokens)
         query = self.new_query(self.batch, queries)
         options = self.some_options(data, self.batch, queries, max(self.lengths))
+        told = self.told(options, self.paddings, self.lengths, queries, self.window or positions_matter(options))
+        if told is None:
+            with pytest.raises(ValueError, match=r"q_offset must say where .* got None"):
+                self.cache.attend(query, **options)
+            return
         left, right = options.get("window") or (None, None)
         if self.window:
             wide = left is not None and left >= self.window
             left = self.window - 1 if left is None else left
-            offsets = options.get("q_offset", self.lengths - queries)
+            offsets = told["q_offset"]
             gone = any(
                 first and queries and offset - left < first for first, offset in zip(self.firsts, offsets, strict=True)
             )
@@ -142,7 +166,7 @@ class FixedMachine(Machine):
                 with pytest.raises(ValueError, match=r"(window|query|attn_mask) must .* got"):
                     self.cache.attend(query, **options)
                 return
-        expected_options = options | {"window": (left, right)}
+        expected_options = told | {"window": (left, right)}
         assert_attends(self.cache.attend, query, self.sequences, options, expected_options, self.dtype)
 
     @rule(data=st.data())
@@ -154,6 +178,8 @@ class FixedMachine(Machine):
                 self.cache.truncate(lengths)
             return
         self.cache.truncate(int(lengths[0]) if len(set(lengths)) == 1 else lengths)
+        for padding, own, new in zip(self.paddings, self.lengths, lengths, strict=True):
+            padding.cut(own, new)
         self.sequences = [[x[:, :n] for x in rows] for n, rows in zip(lengths, self.sequences, strict=True)]
         self.firsts = [first if n else 0 for first, n in zip(self.firsts, lengths, strict=True)]
 
@@ -161,6 +187,7 @@ class FixedMachine(Machine):
     def reset(self):
         self.cache.reset()
         self.sequences, self.firsts = [self.nothing() for _ in range(self.batch)], [0] * self.batch
+        self.paddings = [Padding() for _ in range(self.batch)]
 
     @rule(data=st.data())
     def reorder(self, data):
@@ -168,6 +195,7 @@ class FixedMachine(Machine):
         self.cache.reorder(indices)
         self.sequences = [self.sequences[i] for i in indices]
         self.firsts = [self.firsts[i] for i in indices]
+        self.paddings = [copy.copy(self.paddings[i]) for i in indices]
 
     @rule(data=st.data())
     def save_and_load(self, data):
@@ -209,6 +237,7 @@ class PagedMachine(Machine):
         self.num_pages, self.page_size = num_pages, page_size
         self.cache = fastattn.PagedKVCache(num_pages, page_size, kv_heads, sizes[0], dtype=dtype, value_dim=sizes[1])
         self.sequences, self.pages, self.ended = {}, {}, []  # by id: rows; pages, each an object of its own
+        self.paddings, self.tokens = {}, 0
 
     def some(self, data, least=1):
         return data.draw(st.lists(st.sampled_from(list(self.sequences)), unique=True, min_size=least))
@@ -223,7 +252,7 @@ class PagedMachine(Machine):
     def allocate(self):
         id = self.cache.allocate()
         assert id not in [*self.sequences, *self.ended]
-        self.sequences[id], self.pages[id] = self.nothing(), []
+        self.sequences[id], self.pages[id], self.paddings[id] = self.nothing(), [], Padding()
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
@@ -232,13 +261,14 @@ class PagedMachine(Machine):
         id = self.cache.fork(source)
         assert id not in [*self.sequences, *self.ended]
         self.sequences[id], self.pages[id] = self.sequences[source], list(self.pages[source])
+        self.paddings[id] = copy.copy(self.paddings[source])
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def free(self, data):
         id = self.one(data)
         self.cache.free(id)
-        del self.sequences[id], self.pages[id]
+        del self.sequences[id], self.pages[id], self.paddings[id]
         self.ended.append(id)
 
     @precondition(lambda self: self.ended)
@@ -271,13 +301,15 @@ class PagedMachine(Machine):
                 self.cache.append(ids, k, v, lengths=lengths)
             return
         self.cache.append(ids, k, v, lengths=lengths, num_threads=data.draw(st.sampled_from([1, 2])))
-        self.pages = pages
+        self.pages, self.tokens = pages, tokens
         for n, (id, count) in enumerate(zip(ids, counts, strict=True)):
+            self.paddings[id].append(self.length(id), count, tokens)
             self.sequences[id] = self.add(self.sequences[id], k[n, :, :count], v[n, :, :count])
 
     @precondition(lambda self: self.sequences)
-    @rule(queries=st.integers(0, 5) | st.integers(0, 30), data=st.data())
-    def attend(self, queries, data):
+    @rule(data=st.data())
+    def attend(self, data):
+        queries = self.some_queries(data, self.tokens)
         ids = self.some(data) + data.draw(st.sampled_from([[], list(self.sequences)[:1]]))
         sequences = [self.sequences[id] for id in ids]
         options = self.some_options(data, len(ids), queries, max(self.length(id) for id in ids))
@@ -285,7 +317,16 @@ class PagedMachine(Machine):
         def attend(query, **options):
             return self.cache.attend(ids, query, **options)
 
-        assert_attends(attend, self.new_query(len(ids), queries), sequences, options, options, self.dtype)
+        query, paddings, lengths = self.new_query(len(ids), queries), *self.stand(ids)
+        told = self.told(options, paddings, lengths, queries, positions_matter(options))
+        if told is None:
+            with pytest.raises(ValueError, match=r"q_offset must say where .* got None"):
+                attend(query, **options)
+            return
+        assert_attends(attend, query, sequences, options, told, self.dtype)
+
+    def stand(self, ids):
+        return [self.paddings[id] for id in ids], [self.length(id) for id in ids]
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
@@ -293,6 +334,7 @@ class PagedMachine(Machine):
         id = self.one(data)
         length = data.draw(st.integers(0, self.length(id)))
         self.cache.truncate(id, length)
+        self.paddings[id].cut(self.length(id), length)
         self.sequences[id] = [x[:, :length] for x in self.sequences[id]]
         del self.pages[id][-(-length // self.page_size) :]
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -15,6 +15,7 @@ class Store:
     def pools(self) -> list[tuple[tuple[int, ...], np.dtype]]: ...
     def arrays(self) -> list[NDArray]: ...
     def used_parts(self) -> list[tuple]: ...
+    def parameters(self) -> dict[str, int | str | None]: ...
     def state(self) -> dict[str, NDArray]: ...
     def restore(self, **state: NDArray) -> bool: ...
 
@@ -33,16 +34,17 @@ class Fixed(Store):
         dtype: DTypeLike,
         window: int | None,
         value_dim: int | None,
-        pools: list[NDArray] | None = None,
+        pools: list[NDArray] | Callable[[list], list[NDArray]] | None = None,
     ) -> None: ...
     def append(
         self,
         k: NDArray,
         v: NDArray,
-        lengths: int | NDArray | None,
+        lengths: int | Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,
+        rotary_dim: int | None,
         num_threads: int | None,
     ) -> None: ...
     def attend(
@@ -50,7 +52,7 @@ class Fixed(Store):
         query: NDArray,
         attn_mask: NDArray | None,
         is_causal: bool,
-        q_offset: int | NDArray | None,
+        q_offset: int | Sequence[int] | NDArray | None,
         window: tuple[int | None, int | None] | None,
         scale: float | None,
         softcap: float | None,
@@ -62,7 +64,9 @@ class Fixed(Store):
     ) -> NDArray | tuple[NDArray, NDArray]: ...
     def view(self, name: str, values: bool) -> NDArray: ...
     def reset(self) -> None: ...
-    def truncate(self, length: int | NDArray) -> None: ...
+    def truncate(self, length: int | Sequence[int] | NDArray) -> None: ...
+    def mark(self) -> tuple[NDArray, NDArray]: ...
+    def return_to(self, mark: tuple[NDArray, NDArray]) -> None: ...
     def reorder(self, order: ArrayLike) -> None: ...
 
 class Paged(Store):
@@ -76,7 +80,7 @@ class Paged(Store):
         head_dim: int,
         dtype: DTypeLike,
         value_dim: int | None,
-        pools: list[NDArray] | None = None,
+        pools: list[NDArray] | Callable[[list], list[NDArray]] | None = None,
     ) -> None: ...
     def allocate(self) -> int: ...
     def fork(self, id: int) -> int: ...
@@ -88,10 +92,11 @@ class Paged(Store):
         ids: Sequence[int] | NDArray,
         k: NDArray,
         v: NDArray,
-        lengths: int | NDArray | None,
+        lengths: int | Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,
+        rotary_dim: int | None,
         num_threads: int | None,
     ) -> None: ...
     def attend(
@@ -100,7 +105,7 @@ class Paged(Store):
         query: NDArray,
         attn_mask: NDArray | None,
         is_causal: bool,
-        q_offset: int | NDArray | None,
+        q_offset: int | Sequence[int] | NDArray | None,
         window: tuple[int | None, int | None] | None,
         scale: float | None,
         softcap: float | None,

@@ -4,9 +4,12 @@ Keys and values lie in pages, (pages, kv heads, page size, size), each kv head's
 have a scale each. Fixed gives every sequence a page of its own, as a ring where it has a window; Paged hands out pages
 as sequences grow, and shares them. Attention reads them where they lie: attention.pyx.
 
-What an operation needs is judged before anything changes. Reading a cache from several threads is safe, changing it
-while another thread uses it is not.
+What an operation needs is judged before anything changes; what may still fail then leaves the cache as it was. Lengths
+and positions are at most FARTHEST, also those of a file, so that sums of a few of them fit 64 bits. Reading a cache from
+several threads is safe, changing it while another thread uses it is not.
 """
+
+import math
 
 import numpy as np
 
@@ -16,7 +19,10 @@ from libc.string cimport memcpy
 
 from fastattn cimport _arguments as arguments
 from fastattn._arguments cimport element_stride, stride
-from fastattn._core.targets cimport FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_size_of, fa_type, kernels_of
+from fastattn._core.targets cimport (
+    FA_BF16, FA_F16, FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_size_of, fa_type, kernels_of,
+    scratch as scratch_memory,
+)
 from fastattn._core.threads cimport run, threads_for
 
 from fastattn._core.attention import attend_pages
@@ -27,10 +33,11 @@ ctypedef np.npy_int64 int64
 
 cdef enum:
     KEYS, VALUES
+    ASIDE = -1             # a place beside the pages
     ITEM_ELEMENTS = 16384  # 3 to 6 microseconds of work
     SLACK = 64             # rows of a ring beyond its window, at least
 
-cdef ptrdiff_t UNBOUNDED = 1 << 48  # farther than any position
+cdef ptrdiff_t FARTHEST = 1 << 48  # tokens of a sequence, at most
 cdef double ELEMENTS = 4.0  # a core's per nanosecond, for the choice of the number of threads
 
 
@@ -57,7 +64,7 @@ cdef struct Side:  # the keys of a call, or its values
     ptrdiff_t x_sequence, x_head
     char *pages                # NULL: the rows are only judged
     float *scales
-    bint refused               # a row has no finite scale
+    bint refused               # a row has no finite scale, or a number that would become infinite
 
 
 cdef struct Plan:
@@ -100,10 +107,10 @@ cdef void store_run(const Plan *p, int which, ptrdiff_t n, ptrdiff_t head, ptrdi
 cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
     cdef const Plan *p = <const Plan *>plan
     cdef ptrdiff_t head = index // p.blocks % p.kv_heads, n = index // p.blocks // p.kv_heads
-    cdef ptrdiff_t token = index % p.blocks * p.item_tokens, position, count
-    cdef ptrdiff_t end = min(token + p.item_tokens, <ptrdiff_t>p.counts[n])
-    if p.ring:  # of many tokens only the last ones remain
-        token = max(token, p.counts[n] - p.page_size)
+    cdef ptrdiff_t token = index % p.blocks * p.item_tokens, end, position, count
+    if p.ring and p.counts[n] > p.page_size:  # of many tokens only the last ones remain
+        token += p.counts[n] - p.page_size
+    end = min(token + p.item_tokens, <ptrdiff_t>p.counts[n])
     while token < end:
         position = p.lengths[n if p.slots == NULL else p.slots[n]] + token
         count = min(end - token, p.page_size - position % p.page_size)
@@ -121,6 +128,103 @@ cdef int64 *integers(np.ndarray x) noexcept:
     return <int64 *>np.PyArray_DATA(x)
 
 
+cdef void copy_heads(char *to, ptrdiff_t to_head, np.ndarray pool, ptrdiff_t page, ptrdiff_t rows) noexcept:
+    """The first rows of each head of a page to `to`, where those of the next head begin `to_head` bytes farther."""
+    cdef const char *start = <const char *>np.PyArray_DATA(pool) + page * pool.strides[0]
+    cdef ptrdiff_t head
+    for head in range(pool.shape[1]):
+        memcpy(to + head * to_head, start + head * pool.strides[1], rows * pool.strides[2])
+
+
+cdef void put_heads(np.ndarray pool, ptrdiff_t page, const char *start, ptrdiff_t start_head, ptrdiff_t rows) noexcept:
+    """The reverse."""
+    cdef char *to = <char *>np.PyArray_DATA(pool) + page * pool.strides[0]
+    cdef ptrdiff_t head
+    for head in range(pool.shape[1]):
+        memcpy(to + head * pool.strides[1], start + head * start_head, rows * pool.strides[2])
+
+
+cdef void copy_rows(np.ndarray pool, ptrdiff_t to, ptrdiff_t page, ptrdiff_t rows) noexcept:
+    copy_heads(<char *>np.PyArray_DATA(pool) + to * pool.strides[0], pool.strides[1], pool, page, rows)
+
+
+# --- where queries stand ---
+
+# The last append to a sequence that gave it fewer tokens than the arrays had. Queries come in the columns of such arrays:
+# the last query is then not the last token's. Tokens from `end` on came without such gaps.
+cdef struct Padding:
+    int64 begin, end  # positions of its tokens
+    int64 tokens      # that the arrays had; 0 once it is no longer the last append
+
+
+cdef Padding *paddings(np.ndarray x) noexcept:
+    """From an array (sequences, 3)."""
+    return <Padding *>np.PyArray_DATA(x)
+
+
+cdef void note_append(Padding *padding, int64 length, int64 new, ptrdiff_t tokens) noexcept:
+    """To a sequence of that length, of so many of the arrays' tokens."""
+    if new < tokens:
+        padding.begin, padding.end, padding.tokens = length, length + new, min(tokens, FARTHEST)
+    elif new:
+        padding.begin, padding.tokens = padding.end, 0
+
+
+cdef void note_end(Padding *padding, int64 length, int64 new) noexcept:
+    """Of a sequence that is cut from one length to another."""
+    if new < length:
+        padding.end = min(padding.end, new)
+        padding.begin, padding.tokens = padding.end, 0
+
+
+def could_be(padding, lengths):
+    """Whether these are paddings of sequences of such lengths."""
+    if padding.shape != (len(lengths), 3) or (padding < 0).any() or (padding > FARTHEST).any():
+        return False
+    begin, end, tokens = padding.T
+    last = np.where(tokens > 0, (end == lengths) & (end - begin < tokens), begin == end)
+    return bool(((begin <= end) & (end <= lengths) & last).all())
+
+
+cdef object offsets_of(
+    query, q_offset, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring, is_causal, window, alibi_slopes
+):
+    """q_offset or, where it is None and the last queries do not stand at the last tokens, where the first ones stand.
+
+    ValueError where that is not known and makes a difference.
+    """
+    if q_offset is not None or not isinstance(query, np.ndarray) or query.ndim != 4:
+        return q_offset
+    cdef np.ndarray offsets = None
+    cdef ptrdiff_t queries = (<np.ndarray>query).shape[2]
+    cdef ptrdiff_t sequences = padding.shape[0] if slots is None else slots.shape[0], n, slot
+    cdef const Padding *p
+    for n in range(sequences):
+        slot = n if slots is None else integers(slots)[n]
+        p = &paddings(padding)[slot]
+        if p.tokens and p.tokens == queries:
+            if offsets is None:
+                offsets = (lengths if slots is None else lengths[slots]) - queries
+            integers(offsets)[n] = p.begin
+        elif p.end and 1 < queries and integers(lengths)[slot] - p.end < queries:
+            if ring or depends_on_positions(is_causal, window, alibi_slopes):
+                raise ValueError(
+                    f"q_offset must say where {queries} queries stand in sequence {n}, which was appended to with fewer "
+                    f"tokens than the arrays had (lengths), and not with {queries} at last, got None"
+                )
+    return offsets
+
+
+cdef bint depends_on_positions(is_causal, window, alibi_slopes) except -1:
+    cdef ptrdiff_t left = FARTHEST, right = FARTHEST
+    arguments.attention_window("window", window, &left, &right)
+    if arguments.flag("is_causal", is_causal) or alibi_slopes is not None:
+        return True
+    return left != FARTHEST or right != FARTHEST
+
+
+# --- the pools ---
+
 cdef class Store:
     """Pages of keys and values, and the storing of rows in them."""
 
@@ -132,14 +236,19 @@ cdef class Store:
     cdef int make(
         self, ptrdiff_t pages, num_kv_heads, ptrdiff_t page_size, head_dim, dtype, value_dim, pools
     ) except -1:
-        """Take the arrays of `pools` or, for None, new ones."""
+        """Take the arrays of `pools`, what it returns when told of which shapes and types or, for None, new ones."""
         self.dtype = arguments.storage_dtype("dtype", dtype)
         self.pages, self.page_size = pages, page_size
         self.kv_heads = arguments.at_least_one("num_kv_heads", num_kv_heads)
         self.head_dim = arguments.at_least_one("head_dim", head_dim)
         self.value_dim = self.head_dim if value_dim is None else arguments.at_least_one("value_dim", value_dim)
         if pools is None:
+            needed = sum([math.prod(shape) * kind.itemsize for shape, kind in self.pools()])
+            if needed >= 1 << 63:
+                raise MemoryError(f"no memory for a cache of {needed} bytes")
             pools = [zeros(shape, kind) for shape, kind in self.pools()]
+        elif callable(pools):
+            pools = pools(self.pools())
         self.key_pages, self.value_pages = pools[:2]
         self.stored = FA_I8 if self.dtype == np.int8 else arguments.type_of(self.key_pages)
         if self.stored == FA_I8:
@@ -157,6 +266,14 @@ cdef class Store:
     cpdef list arrays(self):
         arrays = [self.key_pages, self.value_pages, self.key_scales, self.value_scales]
         return [x for x in arrays if x is not None]
+
+    cdef void copy_page(self, ptrdiff_t to, ptrdiff_t page, ptrdiff_t rows) noexcept:
+        """The first rows of a page."""
+        copy_rows(self.key_pages, to, page, rows)
+        copy_rows(self.value_pages, to, page, rows)
+        if self.key_scales is not None:
+            copy_rows(self.key_scales, to, page, rows)
+            copy_rows(self.value_scales, to, page, rows)
 
     cdef int must_be_writable(self) except -1:
         if not np.PyArray_ISWRITEABLE(self.key_pages):
@@ -184,15 +301,18 @@ cdef class Store:
         p.kernels = kernels_of(FA_F64 if self.stored == FA_F64 else FA_F32)
         return 0
 
-    cdef int turn(self, Plan *p, np.ndarray k, cos, sin, interleaved, ptrdiff_t positions) except -1:
+    cdef int turn(self, Plan *p, np.ndarray k, cos, sin, interleaved, rotary_dim, ptrdiff_t positions) except -1:
         """Let the keys turn by the tables, whose rows are positions."""
         cdef fa_cache_rows *rows = &p.sides[KEYS].rows
         cdef np.ndarray c, s
         rows.interleaved = arguments.flag("interleaved", interleaved)
         if cos is None and sin is None:
+            if rotary_dim is not None:
+                raise ValueError(f"rotary_dim must be None without cos and sin, got {rotary_dim}")
             return 0
         c = arguments.cache_table("cos", cos, k, positions)
         s = arguments.operand_like("sin", sin, c, "cos")
+        arguments.each_pair_once("cos", c, s, rotary_dim)
         p.cos, p.sin = <const char *>np.PyArray_DATA(c), <const char *>np.PyArray_DATA(s)
         rows.pairs, rows.table_type = c.shape[1], arguments.type_of(c)
         rows.cos_row, rows.cos_element = stride(c, 2), element_stride(c)
@@ -200,10 +320,26 @@ cdef class Store:
         return 0
 
     cdef int judge(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
-        """int8: every row must have a finite scale. Nothing is written."""
-        if self.stored == FA_I8:
+        """Whether all rows can be stored. Nothing is written."""
+        cdef fa_cache_rows *keys = &p.sides[KEYS].rows
+        cdef fa_cache_rows *values = &p.sides[VALUES].rows
+        if may_refuse(keys) or may_refuse(values):
             self.run_items(p, sequences, tokens, asked)
-            must_have_scales(p)
+            self.must_be_stored(p)
+        return 0
+
+    cdef int must_be_stored(self, const Plan *p) except -1:
+        cdef int which
+        for which in range(2):
+            if p.sides[which].refused:
+                name = "v" if which else "k"
+                if self.stored == FA_I8:
+                    raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
+                largest, wider = WIDER[self.dtype.name]
+                raise ValueError(
+                    f"{name} must not exceed {largest} to be stored as {self.dtype}, got a larger number, which would "
+                    f"become infinite: make the cache with dtype={wider}"
+                )
         return 0
 
     cdef int store(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
@@ -215,9 +351,15 @@ cdef class Store:
         return self.run_items(p, sequences, tokens, asked)
 
     cdef int run_items(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
-        """Take the `tokens` (of the longest sequence) in items; each kv head of a sequence has its own."""
+        """Take the `tokens` (of the longest sequence) in items; each kv head of a sequence has its own.
+
+        MemoryError where nothing was written yet. When it has begun it ends: if the other threads get no memory, this one
+        takes all items again.
+        """
         cdef ptrdiff_t elements = self.head_dim + self.value_dim, items, scratch
-        cdef bint done
+        cdef bint ready
+        if p.ring:
+            tokens = min(tokens, p.page_size)
         with nogil:
             p.item_tokens = max(1, ITEM_ELEMENTS // elements)
             p.blocks = (tokens + p.item_tokens - 1) // p.item_tokens
@@ -225,22 +367,32 @@ cdef class Store:
             scratch = max(
                 p.kernels.cache_scratch(&p.sides[KEYS].rows), p.kernels.cache_scratch(&p.sides[VALUES].rows)
             )
-            done = run(
+            ready = scratch_memory(scratch) != NULL
+            if ready and not run(
                 run_item, p, items,
                 threads_for(asked, items, <double>sequences * p.kv_heads * tokens * elements / ELEMENTS), scratch,
-            )
-        if not done:
+            ):
+                run(run_item, p, items, 1, scratch)
+        if not ready:
             raise MemoryError("no scratch memory for the cache")
         return 0
 
 
-cdef int must_have_scales(const Plan *p) except -1:
-    cdef int which
-    for which in range(2):
-        if p.sides[which].refused:
-            name = "v" if which else "k"
-            raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
-    return 0
+# What a type holds, and those that hold more.
+cdef dict WIDER = {
+    "float16": ("65504", "'bfloat16' or 'float32' (or 'float64' beyond 3.4e38)"),
+    "bfloat16": ("3.39e38", "'float32' (or 'float64' beyond 3.4e38)"),
+    "float32": ("3.4e38", "'float64'"),
+}
+
+
+cdef bint may_refuse(const fa_cache_rows *rows) noexcept:
+    """Whether a finite row may become one that is not, or that has no scale."""
+    if rows.stored == FA_F32:
+        return rows.x_type == FA_F64
+    if rows.stored == FA_F16 or rows.stored == FA_BF16:
+        return rows.x_type != rows.stored or rows.pairs
+    return rows.stored == FA_I8
 
 
 cdef np.ndarray new_counts(lengths, np.ndarray counts, ptrdiff_t tokens):
@@ -266,7 +418,7 @@ cdef class Fixed(Store):
     """
 
     cdef readonly ptrdiff_t batch, max_length, window  # window 0: none
-    cdef np.ndarray held_lengths, counts, tables
+    cdef np.ndarray held_lengths, padding, counts, tables
     cdef np.ndarray firsts                        # of a ring: the first position that is still there
     cdef np.ndarray bases, seen_firsts, seen_lengths  # likewise, as attention is told
 
@@ -277,10 +429,11 @@ cdef class Fixed(Store):
         if self.window > self.max_length:
             raise ValueError(f"window must be at most max_length, {self.max_length}, got {self.window}")
         cdef ptrdiff_t rows = self.max_length
-        if self.window:
+        if 0 < self.window < FARTHEST:
             rows = min(rows, self.window + max(<ptrdiff_t>SLACK, self.window // 4))
         self.make(self.batch, num_kv_heads, rows, head_dim, dtype, value_dim, pools)
         self.held_lengths, self.counts = zeros(batch, np.int64), zeros(batch, np.int64)
+        self.padding = zeros((batch, 3), np.int64)
         self.seen_lengths = self.held_lengths
         self.tables = np.arange(batch).reshape(-1, 1)
         if self.window:
@@ -307,33 +460,38 @@ cdef class Fixed(Store):
             integers(self.seen_firsts)[n] = integers(self.firsts)[n] - base
             integers(self.seen_lengths)[n] = integers(self.held_lengths)[n] - base
 
-    def append(self, k, v, lengths, cos, sin, interleaved, num_threads):
+    def append(self, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads):
         cdef np.ndarray a = arguments.cache_rows("k", k, self.batch, self.kv_heads, -1, self.head_dim)
         cdef np.ndarray b = arguments.cache_rows("v", v, self.batch, self.kv_heads, a.shape[2], self.value_dim)
         cdef int asked = arguments.thread_limit(num_threads)
         cdef int64 *old = integers(self.held_lengths)
         cdef const int64 *new = integers(new_counts(lengths, self.counts, a.shape[2]))
-        cdef ptrdiff_t n, most = 0, end = 0
+        cdef ptrdiff_t n, most = 0, end = 0, longest = FARTHEST if self.window else self.max_length
+        cdef bint overwrites = False
         cdef Plan p
         for n in range(self.batch):
             most, end = max(most, new[n]), max(end, old[n] + new[n])
-            if not self.window and old[n] + new[n] > self.max_length:
+            if old[n] + new[n] > longest:
+                of = "tokens that a stream may have" if self.window else "max_length"
                 raise ValueError(
-                    f"k must hold at most {self.max_length - old[n]} tokens for sequence {n}, which has {old[n]} of "
-                    f"max_length {self.max_length}, got {new[n]}"
+                    f"k must hold at most {longest - old[n]} tokens for sequence {n}, which has {old[n]} of {of} "
+                    f"{longest}, got {new[n]}"
                 )
+            if self.window and old[n]:
+                overwrites = overwrites or old[n] - integers(self.firsts)[n] + new[n] > self.page_size
         if self.writes_to(a) or self.writes_to(b):
             a, b = a.copy(), b.copy()
         self.aim(&p, a, b)
-        self.turn(&p, a, cos, sin, interleaved, end)
+        self.turn(&p, a, cos, sin, interleaved, rotary_dim, end)
         self.must_be_writable()
         p.slots, p.tables, p.table_row = NULL, integers(self.tables), self.tables.shape[1]
         p.lengths, p.counts, p.ring = old, new, self.window != 0
-        if self.window:  # otherwise what is written before a refusal lies beyond the sequences' ends
+        if overwrites:  # otherwise what is written before a refusal lies beyond the sequences' ends
             self.judge(&p, self.batch, most, asked)
         self.store(&p, self.batch, most, asked)
-        must_have_scales(&p)
+        self.must_be_stored(&p)
         for n in range(self.batch):
+            note_append(&paddings(self.padding)[n], old[n], new[n], a.shape[2])
             old[n] += new[n]
             if self.window:
                 integers(self.firsts)[n] = max(integers(self.firsts)[n], old[n] - self.page_size)
@@ -341,6 +499,9 @@ cdef class Fixed(Store):
 
     def attend(self, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
                return_lse, num_threads):
+        q_offset = offsets_of(
+            query, q_offset, self.held_lengths, self.padding, None, self.window != 0, is_causal, window, alibi_slopes
+        )
         if self.window:
             window, q_offset = self.seen_through(query, window, q_offset, attn_mask)
         return attend_pages(
@@ -353,30 +514,34 @@ cdef class Fixed(Store):
         """(window, q_offset) for attention to a ring: the cache's own window applies, positions are rebased."""
         cdef np.ndarray q = arguments.real_array("query", query)
         cdef np.npy_intp[4] shape
-        cdef ptrdiff_t left = UNBOUNDED, right = UNBOUNDED, n, first, offset
+        cdef ptrdiff_t left = FARTHEST, right = FARTHEST, n, first, offset, given = 0
         cdef np.npy_intp batch = self.batch
-        cdef np.ndarray offsets = arguments.per_sequence("q_offset", q_offset, 1, &batch)
+        cdef np.ndarray offsets = arguments.per_sequence("q_offset", q_offset, 1, &batch), seen = None
         arguments.cached_shape(q, self.key_pages, self.value_pages, batch, shape)
         arguments.attention_window("window", window, &left, &right)
-        if left != UNBOUNDED and left >= self.window:
-            raise ValueError(f"window must reach back less than the cache's own, {self.window}, got {left}")
+        if window is not None and window[0] is not None and left >= self.window:
+            raise ValueError(f"window must reach back less than the cache's own, {self.window}, got {window[0]}")
         left = min(left, self.window - 1)
+        if offsets is not None:
+            seen = np.PyArray_EMPTY(1, &batch, np.NPY_INT64, 0)
         for n in range(self.batch):
             first = integers(self.firsts)[n]
+            if offsets is None:
+                offset = integers(self.held_lengths)[n] - q.shape[2]
+            else:  # farther than FARTHEST is as far as anything
+                given = offset = integers(offsets)[n if offsets.ndim else 0]
+                offset = max(-4 * FARTHEST, min(offset, 4 * FARTHEST))
+                integers(seen)[n] = offset - integers(self.bases)[n]
             if first == 0:
                 continue
             if attn_mask is not None:
                 raise ValueError("attn_mask must be None once the window has moved on, got an array")
-            if offsets is None:
-                offset = integers(self.held_lengths)[n] - q.shape[2]
-            else:
-                offset = integers(offsets)[n if offsets.ndim else 0]
             if q.shape[2] and offset - left < first:
                 raise ValueError(
                     f"query must stand at position {first + left} or later in sequence {n}, whose keys before {first} "
-                    f"are gone, got {offset}; append and attend to at most {self.chunk} tokens at a time"
+                    f"are gone, got {offset if offsets is None else given}; append and attend to at most {self.chunk} tokens at a time"
                 )
-        return (left, None if right == UNBOUNDED else right), None if offsets is None else offsets - self.bases
+        return (left, None if right == FARTHEST else right), seen
 
     def view(self, str name, values):
         """The keys or values as they lie, (batch, kv heads, tokens of the longest sequence, size)."""
@@ -388,6 +553,7 @@ cdef class Fixed(Store):
 
     def reset(self):
         self.held_lengths[...] = 0
+        self.padding[...] = 0
         if self.window:
             self.firsts[...] = 0
         self.rebase()
@@ -401,7 +567,9 @@ cdef class Fixed(Store):
         cdef ptrdiff_t n
         for n in range(self.batch):
             self.can_end_at(n, integers(new)[n])
-        self.held_lengths[...] = new
+        for n in range(self.batch):
+            note_end(&paddings(self.padding)[n], integers(self.held_lengths)[n], integers(new)[n])
+            integers(self.held_lengths)[n] = integers(new)[n]
         if self.window:
             self.firsts[new == 0] = 0
         self.rebase()
@@ -418,63 +586,105 @@ cdef class Fixed(Store):
                 )
         return 0
 
+    def mark(self):
+        """What an append changes, for `return_to`."""
+        return self.held_lengths.copy(), self.padding.copy()
+
+    def return_to(self, mark):
+        """Forget appends since then. As with `truncate`, a ring must still have what it had."""
+        lengths, padding = mark
+        self.truncate(lengths)
+        self.padding[...] = padding
+
     def reorder(self, order):
-        cdef np.ndarray sources = arguments.indices("indices", order, self.batch, self.batch)
+        cdef np.ndarray sources = arguments.indices("indices", order, self.batch, self.batch), aside, pool
+        cdef ptrdiff_t to, source, row, rows = 0
+        cdef char *place
         self.must_be_writable()
-        pending = {to: source for to, source in enumerate(sources.tolist()) if to != source}
-        while pending:
-            needed = set(pending.values())
-            to = next((to for to in pending if to not in needed), None)
-            if to is None:  # all that are left go round in circles
-                self.rotate(pending)
-            else:
-                self.copy_rows(to, pending.pop(to))
-        self.held_lengths[...] = self.held_lengths[sources]
+        moves = moves_of({to: source for to, source in enumerate(sources.tolist()) if to != source})
+        pools, lengths, padding = self.arrays(), self.held_lengths[sources], self.padding[sources]
+        firsts = self.firsts[sources] if self.window else None
+        row = sum([pool.shape[1] * pool.strides[2] for pool in pools])
+        for to, source in moves:
+            if to == ASIDE:
+                rows = max(rows, self.used(source))
+        aside = np.empty(rows * row, np.uint8)
+        rows = 0  # that are aside; nothing fails from here on
+        for to, source in moves:
+            place = <char *>np.PyArray_DATA(aside)
+            if to == ASIDE:
+                rows = self.used(source)
+            if to != ASIDE and source != ASIDE:
+                self.copy_page(to, source, self.used(source))
+                continue
+            for pool in pools:
+                if to == ASIDE:
+                    copy_heads(place, rows * pool.strides[2], pool, source, rows)
+                else:
+                    put_heads(pool, to, place, rows * pool.strides[2], rows)
+                place += pool.shape[1] * rows * pool.strides[2]
+        memcpy(integers(self.held_lengths), integers(lengths), self.batch * sizeof(int64))
+        memcpy(paddings(self.padding), paddings(padding), self.batch * sizeof(Padding))
         if self.window:
-            self.firsts[...] = self.firsts[sources]
+            memcpy(integers(self.firsts), integers(firsts), self.batch * sizeof(int64))
         self.rebase()
-
-    def copy_rows(self, to, source):
-        for pool in self.arrays():
-            pool[to, :, : self.used(source)] = pool[source, :, : self.used(source)]
-
-    def rotate(self, pending):
-        """Take a circle out of `pending`."""
-        first = to = next(iter(pending))
-        rows = self.used(first)
-        aside = [pool[first, :, :rows].copy() for pool in self.arrays()]
-        while pending[to] != first:
-            source = pending.pop(to)
-            self.copy_rows(to, source)
-            to = source
-        del pending[to]
-        for pool, kept in zip(self.arrays(), aside):
-            pool[to, :, :rows] = kept
 
     cpdef ptrdiff_t used(self, ptrdiff_t n):
         """Rows of sequence n's page that hold something."""
         return min(integers(self.held_lengths)[n], self.page_size)
 
     def used_parts(self):
-        """Where in the pools there is something: indices of pieces that lie side by side."""
+        """Where in the pools there is something: indices of pieces that lie side by side, in their order."""
         return [(n, head, slice(self.used(n))) for n in range(self.batch) for head in range(self.kv_heads)]
+
+    def parameters(self):
+        """What this cache is made with, by name."""
+        return {
+            "batch": self.batch, "num_kv_heads": self.kv_heads, "max_length": self.max_length,
+            "head_dim": self.head_dim, "dtype": self.dtype.name, "window": self.window or None,
+            "value_dim": self.value_dim,
+        }
 
     def state(self):
         """What besides the pools makes this cache, by name."""
-        return {"lengths": self.held_lengths, "firsts": self.held_lengths * 0 if self.firsts is None else self.firsts}
+        firsts = self.held_lengths * 0 if self.firsts is None else self.firsts
+        return {"lengths": self.held_lengths, "firsts": firsts, "padding": self.padding}
 
-    def restore(self, lengths, firsts):
+    def restore(self, lengths, firsts, padding):
         """Take up a state; False where it cannot be one."""
         if lengths.shape != (self.batch,) or firsts.shape != (self.batch,):
             return False
-        held = lengths - firsts
-        if (firsts < 0).any() or (held < 0).any() or (held > self.page_size).any():
+        if (firsts < 0).any() or (firsts > lengths).any() or (lengths > FARTHEST).any():
             return False
-        self.held_lengths[...] = lengths
+        held = lengths - firsts
+        if (held > self.page_size).any() or (firsts.any() and not self.window) or not could_be(padding, lengths):
+            return False
+        if self.window and ((firsts > 0) & (held < self.window - 1)).any():
+            return False
+        self.held_lengths[...], self.padding[...] = lengths, padding
         if self.window:
             self.firsts[...] = firsts
         self.rebase()
-        return self.window != 0 or not firsts.any()
+        return True
+
+
+cdef list moves_of(dict pending):
+    """In which order to take each `to` from `pending[to]`, as pairs; a page that is put ASIDE comes back before the next."""
+    cdef list moves = []
+    while pending:
+        needed = set(pending.values())
+        to = next((to for to in pending if to not in needed), None)
+        if to is not None:
+            moves.append((to, pending.pop(to)))
+            continue
+        first = to = next(iter(pending))  # all that are left go round in circles
+        moves.append((ASIDE, first))
+        while pending[to] != first:
+            moves.append((to, pending[to]))
+            to = pending.pop(to)
+        del pending[to]
+        moves.append((to, ASIDE))
+    return moves
 
 
 # --- pages that sequences share ---
@@ -498,7 +708,7 @@ cdef class Paged(Store):
     cdef dict slots               # of each live sequence, by id
     cdef list spare_slots
     cdef ptrdiff_t next_id
-    cdef np.ndarray tables, held_lengths, references
+    cdef np.ndarray tables, held_lengths, padding, references
     cdef np.ndarray vacant        # pages that nobody lists, from the last to be taken to the first
     cdef readonly ptrdiff_t free_pages
     cdef Batch spare
@@ -509,6 +719,7 @@ cdef class Paged(Store):
         self.make(num_pages, num_kv_heads, page_size, head_dim, dtype, value_dim, pools)
         self.slots, self.spare_slots, self.next_id = {}, [], 0
         self.tables, self.held_lengths = zeros((0, 4), np.int64), zeros(0, np.int64)
+        self.padding = zeros((0, 3), np.int64)
         self.references, self.vacant = zeros(num_pages, np.int64), np.arange(num_pages)[::-1].copy()
         self.free_pages = num_pages
 
@@ -538,43 +749,53 @@ cdef class Paged(Store):
         return batch
 
     cdef ptrdiff_t new_slot(self) except -1:
+        """A slot that nobody has, the last of `spare_slots`."""
         if not self.spare_slots:
             rows = self.tables.shape[0]
+            more = list(range(max(4, 2 * rows) - 1, rows - 1, -1))
             self.widen(max(4, 2 * rows), self.tables.shape[1])
-            self.spare_slots = list(range(self.tables.shape[0] - 1, rows - 1, -1))
-        return self.spare_slots.pop()
+            self.spare_slots = more
+        return self.spare_slots[len(self.spare_slots) - 1]
 
     cdef int widen(self, ptrdiff_t rows, ptrdiff_t blocks) except -1:
         """Make the tables at least so large. New arrays, for someone may still read the old ones."""
         if rows > self.tables.shape[0] or blocks > self.tables.shape[1]:
-            former, lengths = self.tables, self.held_lengths
+            former = self.tables
             tables = zeros((max(rows, former.shape[0]), max(blocks, former.shape[1])), np.int64)
+            lengths, padding = zeros(tables.shape[0], np.int64), zeros((tables.shape[0], 3), np.int64)
             tables[: former.shape[0], : former.shape[1]] = former
-            self.held_lengths = np.append(lengths, zeros(tables.shape[0] - lengths.shape[0], np.int64))
-            self.tables = tables
+            lengths[: former.shape[0]], padding[: former.shape[0]] = self.held_lengths, self.padding
+            self.tables, self.held_lengths, self.padding = tables, lengths, padding
         return 0
 
     def allocate(self):
-        slot, id = self.new_slot(), self.next_id
-        self.slots[id], self.next_id = slot, id + 1
+        return self.begin(self.new_slot())
+
+    cdef object begin(self, ptrdiff_t slot):
+        """Give the last spare slot an id."""
+        id = self.next_id
+        self.slots[id] = slot
+        self.next_id += 1
+        self.spare_slots.pop()
+        paddings(self.padding)[slot] = Padding(0, 0, 0)
         return id
 
     def fork(self, id):
         cdef ptrdiff_t source = self.slot_of("id", id), slot = self.new_slot(), block
         cdef int64 *table = self.table(slot)
+        new = self.begin(slot)
         integers(self.held_lengths)[slot] = integers(self.held_lengths)[source]
+        paddings(self.padding)[slot] = paddings(self.padding)[source]
         for block in range(self.blocks(slot)):
             table[block] = self.table(source)[block]
             integers(self.references)[table[block]] += 1
-        new, self.next_id = self.next_id, self.next_id + 1
-        self.slots[new] = slot
         return new
 
     def free(self, id):
         cdef ptrdiff_t slot = self.slot_of("id", id)
+        self.spare_slots.append(slot)
         self.shorten(slot, 0)
         del self.slots[id]
-        self.spare_slots.append(slot)
 
     def truncate(self, id, length):
         cdef ptrdiff_t slot = self.slot_of("id", id), new = arguments.integer("length", length)
@@ -587,6 +808,7 @@ cdef class Paged(Store):
         cdef ptrdiff_t block
         for block in range(self.blocks_for(length), self.blocks(slot)):
             self.release(self.table(slot)[block])
+        note_end(&paddings(self.padding)[slot], integers(self.held_lengths)[slot], length)
         integers(self.held_lengths)[slot] = length
 
     @property
@@ -664,15 +886,31 @@ cdef class Paged(Store):
                 self.table(slot)[block] = self.take()
         return 0
 
-    cdef int64 copy_of(self, int64 page, ptrdiff_t rows) except -1:
+    cdef int64 copy_of(self, int64 page, ptrdiff_t rows) noexcept:
         cdef int64 copy = self.take()
-        for pool in self.arrays():
-            pool[copy, :, :rows] = pool[page, :, :rows]
+        self.copy_page(copy, page, rows)
         return copy
+
+    cdef void give_back(self, Batch batch) noexcept:
+        """Undo `make_room`, in the reverse order: free pages are then taken in the same order as before."""
+        cdef ptrdiff_t n, slot, block, last
+        cdef const int64 *leaving = integers(batch.lengths)
+        for n in range(batch.slots.shape[0] - 1, -1, -1):
+            slot = integers(batch.slots)[n]
+            last = self.blocks_for(integers(self.held_lengths)[slot] + integers(batch.counts)[n]) - 1
+            for block in range(last, self.blocks(slot) - 1, -1):
+                self.release(self.table(slot)[block])
+            if leaving[n] >= 0:  # who kept that page may have written where this sequence had tokens
+                self.copy_page(leaving[n], self.last_page(slot), integers(self.held_lengths)[slot] % self.page_size)
+                self.release(self.last_page(slot))
+                self.table(slot)[self.blocks(slot) - 1] = leaving[n]
+        for n in range(batch.slots.shape[0]):
+            if leaving[n] >= 0:
+                integers(self.references)[leaving[n]] += 1
 
     # Tokens
 
-    def append(self, ids, k, v, lengths, cos, sin, interleaved, num_threads):
+    def append(self, ids, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads):
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t count = batch.slots.shape[0], n, most = 0, end = 0
         cdef np.ndarray a = arguments.cache_rows("k", k, count, self.kv_heads, -1, self.head_dim)
@@ -686,15 +924,20 @@ cdef class Paged(Store):
         for n in range(count):
             most, end = max(most, new[n]), max(end, integers(self.held_lengths)[slots[n]] + new[n])
         self.aim(&p, a, b)
-        self.turn(&p, a, cos, sin, interleaved, end)
+        self.turn(&p, a, cos, sin, interleaved, rotary_dim, end)
         self.must_be_writable()
         self.widen(0, self.table_width(self.blocks_for(end)))
         p.slots, p.counts, p.ring = slots, new, False
         p.tables, p.table_row, p.lengths = integers(self.tables), self.tables.shape[1], integers(self.held_lengths)
-        self.judge(&p, count, most, asked)
         self.make_room(batch)
-        self.store(&p, count, most, asked)
+        try:  # what is written before a refusal lies beyond the sequences' ends, or on pages that are free again
+            self.store(&p, count, most, asked)
+            self.must_be_stored(&p)
+        except BaseException:
+            self.give_back(batch)
+            raise
         for n in range(count):
+            note_append(&paddings(self.padding)[slots[n]], integers(self.held_lengths)[slots[n]], new[n], a.shape[2])
             integers(self.held_lengths)[slots[n]] += new[n]
         self.spare = batch
 
@@ -710,6 +953,9 @@ cdef class Paged(Store):
                return_lse, num_threads):
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t n, slot
+        q_offset = offsets_of(
+            query, q_offset, self.held_lengths, self.padding, batch.slots, False, is_causal, window, alibi_slopes
+        )
         for n in range(batch.slots.shape[0]):
             slot = integers(batch.slots)[n]
             integers(batch.lengths)[n] = integers(self.held_lengths)[slot]
@@ -727,8 +973,15 @@ cdef class Paged(Store):
     # Files
 
     def used_parts(self):
-        """Where in the pools there is something: indices of pieces that lie side by side."""
+        """Where in the pools there is something: indices of pieces that lie side by side, in their order."""
         return [(page,) for page in np.flatnonzero(self.references).tolist()]
+
+    def parameters(self):
+        """What this cache is made with, by name."""
+        return {
+            "num_pages": self.pages, "page_size": self.page_size, "num_kv_heads": self.kv_heads,
+            "head_dim": self.head_dim, "dtype": self.dtype.name, "value_dim": self.value_dim,
+        }
 
     def state(self):
         """What besides the pools makes this cache, by name."""
@@ -738,28 +991,32 @@ cdef class Paged(Store):
         tables = self.tables[slots, :blocks]
         for table, slot in zip(tables, slots):
             table[self.blocks(slot):] = -1
-        return {"ids": ids, "lengths": self.held_lengths[slots], "tables": tables, "next_id": np.array([self.next_id])}
+        return {
+            "ids": ids, "lengths": self.held_lengths[slots], "padding": self.padding[slots], "tables": tables,
+            "next_id": np.array([self.next_id]),
+        }
 
-    def restore(self, ids, lengths, tables, next_id):
+    def restore(self, ids, lengths, padding, tables, next_id):
         """Take up a state; False where it cannot be one."""
-        count = len(ids)
-        if ids.shape != (count,) or lengths.shape != (count,) or tables.ndim != 2 or len(tables) != count:
+        count = len(ids) if ids.ndim == 1 else -1
+        if lengths.shape != (count,) or tables.ndim != 2 or len(tables) != count or next_id.shape != (1,):
             return False
-        if next_id.shape != (1,) or len(set(ids.tolist())) != count or (ids < 0).any() or (ids >= next_id).any():
+        if (ids < 0).any() or (ids >= next_id).any() or not 0 <= next_id[0] <= FARTHEST or len(np.unique(ids)) != count:
             return False
-        blocks = -(-lengths // self.page_size)
+        if (lengths < 0).any() or (lengths > FARTHEST).any() or not could_be(padding, lengths):
+            return False
+        blocks = (lengths + (self.page_size - 1)) // self.page_size
+        if tables.shape[1] != max(blocks, default=0):
+            return False
         listed = np.arange(tables.shape[1]) < blocks[:, None]
-        if (lengths < 0).any() or (blocks > tables.shape[1]).any():
-            return False
         pages = tables[listed]
-        if (pages < 0).any() or (pages >= self.pages).any():
+        if (pages < 0).any() or (pages >= self.pages).any() or (tables[~listed] != -1).any():
             return False
-        if any(len(set(table[:n].tolist())) != n for table, n in zip(tables, blocks)):
+        if any(len(np.unique(table[:n])) != n for table, n in zip(tables, blocks)):
             return False
-        tables, listed = tables[:, : max(blocks, default=0)], listed[:, : max(blocks, default=0)]
         self.widen(count, self.table_width(tables.shape[1]))
         self.tables[:count, : tables.shape[1]] = np.where(listed, tables, 0)
-        self.held_lengths[:count] = lengths
+        self.held_lengths[:count], self.padding[:count] = lengths, padding
         np.add.at(self.references, pages, 1)
         vacant = np.flatnonzero(self.references == 0)
         self.free_pages = len(vacant)

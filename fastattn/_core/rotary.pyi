@@ -6,6 +6,7 @@ def rotate(
     sin: NDArray,
     positions: ArrayLike | None,
     interleaved: bool,
+    rotary_dim: int | None,
     out: NDArray | None,
     num_threads: int | None,
 ) -> NDArray: ...

@@ -117,7 +117,7 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray cos, np.ndarray sin, np.ndarray 
     return 0
 
 
-def rotate(x, cos, sin, positions, interleaved, out, num_threads):
+def rotate(x, cos, sin, positions, interleaved, rotary_dim, out, num_threads):
     """See fastattn.rotary.rotary_embedding."""
     cdef Plan p
     cdef np.ndarray a = arguments.rotary_array("x", x)
@@ -126,6 +126,7 @@ def rotate(x, cos, sin, positions, interleaved, out, num_threads):
     cdef np.ndarray rows = None
     if positions is not None:
         rows = arguments.rotary_positions("positions", positions, a, c.shape[0])
+    arguments.each_pair_once("cos", c, s, rotary_dim)
     p.call.interleaved = arguments.flag("interleaved", interleaved)
     cdef int asked = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")

@@ -303,7 +303,9 @@ class RotaryEmbedding(_Operator):
 
         dtype = _computing_dtype(x.dtype, cos.dtype, sin.dtype)
         heads, cos, sin = (a.astype(dtype, copy=False) for a in (heads, cos, sin))
-        turned = fastattn.rotary_embedding(heads, cos, sin, positions=positions, interleaved=bool(interleaved))
+        turned = fastattn.rotary_embedding(
+            heads, cos, sin, positions=positions, interleaved=bool(interleaved), rotary_dim=2 * cos.shape[-1]
+        )
         if is_packed:
             turned = turned.swapaxes(1, 2).reshape(x.shape)
         return (_narrowed(turned, x.dtype),)

@@ -207,7 +207,7 @@ class MultiHeadAttention:
             `q_offset` is by default where they go.
         cos, sin : ndarray, shape (positions, R/2), optional
             Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
-            its number in its sequence, counted from what the cache has.
+            its number in its sequence, counted from what the cache has. Each pair's number stands in a row once.
         interleaved : bool
             Which components `cos` and `sin` turn together.
         residual : ndarray, shape of the result, optional
@@ -287,8 +287,9 @@ class MultiHeadAttention:
         key = self._by_head(self.k_proj, self.num_kv_heads, key, False, num_threads)
         if cos is not None or sin is not None:
             rows = rotary_rows(cos, sin, key.shape[-2])
+            turn = {"interleaved": interleaved, "rotary_dim": 2 * rows[0].shape[1], "num_threads": num_threads}
             for x in (query, key):
-                rotary_embedding(x, *rows, interleaved=interleaved, out=x, num_threads=num_threads)
+                rotary_embedding(x, *rows, out=x, **turn)
         return attention_weights(query, key, attn_mask, num_threads=num_threads, **options)
 
     def run(
@@ -421,7 +422,8 @@ class Workspace:
         self._turn = None
         if cos is not None or sin is not None:
             rows = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
-            turn = {"interleaved": interleaved, "out": turned, "num_threads": num_threads}
+            turn = {"interleaved": interleaved, "rotary_dim": 2 * rows[0].shape[1], "out": turned}
+            turn["num_threads"] = num_threads
             self._turn = partial(rotary_embedding, turned, *rows, **turn)
 
     def reads(self, out: object) -> bool:
@@ -436,12 +438,12 @@ class Workspace:
         """Judge caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
         for name, cache in caches.items():
             self._judge_cache(name, cache)
-        before = [(cache, cache.lengths) for cache in caches.values()]
+        before = [(cache._store, cache._store.mark()) for cache in caches.values()]
         try:
             yield
         except BaseException:
-            for cache, lengths in before:
-                cache.truncate(lengths)
+            for store, mark in before:
+                store.return_to(mark)
             raise
 
     def attend(self, cache: KVCache | None) -> None:
@@ -540,4 +542,6 @@ def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | Non
             raise ValueError(
                 f"{name} must have shape (positions, pairs) with at least {longest} positions, got shape {x.shape}"
             )
+    if cos.shape == sin.shape:  # the whole tables: those rows may be too few to tell
+        _arguments.each_pair_once("cos", cos, sin, None)
     return cos[rows], sin[rows]

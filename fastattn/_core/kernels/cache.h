@@ -2,7 +2,9 @@
  *
  * int8: a row's scale is its largest magnitude / 127, its elements are x / scale rounded to even; a row of zeros has
  * scale 0. Divided, not multiplied by the inverse, which overflows where the scale is subnormal. A decode step stores a
- * few rows, a prompt is bound by memory: nothing here is hot but the plain copy. */
+ * few rows, a prompt is bound by memory: nothing here is hot but the plain copy.
+ *
+ * Infinity and NaN are stored as such, but not in int8, and no finite number becomes infinite. */
 
 #if FA_VECTOR_BYTES / LANES == 4
 /* The scale of a row padded with zeros to whole vectors; not finite where an element is not. */
@@ -37,12 +39,75 @@ FA_INLINE void OP(quantise)(int8_t *out, const R *row, R scale, ptrdiff_t size) 
 
 FA_INLINE ptrdiff_t OP(whole_vectors)(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
 
+/* A row as it is stored but for its type, in memory for R. */
+FA_INLINE void OP(read_row)(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, R *row, R *cos_row,
+                            R *sin_row) {
+    OP(widen)(row, x, c->x_type, c->x_element, c->size);
+    if (!c->pairs) return;
+    OP(widen)(cos_row, cos, c->table_type, c->cos_element, c->pairs);
+    OP(widen)(sin_row, sin, c->table_type, c->sin_element, c->pairs);
+    if (c->interleaved) OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 1);
+    else OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 0);
+}
+
+/* The least magnitude that is stored as infinity, or was made infinity by the reading of float64; 0: there is none. */
+FA_INLINE R OP(overflow)(const fa_cache_rows *c) {
+#if FA_VECTOR_BYTES / LANES == 4
+    if (c->stored == FA_F16) return 65520;
+    if (c->stored == FA_BF16) return 0x1.ffp127f;
+    if (c->stored == FA_F32 && c->x_type == FA_F64) return INFINITY;
+#endif
+    (void)c;
+    return 0;
+}
+
+/* All bits in a lane where a number of the row reaches the limit, or is NaN. */
+FA_INLINE VI OP(reaching)(const R *row, R limit, ptrdiff_t size) {
+    const V most = OP(splat)(limit);
+    VI found = {0};
+    ptrdiff_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        V x = OP(load)(row + i);
+        found |= ~((x < most) & (x > -most));
+    }
+    if (i < size) {
+        V x = OP(load_some)(row + i, size - i);
+        found |= ~((x < most) & (x > -most));
+    }
+    return found;
+}
+
+FA_INLINE int OP(is_finite_in)(const char *from, fa_type type) {
+    double x;
+    if (type == FA_F64) memcpy(&x, from, sizeof x);
+    else x = (double)OP(element)(from, type);
+    return isfinite(x);
+}
+
+/* Whether a row has a number that reaches the limit and was made of finite ones. Seldom asked. */
+FA_APART int OP(has_overflown)(const fa_cache_rows *c, const char *x, const R *row, const R *cos_row, const R *sin_row,
+                               R limit) {
+    for (ptrdiff_t i = 0; i < c->size; i++) {
+        if (row[i] < limit && row[i] > -limit) continue;
+        int finite = OP(is_finite_in)(x + i * c->x_element, c->x_type);
+        if (i < 2 * c->pairs) {
+            const ptrdiff_t pair = c->interleaved ? i / 2 : i % c->pairs;
+            const ptrdiff_t other = c->interleaved ? i ^ 1 : i < c->pairs ? i + c->pairs : i - c->pairs;
+            finite = finite && OP(is_finite_in)(x + other * c->x_element, c->x_type) && isfinite(cos_row[pair]) &&
+                     isfinite(sin_row[pair]);
+        }
+        if (finite) return 1;
+    }
+    return 0;
+}
+
 /* `rows` rows side by side from `out` on and, for int8, their scales. Without `out` nothing is written.
- * Whether all scales are finite. */
+ * Whether all scales are finite, and no finite number became infinite. */
 static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, char *out,
                               float *scales, ptrdiff_t rows, void *scratch) {
     const ptrdiff_t itemsize = fa_size_of(c->stored), bytes = c->size * itemsize;
     if (c->x_type == c->stored && c->x_element == itemsize && !c->pairs) {
+        if (!out) return 1;
         if (c->x_row == bytes) memcpy(out, x, (size_t)(rows * bytes));
         else for (ptrdiff_t i = 0; i < rows; i++) memcpy(out + i * bytes, x + i * c->x_row, (size_t)bytes);
         return 1;
@@ -51,16 +116,17 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
     R *row = OP(carve)(&free_scratch, OP(whole_vectors)(c->size));
     R *cos_row = OP(carve)(&free_scratch, c->pairs), *sin_row = OP(carve)(&free_scratch, c->pairs);
     for (ptrdiff_t i = c->size; i < OP(whole_vectors)(c->size); i++) row[i] = 0;
+    const R limit = OP(overflow)(c);
+    const int as_they_lie =
+        c->x_type == STORED && OP(plain)(x, c->x_row, c->x_element) && !c->pairs && c->stored != FA_I8;
+    VI reaching = {0};
     for (ptrdiff_t i = 0; i < rows; i++) {
-        OP(widen)(row, x + i * c->x_row, c->x_type, c->x_element, c->size);
-        if (c->pairs) {
-            OP(widen)(cos_row, cos + i * c->cos_row, c->table_type, c->cos_element, c->pairs);
-            OP(widen)(sin_row, sin + i * c->sin_row, c->table_type, c->sin_element, c->pairs);
-            if (c->interleaved) OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 1);
-            else OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 0);
-        }
+        const char *given = x + i * c->x_row;
+        const R *read = as_they_lie ? (const R *)given : row;
+        if (!as_they_lie) OP(read_row)(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
         if (c->stored != FA_I8) {
-            OP(narrow)(out + i * bytes, c->stored, itemsize, row, c->size);
+            if (limit) reaching |= OP(reaching)(read, limit, c->size);
+            if (out) OP(narrow)(out + i * bytes, c->stored, itemsize, read, c->size);
             continue;
         }
         const R scale = OP(scale_of)(row, c->size);
@@ -69,6 +135,12 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
             scales[i] = (float)scale;
             OP(quantise)((int8_t *)out + i * bytes, row, scale, c->size);
         }
+    }
+    if (!(OP(lane_max)(OP(select)(reaching, OP(splat)(1), (V){0})) > 0)) return 1;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const char *given = x + i * c->x_row;
+        OP(read_row)(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
+        if (OP(has_overflown)(c, given, row, cos_row, sin_row, limit)) return 0;
     }
     return 1;
 }
