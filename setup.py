@@ -9,6 +9,8 @@ Environment:
     CC=clang                     another compiler: gcc >= 12, clang, or clang-cl on Windows
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
+    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test them
+                                 where the processor lacks their instructions; they are slow, and never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
@@ -45,6 +47,8 @@ TARGETS = {
     "avx512_bf16": Target(X86_64, f"{AVX512} {DOT}"),
     "amx": Target(X86_64, f"{AVX512} {DOT} -mamx-tile -mamx-bf16 -mamx-int8"),
 }
+
+EMULATED = {name: AVX512 for name in ("avx512_bf16", "amx")}  # flags of these targets with FASTATTN_EMULATE=1
 
 # Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.
 KERNEL_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden -Wno-psabi"
@@ -107,6 +111,7 @@ class BuildExtensions(build_ext):
         self.prepare_compiler()
         targets, openmp = self.find_targets(), self.find_openmp()
         macros = MACROS + [(f"FA_HAVE_{name.upper()}", "1") for name in targets]
+        macros += [("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else []
         settings = self.settings(macros, openmp)
         note = Path(self.build_temp, "settings.txt")
         self.force = self.force or not note.exists() or note.read_text(encoding="utf-8") != settings
@@ -141,6 +146,8 @@ class BuildExtensions(build_ext):
     def find_targets(self):
         """{name: flags} of the rows of TARGETS that fit this machine and that the compiler takes."""
         targets = {name: row.flags for name, row in TARGETS.items() if self.plat_name.endswith(row.machines)}
+        if is_set("FASTATTN_EMULATE"):
+            targets |= {name: flags for name, flags in EMULATED.items() if name in targets}
         refused = [name for name, flags in targets.items() if flags and not self.tries(TARGET_PROBE, flags)]
         for name in refused:
             announce(f"the target {name} is LEFT OUT: the compiler does not take {targets.pop(name)}")

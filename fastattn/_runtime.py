@@ -106,12 +106,16 @@ def show_config() -> dict[str, str]:
         "numpy": np.__version__,
         "compiler": _targets.compiler,
         "openmp": f"{_threads.openmp} (yyyymm of its version)" if has_openmp() else "none: one thread only",
-        "targets built": ", ".join(_targets.built()),
+        "targets built": ", ".join(map(_described, _targets.built())),
         "targets here": ", ".join(targets()),
         "target": f"{_targets.current()} ({_why_target()})",
         "threads": f"{get_num_threads()} ({_why_threads()})",
         "team": _threads.team_state(),
     }
+
+
+def _described(target: str) -> str:
+    return f"{target} (emulated)" if target in _targets.emulated() else target
 
 
 def has_openmp() -> bool:

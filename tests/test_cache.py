@@ -358,6 +358,25 @@ def test_out_is_the_mask(target, rng, queries):
         np.testing.assert_array_equal(cache.attend(query, out[which], out=out, num_threads=1), expected)
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf, 1e-34], ids=str)
+def test_a_row_is_computed_alike_whatever_its_neighbours_are(target, rng, stored, queries, spoiled):
+    """To the bit: rows of a kv head are multiplied together, and not all of them can be had in 16 bits."""
+    cache = fastattn.KVCache(1, 1, 600, 64, dtype=stored)
+    cache.append(normal(rng, 1, 1, 600, 64), normal(rng, 1, 1, 600, 64))
+    query = normal(rng, 1, 4, queries, 64, dtype=stored if stored in FLOATS else "float32")
+    clean = cache.attend(query, return_lse=True)
+    query[0, 1, -1] *= spoiled
+    out, lse = cache.attend(query, return_lse=True)
+    others = np.ones(lse.shape, bool)
+    others[0, 1, -1] = False
+    for result, right in zip((out, lse), clean, strict=True):
+        np.testing.assert_array_equal(result[others], right[others])
+    if not np.isfinite(spoiled):
+        assert np.isnan(out[~others]).all()
+        assert np.isnan(lse[~others]).all()
+
+
 def test_an_empty_cache_attends_to_nothing(stored):
     kind = np.float64 if stored == "float64" else np.float32
     cache = fastattn.KVCache(1, 2, 5, 8, dtype=stored)

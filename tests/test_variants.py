@@ -509,6 +509,65 @@ class TestGarbage:
         assert np.isnan(lse[shows]).all()
 
 
+# Rows that are multiplied in pairs of 16-bit elements are whole numbers of vectors; and groups that share keys.
+PAIRED_SHAPES = [
+    Shape(2, 4, 1, queries=1, keys=300, head_size=64, value_size=64),
+    Shape(1, 8, 1, queries=1, keys=700, head_size=128, value_size=128),
+    Shape(1, 4, 2, queries=3, keys=1200, head_size=96, value_size=32),
+    Shape(1, 4, 2, queries=20, keys=300, head_size=64, value_size=64),
+]
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize(
+    ("names", "shape", "garbage"),
+    by_turns(
+        [("bool mask",), ("bool mask of keys",), ("float mask",), ("causal",), EVERYTHING[1]],
+        PAIRED_SHAPES,
+        [(np.nan, slice(None)), (np.inf, 3), (np.nan, 3)],
+    ),
+    ids=described,
+)
+class TestGarbageInWholeVectors:
+    """To the bit, wherever products are made: what one row sees, or none, must not change how another is computed."""
+
+    def test_that_nobody_sees(self, names, shape, garbage, dtype):
+        bad, spoiled = garbage
+        query, key, value = problem(shape, dtype)
+        options = options_of(names, shape, dtype)
+        unseen = ~seen_by_any(attended(query, key, **options), shape)
+        clean = attention(query, key, value, **options)
+        key, value = key.copy(), value.copy()
+        key[unseen, spoiled], value[unseen, spoiled] = bad, bad
+        assert_identical(attention(query, key, value, **options), clean)
+
+    @pytest.mark.parametrize("where", ["key", "value"])
+    def test_that_another_row_sees(self, names, shape, garbage, where, dtype):
+        bad, spoiled = garbage
+        query, key, value = problem(shape, dtype)
+        options = options_of(names, shape, dtype)
+        clean = attention(query, key, value, **options)
+        sees = np.broadcast_to(attended(query, key, **options), shape.scores)
+        for j in {1, shape.keys // 2, shape.keys - 3}:
+            changed = {"key": key.copy(), "value": value.copy()}
+            changed[where][..., j, spoiled] = bad
+            out, lse = attention(query, **changed, **options)
+            others = ~sees[..., j]
+            assert_identical((out[others], lse[others]), [x[others] for x in clean])
+
+    def test_in_the_query_of_another_row(self, names, shape, garbage, dtype):
+        bad, spoiled = garbage
+        query, key, value = problem(shape, dtype)
+        options = options_of(names, shape, dtype)
+        clean = attention(query, key, value, **options)
+        query = query.copy()
+        query[:, 1, -1, spoiled] = bad
+        out, lse = attention(query, key, value, **options)
+        others = np.ones(lse.shape, bool)
+        others[:, 1, -1] = False
+        assert_identical((out[others], lse[others]), [x[others] for x in clean])
+
+
 def seen_by_any(sees, shape):
     """Which keys of each kv head (..., Hkv, Sk) any query attends to."""
     sees = np.broadcast_to(sees, shape.scores)

@@ -9,6 +9,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct fa_target:
         const char *name
         int (*supported)() noexcept nogil
+        int emulated
         const fa_kernels *kernels[FA_TYPES]
     const fa_target *fa_targets[]
     int fa_target_count
@@ -82,6 +83,11 @@ def supported() -> tuple:
     return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].supported())
 
 
+def emulated() -> tuple:
+    """Names of those whose instructions are emulated, for tests; see kernels/emulation.h."""
+    return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].emulated)
+
+
 def current() -> str:
     return chosen.name.decode()
 
@@ -96,4 +102,4 @@ def use(str name):
     raise ValueError(name)
 
 
-use(supported()[0])
+use(next(name for name in supported() if name not in emulated()))

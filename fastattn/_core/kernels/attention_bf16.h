@@ -22,7 +22,8 @@ FA_INLINE VI TILE(special)(V units) {
 }
 FA_INLINE int TILE(any_lane)(VI lanes) { return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0; }
 
-/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell. */
+/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell; and
+ * NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
 static int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
     for (ptrdiff_t j = 0; j < vectors; j++) {
         V top = {0};
@@ -30,7 +31,12 @@ static int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_
             V x = OP(load)(out + (d * vectors + j) * LANES);
             top = OP(max)(x, OP(max)(-x, top));
         }
-        if (TILE(any_lane)((top < OP(splat)(FA_LEAST_SUM)) & (sum[j] > (V){0}))) return 1;
+        VI lost = (top < OP(splat)(FA_LEAST_SUM)) & (sum[j] > (V){0});
+        for (ptrdiff_t d = 0; TILE(any_lane)(lost) && d < value_size; d++) {
+            V x = OP(load)(out + (d * vectors + j) * LANES);
+            lost &= x == x;
+        }
+        if (TILE(any_lane)(lost)) return 1;
     }
     return 0;
 }

@@ -9,6 +9,7 @@ typedef struct {
     R *query, *scores, *bias, *factors, *clean, *out, *key_panel, *value_panel; /* scores and biases: [rows][FEW_KEYS] */
     uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][FEW_KEYS] */
     fa_type words; /* of the rows that are multiplied in pairs; FA_F32 for none */
+    int single[FA_FEW_MOST]; /* rows whose query cannot be had so: their scores are made one by one */
     R factor[FA_FEW_MOST]; /* of each row's scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
     R position[FA_FEW_MOST], slope[FA_FEW_MOST];
@@ -106,6 +107,18 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
 /* Whether rows of that type are multiplied in pairs. */
 FA_INLINE int OP(in_pairs)(const OP(few) *few, fa_type type) { return few->words != FA_F32 && few->words == type; }
 
+#if FA_VECTOR_BYTES / LANES == 4
+/* Scores of one row, without pairs. */
+FA_APART void OP(few_score_single)(const OP(few) *few, ptrdiff_t row, const OP(few_rows) *key, ptrdiff_t count,
+                                   const OP(few_rows) *ahead) {
+#define CALL(TYPE)                                                                                                     \
+    OP(few_scores)(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
+                   few->factor + row, ahead->row, TYPE, 1)
+    FA_FOR_STORED(key->type, CALL);
+#undef CALL
+}
+#endif
+
 /* Scores of all rows for a block of keys. */
 FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *key, ptrdiff_t count,
                                const OP(few_rows) *ahead) {
@@ -121,6 +134,8 @@ FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(fe
 #if FA_PAIRS_OF_BF16
         else FA_IN_ROWS(rows, BF16);
 #endif
+        for (ptrdiff_t row = 0; row < rows; row++)
+            if (few->single[row]) OP(few_score_single)(few, row, key, count, ahead);
         return;
     }
 #undef I8
@@ -156,32 +171,40 @@ FA_INLINE void OP(few_value_singles)(const OP(few) *few, const OP(few_rows) *val
     } while (t < keys.end);
 }
 
-/* The same for all rows and all keys of a block, in pairs; 0 where the weights cannot be had so. */
-FA_APART int OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *value, ptrdiff_t count,
+/* The same for all rows and all keys of a block, in pairs. Returns the rows, a bit for each, whose weights cannot be had so:
+ * nothing was done for them, whatever was done for the others. */
+FA_APART unsigned OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *value, ptrdiff_t count,
                                const OP(few_rows) *ahead) {
 #if FA_VECTOR_BYTES / LANES == 4
-    R factor[FA_FEW_MOST];
+    R factor[FA_FEW_MOST], decay[FA_FEW_MOST];
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
-    for (ptrdiff_t row = 0; row < rows; row++)
-        if (!OP(as_words)(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST,
-                          few->weight_words + row * FEW_KEYS, factor + row))
-            return 0;
+    unsigned single = 0;
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        uint16_t *words = few->weight_words + row * FEW_KEYS;
+        decay[row] = few->decay[row];
+        if (OP(as_words)(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST, words, factor + row)) continue;
+        single |= 1u << row;
+        memset(words, 0, (size_t)whole * sizeof *words);
+        factor[row] = 0;
+        decay[row] = 1;
+    }
+    if (single == (1u << rows) - 1) return single;
 #define I8(NR)                                                                                                         \
     OP(pair_values_i8)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,       \
-                       few->value_width, few->decay + row, factor + row, ahead->row, NR, 2)
+                       few->value_width, decay + row, factor + row, ahead->row, NR, 2)
 #define BF16(NR)                                                                                                       \
     OP(pair_values_bf16)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,     \
-                         few->value_width, few->decay + row, factor + row, ahead->row, NR, 2)
+                         few->value_width, decay + row, factor + row, ahead->row, NR, 2)
     if (value->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
     else FA_IN_ROWS(rows, BF16);
 #endif
 #undef I8
 #undef BF16
-    return 1;
+    return single;
 #else
-    (void)few, (void)rows, (void)value, (void)count, (void)ahead;
-    return 0;
+    (void)few, (void)value, (void)count, (void)ahead;
+    return (1u << rows) - 1;
 #endif
 }
 
@@ -200,7 +223,7 @@ static int OP(few_masks)(const fa_attention *a, const fa_attention_item *item, O
 }
 
 /* The values of a block without what is not finite, where some row excludes such a one; see TILE(cleaned). `unclean` are
- * they all as reals. */
+ * they all as reals. What is multiplied in pairs still is, so that no bit of another row differs. */
 static int OP(few_clean)(const fa_attention *a, const OP(few) *few, ptrdiff_t count, OP(few_rows) *value,
                          OP(rows) *unclean) {
     if (value->type == FA_I8) return 0;
@@ -211,9 +234,14 @@ static int OP(few_clean)(const fa_attention *a, const OP(few) *few, ptrdiff_t co
             OP(widen)(at, value->row[t], value->type, fa_size_of(value->type), few->value_width);
     }
     if (OP(all_finite)(*unclean, count, a->value_size)) return 0;
-    OP(rows) clean = OP(cleaned)(*unclean, count, few->value_width, few->clean);
-    value->type = STORED;
-    for (ptrdiff_t t = 0; t < count; t++) value->row[t] = (const char *)(clean.data + t * clean.stride);
+    OP(cleaned)(*unclean, count, few->value_width, few->clean);
+    const int pairs = OP(in_pairs)(few, value->type);
+    if (!pairs) value->type = STORED;
+    for (ptrdiff_t t = 0; t < count; t++) {
+        R *at = few->clean + t * few->value_width;
+        if (pairs) OP(narrow)((char *)at, value->type, fa_size_of(value->type), at, few->value_width); /* as it was: exact */
+        value->row[t] = (const char *)at;
+    }
     return 1;
 }
 
@@ -249,11 +277,14 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
     for (ptrdiff_t row = 0; item->value_scale && row < item->rows; row++)
         OP(few_multiply)(few->scores + row * FEW_KEYS, few->factors, count);
 
-    if (!(OP(in_pairs)(few, value.type) && OP(few_value_pairs)(few, item->rows, &value, count, &next))) {
+    const unsigned all = (1u << item->rows) - 1;
+    unsigned single = OP(in_pairs)(few, value.type) ? OP(few_value_pairs)(few, item->rows, &value, count, &next) : all;
+    if (single) {
         ptrdiff_t row = 0;
-        for (; !edge && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
+        for (; !edge && single == all && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
             OP(few_value_singles)(few, &value, (fa_interval){0, count}, row, &next, FA_FEW_ROWS, FA_FEW_COLUMNS);
         for (; row < item->rows; row++) {
+            if (!(single >> row & 1)) continue;
             ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
             fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
             OP(few_value_singles)(few, &value, keys, row, &next, 1, 8);
@@ -273,13 +304,15 @@ static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows
     /* int8 by this, head_size times, stays below 2^31. */
     R most = 16e6f / (R)a->head_size < WORDS_MOST ? 16e6f / (R)a->head_size : WORDS_MOST, factor;
     for (ptrdiff_t row = 0; row < rows; row++) {
-        if (!OP(as_words)(few->query + row * few->key_width, few->key_width, a->key.type, floorf(most),
-                          few->query_words + row * few->key_width, &factor))
-            break;
-        few->factor[row] = (R)a->scale * factor;
-        if (row + 1 == rows) few->words = a->key.type;
+        uint16_t *words = few->query_words + row * few->key_width;
+        few->single[row] = !OP(as_words)(few->query + row * few->key_width, few->key_width, a->key.type, floorf(most), words,
+                                         &factor);
+        if (few->single[row]) memset(words, 0, (size_t)few->key_width * sizeof *words);
+        else {
+            few->factor[row] = (R)a->scale * factor;
+            few->words = a->key.type;
+        }
     }
-    for (ptrdiff_t row = 0; few->words == FA_F32 && row < rows; row++) few->factor[row] = (R)a->scale;
 #else
     (void)a, (void)few, (void)rows;
 #endif
@@ -351,7 +384,15 @@ static ptrdiff_t OP(few_scratch)(const fa_attention *a) {
     return OP(lay_out_few)(a, &few, NULL, FA_FEW_MOST);
 }
 
-/* Whether a row's results are to be made again: see FA_LEAST_SUM. */
+static int OP(few_is_nan)(const OP(few) *few, ptrdiff_t row) {
+    const R *out = few->out + row * few->value_width;
+    int found = 0;
+    for (ptrdiff_t d = 0; d < few->value_width; d++) found |= out[d] != out[d];
+    return found;
+}
+
+/* Whether a row's results are to be made again: see FA_LEAST_SUM. NaN, which is no magnitude, is nothing lost: other rows
+ * would be made again with it. */
 static int OP(few_is_lost)(const OP(few) *few, ptrdiff_t rows) {
     for (ptrdiff_t row = 0; few->words == FA_BF16 && row < rows; row++) {
         V top = {0};
@@ -359,7 +400,7 @@ static int OP(few_is_lost)(const OP(few) *few, ptrdiff_t rows) {
             V x = OP(load)(few->out + row * few->value_width + d);
             top = OP(max)(x, OP(max)(-x, top));
         }
-        if (OP(lane_max)(top) < (R)FA_LEAST_SUM && few->sum[row] > 0) return 1;
+        if (OP(lane_max)(top) < (R)FA_LEAST_SUM && few->sum[row] > 0 && !OP(few_is_nan)(few, row)) return 1;
     }
     return 0;
 }

@@ -39,6 +39,10 @@ int fa_supported_avx2(void) { return has(FMA | AVX | F16C, AVX2, STATE_AVX); }
 int fa_supported_avx512(void) {
     return has(FMA | AVX | F16C, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL, STATE_AVX512);
 }
+#ifdef FA_EMULATE
+int fa_supported_avx512_bf16(void) { return fa_supported_avx512(); }
+int fa_supported_amx(void) { return fa_supported_avx512(); }
+#else
 int fa_supported_avx512_bf16(void) {
     unsigned a, b, c, d;
     if (!fa_supported_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & AVX512VNNI)) return 0;
@@ -59,6 +63,7 @@ int fa_supported_amx(void) {
     if (!fa_supported_avx512_bf16() || (enabled_state() & STATE_TILES) != STATE_TILES) return 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX) == AMX && tiles_are_given();
 }
+#endif
 #endif
 
 int fa_supported_portable(void) { return 1; }

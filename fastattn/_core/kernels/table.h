@@ -160,6 +160,7 @@ typedef struct {
 typedef struct {
     const char *name;
     int (*supported)(void); /* by this machine and its operating system */
+    int emulated;           /* some of its instructions are: see emulation.h */
     const fa_kernels *kernels[FA_TYPES];
 } fa_target;
 

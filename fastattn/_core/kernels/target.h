@@ -47,6 +47,11 @@
 const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
     FA_TEXT(FA_TARGET),
     FA_JOIN(fa_supported_, FA_TARGET),
+#ifdef FA_EMULATED
+    1,
+#else
+    0,
+#endif
     {
         [FA_F32] = &FA_JOIN(fa_kernels_f32_, FA_TARGET),
         [FA_F64] = &FA_JOIN(fa_kernels_f64_, FA_TARGET),

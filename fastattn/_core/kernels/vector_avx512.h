@@ -3,6 +3,9 @@
  * vmaxps, vaddps 1 cycle of issue; vreduceps, vscalefps 1 a cycle (Zen 4, latency 4 to 6).
  */
 #include <immintrin.h>
+#if defined(FA_DOT) && defined(FA_EMULATE)
+#include "emulation.h"
+#endif
 
 #define FA_VECTOR_BYTES 64
 
