@@ -37,11 +37,11 @@ SCRIPT = """
     def tasks():
         return len(os.listdir("/proc/self/task"))
 
-    def until(condition):
+    def until(condition, threads=4):
         deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "never came true"
-            assert right()
+            assert right(threads)
 
     def in_child(act):
         child = os.fork()
@@ -65,7 +65,7 @@ def test_the_team_grows_when_asked_for_more_and_stays_when_told_less():
     code = """
     before = tasks()
     for threads in 2, 5, 3, 1, 7:
-        until(lambda: tasks() - before + 1 >= threads and right(threads))
+        until(lambda: tasks() - before + 1 >= threads, threads)
         time.sleep(0.1)  # threads that were started on trial have ended
         print(tasks() - before + 1)
     """
