@@ -9,8 +9,8 @@ Environment:
     CC=clang                     another compiler: gcc >= 12, clang, or clang-cl on Windows
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
-    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test them
-                                 where the processor lacks their instructions; they are slow, and never the default target
+    FASTATTN_EMULATE=1           build avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test them where
+                                 the processor lacks their instructions; they are slow, and never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
