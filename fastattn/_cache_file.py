@@ -6,9 +6,9 @@ of the next begin at a multiple of 64 bytes and can be mapped into memory. bfloa
 kept as the uint16 of its bits. Pages and rows that are not in use are left out: the file has holes there, zeros that
 take no room where the file system knows holes.
 
-A file is read as if somebody had written it who wishes no good: its text must be the one that `write` makes of the cache,
-an array's shape and type are those that the text asks for and fit the file's size before there is memory for it, and the
-cache checks every number of the small arrays.
+Files are not trusted. The text must be the one that `write` makes of the cache that it describes; an array's shape and
+type must be those that the text asks for, and fit the file's size, before memory is allocated for it; the cache checks
+every number of the small arrays.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HEADER = re.compile(
 
 
 def write(path: str | os.PathLike, kind: str, parameters: dict[str, Any], store: Store) -> None:
-    """Write a temporary file, then rename it: a former one may be mapped by somebody. Devices and pipes are written to."""
+    """Write a temporary file, then rename it: the old file may be mapped. Devices and pipes are written to."""
     path, state = os.fspath(path), store.state()
     arrays = [(np.frombuffer(_text(kind, parameters, list(state)), np.uint8), None)]
     arrays += [(np.ascontiguousarray(x), None) for x in state.values()]

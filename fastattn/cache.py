@@ -157,7 +157,7 @@ class KVCache:
     ) -> NDArray | tuple[NDArray, NDArray]:
         """Attend each query to its sequence's keys; by default the last query stands at the last token.
 
-        After an append with `lengths`, as many queries as its arrays had tokens are those tokens', with the same padding:
+        After an append with `lengths`, as many queries as its arrays had tokens belong to these tokens, padded alike:
         the first one stands at the first token that was appended.
 
         Parameters
@@ -166,9 +166,9 @@ class KVCache:
         attn_mask : ndarray, optional
             Broadcasts to (B, Hq, Sq, longest length). None once a window has moved on.
         is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
-            As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default or, after an append
-            with `lengths`, the length before it if Sq is its S. A cache with a window of its own takes a narrower one
-            only.
+            As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default or, after an
+            append with `lengths`, the length before it if Sq is its S. A cache with a window of its own takes a
+            narrower one only.
 
         Returns
         -------
