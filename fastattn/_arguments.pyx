@@ -485,8 +485,8 @@ cdef str halved(np.ndarray table, np.ndarray x):
 cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary_dim) except -1:
     """Refuse tables of one shape that look as if they held the number of each pair twice, unless `rotary_dim` tells.
 
-    The numbers of one row may be alike by chance, those of a whole table are not. It is all the same where nothing turns,
-    and zeros are nobody's table.
+    The numbers of one row may be alike by chance, those of a whole table are not. Both readings are the same where
+    nothing turns; zeros are no model's table.
     """
     cdef ptrdiff_t columns = length(cos, 1), size, rows, row
     cdef bint halves = columns > 0 and columns % 2 == 0, pairs = halves

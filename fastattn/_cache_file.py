@@ -6,9 +6,9 @@ of the next begin at a multiple of 64 bytes and can be mapped into memory. bfloa
 kept as the uint16 of its bits. Pages and rows that are not in use are left out: the file has holes there, zeros that
 take no room where the file system knows holes.
 
-A file may be hostile. Its text must be the one that `write` makes of the cache; an array's shape and type must be those
-that the text asks for, and fit the file's size before memory is allocated; the cache checks every number of the small
-arrays.
+Files are not trusted. The text must be the one that `write` makes of the cache that it describes; an array's shape and
+type must be those that the text asks for, and fit the file's size, before memory is allocated for it; the cache checks
+every number of the small arrays.
 """
 
 from __future__ import annotations

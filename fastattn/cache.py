@@ -157,8 +157,8 @@ class KVCache:
     ) -> NDArray | tuple[NDArray, NDArray]:
         """Attend each query to its sequence's keys; by default the last query stands at the last token.
 
-        After an append with `lengths`, as many queries as its arrays had tokens are those tokens', with the same
-        padding: the first one stands at the first token that was appended.
+        After an append with `lengths`, as many queries as its arrays had tokens belong to these tokens, padded alike:
+        the first one stands at the first token that was appended.
 
         Parameters
         ----------

@@ -49,7 +49,7 @@ def held_rows(store, table, first, length):
 
 
 class Padding:
-    """Where a sequence's queries stand by default: at its last tokens, unless an append had fewer than it took."""
+    """Where the queries of a sequence stand by default: at its last tokens, unless an append was padded."""
 
     def __init__(self):
         self.gaps_end = 0  # no token from here on has a gap before it

@@ -3,12 +3,14 @@
 Their histories at random are in test_cache_machine.py.
 """
 
+import contextlib
 import copy
 import importlib
 import itertools
 import json
 import os
 import pickle
+import re
 import stat
 import sys
 import threading
@@ -271,7 +273,8 @@ def snapshot(cache):
             for block, page in enumerate(cache.block_table(id))
         ]
     for n, x in enumerate(store.arrays()):
-        state[f"pool {n}"] = np.concatenate([np.zeros(0, np.uint8), *(x[part].ravel().view(np.uint8) for part in parts)])
+        held = [x[part].ravel().view(np.uint8) for part in parts]
+        state[f"pool {n}"] = np.concatenate([np.zeros(0, np.uint8), *held])
     return {name: np.array(x) for name, x in state.items()}
 
 
@@ -385,6 +388,50 @@ def test_an_empty_cache_attends_to_nothing(stored):
     assert np.isneginf(lse).all()
 
 
+@pytest.mark.parametrize("kind", ["plain", "ring", "paged", "loaded"])
+@pytest.mark.parametrize("given", [[10, 7, 0], [7, 7, 7], [1, 10, 10]], ids=str)
+def test_queries_of_padded_prompts(target, rng, tmp_path, stored, kind, given):
+    """Each stands where its key does, also of the second prompt; what is not known is asked for."""
+    if kind == "paged":
+        cache = fastattn.PagedKVCache(30, 4, 2, 16, dtype=stored)
+        ids = [[cache.allocate() for _ in range(3)]]
+    else:
+        cache = fastattn.KVCache(3, 2, 64, 16, dtype=stored, window=64 if kind == "ring" else None)
+        ids = []
+    counts, held = [given, [2, 0, 5], [3, 3, 3]], [np.zeros((2, 2, 0, 16))] * 3
+    kind_of_query = "float64" if stored == "float64" else "float32"
+    for tokens, new in zip((10, 5, 3), counts, strict=True):
+        k, v, query = normal(rng, 3, 2, tokens, 16), normal(rng, 3, 2, tokens, 16), normal(rng, 3, 4, tokens, 16)
+        query = query.astype(kind_of_query)
+        cache.append(*ids, k, v, lengths=new)
+        if kind == "loaded":
+            cache.save(tmp_path / "cache")
+            cache = fastattn.KVCache.load(tmp_path / "cache")
+        out = cache.attend(*ids, query, is_causal=True)
+        for b, n in enumerate(new):
+            rows = np.stack([as_stored(x[b, :, :n], stored) for x in (k, v)])
+            held[b] = np.concatenate([held[b], rows], axis=2)
+            right = reference.scaled_dot_product_attention(query[b, :, :n], *held[b], is_causal=True)
+            np.testing.assert_allclose(out[b, :, :n], right, rtol=0, atol=0.05 if stored == "int8" else 1e-5)
+        if tokens == 3:
+            continue
+        np.testing.assert_array_equal(  # one query is that of the last token, where there is one
+            cache.attend(*ids, query[:, :, :1], is_causal=True),
+            cache.attend(*ids, query[:, :, :1], is_causal=True, q_offset=[x.shape[2] - 1 for x in held]),
+        )
+        slopes = ones(4) / 8
+        for options in ({"is_causal": True}, {"window": (3, None)}, {"alibi_slopes": slopes.astype(kind_of_query)}):
+            with pytest.raises(ValueError, match=r"q_offset must say where 2 queries stand in sequence \d, .* got"):
+                cache.attend(*ids, query[:, :, :2], **options)
+            cache.attend(*ids, query[:, :, :2], **options, q_offset=0)
+        if kind != "ring":  # whose window makes a difference
+            cache.attend(*ids, query[:, :, :2], window=(None, None))
+    if kind != "paged":
+        cache.reset()
+        cache.append(normal(rng, 3, 2, 4, 16), normal(rng, 3, 2, 4, 16))
+        cache.attend(normal(rng, 3, 4, 9, 16, dtype=kind_of_query), is_causal=True)
+
+
 def test_several_threads_attend_at_once(rng):
     cache = fastattn.PagedKVCache(64, 8, 2, 16)
     ids = [cache.allocate() for _ in range(8)]
@@ -467,6 +514,86 @@ def test_a_prompt_longer_than_the_ring(target, rng):
     with pytest.raises(ValueError, match=r"query must stand at position 939 or later in sequence 0, .* got 938; .* 61"):
         cache.attend(normal(rng, 1, 1, 62, 8), is_causal=True)
     cache.attend(normal(rng, 1, 1, 62, 8), is_causal=True, window=(28, 0))
+
+
+@pytest.mark.parametrize("offset", [-(1 << 63), -(1 << 62), -(1 << 50), -(1 << 48) - 1])
+@pytest.mark.parametrize("each", [False, True], ids=["for all", "for each"])
+def test_positions_far_before_a_ring(rng, offset, each):
+    cache = fastattn.KVCache(1, 1, 90, 8, window=30)
+    query, k = normal(rng, 1, 1, 2, 8), normal(rng, 1, 1, 40, 8)
+    cache.append(k, k)
+    told = np.array([offset]) if each else offset
+    np.testing.assert_array_equal(cache.attend(query, q_offset=-100), cache.attend(query, q_offset=told))
+    cache.append(normal(rng, 1, 1, 90, 8), normal(rng, 1, 1, 90, 8))
+    with pytest.raises(ValueError, match=rf"query must stand at position 69 or later .* got {offset};"):
+        cache.attend(query, q_offset=told)
+
+
+@pytest.mark.parametrize("offset", [(1 << 63) - 1, 1 << 62, 1 << 50])
+def test_positions_far_behind_a_ring(rng, offset):
+    cache = fastattn.KVCache(1, 1, 90, 8, window=30)
+    for tokens in (40, 90):
+        cache.append(*normal(rng, 2, 1, 1, tokens, 8))
+        out, lse = cache.attend(normal(rng, 1, 1, 2, 8), q_offset=offset, return_lse=True)
+        assert (out == 0).all()
+        assert np.isneginf(lse).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_more_tokens_than_anybody_has(dtype):
+    """Rows that repeat the same memory: only those that are kept are read, and none where they do not fit."""
+    rows = np.broadcast_to(np.float32(1), (1, 1, 1 << 40, 8))
+    cache = fastattn.KVCache(1, 1, 90, 8, window=30, dtype=dtype)
+    for n in (1, 2):
+        cache.append(rows, rows)
+        np.testing.assert_array_equal(cache.lengths, [n << 40])
+    np.testing.assert_array_equal(cache.attend(ones(1, 1, 1, 8)), ones(1, 1, 1, 8))
+    longest = np.broadcast_to(np.float32(1), (1, 1, 1 << 57, 8))
+    with pytest.raises(ValueError, match=r"k must hold at most \d+ tokens for sequence 0, .* got 144115188075855872"):
+        cache.append(longest, longest)
+    cache.append(longest, longest, lengths=3)
+    with pytest.raises(ValueError, match=r"q_offset must say"):
+        cache.attend(ones(1, 1, 2, 8))
+    paged = fastattn.PagedKVCache(5, 4, 1, 8, dtype=dtype)
+    ids = [paged.allocate()]
+    for x in (rows, longest):
+        with pytest.raises(fastattn.OutOfPages, match=r"num_pages must allow \d+ free pages"):
+            paged.append(ids, x, x)
+    paged.append(ids, longest, longest, lengths=[3])
+
+
+def test_sizes_whose_product_is_too_large():
+    most = (1 << 63) - 1
+    assert fastattn.KVCache(1, 1, most, 8, window=100).chunk == 65
+    for make in (
+        lambda: fastattn.KVCache(1 << 40, 1 << 40, 1 << 40, 1),
+        lambda: fastattn.KVCache(1, 1, most, 1, window=most),
+        lambda: fastattn.KVCache(1, 1, 1, most, value_dim=most),
+        lambda: fastattn.PagedKVCache(most, most, 1, 1),
+    ):
+        with pytest.raises(MemoryError, match=r"no memory for a cache of \d+ bytes"):
+            make()
+
+
+@pytest.mark.parametrize("kind", ["plain", "ring", "paged"])
+def test_lists_of_integers(rng, kind):
+    cache = fastattn.PagedKVCache(9, 3, 2, 8) if kind == "paged" else fastattn.KVCache(2, 2, 9, 8)
+    if kind == "ring":
+        cache = fastattn.KVCache(2, 2, 9, 8, window=9)
+    ids = [[cache.allocate(), cache.allocate()]] if kind == "paged" else []
+    k, query = normal(rng, 2, 2, 4, 8), normal(rng, 2, 4, 1, 8)
+    cache.append(*ids, k, k, lengths=[4, 2])
+    assert list(cache.lengths.values() if ids else cache.lengths) == [4, 2]
+    right = cache.attend(*ids, query, is_causal=True, q_offset=np.array([1, 0]))
+    np.testing.assert_array_equal(cache.attend(*ids, query, is_causal=True, q_offset=[1, 0]), right)
+    values = [[1, 2, 3], [[1, 2]], [], [5, 1], [-1, 1], [[1], [1, 2]], [1 << 63, 1 << 63]]
+    types = [[4.0, 2.0], ["4", "2"], [True, False]]
+    for wrong, error in [*((x, ValueError) for x in values), *((x, TypeError) for x in types)]:
+        with pytest.raises(error, match=r"lengths must .*got"):
+            cache.append(*ids, k, k, lengths=wrong)
+    if not ids:
+        cache.truncate([3, 1])
+        np.testing.assert_array_equal(cache.lengths, [3, 1])
 
 
 def test_views(rng, stored):
@@ -564,6 +691,108 @@ def test_pages_are_still_shared_after_out_of_pages(rng, stored, page_size):
     for id in ids:
         cache.free(id)
     assert cache.free_pages == 8
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_a_refused_append_gives_pages_back(rng, dtype, order):
+    """Also those of sequences that share a last page and end at different places in it."""
+    cache = fastattn.PagedKVCache(20, 4, 2, 8, dtype=dtype)
+    one = cache.allocate()
+    cache.append([one], *normal(rng, 2, 1, 2, 11, 8))
+    two, three = cache.fork(one), cache.fork(one)
+    cache.truncate(two, 9)
+    cache.truncate(three, 10)
+    ids = [[one, two, three][n] for n in order]
+    k = normal(rng, 3, 2, 9, 8)
+    bad = k.copy()
+    bad[1, 1, 8, 3] = np.inf if dtype == "int8" else 1e5
+    before, tables = snapshot(cache), {id: cache.block_table(id) for id in ids}
+    for pair in ((bad, k), (k, bad)):
+        with pytest.raises(ValueError, match=r"[kv] must (be finite|not exceed) .* got"):
+            cache.append(ids, *pair)
+        assert_unchanged(cache, before)
+    other = copy.deepcopy(cache)
+    for x in (cache, other):
+        x.append(ids, k, -k)
+        x.allocate()
+    for id in ids:  # pages are taken in the order in which they would have been
+        np.testing.assert_array_equal(cache.block_table(id), other.block_table(id))
+        assert len(cache.block_table(id)) > len(tables[id])
+        cache.free(id)
+    assert cache.free_pages == 20
+
+
+MEMORY = """
+    import resource, threading, zlib
+    import numpy as np
+    import fastattn
+
+    size = 1 << 21  # rows whose scratch is 8 MB and more
+
+    def ones(tokens):
+        return np.broadcast_to(np.float32(1), (2, 1, tokens, size))
+
+    cache = {cache}
+    ids = [[cache.allocate() for _ in range(2)]] if hasattr(cache, "allocate") else []
+
+    def everything():
+        parts = [x[part] for x in cache._store.arrays() for part in cache._store.used_parts()]
+        state = [x.tolist() for x in cache._store.state().values()]
+        return state, getattr(cache, "free_pages", 0), [zlib.crc32(x.view(np.uint8)) for x in parts]
+
+    def in_a_thread(work):  # whose scratch ends with it
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def limit(room):
+        pages = int(open("/proc/self/statm").read().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, -1))
+
+    fastattn.softmax(np.ones((4000, 1000)), num_threads=2)  # the threads are there
+    in_a_thread(lambda: cache.append(*ids, ones(3), ones(3), lengths=[3, 2]))
+    before = everything()
+    limit(4 << 20)
+    try:
+        {call}
+        print("done")
+    except MemoryError as error:
+        print("MemoryError")
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    assert everything() == before, "not as it was"
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS to mean something")
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize(
+    ("cache", "call"),
+    [
+        ("KVCache(2, 1, 4, size, dtype={dtype!r})", "cache.append(*ids, ones(1), ones(1))"),
+        ("KVCache(2, 1, 3, size, dtype={dtype!r}, window=3)", "cache.append(*ids, ones(1), ones(1))"),
+        ("KVCache(2, 1, 3, size, dtype={dtype!r})", "cache.reorder([1, 0])"),
+        ("PagedKVCache(6, 2, 1, size, dtype={dtype!r})", "cache.append(*ids, ones(2), ones(2))"),
+    ],
+    ids=["plain", "ring", "reorder", "paged"],
+)
+def test_memory_that_ends_leaves_all_as_it_was(dtype, cache, call):
+    """Scratch memory, or that of a sequence which changes places with another one."""
+    code = MEMORY.format(cache="fastattn." + cache.format(dtype=dtype), call=call)
+    frugal = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}  # no memory is kept for later
+    assert output(code, OMP_NUM_THREADS="2", **frugal) == "MemoryError"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS to mean something")
+def test_one_thread_has_memory_enough():
+    """The one that calls takes the items of those that get none."""
+    append = "cache.append(*ids, ones(1), ones(1), num_threads=2)"
+    code = MEMORY.format(cache="fastattn.KVCache(2, 1, 9, size, dtype='float16')", call=append)
+    code = code.replace("in_a_thread(lambda: ", "(lambda work: work())(lambda: ")
+    found = "print(cache.lengths, np.unique(cache.keys[0]))"
+    code = code.replace('assert everything() == before, "not as it was"', found)
+    frugal = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    assert output(code, OMP_NUM_THREADS="2", **frugal).split("\n") == ["done", "[4 3] [1.]"]
 
 
 def test_ids_and_tables_grow(rng):
@@ -705,12 +934,248 @@ def test_another_kind_of_cache(tmp_path):
         fastattn.KVCache.load(tmp_path / "cache", "r+")
 
 
+def whole_file(cache, tmp_path):
+    cache.save(tmp_path / "whole")
+    return (tmp_path / "whole").read_bytes()
+
+
+def _loaded(kind, path, mmap_mode):
+    """(a cache, None), or (None, what the ValueError says)."""
+    try:
+        return kind.load(path, mmap_mode), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def changed(rng, content):
+    """Bytes of a file, a few of them others: bits, numbers at the ends of their range, pieces left out or repeated."""
+    content = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(len(content)))
+        kind = rng.integers(5)
+        if kind == 0:
+            content[at] ^= 1 << rng.integers(8)
+        elif kind == 1:
+            content[at] = rng.choice(np.frombuffer(b"0123456789-{}[]()',.: \n\xff\x00LeE", np.uint8))
+        elif kind == 2:
+            number = rng.choice([-(1 << 63), -1, 0, 1, 1 << 31, 1 << 48, 1 << 62, (1 << 63) - 1])
+            content[at // 8 * 8 : at // 8 * 8 + 8] = int(number).to_bytes(8, "little", signed=True)
+        elif kind == 3:
+            del content[at : at + int(rng.integers(1, 70))]
+        else:
+            content[at:at] = content[at : at + int(rng.integers(1, 70))]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_file_is_refused_or_taken_at_its_word(tmp_path, kind, dtype):
+    """What is loaded works and, saved again, says what the file said; what the file need not say stands as it was."""
+    cache, path, again = some_cache(kind, dtype), tmp_path / "cache", tmp_path / "again"
+    whole = whole_file(cache, tmp_path)
+    taken = 0
+    for seed in range(int(os.environ.get("FASTATTN_EXAMPLES", 250))):
+        rng = np.random.default_rng(seed)
+        content = changed(rng, whole)
+        path.write_bytes(content)
+        loaded, refusal = _loaded(type(cache), path, rng.choice([None, "c"]))
+        if loaded is None:
+            assert re.match(r"path must be a whole file that .* wrote, got '.*cache'", refusal), f"seed {seed}"
+            continue
+        taken += 1
+        loaded.save(again)
+        saved = np.frombuffer(again.read_bytes(), np.uint8)
+        assert len(saved) == len(content), f"seed {seed}"
+        said, before = np.frombuffer(content, np.uint8), np.frombuffer(whole, np.uint8)
+        assert ((saved == said) | (saved == before) | (saved == 0)).all(), f"seed {seed}"  # 0: no longer in use
+        attended(loaded)
+        with contextlib.suppress(fastattn.OutOfPages):
+            some = [list(loaded.lengths)] if kind == "PagedKVCache" else []
+            loaded.append(*some, *(ones(len(loaded.lengths), 2, 1, size) for size in (5, 7)))
+    assert taken > 10
+
+
+TEXTS = {
+    "deep": "[" * 3000,
+    "deep parameters": '{"format": "fastattn cache 1", "kind": "KVCache", "parameters": ' + "[" * 3000,
+    "list": "[]",
+    "text": '"format"',
+    "not UTF-8": b"\xff\xfe",
+    "nothing in it": "{}",
+    "no kind": '{"format": "fastattn cache 1"}',
+    "large number": '{"format": ' + "9" * 4000 + "}",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_foreign_texts(tmp_path, text):
+    text = TEXTS[text] if isinstance(TEXTS[text], bytes) else TEXTS[text].encode()
+    path = tmp_path / "cache"
+    with open(path, "wb") as file:
+        _cache_file._write_arrays(file, [(np.frombuffer(text, np.uint8), None)], with_holes=False)
+    for kind in (fastattn.KVCache, fastattn.PagedKVCache):
+        with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+            kind.load(path)
+
+
+HEADERS = [
+    (b"'<i8'", b"'   '"),
+    (b"'<i8'", b"''   "),
+    (b"'<i8'", b"'|O8'"),
+    (b"'<i8'", b"'>i8'"),
+    (b"'<i8'", b"'<f8'"),
+    (b"(2,)", b"(2.)"),
+    (b"(2,)", b"(-2)"),
+    (b"(2,)", b"('')"),
+    (b"(2,)", b'"""a'),
+    (b"(2,)", b"(((("),
+    (b"(2,), } ", b"(2,2), }"),
+    (b"(2,), }                     ", b"(4294967296,), }            "),
+    (b"(2,), }                     ", b"(9223372036854775807,), }   "),
+    (b"(2,), }                     ", b"(99999999999999999999,), }  "),
+    (b"(2,), }                     ", b"(0, 4611686018427387904,), }"),
+    (b"False", b"True "),
+    (b"'shape'", b"'shapE'"),
+    (b"NUMPY\x01", b"NUMPY\x02"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), HEADERS, ids=repr)
+def test_headers_that_are_not_right(tmp_path, right, wrong):
+    cache, path = some_cache("plain"), tmp_path / "cache"
+    start, rest = whole_file(cache, tmp_path).split(b"\n", 1)  # the first array is a text
+    assert right in rest
+    path.write_bytes(start + b"\n" + rest.replace(right, wrong, 1))
+    with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+        fastattn.KVCache.load(path)
+
+
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+@pytest.mark.parametrize(
+    ("kind", "parameters", "state"),
+    [
+        ("plain", {"max_length": 1 << 33}, {}),
+        ("plain", {"batch": 1 << 33}, {}),
+        ("plain", {"head_dim": 1 << 62}, {}),
+        ("plain", {"num_kv_heads": (1 << 63) - 1}, {}),
+        ("ring", {"max_length": (1 << 63) - 1, "window": (1 << 63) - 1}, {}),
+        ("PagedKVCache", {"num_pages": 1 << 33}, {}),
+        ("PagedKVCache", {"page_size": 1 << 33}, {}),
+        ("PagedKVCache", {"page_size": (1 << 63) - 1}, {}),
+        ("empty", {}, {"tables": np.zeros((0, 1 << 34), np.int64)}),
+        ("empty", {}, {"tables": np.zeros((0, 1 << 59), np.int64)}),
+    ],
+    ids=str,
+)
+def test_a_small_file_asks_for_little_memory(tmp_path, kind, parameters, state, mmap_mode):
+    cache = fastattn.PagedKVCache(2, 2, 1, 2) if kind == "empty" else some_cache(kind)
+    spoiled = _Spoiled(cache._store, cache._store.state() | state, cache._store.arrays())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+            saved_and_loaded(cache, spoiled, tmp_path, mmap_mode, **parameters)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_threads_that_save_to_one_path(tmp_path):
+    """At any time there is a whole file, one of those that are saved."""
+    path, caches = tmp_path / "cache", [some_cache("plain"), some_cache("ring")]
+    expected = [attended(cache) for cache in caches]
+    caches[0].save(path)
+    errors = []
+
+    def work(cache):
+        try:
+            for _ in range(40):
+                cache.save(path)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(caches[n % 2],)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        found = attended(fastattn.KVCache.load(path))
+        assert any(np.array_equal(found, x) for x in expected)
+    assert not errors
+    assert [x.name for x in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_written_to(tmp_path):
+    cache, path = some_cache("PagedKVCache"), tmp_path / "pipe"
+    whole = whole_file(cache, tmp_path)
+    os.mkfifo(path)
+    end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        cache.save(path)
+        assert os.read(end, len(whole) + 1) == whole  # zeros for holes
+    finally:
+        os.close(end)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["pipe", "whole"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links are not for everybody")
+def test_links_folders_and_permissions(tmp_path):
+    cache, folder = some_cache("plain"), tmp_path / "folder"
+    folder.mkdir()
+    link, plain = tmp_path / "link", tmp_path / "plain"
+    for target in ("folder/cache", "folder/cache", "folder/other"):  # of which the last one is not there yet
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        cache.save(link)
+        assert link.is_symlink()
+        np.testing.assert_array_equal(attended(fastattn.KVCache.load(tmp_path / target)), attended(cache))
+    plain.write_bytes(b"")
+    assert (folder / "cache").stat().st_mode == plain.stat().st_mode
+    with pytest.raises(IsADirectoryError):
+        cache.save(folder)
+    for load in (fastattn.KVCache.load, fastattn.PagedKVCache.load):
+        with pytest.raises(IsADirectoryError):
+            load(folder)
+    longest = folder / ("x" * 255)
+    cache.save(longest)
+    assert sorted(x.name for x in folder.iterdir()) == ["cache", "other", longest.name]
+
+
+def test_a_save_that_fails_leaves_the_former_file(tmp_path, monkeypatch):
+    cache, path = some_cache("plain"), tmp_path / "cache"
+    cache.save(path)
+    before = path.read_bytes()
+    cache.reset()
+    monkeypatch.setattr(os, "replace", _no_room)
+    with pytest.raises(OSError, match="no room"):
+        cache.save(path)
+    assert path.read_bytes() == before
+    assert [x.name for x in tmp_path.iterdir()] == ["cache"]
+
+
+def _no_room(*arguments):
+    raise OSError("no room")
+
+
 STATES = [
     ("plain", "lengths", 10),
     ("plain", "lengths", -1),
     ("plain", "firsts", 1),
     ("ring", "lengths", 100),
+    ("ring", "lengths", (1 << 63) - 1),
+    ("ring", "lengths", -(1 << 63)),
     ("ring", "firsts", -1),
+    ("ring", "firsts", 1 << 62),
+    ("ring", "firsts", -(1 << 63)),
+    ("plain", "padding", 1),
+    ("plain", "padding", -1),
+    ("ring", "padding", -(1 << 63)),
+    ("ring", "padding", (1 << 63) - 1),
+    ("PagedKVCache", "padding", 5),
+    ("PagedKVCache", "lengths", (1 << 63) - 1),
+    ("PagedKVCache", "lengths", -(1 << 63)),
+    ("PagedKVCache", "next_id", (1 << 63) - 1),
+    ("PagedKVCache", "next_id", -(1 << 63)),
     ("PagedKVCache", "tables", 9),
     ("PagedKVCache", "tables", -1),
     ("PagedKVCache", "tables", 1 << 62),
@@ -730,6 +1195,39 @@ def test_tables_that_point_outside(tmp_path, kind, name, number):
     spoiled = _Spoiled(cache._store, state, cache._store.arrays())
     with pytest.raises(ValueError, match=r"tables do not fit its pages"):
         saved_and_loaded(cache, spoiled, tmp_path)
+
+
+@pytest.mark.parametrize("rows", [0, 3, 8])
+@pytest.mark.parametrize("length", [(1 << 63) - 1, (1 << 62) + 1, (1 << 48) + 1])
+def test_streams_that_are_longer_than_any(tmp_path, length, rows):
+    """Whose next positions would not fit 64 bits."""
+    cache = some_cache("ring")
+    state = cache._store.state()
+    state |= {"lengths": np.full(2, length), "firsts": np.full(2, length - rows)}
+    with pytest.raises(ValueError, match=r"tables do not fit its pages"):
+        saved_and_loaded(cache, _Spoiled(cache._store, state, cache._store.arrays()), tmp_path)
+
+
+def test_the_longest_stream(tmp_path, rng):
+    """A ring at the end of its positions works, and then takes no more."""
+    cache = some_cache("ring")
+    most = 1 << 48
+    state = cache._store.state() | {"lengths": np.full(2, most - 3), "firsts": np.full(2, most - 9)}
+    state["padding"] = np.zeros((2, 3), np.int64)
+    loaded = saved_and_loaded(cache, _Spoiled(cache._store, state, cache._store.arrays()), tmp_path)
+    k, v = normal(rng, 2, 2, 3, 5), normal(rng, 2, 2, 3, 7)
+    loaded.append(k, v)
+    held = loaded._store.key_pages, loaded._store.value_pages
+    for x, pages in zip((k, v), held, strict=True):
+        np.testing.assert_array_equal(pages[:, :, np.arange(most - 3, most) % 9], x)
+    before = snapshot(loaded)
+    with pytest.raises(ValueError, match=rf"k must hold at most 0 tokens for sequence 0, which has {most} of tokens"):
+        loaded.append(k[:, :, :1], v[:, :, :1])
+    assert_unchanged(loaded, before)
+    query = normal(rng, 2, 4, 1, 5)
+    own = np.arange(most - 4, most) % 9
+    expected = fastattn.scaled_dot_product_attention(query, *(x[:, :, own] for x in held))
+    np.testing.assert_allclose(loaded.attend(query), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -760,13 +1258,10 @@ class _Spoiled:
         self.state, self.arrays, self.used_parts = lambda: state, lambda: arrays, store.used_parts
 
 
-def saved_and_loaded(cache, spoiled, tmp_path, **more):
-    path, whole = tmp_path / "cache", tmp_path / "whole"
-    cache.save(whole)
-    with open(whole, "rb") as file:
-        parameters = json.loads(np.load(file).tobytes())["parameters"]
-    fastattn._cache_file.write(path, type(cache).__name__, parameters | more, spoiled)
-    return type(cache).load(path)
+def saved_and_loaded(cache, spoiled, tmp_path, mmap_mode=None, **more):
+    path = tmp_path / "cache"
+    _cache_file.write(path, type(cache).__name__, cache._store.parameters() | more, spoiled)
+    return type(cache).load(path, mmap_mode)
 
 
 # Bad input

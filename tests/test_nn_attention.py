@@ -382,6 +382,26 @@ def test_packed_keys_lie_as_the_queries_by_default(dtype):
     assert_equal(attention(), attention(cu_seqlens_k=cu_seqlens))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_angles_that_stand_twice_are_refused(cached):
+    """By the whole tables, though the first row alone says nothing."""
+    layer = Layer(24, 3, 3, 8)
+    cos, sin = angles(5, 2, np.float32)
+    attention, x = attention_of(layer, np.float32), tokens(layer, np.float32, 1, 1)
+    more = {"cache": cache_of(layer, 1, "float32")} if cached else {}
+    twice = {"cos": np.concatenate([cos, cos], axis=1), "sin": np.concatenate([sin, sin], axis=1)}
+    with pytest.raises(ValueError, match=r"cos must hold the number of each pair once, got shape \(5, 4\)"):
+        attention(x, **twice, **more)
+    if cached:
+        assert (more["cache"].lengths == 0).all()
+    else:
+        with pytest.raises(ValueError, match=r"cos must hold the number of each pair once"):
+            attention.attention_weights(x, **twice)
+    scaled = {"cos": 1.5 * cos, "sin": 1.5 * sin}  # as some models do: position 0 scales all pairs alike
+    attention(x, **scaled, **more)
+    attention.attention_weights(x, **scaled)
+
+
 # Caches
 
 
@@ -430,6 +450,19 @@ def test_sequences_of_different_lengths_in_a_cache(target, dtype, turned):
             # Without the padding there are fewer queries, which other kernels may take.
             alone = readable(attention(x[:, :n], cache=exact, **options))
             np.testing.assert_allclose(readable(out), alone, rtol=0, atol=32 * eps(dtype))
+
+
+def test_a_refused_call_leaves_a_padded_cache_as_it_was():
+    """Also what it knows of where queries stand."""
+    layer = SMALL.layer
+    attention, cache = attention_of(layer, np.float32), cache_of(layer, 3, "float32")
+    x = tokens(layer, np.float32, 3, 12)
+    attention(x, cache=cache, kv_lengths=[7, 1, 12], is_causal=True)
+    query = np.random.default_rng(0).normal(size=(3, layer.heads, 12, layer.head_size)).astype(np.float32)
+    expected = cache.attend(query, is_causal=True)
+    with pytest.raises(ValueError, match="softcap"):
+        attention(x[:, :5], cache=cache, kv_lengths=[5, 2, 0], softcap=-1.0)
+    np.testing.assert_array_equal(cache.attend(query, is_causal=True), expected)
 
 
 @pytest.mark.parametrize("more", [{"dtype": "bfloat16"}, {"dtype": "int8"}, {"window": 5}], ids=str)

@@ -154,6 +154,70 @@ def test_tables_of_another_type(rng, dtype, interleaved, by_position, stored):
         assert result.dtype == dtype
 
 
+def twice(table, form):
+    """A table that holds each number twice, as halves or as neighbours."""
+    if form == "halves":
+        return np.concatenate([table, table], axis=-1)
+    return np.repeat(table, 2, axis=-1)
+
+
+@pytest.mark.parametrize("form", ["halves", "neighbours"])
+@pytest.mark.parametrize(("pairs", "size"), [(8, 64), (8, 32), (8, 16), (1, 8), (3, 13), (16, 33)])
+@pytest.mark.parametrize("rows", ["one", "tokens", "each sequence's", "positions", "positions of one"])
+def test_tables_that_hold_each_number_twice(rng, dtype, interleaved, form, pairs, size, rows):
+    """Refused, whatever they would turn; half of them gives what it should."""
+    S = 1 if rows == "one" else 7
+    x = rng.normal(size=(2, 3, S, size)).astype(dtype)
+    angles = (np.arange(S) + 5)[:, None] / 100.0 ** (np.arange(pairs) / pairs)
+    angles = np.stack([angles, angles + 1]) if rows == "each sequence's" else angles
+    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    more = {"interleaved": interleaved, "out": np.full_like(x, 7)}
+    if rows.startswith("positions"):
+        more["positions"] = np.zeros(S, int) if rows.endswith("one") else np.arange(S)
+    with pytest.raises(ValueError, match=r"cos must (hold the number of each pair once, got .* equal|have .* halved)"):
+        fastattn.rotary_embedding(x, twice(cos, form), twice(sin, form), **more)
+    assert (readable(more["out"]) == 7).all()
+    columns = slice(pairs) if form == "halves" else slice(None, None, 2)
+    halves = (twice(table, form)[..., columns] for table in (cos, sin))
+    del more["out"]
+    expected = fastattn.rotary_embedding(x, cos, sin, **more)
+    np.testing.assert_array_equal(fastattn.rotary_embedding(x, *halves, **more), expected)
+    np.testing.assert_array_equal(fastattn.rotary_embedding(x, cos, sin, **more, rotary_dim=2 * pairs), expected)
+
+
+def test_a_row_that_is_alike_by_chance(rng, dtype, interleaved):
+    """It says nothing where other rows differ, or where nothing turns; alone it must be confirmed."""
+    x, cos, sin = problem(rng, dtype, (2, 3, 4, 40), 8, rows=9)
+    cos[2:], sin[2:] = twice(cos[2:, :4], "halves"), twice(sin[2:, :4], "halves")
+    assert_rotary_accurate(x, cos, sin, positions=[2, 3, 4, 5], interleaved=interleaved)
+    assert_rotary_accurate(x, cos[::-1], sin[::-1], positions=[2, 3, 4, 5], interleaved=interleaved)
+    with pytest.raises(ValueError, match=r"rotary_dim=16 where 8 pairs do turn"):
+        fastattn.rotary_embedding(x, cos[2:6], sin[2:6], interleaved=interleaved)
+    confirmed = fastattn.rotary_embedding(x, cos[2:6], sin[2:6], interleaved=interleaved, rotary_dim=16)
+    expected = fastattn.rotary_embedding(x, cos, sin, positions=[2, 3, 4, 5], interleaved=interleaved)
+    np.testing.assert_array_equal(confirmed, expected)
+    ones, zeros = np.ones((4, 8), dtype), np.zeros((4, 8), dtype)
+    np.testing.assert_array_equal(fastattn.rotary_embedding(x, ones, zeros, interleaved=interleaved), x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_tables_that_hold_each_number_twice(rng, layout):
+    x, cos, sin = problem(rng, np.float32, (2, 3, 7, 37), 4)
+    tables = (LAYOUTS[layout](twice(table, "halves")) for table in (cos, sin))
+    with pytest.raises(ValueError, match=r"cos must hold the number of each pair once, got shape \(2, 7, 8\)"):
+        fastattn.rotary_embedding(x, *tables)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [(8, ValueError), (15, ValueError), (17, ValueError), (0, ValueError), (-16, ValueError),
+                         (10**30, ValueError), (16.0, TypeError), ("16", TypeError), (True, TypeError)],
+)  # fmt: skip
+def test_wrong_rotary_sizes(rng, wrong, error):
+    x, cos, sin = problem(rng, np.float32, (2, 3, 7, 37), 8)
+    with pytest.raises(error, match=r"rotary_dim must .*got"):
+        fastattn.rotary_embedding(x, cos, sin, rotary_dim=wrong)
+
+
 # Values
 
 

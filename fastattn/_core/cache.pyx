@@ -4,9 +4,9 @@ Keys and values lie in pages, (pages, kv heads, page size, size), each kv head's
 have a scale each. Fixed gives every sequence a page of its own, as a ring where it has a window; Paged hands out pages
 as sequences grow, and shares them. Attention reads them where they lie: attention.pyx.
 
-What an operation needs is judged before anything changes; what may still fail then leaves the cache as it was. Lengths
-and positions are at most FARTHEST, also those of a file, so that sums of a few of them fit 64 bits. Reading a cache from
-several threads is safe, changing it while another thread uses it is not.
+What an operation needs is checked before anything changes; where it fails later, the cache is put back as it was.
+Lengths and positions are at most FARTHEST, also those of a file, so that sums of a few of them fit 64 bits. Reading a
+cache from several threads is safe, changing it while another thread uses it is not.
 """
 
 import math
@@ -150,8 +150,8 @@ cdef void copy_rows(np.ndarray pool, ptrdiff_t to, ptrdiff_t page, ptrdiff_t row
 
 # --- where queries stand ---
 
-# The last append to a sequence that gave it fewer tokens than the arrays had. Queries come in the columns of such arrays:
-# the last query is then not the last token's. Tokens from `end` on came without such gaps.
+# The last padded append to a sequence: it had fewer tokens than the arrays. Queries come in the columns of such arrays,
+# so that the last query is not the last token's. Tokens from `end` on came without padding.
 cdef struct Padding:
     int64 begin, end  # positions of its tokens
     int64 tokens      # that the arrays had; 0 once it is no longer the last append
@@ -187,7 +187,8 @@ def could_be(padding, lengths):
 
 
 cdef object offsets_of(
-    query, q_offset, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring, is_causal, window, alibi_slopes
+    query, q_offset, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring, is_causal, window,
+    alibi_slopes,
 ):
     """q_offset or, where it is None and the last queries do not stand at the last tokens, where the first ones stand.
 
@@ -209,8 +210,9 @@ cdef object offsets_of(
         elif p.end and 1 < queries and integers(lengths)[slot] - p.end < queries:
             if ring or depends_on_positions(is_causal, window, alibi_slopes):
                 raise ValueError(
-                    f"q_offset must say where {queries} queries stand in sequence {n}, which was appended to with fewer "
-                    f"tokens than the arrays had (lengths), and not with {queries} at last, got None"
+                    f"q_offset must say where {queries} queries stand in sequence {n}, which an append gave fewer "
+                    f"tokens than its arrays had (lengths): as many queries as these had, right after it, are known to "
+                    f"be theirs, got None"
                 )
     return offsets
 
@@ -353,8 +355,8 @@ cdef class Store:
     cdef int run_items(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
         """Take the `tokens` (of the longest sequence) in items; each kv head of a sequence has its own.
 
-        MemoryError where nothing was written yet. When it has begun it ends: if the other threads get no memory, this one
-        takes all items again.
+        MemoryError only before anything is written: this thread's scratch memory comes first, and if other threads get
+        none, this one takes all items again.
         """
         cdef ptrdiff_t elements = self.head_dim + self.value_dim, items, scratch
         cdef bint ready
@@ -528,9 +530,9 @@ cdef class Fixed(Store):
             first = integers(self.firsts)[n]
             if offsets is None:
                 offset = integers(self.held_lengths)[n] - q.shape[2]
-            else:  # farther than FARTHEST is as far as anything
+            else:  # so far before or behind all keys that it makes no difference
                 given = offset = integers(offsets)[n if offsets.ndim else 0]
-                offset = max(-4 * FARTHEST, min(offset, 4 * FARTHEST))
+                offset = max(-FARTHEST // 2, min(offset, 2 * FARTHEST))
                 integers(seen)[n] = offset - integers(self.bases)[n]
             if first == 0:
                 continue
@@ -539,7 +541,8 @@ cdef class Fixed(Store):
             if q.shape[2] and offset - left < first:
                 raise ValueError(
                     f"query must stand at position {first + left} or later in sequence {n}, whose keys before {first} "
-                    f"are gone, got {offset if offsets is None else given}; append and attend to at most {self.chunk} tokens at a time"
+                    f"are gone, got {offset if offsets is None else given}; append and attend to at most {self.chunk} "
+                    f"tokens at a time"
                 )
         return (left, None if right == FARTHEST else right), seen
 
@@ -669,7 +672,7 @@ cdef class Fixed(Store):
 
 
 cdef list moves_of(dict pending):
-    """In which order to take each `to` from `pending[to]`, as pairs; a page that is put ASIDE comes back before the next."""
+    """In which order each page `to` becomes `pending[to]`, as pairs; what is put ASIDE comes back before the next."""
     cdef list moves = []
     while pending:
         needed = set(pending.values())
