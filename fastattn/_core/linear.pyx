@@ -27,6 +27,9 @@ cdef enum:
     PANEL = 512 << 10         # bytes of an item's rows: a quarter or half of a core's L2, the rest is for the weight
     BLOCKS_A_THREAD = 4       # items a thread from which on none is cut, and no thread waits long for another one
 
+# Of inputs: scratch memory is some thousand times as large, and its size must not wrap.
+cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
+
 # A core's work per nanosecond, for the choice of the number of threads.
 cdef double PRODUCTS = 50.0
 cdef double WEIGHT_BYTES = 12.0
@@ -166,8 +169,8 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     if out is not None:
         target = arguments.unclashing(result, () if r is None else (r,), (a, w, scales, b))
     fill(&p, a, w, scales, b, r, target)
-    cdef bint done = True
-    if np.PyArray_SIZE(result):
+    cdef bint done = p.call.in_features <= LARGEST_SIZE
+    if done and np.PyArray_SIZE(result):
         with nogil:
             done = run_call(&p, asked)
     if not done:
