@@ -9,14 +9,15 @@ Environment:
     CC=clang                     another compiler: gcc >= 12, clang, or clang-cl on Windows
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
-    FASTATTN_EMULATE=1           build avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test them where
-                                 the processor lacks their instructions; they are slow, and never the default target
+    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test
+                                 them where the processor lacks their instructions; slow, and never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
 """
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -80,6 +81,7 @@ OPENMP = {
 }.get(sys.platform, [("-fopenmp", "-fopenmp")])
 NO_OPENMP = ("", "")
 
+EMPTY_PROBE = "int nothing;"
 COMPILER_PROBE = """
 typedef int pair __attribute__((vector_size(8)));
 pair swap(pair x) { return __builtin_shufflevector(x, x, 1, 0); }
@@ -140,8 +142,14 @@ class BuildExtensions(build_ext):
         if self.compiler.compiler_type == "msvc":  # clang-cl takes the place of cl, which has no vector extensions
             self.compiler.initialize()
             self.compiler.cc = shutil.which("clang-cl") or self.compiler.cc
+        command = getattr(self.compiler, "compiler_so", None) or [self.compiler.cc]
+        wanted = "gcc >= 12 or clang (Debian, Ubuntu: apt install gcc), or set CC to one"
+        if not shutil.which(command[0]):
+            raise SystemExit(f"fastattn: no C compiler found: there is no {command[0]!r} here; install {wanted}")
+        if not self.tries(EMPTY_PROBE):
+            raise SystemExit(f"fastattn: the C compiler does not work: {shlex.join(command)} fails; install {wanted}")
         if not self.tries(COMPILER_PROBE):
-            raise SystemExit("fastattn: this C compiler cannot build the kernels; set CC to gcc >= 12 or to clang")
+            raise SystemExit(f"fastattn: this C compiler, {command[0]}, cannot build the kernels; install {wanted}")
 
     def find_targets(self):
         """{name: flags} of the rows of TARGETS that fit this machine and that the compiler takes."""
@@ -160,9 +168,13 @@ class BuildExtensions(build_ext):
         for flags in OPENMP:
             if self.tries(OPENMP_PROBE, *flags):
                 return flags
+        missing = (
+            "the compiler finds NO OPENMP, that is libgomp for gcc (Debian, Ubuntu: apt install libgomp1; Fedora: dnf "
+            "install libgomp), libomp for clang (apt install libomp-dev; macOS: brew install libomp)"
+        )
         if is_set("FASTATTN_REQUIRE_OPENMP"):
-            raise SystemExit("fastattn: the compiler has no OpenMP, and FASTATTN_REQUIRE_OPENMP is set")
-        announce("the compiler has NO OPENMP: this build will run ONE THREAD only")
+            raise SystemExit(f"fastattn: {missing}, and FASTATTN_REQUIRE_OPENMP is set")
+        announce(f"{missing}:\nthis build will run ONE THREAD only")
         return NO_OPENMP
 
     def tries(self, code, flags="", link_flags=None):

@@ -24,11 +24,26 @@ A call goes one way: room -> _core -> _arguments -> items on OpenMP's threads ->
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING
+
 from fastattn._checkout import compiled
+
+if TYPE_CHECKING:
+    from fastattn import integrations, models, nn, reference  # noqa: F401
 
 __path__ = compiled(__path__)
 
-from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
+try:
+    from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
+except ImportError as error:
+    if "libgomp" not in str(error) and "libomp" not in str(error):
+        raise
+    raise ImportError(
+        f"fastattn needs the OpenMP library that it was built with, and this system has none ({error}): "
+        f"install it (Debian, Ubuntu: apt install libgomp1; Fedora: dnf install libgomp; Alpine: apk add libgomp; "
+        f"macOS: brew install libomp), or build fastattn with FASTATTN_NO_OPENMP=1, for one thread"
+    ) from error
+
 from fastattn.attention import attention_weights, merge_states, scaled_dot_product_attention, varlen_attention
 from fastattn.cache import KVCache, OutOfPages, PagedKVCache
 from fastattn.linear import linear
@@ -57,3 +72,18 @@ __all__ = [
     "targets",
     "varlen_attention",
 ]
+
+# Found after `import fastattn` as well, and imported only when they are used.
+_SUBPACKAGES = ("integrations", "models", "nn", "reference")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _SUBPACKAGES:
+        raise AttributeError(f"module 'fastattn' has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module(f"fastattn.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBPACKAGES})

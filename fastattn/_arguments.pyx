@@ -15,6 +15,7 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcmp
 
+from fastattn._core.strides cimport MOST_AXES
 from fastattn._core.targets cimport (
     FA_BF16,
     FA_F16,
@@ -148,7 +149,10 @@ cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape,
     if not np.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name} must be writable, got a read-only array")
     if overlaps_itself(a):
-        raise ValueError(f"{name} must not hold an element twice, got strides {(<object>a).strides}")
+        raise ValueError(
+            f"{name} must not overlap itself, got {shape_of(a)} with strides {(<object>a).strides}, which hold an "
+            f"element twice"
+        )
     return a
 
 
@@ -159,13 +163,46 @@ cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape):
     return np.empty_like(model, shape=tuple([shape[i] for i in range(ndim)]), subok=False)
 
 
-cdef bint overlaps_itself(np.ndarray a) noexcept:
-    """A writable array with a zero stride: numpy.broadcast_to does not make one, as_strided does."""
-    cdef int i
+cdef bint overlaps_itself(np.ndarray a) except -1:
+    """Whether two elements have a byte in common: numpy.broadcast_to makes no writable array with such, as_strided does.
+
+    Where the axes nest, each stride beyond all that those of smaller strides span, there is no such pair; only where
+    they do not are the elements looked at one by one.
+    """
+    cdef int i, j, count = 0
+    cdef ptrdiff_t span = np.PyArray_ITEMSIZE(a), step, length
+    cdef ptrdiff_t[MOST_AXES] steps, lengths
+    if np.PyArray_IS_C_CONTIGUOUS(a) or np.PyArray_SIZE(a) == 0:
+        return False
     for i in range(a.ndim):
-        if a.strides[i] == 0 and a.shape[i] > 1:
-            return np.PyArray_SIZE(a) > 0  # NumPy gives an array of no elements such strides
+        if a.shape[i] == 1:
+            continue
+        step, length, j = abs(a.strides[i]), a.shape[i], count
+        while j and steps[j - 1] > step:
+            steps[j], lengths[j] = steps[j - 1], lengths[j - 1]
+            j -= 1
+        steps[j], lengths[j] = step, length
+        count += 1
+    for i in range(count):
+        if steps[i] < span:
+            return steps[i] == 0 or meet(a, steps, lengths, count)
+        span += steps[i] * (lengths[i] - 1)
     return False
+
+
+cdef bint meet(np.ndarray a, const ptrdiff_t *steps, const ptrdiff_t *lengths, int count) except -1:
+    """The same, element by element: more of them than fit in the memory that they span, or two too near."""
+    cdef int i
+    cdef double span = np.PyArray_ITEMSIZE(a)
+    for i in range(count):
+        span += <double>steps[i] * (lengths[i] - 1)
+    if <double>np.PyArray_NBYTES(a) > span:
+        return True
+    places = np.zeros(1, np.int64)
+    for i in range(count):
+        places = (places[:, np.newaxis] + steps[i] * np.arange(lengths[i])).ravel()
+    places.sort()
+    return (np.diff(places) < np.PyArray_ITEMSIZE(a)).any()
 
 
 cdef str shape_of(np.ndarray x):
@@ -222,12 +259,24 @@ cdef np.ndarray mask_like(str name, object where, np.ndarray x):
 
 # --- shapes of attention ---
 
-cdef int unfit(str name, np.ndarray x, str needed) except -1:
-    raise ValueError(f"{name} must have {needed}, got {shape_of(x)}")
+cdef int unfit(str name, np.ndarray x, str needed, str advice="") except -1:
+    raise ValueError(f"{name} must have {needed}, got {shape_of(x)}{advice}")
 
 
 # Where the axis of the heads and that of the tokens stand, counted from the end; by the latter, how they are called.
 cdef tuple PLACES = ("", "last axis", "last axis but one", "last axis but two")
+
+
+cdef str other_order(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens):
+    """What to say to arrays that do not fit, but would if heads and tokens changed places."""
+    cdef ptrdiff_t kv_heads = length(key, tokens)
+    if (
+        min(query.ndim, key.ndim, value.ndim) < 3 or kv_heads == 0 or length(query, tokens) % kv_heads
+        or length(value, tokens) != kv_heads or length(value, heads) != length(key, heads)
+    ):
+        return ""
+    theirs, axes = ("(..., tokens, heads, size)", "-2, -3") if heads == 3 else ("(heads, tokens, size)", "0, 1")
+    return f"; if all three are {theirs}, pass x.swapaxes({axes}) of each"
 
 
 cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens) except -1:
@@ -242,7 +291,10 @@ cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int 
     if length(value, heads) != kv_heads:
         unfit("value", value, f"as many heads as key, {kv_heads}, in its {PLACES[heads]}")
     if length(query, heads) % kv_heads if kv_heads else length(query, heads):
-        unfit("query", query, f"a multiple of key's {kv_heads} heads in its {PLACES[heads]}")
+        unfit(
+            "query", query, f"a multiple of key's {kv_heads} heads in its {PLACES[heads]}",
+            other_order(query, key, value, heads, tokens),
+        )
     return 0
 
 
@@ -294,13 +346,23 @@ cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy
     return 3
 
 
+cdef str tokens_first(np.ndarray x, ptrdiff_t kv_heads):
+    """What to say to an array that is not (batch, heads, tokens, size), where the heads stand in the tokens' place."""
+    if x.ndim != 4 or x.shape[1] % kv_heads == 0 or x.shape[2] == 0 or x.shape[2] % kv_heads:
+        return ""
+    return "; if it is (batch, tokens, heads, size), pass x.swapaxes(1, 2)"
+
+
 cdef int cached_shape(
     np.ndarray query, np.ndarray keys, np.ndarray values, ptrdiff_t batch, np.npy_intp *shape
 ) except -1:
     """The same for queries (B, Hq, Sq, D) on a cache's pages, (pages, Hkv, tokens, D) and (pages, Hkv, tokens, Dv)."""
     cdef ptrdiff_t kv_heads = keys.shape[1]
     if query.ndim != 4 or query.shape[0] != batch or query.shape[1] % kv_heads or query.shape[3] != keys.shape[3]:
-        unfit("query", query, f"shape ({batch}, a multiple of {kv_heads} heads, queries, {keys.shape[3]})")
+        unfit(
+            "query", query, f"shape ({batch}, a multiple of {kv_heads} heads, queries, {keys.shape[3]})",
+            tokens_first(query, kv_heads),
+        )
     if np.PyArray_ITEMSIZE(keys) > np.PyArray_ITEMSIZE(query):
         raise TypeError(f"query must not be narrower than the cache ({keys.dtype}), got dtype {query.dtype}")
     shape[0], shape[1], shape[2], shape[3] = query.shape[0], query.shape[1], query.shape[2], values.shape[3]
@@ -319,12 +381,23 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
         if not is_real(a):
             raise TypeError(
                 f"{name} must have dtype bool, {REALS} in native byte order, got {described(a)}"
+                + (padding(name, a, ndim, scores) or f"; where 1 attends pass {name}.astype(bool)")
+                * np.PyArray_ISINTEGER(a)
             )
         parameter_like(name, a, query, "query")
     if a.ndim > ndim or any([length(a, i) not in (1, scores[ndim - i]) for i in range(1, a.ndim + 1)]):
         needed = tuple([scores[i] for i in range(ndim)])
-        unfit(name, a, f"a shape that broadcasts to {needed}, (..., heads, queries, keys),")
+        unfit(
+            name, a, f"a shape that broadcasts to {needed}, (..., heads, queries, keys)", padding(name, a, ndim, scores)
+        )
     return a
+
+
+cdef str padding(str name, np.ndarray mask, int ndim, const np.npy_intp *scores):
+    """What to say to a mask (batch, keys), as tokenizers return it for padded texts."""
+    if ndim != 4 or mask.ndim != 2 or mask.shape[0] != scores[0] or mask.shape[1] != scores[3]:
+        return ""
+    return f"; if it is (batch, keys), pass {name}{'.astype(bool)' * np.PyArray_ISINTEGER(mask)}[:, None, None, :]"
 
 
 cdef np.ndarray per_head(
@@ -335,7 +408,7 @@ cdef np.ndarray per_head(
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
-        unfit(name, a, f"shape {needed}, a number for each query head,")
+        unfit(name, a, f"shape {needed}, a number for each query head")
     return np.array(a, dtype=np.float64 if computed_in(query) == np.NPY_FLOAT64 else np.float32, order="C")
 
 
@@ -367,15 +440,15 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
         return None
     cdef np.ndarray a
     cdef int i
-    if isinstance(x, list):
-        x = integers(name, x) if x else np.empty(0, np.int64)
+    if isinstance(x, (list, tuple)):
+        x = listed(name, x)
     if not isinstance(x, np.ndarray):
         a = np.PyArray_EMPTY(0, <np.npy_intp *>shape, np.NPY_INT64, 0)
         (<np.npy_int64 *>np.PyArray_DATA(a))[0] = integer(name, x, "an int or an integer array")
         return a
     a = integer_array(name, x)
     if a.ndim > lead or any([length(a, i) not in (1, shape[lead - i]) for i in range(1, a.ndim + 1)]):
-        unfit(name, a, f"a shape that broadcasts to {tuple([shape[i] for i in range(lead)])}, the leading axes,")
+        unfit(name, a, f"a shape that broadcasts to {tuple([shape[i] for i in range(lead)])}, the leading axes")
     if a.ndim == 0:
         return a
     if a.ndim == lead and np.PyArray_IS_C_CONTIGUOUS(a) and not any([a.shape[i] != shape[i] for i in range(lead)]):
@@ -401,7 +474,7 @@ cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1:
 
 cpdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name):
     """Where each packed sequence begins, and where the last one ends."""
-    cdef np.ndarray a = integer_array(name, x)
+    cdef np.ndarray a = integer_array(name, listed(name, x) if isinstance(x, (list, tuple)) else x)
     if a.ndim != 1 or a.shape[0] == 0:
         unfit(name, a, "shape (sequences + 1,)")
     cdef const np.npy_int64 *at = <const np.npy_int64 *>np.PyArray_DATA(a)
@@ -423,7 +496,7 @@ cdef int as_many(str name, np.ndarray x, np.ndarray model, str model_name) excep
 
 
 cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *right) except -1:
-    """(left, right), each None (as it stands: unbounded) or not negative."""
+    """(left, right), each None or not negative; lowers the bounds as they stand, of which -1 is none."""
     if window is None:
         return 0
     if not isinstance(window, (tuple, list, np.ndarray)):
@@ -441,7 +514,8 @@ cdef int side(str name, object reach, ptrdiff_t *bound) except -1:
     cdef ptrdiff_t keys = integer(name, reach, "a pair of ints or None")
     if keys < 0:
         raise ValueError(f"{name} must be a pair of ints that are not negative, or None, got {keys}")
-    bound[0] = min(bound[0], keys)
+    if bound[0] < 0 or keys < bound[0]:
+        bound[0] = keys
     return 0
 
 
@@ -576,6 +650,20 @@ cdef np.ndarray integers(str name, object x):
     return a
 
 
+cdef np.ndarray listed(str name, object x):
+    """The same of a list or tuple; NumPy makes reals of an empty one, and of integers that no integer type holds."""
+    cdef np.ndarray a
+    try:
+        return integers(name, x)
+    except TypeError:
+        a = np.array(x, object)
+        if a.size == 0:
+            return a.astype(np.int64)
+        if all([isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in a.flat]):
+            raise ValueError(f"{name} must fit 64 bits, got {max(a.flat, key=abs)}") from None
+        raise
+
+
 cdef bint all_below(const np.npy_intp *x, ptrdiff_t count, ptrdiff_t limit) noexcept nogil:
     """Whether 0 <= x[i] < limit. An unsigned integer too large for the type is a negative one by now."""
     cdef ptrdiff_t i
@@ -658,7 +746,7 @@ cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarra
         return None
     cdef np.ndarray a = parameter_like(name, bias, x, x_name)
     if a.ndim != 1 or a.shape[0] != features:
-        unfit(name, a, f"shape ({features},), a number for each row of weight,")
+        unfit(name, a, f"shape ({features},), a number for each row of weight")
     cdef int number = np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.PyArray_TYPE(a)
     if np.PyArray_TYPE(a) == number and np.PyArray_ISCARRAY_RO(a):
         return a
@@ -713,7 +801,10 @@ cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads,
     if a.ndim != 4 or a.shape[0] != batch or a.shape[1] != heads or a.shape[3] != size or a.shape[2] != (
         a.shape[2] if tokens < 0 else tokens
     ):
-        unfit(name, a, f"shape ({batch}, {heads}, {'tokens' if tokens < 0 else tokens}, {size})")
+        unfit(
+            name, a, f"shape ({batch}, {heads}, {'tokens' if tokens < 0 else tokens}, {size})",
+            tokens_first(a, heads) if a.ndim == 4 and a.shape[2] == heads else "",
+        )
     return a
 
 
@@ -736,7 +827,7 @@ cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t position
     if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(k, 1):
         unfit(
             name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of k reach, "
-            f"and at most {length(k, 1) // 2} pairs, half of k's last axis{halved(a, k) if a.ndim else ''},"
+            f"and at most {length(k, 1) // 2} pairs, half of k's last axis{halved(a, k) if a.ndim else ''}"
         )
     return a
 

@@ -25,13 +25,13 @@ def scaled_dot_product_attention(
     attn_mask: NDArray | None = None,
     *,
     is_causal: bool = False,
-    q_offset: int | NDArray | None = None,
+    q_offset: int | Sequence[int] | NDArray | None = None,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: NDArray | None = None,
     alibi_slopes: NDArray | None = None,
-    kv_lengths: int | NDArray | None = None,
+    kv_lengths: int | Sequence[int] | NDArray | None = None,
     out: NDArray | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
@@ -53,10 +53,11 @@ def scaled_dot_product_attention(
         Dv may differ from D. Leading axes of the three broadcast as in NumPy.
     attn_mask : ndarray, optional
         bool: True lets the query attend to the key. float (float64 beside float64 only): added to the score; -inf
-        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides.
+        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides. The
+        ``attention_mask`` (B, Sk) of a tokenizer, of 0 and 1, is ``attention_mask.astype(bool)[:, None, None, :]``.
     is_causal : bool
         Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
-    q_offset : int or integer ndarray, optional
+    q_offset : int or integer ndarray or list, optional
         Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default,
         ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
         the top-left alignment of PyTorch and ONNX.
@@ -71,7 +72,7 @@ def scaled_dot_product_attention(
         may be float32 beside 16-bit queries.
     alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
-    kv_lengths : int or integer ndarray, optional
+    kv_lengths : int or integer ndarray or list, optional
         Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
     out : ndarray, shape (..., Hq, Sq, Dv), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
@@ -126,17 +127,17 @@ def varlen_attention(
     query: NDArray,
     key: NDArray,
     value: NDArray,
-    cu_seqlens_q: NDArray,
-    cu_seqlens_k: NDArray,
+    cu_seqlens_q: Sequence[int] | NDArray,
+    cu_seqlens_k: Sequence[int] | NDArray,
     *,
     is_causal: bool = False,
-    q_offset: int | NDArray | None = None,
+    q_offset: int | Sequence[int] | NDArray | None = None,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: NDArray | None = None,
     alibi_slopes: NDArray | None = None,
-    kv_lengths: int | NDArray | None = None,
+    kv_lengths: int | Sequence[int] | NDArray | None = None,
     out: NDArray | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
@@ -153,11 +154,11 @@ def varlen_attention(
     key : ndarray, shape (Tk, Hkv, D)
         Of query's dtype or a narrower one; sequence n by `cu_seqlens_k`. Hq is a multiple of Hkv.
     value : ndarray, shape (Tk, Hkv, Dv)
-    cu_seqlens_q, cu_seqlens_k : integer ndarray, shape (N + 1,)
+    cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,)
         Where the sequences begin: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
     is_causal, window, scale, softcap, sinks
         As in `scaled_dot_product_attention`, the same for all sequences.
-    q_offset, kv_lengths : int or integer ndarray, optional
+    q_offset, kv_lengths : int or integer ndarray or list, optional
         As there: one for all, or of a shape that broadcasts to (N,). Positions and lengths are each sequence's own.
     alibi_slopes : ndarray, shape (Hq,) or (N, Hq), optional
     out : ndarray, shape (Tq, Hq, Dv), optional
@@ -207,13 +208,13 @@ def attention_weights(
     attn_mask: NDArray | None = None,
     *,
     is_causal: bool = False,
-    q_offset: int | NDArray | None = None,
+    q_offset: int | Sequence[int] | NDArray | None = None,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: NDArray | None = None,
     alibi_slopes: NDArray | None = None,
-    kv_lengths: int | NDArray | None = None,
+    kv_lengths: int | Sequence[int] | NDArray | None = None,
     out: NDArray | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,

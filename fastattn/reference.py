@@ -164,9 +164,10 @@ def _weights(
 
     # 1. Where queries and keys stand. What there is for each sequence gets axes for heads, queries and keys.
     lengths = keys if kv_lengths is None else np.asarray(kv_lengths, np.int64)[..., None, None, None]  # (..., 1, 1, 1)
-    offset = lengths - queries if q_offset is None else np.asarray(q_offset, np.int64)[..., None, None, None]
-    position = np.arange(queries)[:, None] + offset  # (..., 1, Sq, 1)
-    j = np.arange(keys)  # (Sk,)
+    # Python's integers, which do not wrap: an offset may be any int64, and has bounds added to it.
+    offset = np.asarray(lengths - queries if q_offset is None else q_offset, object)
+    offset = offset if q_offset is None else offset[..., None, None, None]
+    i, j = np.arange(queries)[:, None], np.arange(keys)  # (Sq, 1), (Sk,)
 
     # 2. Scores: how well each key answers each query.
     with np.errstate(invalid="ignore", over="ignore"):
@@ -174,17 +175,17 @@ def _weights(
         if softcap is not None:
             scores = softcap * np.tanh(scores / softcap)
         if alibi_slopes is not None:
-            scores = scores - _real(alibi_slopes)[..., None, None] * np.abs(position - j)
+            scores = scores - _real(alibi_slopes)[..., None, None] * np.abs(i - j + _real(offset))
 
         # 3. Masks. What they exclude scores -inf, whatever stands in query and key.
         left, right = (None, None) if window is None else window
         allowed = j < lengths
         if is_causal:
-            allowed = allowed & (j <= position)
+            allowed = allowed & (j - i <= _bound(offset))
         if left is not None:
-            allowed = allowed & (j >= position - left)
+            allowed = allowed & (j - i >= _bound(offset - int(left)))
         if right is not None:
-            allowed = allowed & (j <= position + right)
+            allowed = allowed & (j - i <= _bound(offset + int(right)))
         if attn_mask is not None and np.asarray(attn_mask).dtype == bool:
             allowed = allowed & attn_mask
         elif attn_mask is not None:
@@ -199,6 +200,11 @@ def _weights(
         scores = np.concatenate([scores, sink], axis=-1)
     weights, lse = _softmax_and_lse(scores, axis=-1)  # (..., Hq, Sq, Sk [+ 1]), (..., Hq, Sq, 1)
     return weights[..., :keys], lse[..., 0], allowed
+
+
+def _bound(offset):
+    """Integers of any size as int64: what is farther than every key and query stays so."""
+    return np.asarray(np.clip(offset, -(2**62), 2**62), np.int64)
 
 
 def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_lse=False, **options):
@@ -418,7 +424,7 @@ def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
     >>> reference.layer_norm(np.array([2.0, 4.0]), eps=0.0)
     array([-1.,  1.])
     """
-    x = _real(x)  # (..., N)
+    x, eps = _near_one(_real(x), eps)  # (..., N), (..., 1)
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.mean(centred**2, axis=-1, keepdims=True)  # (..., 1)
     return _scaled_and_shifted(centred / np.sqrt(variance + eps), weight, bias)
@@ -445,7 +451,7 @@ def rms_norm(x, weight=None, *, eps=1e-6):
     >>> reference.rms_norm(np.array([1.0, 7.0]), eps=0.0)
     array([0.2, 1.4])
     """
-    x = _real(x)  # (..., N)
+    x, eps = _near_one(_real(x), eps)  # (..., N), (..., 1)
     mean_square = np.mean(x**2, axis=-1, keepdims=True)  # (..., 1)
     return _scaled_and_shifted(x / np.sqrt(mean_square + eps), weight, None)
 
@@ -502,6 +508,12 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
     """
     total = _real(x) + _real(residual)
     return rms_norm(total, weight, eps=eps), total
+
+
+def _near_one(x, eps):
+    """x · 2^n and eps · 4^n, which have the same quotient x / sqrt(mean(x**2) + eps): lest a square overflow."""
+    _, exponent = np.frexp(np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.sqrt(_REAL(eps))))
+    return np.ldexp(x, -exponent), np.ldexp(_REAL(eps), -2 * exponent)
 
 
 def _scaled_and_shifted(x, weight, bias):

@@ -50,7 +50,10 @@ def softmax(
 
     Notes
     -----
-    ``exp(x - max) / sum(exp(x - max))``: ONNX's Softmax, torch.softmax, scipy.special.softmax.
+    Unlike scipy.special.softmax, which sums over all axes by default, it sums over the last one; and a row of -inf is
+    zeros, where SciPy (and PyTorch) give NaN.
+
+    ``exp(x - max) / sum(exp(x - max))``: ONNX's Softmax, torch.softmax, scipy.special.softmax with ``axis=-1``.
 
     Examples
     --------
@@ -99,7 +102,11 @@ def log_softmax(
 
     Notes
     -----
-    ``x - max - log(sum(exp(x - max)))``: ONNX's LogSoftmax, torch.log_softmax, scipy.special.log_softmax.
+    Unlike scipy.special.log_softmax, which sums over all axes by default, it sums over the last one; and a row of -inf
+    stays -inf, where SciPy (and PyTorch) give NaN.
+
+    ``x - max - log(sum(exp(x - max)))``: ONNX's LogSoftmax, torch.log_softmax, scipy.special.log_softmax with
+    ``axis=-1``.
 
     Examples
     --------

@@ -5,6 +5,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 
 import dtypes
 import fastattn
@@ -64,6 +65,7 @@ def assert_refused(operation, name, error, came, wrong):
     with pytest.raises(error, match=rf"\b{name}\b.* must .*got") as caught:
         getattr(fastattn, operation)(**{"out": out, **GOOD[operation], **wrong})
     assert came in str(caught.value)
+    assert ",," not in str(caught.value)
     assert all(is_poison(x) for x in outs)
     del caught
     assert {key: sys.getrefcount(value) for key, value in GOOD[operation].items()} == references
@@ -381,7 +383,14 @@ NO_LISTS = [
     (TypeError, "str", "text"),
 ]
 NO_INTEGERS = [
-    (TypeError, "tuple", (1, 2)),
+    (TypeError, "float64", [1.0, 2.0]),
+    (TypeError, "bool", [True, False]),
+    (TypeError, "bool", (False, True)),
+    (TypeError, "<U1", ["1", "2"]),
+    (ValueError, "list", [[1], [1, 2]]),
+    (ValueError, "(3,)", [1, 2, 3]),
+    (ValueError, str(2**63), [1, 2**63]),
+    (ValueError, str(2**70), [1, 2**70]),
     (TypeError, "float32", zeros(2)),
     (TypeError, "float64", np.zeros(2)),
     (TypeError, "bool", np.ones(2, bool)),
@@ -467,6 +476,85 @@ def test_wrong_options_of_attention(operation, name, error, came, wrong):
     assert_refused(operation, name, error, "float128" if came == "longdouble" else came, {name: wrong})
 
 
+def test_lists_of_integers():
+    """Wherever an array of integers is wanted."""
+    batch = {"q_offset": [3, -1], "kv_lengths": [5, 2], "is_causal": True}
+    for operation in ATTENTIONS:
+        for kind in (list, tuple):
+            arguments = GOOD[operation] | {"is_causal": True}
+            lists, arrays = dict(arguments), dict(arguments)
+            names = [*batch, *BOUNDS] if operation == VARLEN else batch
+            for name in names:
+                wanted = batch[name] if name in batch else GOOD[VARLEN][name].tolist()
+                lists[name] = kind(wanted) if isinstance(wanted, list) else wanted
+                arrays[name] = np.array(wanted) if isinstance(wanted, list) else wanted
+            lists["kv_lengths"], arrays["kv_lengths"] = kind([4, 2]), np.array([4, 2])
+            dtypes.assert_equal(getattr(fastattn, operation)(**lists), getattr(fastattn, operation)(**arrays))
+    none = fastattn.scaled_dot_product_attention(zeros(0, 4, 3, 8), zeros(0, 2, 5, 8), zeros(0, 2, 5, 6), kv_lengths=[])
+    assert none.shape == (0, 4, 3, 6)
+    table = zeros(5, 2)
+    x = zeros(2, 1, 3, 4)
+    turned = fastattn.rotary_embedding(x, table, table, positions=[[0, 4, 2], [1, 1, 1]])
+    assert turned.shape == x.shape
+
+
+# Masks as tokenizers return them, and axes in another order: the message says what to write.
+
+PADDING = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("operation", MASKED)
+@pytest.mark.parametrize("integer", ["i1", "i4", "i8", "u1", "u8"])
+def test_padding_masks_of_integers(operation, integer):
+    wrong = PADDING.astype(integer)
+    advice = "attn_mask.astype(bool)[:, None, None, :]"
+    assert_refused(operation, "attn_mask", TypeError, advice, {"attn_mask": wrong})
+    good = GOOD[operation]
+    getattr(fastattn, operation)(**good, attn_mask=eval(advice, {"attn_mask": wrong, "bool": bool}))
+    assert_refused(operation, "attn_mask", TypeError, "attn_mask.astype(bool)", {"attn_mask": wrong[:, None, None]})
+    assert "None" not in said_of_mask(operation, wrong[:, None, None])
+
+
+@pytest.mark.parametrize("operation", MASKED)
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_padding_masks_without_axes(operation, dtype):
+    wrong = PADDING.astype(dtype)
+    assert_refused(operation, "attn_mask", ValueError, "pass attn_mask[:, None, None, :]", {"attn_mask": wrong})
+    getattr(fastattn, operation)(**GOOD[operation], attn_mask=wrong[:, None, None, :])
+    for other in (wrong[:, :4], wrong[:1].repeat(3, 0), wrong.repeat(2, 0)):
+        if other.shape != (3, 5):
+            assert "None" not in said_of_mask(operation, other)
+
+
+def said_of_mask(operation, mask):
+    try:
+        getattr(fastattn, operation)(**GOOD[operation], attn_mask=mask)
+    except (TypeError, ValueError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_heads_behind_tokens(queries):
+    """(B, S, H, D), as FlashAttention has it: told by the numbers of heads."""
+    q, k, v = zeros(2, queries, 4, 8), zeros(2, 5, 2, 8), zeros(2, 5, 2, 6)
+    for operation, arrays in ((ATTENTION, (q, k, v)), (WEIGHTS, (q, k))):
+        with pytest.raises(ValueError, match=r"^query must .*, got .*tokens, heads, size.*x\.swapaxes\(-2, -3\)"):
+            getattr(fastattn, operation)(*arrays)
+        getattr(fastattn, operation)(*(x.swapaxes(-2, -3) for x in arrays))
+    packed = zeros(4, queries, 8), zeros(2, 5, 8), zeros(2, 5, 6), np.array([0, queries]), np.array([0, 5])
+    with pytest.raises(ValueError, match=r"^query must .*, got .*\(heads, tokens, size\), pass x\.swapaxes\(0, 1\)"):
+        fastattn.varlen_attention(*packed)
+    with pytest.raises(ValueError, match="query must") as caught:
+        fastattn.scaled_dot_product_attention(zeros(2, 3, 4, 8), zeros(2, 2, 5, 8), zeros(2, 2, 5, 8))
+    assert "swapaxes" not in str(caught.value)
+    cache = fastattn.KVCache(2, 2, 10, 8)
+    with pytest.raises(ValueError, match=r"^k(ey)? must .*, got .*tokens, heads, size.*x\.swapaxes\(1, 2\)"):
+        cache.append(k, k)
+    cache.append(k.swapaxes(1, 2), k.swapaxes(1, 2))
+    with pytest.raises(ValueError, match=r"^query must .*, got .*tokens, heads, size.*x\.swapaxes\(1, 2\)"):
+        cache.attend(zeros(2, 1, 4, 8))
+
+
 @pytest.mark.parametrize("mask", [np.ones((1, 3, 5), bool), np.ones((4, 3, 5), bool), np.ones((1, 1, 1), bool)])
 def test_masks_do_not_give_matrices_a_head_axis(mask):
     query, key, value = zeros(3, 8), zeros(5, 8), zeros(5, 6)
@@ -527,8 +615,12 @@ def test_wrong_shapes_of_packed_sequences(name, came, wrong):
 @pytest.mark.parametrize(
     ("error", "came", "wrong"),
     [
-        (TypeError, "list", lambda end: [0, 3, end]),
-        (TypeError, "tuple", lambda end: (0, 3, end)),
+        (TypeError, "float64", lambda end: [0, 3.0, end]),
+        (TypeError, "bool", lambda end: [False, True]),
+        (ValueError, "list", lambda end: [0, [3], end]),
+        (ValueError, "(0,)", lambda end: []),
+        (ValueError, "6", lambda end: (0, 6, 3, end)),
+        (ValueError, str(2**70), lambda end: [0, 2**70, end]),
         (TypeError, "NoneType", lambda end: None),
         (TypeError, "int", lambda end: end),
         (TypeError, "float32", lambda end: np.array([0, 3, end], np.float32)),
@@ -603,7 +695,12 @@ def spoiled_outs(operation):
     _, (swapped, *_) = outs_for(operation, np.dtype(np.float32).newbyteorder())
     read_only = out.copy()
     read_only.flags.writeable = False
-    repeated = np.lib.stride_tricks.as_strided(out, out.shape, (0, *out.strides[1:]))
+    repeated = as_strided(out, out.shape, (0, *out.strides[1:]))
+    *leading, row, element = out.strides
+    shifted = as_strided(out, out.shape, (*leading, element, element))
+    crossed = as_strided(out, out.shape, (*leading, 2 * element, element))
+    straddling = as_strided(out, out.shape, (*leading, row, element - 1))
+    backwards = as_strided(out[..., ::-1], out.shape, (*leading, element, -element))
     return {
         "list": (TypeError, "list", out.tolist()),
         "text": (TypeError, "str", "text"),
@@ -616,7 +713,11 @@ def spoiled_outs(operation):
         "fewer axes": (ValueError, str(out[0].shape), out[0]),
         "transposed": (ValueError, str(out.T.shape), out.T),
         "read-only": (ValueError, "read-only", read_only),
-        "repeated": (ValueError, "strides", repeated),
+        "repeated": (ValueError, "overlap itself", repeated),
+        "shifted by an element": (ValueError, "overlap itself", shifted),
+        "shifted by two": (ValueError, "overlap itself", crossed),
+        "elements that straddle": (ValueError, "overlap itself", straddling),
+        "backwards": (ValueError, "overlap itself", backwards),
     }
 
 
@@ -632,6 +733,84 @@ def test_wrong_out(operation, wrong):
         assert_refused(operation, "out", error, came, {"out": out if place is None else tuple(pair)})
         for x in [out] if place is None else pair:
             assert not isinstance(x, np.ndarray) or is_poison(x)
+
+
+def test_strides_that_cross_but_never_meet(dtype):
+    """4 i + 3 j is another number for each i < 3 and j < 4; with i < 4 it is not."""
+    memory = np.full(30, np.nan, dtype)
+    crossing = as_strided(memory, (3, 4), (4 * dtype.itemsize, 3 * dtype.itemsize))
+    x = np.arange(12).reshape(3, 4).astype(dtype)
+    assert fastattn.softmax(x, out=crossing) is crossing
+    dtypes.assert_equal(crossing, fastattn.softmax(x))
+    for out in (crossing[::-1], crossing[:, ::-1], crossing.T, crossing[:1], crossing[:, :1], crossing[:0]):
+        fastattn.softmax(np.zeros_like(out), out=out)
+    meeting = as_strided(memory, (4, 5), (4 * dtype.itemsize, 3 * dtype.itemsize))
+    with pytest.raises(ValueError, match="out must not overlap itself, got"):
+        fastattn.softmax(np.zeros_like(meeting), out=meeting)
+
+
+def test_outs_of_caches_do_not_overlap_themselves():
+    cache = fastattn.KVCache(1, 1, 5, 8)
+    cache.append(zeros(1, 1, 5, 8), zeros(1, 1, 5, 8))
+    out = as_strided(zeros(30), (1, 1, 3, 8), (96, 96, 4, 4))
+    with pytest.raises(ValueError, match="out must not overlap itself, got"):
+        cache.attend(zeros(1, 1, 3, 8), out=out)
+
+
+# Sizes that no memory holds: arrays whose strides are 0 take none
+
+HUGE = {
+    "head size": lambda big: attend(big(1, 2, 2**58), big(1, 3, 2**58), big(1, 3, 4)),
+    "head size, few bytes": lambda big: attend(*(big(1, 3, size, dtype=np.float16) for size in (2**59, 2**59, 4))),
+    "value size": lambda big: attend(big(1, 2, 4), big(1, 3, 4), big(1, 3, 2**58)),
+    "queries": lambda big: attend(big(1, 2**50, 4), big(1, 3, 4), big(1, 3, 4)),
+    "lse alone": lambda big: attend(big(1, 2**50, 4), big(1, 3, 4), big(1, 3, 0), return_lse=True),
+    "weights": lambda big: fastattn.attention_weights(big(1, 2, 2**58), big(1, 3, 2**58)),
+    "inputs": lambda big: fastattn.linear(big(1, 2**60), big(1, 2**60)),
+    "inputs of 16 bits": lambda big: fastattn.linear(*[big(1, 2**61, dtype=ml_dtypes.bfloat16)] * 2),
+    "int8 inputs": lambda big: fastattn.linear(big(1, 2**60), (big(1, 2**60, dtype=np.int8), zeros(1))),
+    "rows": lambda big: fastattn.softmax(big(2**50, 4)),
+    "normalised rows": lambda big: fastattn.layer_norm(big(4, 2**50)),
+    "parts": lambda big: fastattn.merge_states([big(2**50, 1)] * 2, [big(2**50)] * 2),
+}
+EMPTY = {
+    "batch": lambda big: attend(*[big(2**61, 1, 0, 1, dtype=np.float16)] * 3),
+    "batches": lambda big: attend(big(2**30, 1, 1, 0, 1), big(1, 2**30, 1, 0, 1), big(1, 1, 1, 0, 1)),
+    "value size": lambda big: attend(big(1, 2**50, 4), big(1, 3, 4), big(1, 3, 0)),
+    "value size, lengths": lambda big: attend(big(1, 2**50, 4), big(1, 3, 4), big(1, 3, 0), kv_lengths=2),
+    "packed": lambda big: fastattn.varlen_attention(big(2**50, 1, 4), big(3, 1, 4), big(3, 1, 0), [0, 2**50], [0, 3]),
+    "weights": lambda big: fastattn.attention_weights(big(1, 2**50, 4), big(1, 0, 4)),
+    "features": lambda big: fastattn.linear(big(2**58, 4), zeros(0, 4)),
+    "no rows": lambda big: fastattn.linear(zeros(0, 4), big(2**58, 4)),
+    "softmax": lambda big: fastattn.softmax(big(0, 2**60)),
+    "turned": lambda big: fastattn.rotary_embedding(big(0, 2**59), big(0, 2**58), big(0, 2**58)),
+}
+attend = fastattn.scaled_dot_product_attention
+
+
+def of_one_number(*shape, dtype=np.float32):
+    return as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+
+
+@pytest.mark.parametrize("case", HUGE)
+@pytest.mark.usefixtures("target")
+def test_sizes_that_no_memory_holds(case):
+    with pytest.raises(MemoryError):
+        HUGE[case](of_one_number)
+
+
+@pytest.mark.parametrize("case", EMPTY)
+@pytest.mark.usefixtures("target")
+def test_results_without_elements_take_no_time(case):
+    assert EMPTY[case](of_one_number).size == 0
+
+
+def test_lengths_are_judged_where_there_is_nothing_to_compute():
+    for shape in ((1, 3, 4), (2, 1, 3, 4)):
+        q, k, v = zeros(*shape), zeros(*shape), zeros(*shape[:-1], 0)
+        for lengths in (4, -1) if len(shape) == 3 else (4, [1, 4], [-1, 2]):
+            with pytest.raises(ValueError, match="kv_lengths must lie between 0 and the number of keys, 3, got"):
+                attend(q, k, v, kv_lengths=lengths)
 
 
 @pytest.mark.parametrize("operation", PAIRS)

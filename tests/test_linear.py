@@ -204,6 +204,30 @@ def test_the_largest_range_beside_int8(dtype):
     assert_close_enough(fastattn.linear(**arrays), arrays)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 40, 150])
+def test_numbers_near_the_largest_beside_int8(rng, dtype, rows):
+    """Products overflow before they are scaled, their results do not; the rows between do not change by a bit."""
+    for inputs in (6, 64, 301) if rows > 1 else (6, 64, 301, 66_000):
+        arrays = layer(rng, dtype, rows + 1, inputs, 50, INT8)
+        del arrays["residual"]
+        usual = fastattn.linear(**arrays)
+        arrays["x"][::2] *= dtype.type(largest(dtype) / (16 if inputs < 1000 else 4096))
+        result = fastattn.linear(**arrays)
+        assert_equal(result[1::2], usual[1::2])
+        large = arrays | {"x": arrays["x"][::2]}
+        assert_close_enough(result[::2], large)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_results_beyond_the_largest_beside_int8(sign):
+    x = np.full((3, 70), sign * 1e38, np.float32)
+    weight = np.full((20, 70), 100, np.int8), np.ones(20, np.float32)
+    assert_equal(fastattn.linear(x, weight), np.full((3, 20), sign * np.inf, np.float32))
+    spoiled = x.copy()
+    spoiled[1, 3] = np.nan
+    assert np.isnan(fastattn.linear(spoiled, weight)[1]).all()
+
+
 def test_zeros_stay_zeros_beside_int8(rng, dtype):
     """However the other elements are rounded, those contribute nothing."""
     arrays = layer(rng, dtype, 40, 70, 50, INT8)

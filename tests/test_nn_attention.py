@@ -322,6 +322,24 @@ def test_attributes_and_repr():
     assert repr(attention) == "MultiHeadAttention(24, num_heads=3, num_kv_heads=1, head_dim=9, weights=float16)"
 
 
+@pytest.mark.parametrize("case", [SMALL, OTHERS], ids=["self", "cross"])
+def test_add_zero_attn(dtype, case):
+    """A sink whose logit is 0: as beside a key of zeros whose value is zeros."""
+    layer, arguments = case.layer, call_of(case, dtype)
+    plain, zero = attention_of(layer, dtype), attention_of(layer, dtype, add_zero_attn=True)
+    assert (plain.add_zero_attn, zero.add_zero_attn) == (False, True)
+    sinks = np.zeros(layer.heads, np.float32)
+    assert_identical(zero(**arguments, return_lse=True), plain(**arguments, sinks=sinks, return_lse=True))
+    key = arguments.get("key")
+    assert_equal(
+        zero.attention_weights(arguments["query"], key), plain.attention_weights(arguments["query"], key, sinks=sinks)
+    )
+    with pytest.raises(ValueError, match=r"^sinks must be None beside add_zero_attn, got ndarray"):
+        zero(**arguments, sinks=sinks)
+    with pytest.raises(TypeError, match=r"^add_zero_attn must be a bool, got int"):
+        attention_of(layer, dtype, add_zero_attn=1)
+
+
 # Packed sequences
 
 LENGTHS = (5, 1, 0, 17, 33)

@@ -19,7 +19,7 @@ from arrays import (
     laid_out,
     rows_at,
 )
-from dtypes import ALL, HALF, assert_equal, eps, largest, random
+from dtypes import ALL, HALF, assert_equal, computed_in, eps, largest, random, readable, smallest
 from telling import telling
 from thresholds import results_stored_around_the_cache
 
@@ -190,6 +190,51 @@ def test_nan_stays_in_its_row(operation, rng, dtype, size):
         assert np.isnan(spoiled[0][4, size // 2])
         for got, expected in zip(spoiled, clean, strict=True):
             np.testing.assert_array_equal(np.delete(got, 4, axis=0), np.delete(expected, 4, axis=0))
+
+
+@pytest.mark.parametrize("size", [5, 64, 1000])
+@pytest.mark.parametrize("magnitude", ["overflow", "largest", "underflow", "smallest"])
+def test_squares_that_the_type_does_not_hold(operation, rng, dtype, magnitude, size):
+    """Of a few rows; the others do not change by a bit."""
+    limits = np.finfo(computed_in(dtype))
+    power = {"overflow": 0.6 * limits.maxexp, "underflow": 0.6 * limits.minexp, "smallest": 0.99 * limits.minexp}
+    power = int(power.get(magnitude, np.log2(largest(dtype)) - 5))
+    if not np.log2(smallest(dtype)) < power < np.log2(largest(dtype)):
+        pytest.skip("its numbers reach neither")
+    arrays = arguments(operation, rng, dtype, 12, size)
+    clean = results(fastattn, operation, arrays, eps=0.0)
+    for name in ARRAYS[operation][0]:
+        rows = arrays[name][3:7].astype(computed_in(dtype))
+        arrays[name][3:7] = np.ldexp(rows, power).astype(dtype)
+    ours = results(fastattn, operation, arrays, eps=0.0)
+    _, expected = answers(operation, arrays, eps=0.0)
+    for result, right, before in zip(ours, expected, clean, strict=True):
+        assert_equal(np.delete(result, slice(3, 7), 0), np.delete(before, slice(3, 7), 0))
+        error = np.abs(result[3:7].astype(right.dtype) - right[3:7])
+        assert (error < 8 * eps(dtype) * np.abs(right[3:7]).max(axis=-1, keepdims=True)).all()
+
+
+@pytest.mark.parametrize("number", [0, np.inf, -np.inf, np.nan])
+def test_rows_that_have_no_magnitude(operation, dtype, number):
+    rows = {name: np.full((2, 40), number if name == "x" else 0, dtype) for name in ARRAYS[operation][0]}
+    y, *_ = results(fastattn, operation, rows, eps=0.0)
+    assert np.isnan(readable(y)).all()
+
+
+def test_large_numbers_among_many_rows(operation):
+    """Results beyond the cache's size are stored around it, but those of rows that are made in another way."""
+    rows, vectors = ARRAYS[operation]
+    x = np.random.default_rng(0).normal(size=(11_000, 1003)).astype(np.float32)
+    parameters = {name: x[1] for name in vectors}
+    usual = results(fastattn, operation, {name: x for name in rows} | parameters)
+    large = x.copy()
+    large[::7] *= np.float32(1e30)
+    ours = results(fastattn, operation, {name: large for name in rows} | parameters)
+    alone = results(fastattn, operation, {name: large[:210:7] for name in rows} | parameters)
+    for result, before, expected in zip(ours, usual, alone, strict=True):
+        assert_equal(np.delete(result, slice(None, None, 7), 0), np.delete(before, slice(None, None, 7), 0))
+        assert_equal(result[:210:7], expected)
+        assert np.isfinite(result).all()
 
 
 def test_one_outlier(operation, rng, dtype):

@@ -174,6 +174,21 @@ def test_causal_self_attention_of_padded_sequences(dtype):
     assert_equal_but_for_rounding(ours.attention_weights(x, **options), weights)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_add_zero_attn(dtype, padded):
+    """A key and a value of zeros beside the others, which padding does not hide."""
+    theirs = build(torch.nn.MultiheadAttention, dtype, 64, 4, add_zero_attn=True)
+    ours = MultiHeadAttention.from_state_dict(weights_of(theirs), num_heads=4, add_zero_attn=True)
+    x, key = normal(dtype, BATCH, QUERIES, 64), normal(dtype, BATCH, KEYS, 64, seed=2)
+    for query, others in ((x, x), (x, key)):
+        padding = np.random.default_rng(3).random(others.shape[:2]) < 0.4 if padded else None
+        mask = None if padding is None else ~padding[:, None, None, :]
+        options = {"key_padding_mask": padding, "average_attn_weights": False}
+        expected, weights = call(theirs, query, others, others, **options)
+        assert_equal_but_for_rounding(ours(query, others, attn_mask=mask), expected)
+        assert_equal_but_for_rounding(ours.attention_weights(query, others, mask), weights[..., :-1])
+
+
 def test_tensors_are_not_arrays():
     tensors = build(torch.nn.MultiheadAttention, np.dtype(np.float32), 8, 2).state_dict()
     for found in (tensors, {name: x.bfloat16() for name, x in tensors.items()}):

@@ -20,6 +20,7 @@ from arrays import (
     laid_out,
 )
 from dtypes import ALL, computed_in, eps, largest, stored_beside
+from fastattn import reference
 from pairing import alternate, by_turns
 from problems import (
     EVERYTHING_ELSE,
@@ -591,6 +592,65 @@ def test_a_mask_is_not_read_where_positions_exclude(names, shape, bad, dtype, rn
     spoiled = np.where(attended(query, key, **options), mask, dtype.type(bad))
     assert_identical(attention(query, key, value, spoiled, **options), attention(query, key, value, mask, **options))
     assert_identical(attention_weights(query, key, spoiled, **options), attention_weights(query, key, mask, **options))
+
+
+# Where positions and bounds may stand: each end of the type and what else might be taken for infinite.
+FAR = [-(2**63), -(2**63) + 3, -(2**62), -(2**48) - 1, -(2**48), -(2**31), -3, 0, 7, 2**31, 2**48, 2**62]
+FAR += [2**63 - 6, 2**63 - 1]
+REACHES = [None, 0, 3, 2**31, 2**48, 2**62, 2**63 - 20, 2**63 - 1]
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("shape", [Shape(1, 1, 1, 2, 9, 4, 4), Shape(1, 2, 1, 37, 20, 4, 4)], ids=sized)
+def test_positions_and_bounds_anywhere(shape):
+    """By Python's integers, which do not wrap; by the oracle as well."""
+    query, key = np.zeros(shape.query, np.float32), np.zeros(shape.key, np.float32)
+    value = np.arange(shape.keys * 4).reshape(shape.value).astype(np.float32)
+    i, j = np.arange(shape.queries)[:, None].astype(object), np.arange(shape.keys)
+    for offset, left, right, is_causal in itertools.product(FAR, REACHES, REACHES, [False, True]):
+        ahead = j - (i + offset)
+        sees = np.ones(ahead.shape, bool)
+        for reach, there in ((left, -ahead), (right, ahead), (0 if is_causal else None, ahead)):
+            sees &= True if reach is None else (there <= reach).astype(bool)
+        options = {"is_causal": is_causal, "window": (left, right), "q_offset": offset}
+        weights, _ = attention_weights(query, key, **options)
+        where = f"{options}"
+        np.testing.assert_array_equal(weights > 0, np.broadcast_to(sees, shape.scores), where)
+        out, lse = attention(query, key, value, **options)
+        masked, masked_lse = attention(query, key, value, sees)
+        np.testing.assert_allclose(out, masked, rtol=1e-6, err_msg=where)
+        np.testing.assert_array_equal(lse, masked_lse, where)
+        packed = [x[0].swapaxes(0, 1) for x in (query, key, value)]
+        alone = fastattn.varlen_attention(*packed, [0, shape.queries], [0, shape.keys], **options)
+        np.testing.assert_array_equal(alone.swapaxes(0, 1), out[0], where)
+
+
+@pytest.mark.parametrize("offset", FAR)
+def test_the_oracle_knows_positions_and_bounds_anywhere(offset):
+    query, key = np.zeros((3, 1)), np.zeros((5, 1))
+    i, j = np.arange(3)[:, None].astype(object), np.arange(5)
+    for left, right in itertools.product(REACHES, REACHES):
+        ahead = j - (i + offset)
+        sees = np.ones(ahead.shape, bool)
+        for reach, there in ((left, -ahead), (right, ahead)):
+            sees &= True if reach is None else (there <= reach).astype(bool)
+        for given in (offset, np.array(offset)):
+            weights = reference.attention_weights(query, key, q_offset=given, window=(left, right))
+            np.testing.assert_array_equal(weights > 0, sees, f"{left} {right}")
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("offset", FAR)
+@pytest.mark.parametrize("queries", [2, 40])
+def test_distances_from_positions_anywhere(offset, queries):
+    """ALiBi takes them from the position itself."""
+    rng = np.random.default_rng(0)
+    query, key = rng.normal(size=(1, queries, 4)), rng.normal(size=(1, 9, 4))
+    options = {"alibi_slopes": np.array([2.0**-60]), "q_offset": offset}
+    weights, lse = attention_weights(query, key, **options)
+    right, right_lse = reference.attention_weights(query, key, **options, return_lse=True)
+    np.testing.assert_allclose(weights, right, rtol=1e-9)
+    np.testing.assert_allclose(lse, right_lse, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("target")

@@ -28,8 +28,10 @@ from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
 
-cdef ptrdiff_t UNBOUNDED = 1 << 48  # farther than any position, and sums of it do not overflow
-cdef ptrdiff_t wave_size = 1024     # parts computed before they are merged: bounds their memory
+# Of a head: scratch memory is some thousand times as large, and its size must not wrap.
+cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
+cdef ptrdiff_t FAR = <ptrdiff_t>1 << 62  # farther from 0 than any key and query, also with the number of one added
+cdef ptrdiff_t wave_size = 1024          # parts computed before they are merged: bounds their memory
 
 cdef enum:
     QUERY, KEY, VALUE, OUT, LSE, MASK  # rows of Axes.stride
@@ -55,6 +57,7 @@ cdef struct Sequence:
     const char *slopes
     const int64_t *pages                               # its block table, where keys and values lie in pages
     ptrdiff_t queries, q_offset, key_begin, key_end  # the keys that some query may see
+    ptrdiff_t begin_offset, end_offset               # query i: i + begin_offset <= j < i + end_offset, within FAR
     ptrdiff_t rows, many_rows                        # of a kv head; those for attention_many
     ptrdiff_t parts, part_keys
     ptrdiff_t row_items, first_item                  # of a kv head; where the sequence's items begin
@@ -63,6 +66,7 @@ cdef struct Sequence:
 
 cdef struct Plan:
     fa_attention call
+    ptrdiff_t left, right              # a query at position p sees the keys p - left <= j <= p + right; -1: unbounded
     ptrdiff_t query_group, key_head, value_head, mask_group, out_group, lse_group  # bytes from one kv head to the next
     const char *key_scales             # of int8 keys and values
     const char *value_scales
@@ -128,8 +132,10 @@ cdef void lay_out(Plan *p, int asked) noexcept nogil:
 cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     cdef ptrdiff_t rest, keys
     # The keys within the first query's left bound and the last one's right bound.
-    s.key_begin = max(s.key_begin, min(s.key_end, s.q_offset - p.call.left))
-    s.key_end = max(s.key_begin, min(s.key_end, s.q_offset + s.queries + p.call.right))
+    s.begin_offset = -FAR if p.left < 0 else sum_within(s.q_offset, -p.left)
+    s.end_offset = FAR if p.right < 0 else sum_within(s.q_offset, p.right) + 1
+    s.key_begin = max(s.key_begin, min(s.key_end, s.begin_offset))
+    s.key_end = max(s.key_begin, min(s.key_end, s.queries - 1 + s.end_offset))
     keys = s.key_end - s.key_begin
     s.rows = s.queries * p.call.group
     rest = s.rows % p.kernels.tile_rows
@@ -141,10 +147,19 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     s.work = 2.0 * s.rows * p.kv_heads * (p.call.head_size + p.call.value_size) * seen(p, s, keys)
 
 
+cdef ptrdiff_t sum_within(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
+    """a + b, but no farther from 0 than FAR: neither wraps."""
+    if b > 0:
+        return FAR if a > FAR - b else max(a + b, -FAR)
+    return -FAR if a < -FAR - b else min(a + b, FAR)
+
+
 cdef double seen(const Plan *p, const Sequence *s, ptrdiff_t keys) noexcept nogil:
     """About how many of its keys a query sees."""
-    cdef double width = min(<double>keys, <double>p.call.left + p.call.right + 1)
-    return keys / 2.0 if p.call.right == 0 and width == keys and s.queries > 1 else width
+    cdef double width = keys
+    if p.left >= 0 and p.right >= 0:
+        width = min(width, <double>p.left + p.right + 1)
+    return keys / 2.0 if p.right == 0 and width == keys and s.queries > 1 else width
 
 
 cdef ptrdiff_t tiles_of(const Plan *p, const Sequence *s) noexcept nogil:
@@ -226,7 +241,7 @@ cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index
     item.lse = s.lse + head * p.lse_group if s.lse != NULL else NULL
     item.sinks = p.sinks + head * p.group_options if p.sinks != NULL else NULL
     item.slopes = s.slopes + head * p.group_options if s.slopes != NULL else NULL
-    item.q_offset = s.q_offset
+    item.q_offset, item.begin_offset, item.end_offset = s.q_offset, s.begin_offset, s.end_offset
     item.first_row = min(block * p.item_rows, s.many_rows)
     item.rows = min(p.item_rows, (s.many_rows if item.first_row < s.many_rows else s.rows) - item.first_row)
     item.key_begin, item.key_end = s.key_begin, s.key_end
@@ -332,10 +347,10 @@ cdef int read_options(
 ) except -1:
     """What holds for all sequences."""
     cdef fa_attention *call = &p.call
-    call.left = call.right = UNBOUNDED
+    p.left = p.right = -1
     if arguments.flag("is_causal", is_causal):
-        call.right = 0
-    arguments.attention_window("window", window, &call.left, &call.right)
+        p.right = 0
+    arguments.attention_window("window", window, &p.left, &p.right)
     call.scale = 1 / sqrt(<double>call.head_size) if scale is None else arguments.finite("scale", scale)
     call.softcap = 0 if softcap is None else arguments.positive("softcap", softcap)
     call.type = arguments.type_of(query)
@@ -343,6 +358,11 @@ cdef int read_options(
     p.key_scales = p.value_scales = NULL
     p.key_scale_head = p.value_scale_head = call.page_rows = 0
     return 0
+
+
+cdef bint nothing_to_compute(np.ndarray result, np.ndarray lse) noexcept:
+    """Then there may be any number of sequences and queries: what has no elements takes no memory."""
+    return np.PyArray_SIZE(result) == 0 and (lse is None or np.PyArray_SIZE(lse) == 0)
 
 
 cdef int take_sequences(Plan *p, ptrdiff_t count) except -1:
@@ -367,7 +387,7 @@ cdef int place(Sequence *s, ptrdiff_t n, ptrdiff_t queries, ptrdiff_t keys, np.n
     if lengths is not None:
         s.key_end = entry(lengths, n)
         arguments.length_within("kv_lengths", s.key_end, keys)
-    s.q_offset = s.key_end - queries if offsets is None else max(-UNBOUNDED, min(entry(offsets, n), UNBOUNDED))
+    s.q_offset = s.key_end - queries if offsets is None else entry(offsets, n)
     s.slopes = NULL
     if slopes is not None:
         s.slopes = <const char *>np.PyArray_DATA(slopes) + (n * stride(slopes, 2) if slopes.ndim == 2 else 0)
@@ -496,6 +516,10 @@ cdef object attend_batch(
     if slopes is not None and slopes.ndim > 1:
         slopes = slopes.reshape(-1, slopes.shape[slopes.ndim - 1])
 
+    if nothing_to_compute(result, lse):
+        for n in range(0 if lengths is None else np.PyArray_SIZE(lengths)):
+            arguments.length_within("kv_lengths", entry(lengths, n), call.keys)
+        return handed_over(result, result, lse)
     take_sequences(&p, strides.total(&batch))
     try:
         for n in range(p.count):
@@ -513,8 +537,8 @@ cdef object attend_batch(
 
 
 cdef int compute(Plan *p, int asked) except -1:
-    cdef bint done = True
-    if p.count and p.call.group and p.kv_heads:
+    cdef bint done = p.call.head_size <= LARGEST_SIZE and p.call.value_size <= LARGEST_SIZE
+    if done and p.count and p.call.group and p.kv_heads:
         with nogil:
             done = run_call(p, asked)
     if not done:
@@ -588,7 +612,7 @@ def varlen_attention(
 
     take_sequences(&p, count)
     try:
-        for n in range(count):
+        for n in range(p.count):
             first_q, first_k = entry(begin_q, n), entry(begin_k, n)
             place(
                 &p.sequences[n], n, entry(begin_q, n + 1) - first_q, entry(begin_k, n + 1) - first_k, offsets, lengths,
@@ -600,7 +624,8 @@ def varlen_attention(
             p.sequences[n].mask = NULL
             p.sequences[n].out = data(target) + first_q * call.out_row
             p.sequences[n].lse = data(lse) + first_q * call.lse_row
-        compute(&p, asked)
+        if not nothing_to_compute(result, lse):
+            compute(&p, asked)
     finally:
         let_go(&p)
     return handed_over(result, target, lse)
@@ -654,9 +679,11 @@ def attend_pages(
         p.value_scales, p.value_scale_head = data(value_scales), value_scales.strides[1]
     add_mask(&p, mask)
 
+    if nothing_to_compute(result, lse):
+        return handed_over(result, result, lse)
     take_sequences(&p, batch)
     try:
-        for n in range(batch):
+        for n in range(p.count):
             place(&p.sequences[n], n, length(q, 2), entry(lengths, n), offsets, None, slopes)
             if first_keys is not None:
                 p.sequences[n].key_begin = entry(first_keys, n)

@@ -28,6 +28,9 @@ cdef enum:
     ITEMS_A_THREAD = 4        # at least, so that no thread waits long for another one
     LEAST_FEATURES = 64       # of an item, whose rows of x may have to be brought into the lanes for it
 
+# Of inputs: scratch memory is some thousand times as large, and its size must not wrap.
+cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
+
 # A core's work per nanosecond, for the choice of the number of threads.
 cdef double PRODUCTS = 50.0
 cdef double WEIGHT_BYTES = 12.0
@@ -175,8 +178,8 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     if out is not None:
         target = arguments.unclashing(result, () if r is None else (r,), (a, w, scales, b))
     fill(&p, a, w, scales, b, r, target)
-    cdef bint done = True
-    if np.PyArray_SIZE(result):
+    cdef bint done = p.call.in_features <= LARGEST_SIZE
+    if done and np.PyArray_SIZE(result):
         with nogil:
             done = run_call(&p, asked)
     if not done:

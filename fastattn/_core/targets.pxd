@@ -26,7 +26,6 @@ cdef extern from "table.h" nogil:
         ptrdiff_t mask_head, mask_row, mask_key
         int mask_type
         double scale, softcap
-        ptrdiff_t left, right
 
     ctypedef struct fa_attention_item:
         const char *query
@@ -40,7 +39,7 @@ cdef extern from "table.h" nogil:
         char *lse
         const void *sinks
         const void *slopes
-        ptrdiff_t q_offset
+        ptrdiff_t q_offset, begin_offset, end_offset
         ptrdiff_t first_row, rows, key_begin, key_end
         void *part_out
         void *part_max

@@ -17,7 +17,7 @@ from fastattn.nn.weights import Entries, Linear, stacked
 from fastattn.rotary import rotary_embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -33,6 +33,8 @@ class MultiHeadAttention:
     embed_dim, kdim, vdim : int
         Sizes of a token where queries (and the result), keys and values come from.
     num_heads, num_kv_heads, head_dim : int
+    add_zero_attn : bool
+        Whether a key of zeros, with a value of zeros, stands beside the others: a sink whose logit is 0.
     in_proj : Linear or None
         The maps of queries, keys and values one below the other, where all three have E inputs.
     q_proj, k_proj, v_proj, out_proj : Linear
@@ -53,6 +55,7 @@ class MultiHeadAttention:
     ``key_padding_mask=m``, bool        ``attn_mask=~m[:, None, None, :]``, or ``kv_lengths=(~m).sum(-1)``
                                         where all padding stands at the end
     ``need_weights=True``               `attention_weights`, head by head
+    ``add_zero_attn=True``              the same, of `from_state_dict`: no weight tells of it
     ==================================  ==================================================================
 
     Examples
@@ -75,8 +78,8 @@ class MultiHeadAttention:
     """
 
     __slots__ = (
-        "embed_dim", "head_dim", "in_proj", "k_proj", "kdim", "kv_proj", "num_heads", "num_kv_heads", "out_proj",
-        "q_proj", "v_proj", "vdim",
+        "add_zero_attn", "embed_dim", "head_dim", "in_proj", "k_proj", "kdim", "kv_proj", "num_heads", "num_kv_heads",
+        "out_proj", "q_proj", "v_proj", "vdim",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +97,7 @@ class MultiHeadAttention:
         if joined % heads:
             entries.unfit("out_proj.weight", f"a multiple of num_heads, {heads}, as its last axis")
         self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, joined // heads
+        self.add_zero_attn = False
         self._read_projections(entries, joined, kv_heads * self.head_dim, bias)
         self.out_proj = entries.linear("out_proj", (self.embed_dim, joined), bias)
 
@@ -128,6 +132,7 @@ class MultiHeadAttention:
         num_heads: int,
         num_kv_heads: int | None = None,
         bias: bool | None = True,
+        add_zero_attn: bool = False,
         dtype: DTypeLike | None = None,
     ) -> MultiHeadAttention:
         """Take the weights that PyTorch's names stand for.
@@ -145,6 +150,8 @@ class MultiHeadAttention:
             Heads of keys and values; a divisor of `num_heads`, which is the default.
         bias : bool or None
             True: there are biases; False: there are none; None: those that the mapping has.
+        add_zero_attn : bool
+            As the layer was made with in PyTorch: a key and a value of zeros beside the others.
         dtype : dtype or str, optional
             What the weights become: float32, float64, float16 or bfloat16, where biases become float32 (float64 for
             float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, float64 all or
@@ -159,6 +166,7 @@ class MultiHeadAttention:
         """
         entries = Entries(mapping, prefix, dtype)
         attention = cls(entries, num_heads, num_kv_heads, bias)
+        attention.add_zero_attn = _arguments.flag("add_zero_attn", add_zero_attn)
         entries.judge_rest()
         return attention
 
@@ -173,8 +181,8 @@ class MultiHeadAttention:
         value: NDArray | None = None,
         attn_mask: NDArray | None = None,
         *,
-        cu_seqlens: NDArray | None = None,
-        cu_seqlens_k: NDArray | None = None,
+        cu_seqlens: Sequence[int] | NDArray | None = None,
+        cu_seqlens_k: Sequence[int] | NDArray | None = None,
         cache: KVCache | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,
@@ -198,7 +206,7 @@ class MultiHeadAttention:
             As in `fastattn.scaled_dot_product_attention`: `is_causal`, `q_offset`, `window`, `scale`, `softcap`,
             `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`. In self-attention `q_offset` is 0 by default, also
             with `kv_lengths`: a token's query stands where its key does.
-        cu_seqlens, cu_seqlens_k : integer ndarray, shape (N + 1,), optional
+        cu_seqlens, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
             Where packed sequences of query, and of key, begin: `fastattn.varlen_attention`, without `attn_mask`.
             `cu_seqlens_k` is `cu_seqlens` by default.
         cache : KVCache, optional
@@ -230,6 +238,7 @@ class MultiHeadAttention:
         """
         key = query if key is None else key
         value = key if value is None else value
+        options = self._with_zero_key(options)
         if key is query and value is query and self.in_proj is not None:
             must_be_none("where key is query", cu_seqlens_k=cu_seqlens_k)
             work = Workspace(
@@ -279,6 +288,7 @@ class MultiHeadAttention:
         """
         key = query if key is None else key
         self._judge(False, query=query, key=key)
+        options = self._with_zero_key(options)
         if key is query:
             options = at_own_place(options)
         else:
@@ -300,6 +310,13 @@ class MultiHeadAttention:
         self.in_proj(x, None, None, work.projected, threads)
         work.attend(cache)
         return self.out_proj(work.joined, None, residual, out, threads)
+
+    def _with_zero_key(self, options: dict) -> dict:
+        """The options of a call: a key of zeros scores 0 with every query, and a value of zeros adds nothing."""
+        if not self.add_zero_attn:
+            return options
+        must_be_none("beside add_zero_attn", sinks=options.get("sinks"))
+        return options | {"sinks": np.zeros(self.num_heads, np.float32)}
 
     def _judge(self, packed: bool, **tokens: NDArray) -> None:
         """Raise unless query, key and value are tokens for these weights."""
@@ -383,7 +400,7 @@ class Workspace:
         normed: bool = False,
         *,
         attn_mask: NDArray | None,
-        cu_seqlens: NDArray | None,
+        cu_seqlens: Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,

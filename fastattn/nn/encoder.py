@@ -12,7 +12,7 @@ from fastattn.nn.attention import MultiHeadAttention, Workspace
 from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -157,7 +157,7 @@ class TransformerEncoderLayer:
         x: NDArray,
         attn_mask: NDArray | None = None,
         *,
-        cu_seqlens: NDArray | None = None,
+        cu_seqlens: Sequence[int] | NDArray | None = None,
         cache: KVCache | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,
@@ -331,7 +331,7 @@ class TransformerEncoder:
         x: NDArray,
         attn_mask: NDArray | None = None,
         *,
-        cu_seqlens: NDArray | None = None,
+        cu_seqlens: Sequence[int] | NDArray | None = None,
         caches: Sequence[KVCache] | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,

@@ -289,5 +289,8 @@ def _judge(name: str, x: object, needed: tuple[int | None, ...]) -> None:
 
 
 def _shape(needed: tuple[int | None, ...]) -> str:
-    """A shape in words."""
-    return str(tuple("any" if need is None else need for need in needed)).replace("'", "")
+    """A shape in words: what may be any size is called by what it counts."""
+    names = ("rows", "columns") if len(needed) == 2 else ("elements",) * len(needed)
+    sizes = (name if need is None else str(need) for name, need in zip(names, needed, strict=True))
+    shape = f"({', '.join(sizes)}{',' * (len(needed) == 1)})"
+    return f"{shape}, none of them 0" if None in needed else shape

@@ -327,8 +327,8 @@ static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, 
         OP(widen)(to, from, a->type, a->query_element, a->head_size);
         memset(to + a->head_size, 0, (size_t)(few->key_width - a->head_size) * sizeof(R));
         few->factor[row] = (R)a->scale;
-        fa_interval keys = few->keys[row] = fa_keys_of(a, item, at / a->group);
-        few->position[row] = (R)(at / a->group + item->q_offset);
+        fa_interval keys = few->keys[row] = fa_keys_of(item, at / a->group);
+        few->position[row] = (R)((double)(at / a->group) + (double)item->q_offset);
         few->slope[row] = item->slopes ? ((const R *)item->slopes)[at % a->group] : 0;
         few->max[row] = item->sinks ? ((const R *)item->sinks)[at % a->group] : (R)-INFINITY;
         few->sum[row] = few->max[row] == (R)-INFINITY ? 0 : 1;

@@ -14,11 +14,10 @@ static inline ptrdiff_t fa_clamp(ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) {
 }
 
 /* Keys of `query` within those of the item; end >= begin always. */
-static inline fa_interval fa_keys_of(const fa_attention *a, const fa_attention_item *item, ptrdiff_t query) {
-    ptrdiff_t position = query + item->q_offset;
+static inline fa_interval fa_keys_of(const fa_attention_item *item, ptrdiff_t query) {
     fa_interval keys;
-    keys.begin = fa_clamp(position - a->left, item->key_begin, item->key_end);
-    keys.end = fa_clamp(position + a->right + 1, keys.begin, item->key_end);
+    keys.begin = fa_clamp(query + item->begin_offset, item->key_begin, item->key_end);
+    keys.end = fa_clamp(query + item->end_offset, keys.begin, item->key_end);
     return keys;
 }
 

@@ -16,7 +16,7 @@ static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item 
     fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
         ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1);
-        fa_interval keys = fa_keys_of(a, item, row / a->group);
+        fa_interval keys = fa_keys_of(item, row / a->group);
         tile->begin[lane] = keys.begin;
         tile->end[lane] = keys.end;
         if (keys.begin > all.begin) all.begin = keys.begin;
@@ -40,7 +40,7 @@ static void TILE(find_options)(const fa_attention *a, const fa_attention_item *i
     tile->one_mask = 1;
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
         ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1), j = lane / LANES, i = lane % LANES;
-        tile->position[j][i] = (R)(row / a->group + item->q_offset);
+        tile->position[j][i] = (R)((double)(row / a->group) + (double)item->q_offset);
         tile->slope[j][i] = slopes ? slopes[row % a->group] : 0;
         tile->max[j][i] = sinks ? sinks[row % a->group] : (R)-INFINITY;
         tile->sum[j][i] = tile->max[j][i] == (R)-INFINITY ? 0 : 1;

@@ -115,6 +115,7 @@ FA_APART void TILE(shift_tile)(const fa_linear *l, const fa_linear_item *item, c
         V y = TILE(row_real)(OP(load)(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
         OP(store)(sums + i * LANES, TILE(shifted)(l, y, scale, bias));
     }
+    TILE(remake_overflows)(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);
 }
 
 /* Two vectors of a row, or parts of them, to where they belong, with their residual. */

@@ -26,6 +26,36 @@ FA_INLINE void TILE(find_shift)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t
 /* A sum with scale and bias: in one expression, so that it is rounded alike wherever it is made. */
 FA_INLINE V TILE(shifted)(const fa_linear *l, V sum, V scale, V bias) { return l->scales ? sum * scale + bias : sum + bias; }
 
+/* int8 weights are multiplied before their scale is, so that with x of 1e36 products overflow where results would not. Those are
+ * made again in float64, with the scale in their products. `y` has a vector of n features for each row; rows and parameters that
+ * are not finite themselves keep what came of them. */
+FA_APART void TILE(remake_overflowed)(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t feature, ptrdiff_t n,
+                                      V bias, V *y) {
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        int finite = -1;
+        for (ptrdiff_t i = 0; i < n && finite; i++) {
+            if (isfinite(y[row][i]) || !isfinite(bias[i]) || !isfinite(l->scales[feature + i])) continue;
+            if (finite < 0) finite = 1;
+            const char *weight = l->weight + (feature + i) * l->weight_row;
+            double sum = 0, scale = (double)l->scales[feature + i];
+            for (ptrdiff_t k = 0; finite && k < l->in_features; k++) {
+                const double from = (double)OP(element)(x[row] + k * l->x_element, l->type);
+                finite = isfinite(from);
+                sum += from * scale * (double)*(const int8_t *)(weight + k * l->weight_element);
+            }
+            if (finite) y[row][i] = (R)(sum + (double)bias[i]);
+        }
+    }
+}
+
+FA_INLINE void TILE(remake_overflows)(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t count, ptrdiff_t feature,
+                                      ptrdiff_t n, V bias, V *y) {
+    V noughts = {0};
+    if (!l->scales) return;
+    for (ptrdiff_t i = 0; i < count; i++) noughts += y[i] * (R)0;
+    if (__builtin_expect(OP(lane_sum)(noughts) != 0, 0)) TILE(remake_overflowed)(l, x, rows, feature, n, bias, y);
+}
+
 #define AHEAD (2 * LANES) /* features whose results are put in between */
 
 /* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
@@ -63,6 +93,7 @@ FA_INLINE void TILE(put_sums)(const fa_linear *l, const TILE(linear_tile) *tile,
     TILE(mend)(l, tile->from + row, count, feature, n, y);
     TILE(find_shift)(l, feature, n, &scale, &bias);
     for (ptrdiff_t i = 0; i < count; i++) y[i] = TILE(shifted)(l, y[i], scale, bias);
+    TILE(remake_overflows)(l, tile->from + row, count, count, feature, n, bias, y);
     OP(activate)(y, (int)count, l->activation, rough);
 #define PUT(TYPE) TILE(put_rows)(tile, row, count, y, feature, n, TYPE)
     if (plain) FA_FOR_RESULT(l->type, PUT);

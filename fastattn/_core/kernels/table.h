@@ -37,7 +37,6 @@ typedef struct {
     ptrdiff_t mask_head, mask_row, mask_key;
     int mask_type;         /* an fa_type, FA_MASK_BOOL or FA_NO_MASK */
     double scale, softcap; /* softcap 0: none */
-    ptrdiff_t left, right; /* a query at position p sees the keys p - left <= j <= p + right */
 } fa_attention;
 
 enum { FA_NO_MASK = -1, FA_MASK_BOOL = -2 };
@@ -51,7 +50,8 @@ typedef struct {
     const int64_t *pages;                   /* key j is row j % page_rows of page pages[j / page_rows]; or NULL */
     char *out, *lse;                        /* likewise; lse may be NULL */
     const void *sinks, *slopes;             /* of the group's heads, in the kernel's type; or NULL */
-    ptrdiff_t q_offset;                     /* query i stands at position i + q_offset */
+    ptrdiff_t q_offset;                     /* query i stands at position i + q_offset: any number, for ALiBi alone */
+    ptrdiff_t begin_offset, end_offset;     /* and sees the keys i + begin_offset <= j < i + end_offset: saturated */
     ptrdiff_t first_row, rows, key_begin, key_end;
     void *part_out, *part_max, *part_sum;
 } fa_attention_item;

@@ -10,6 +10,7 @@
 #ifndef FA_VECTOR_H
 #define FA_VECTOR_H
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
