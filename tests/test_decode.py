@@ -157,13 +157,21 @@ def arrays_of(case, problem):
     )
 
 
+def at_the_end(problem, query):
+    """Said by name, since padded appends leave open where fewer queries than they had tokens stand."""
+    return {"q_offset": problem.lengths - query.shape[2]}
+
+
 def caches_of(case, problem):
     """(name, attention) of each kind of cache that holds the problem's keys."""
     k, v, lengths = problem.k, problem.v, problem.lengths
     sizes = {"head_dim": case.head_size, "value_dim": case.value_size, "dtype": case.stored}
     fixed = fastattn.KVCache(BATCH, KV_HEADS, case.keys + 3, **sizes)
     fixed.append(k, v, lengths=lengths)
-    yield "KVCache", lambda query, **options: fixed.attend(query, return_lse=True, **options)
+    yield (
+        "KVCache",
+        lambda query, **options: fixed.attend(query, return_lse=True, **at_the_end(problem, query) | options),
+    )
     page_size = (16, 24)[case.seed % 2]
     paged = fastattn.PagedKVCache(2 * (case.keys // page_size + 1), page_size, KV_HEADS, **sizes)
     ids = [paged.allocate() for _ in range(BATCH)]
@@ -172,7 +180,7 @@ def caches_of(case, problem):
         paged.append(ids, k[:, :, begin : begin + 50], v[:, :, begin : begin + 50], lengths=new)
     yield (
         f"PagedKVCache, {page_size} rows a page",
-        lambda query, **options: paged.attend(ids, query, return_lse=True, **options),
+        lambda query, **options: paged.attend(ids, query, return_lse=True, **at_the_end(problem, query) | options),
     )
 
 
@@ -251,7 +259,7 @@ def test_rings(case):
         new = np.clip(problem.lengths - begin, 0, min(41, case.keys - begin))
         ring.append(*(x[:, :, begin : begin + 41] for x in (problem.k, problem.v)), lengths=new)
     options = {"is_causal": True, "softcap": 15.0} if case.options == "softcap" else {"is_causal": True}
-    result = ring.attend(problem.query, return_lse=True, **options)
+    result = ring.attend(problem.query, return_lse=True, **at_the_end(problem, problem.query), **options)
     k, v = problem.stored_as(case.stored)
     expected = attention_in_float64(
         problem.query, k, v, kv_lengths=problem.lengths, window=(window - 1, None), return_lse=True, **options
