@@ -27,9 +27,8 @@ cdef extern from *:
     #define FA_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }
     static int omp_get_num_threads(void) { return 1; }
-    static int omp_get_level(void) { return 0; }
+    static int omp_get_level(void) { return 1; } /* as if inside a region: calls stay on their threads */
     static int omp_get_max_active_levels(void) { return 1; }
-    static int omp_get_thread_limit(void) { return 1; }
     #endif
     /* OpenMP 5.0 lets a program give its threads back; before that there is nothing to give. */
     static void fa_rest(void) {
@@ -44,7 +43,6 @@ cdef extern from *:
     int omp_get_num_threads() nogil
     int omp_get_level() nogil
     int omp_get_max_active_levels() nogil
-    int omp_get_thread_limit() nogil
     void fa_rest()
 
 cdef extern from "pythread.h" nogil:
