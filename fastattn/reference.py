@@ -586,7 +586,7 @@ _ACTIVATIONS = {
 # Rotary position embedding
 
 
-def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
+def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False, rotary_dim=None):
     """Turn pairs of components by angles that grow with the token's position.
 
     Parameters
@@ -600,6 +600,8 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
         Row of `cos` and `sin` for each token. By default cos and sin have a row for each token already.
     interleaved : bool
         A pair is (x[2i], x[2i + 1]); otherwise it is (x[i], x[i + R/2]).
+    rotary_dim : int, optional
+        R, which the tables tell as well.
 
     Returns
     -------
@@ -621,6 +623,7 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
     if x.ndim > 2:
         cos, sin = np.expand_dims(cos, -3), np.expand_dims(sin, -3)  # (..., 1, S, R/2)
     half = cos.shape[-1]
+    assert rotary_dim in (None, 2 * half)
     pairs = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
     a, b = x[..., pairs[0]], x[..., pairs[1]]
     turned = x.copy()
