@@ -140,20 +140,29 @@ FA_AMX_PRODUCTS(2)
 #define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
 #define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
 
+/* 2^(score · scale - from): one operation for the argument, whose error is that of `from`. In lanes where that is `far` from 0 the
+ * score is rounded as the maximum was, so that their difference is exact; what the compiler does not see it does not fuse. */
+FA_INLINE V TILE(weight_of)(V score, V scale, V from, R factor, V shift, VI far, const int some_far) {
+    V power = (V)_mm512_fmsub_ps((__m512)score, (__m512)scale, (__m512)from);
+    if (some_far) {
+        score *= factor;
+        __asm__("" : "+v"(score));
+        power = OP(select)(far, (score - shift) * 1.44269504f, power);
+    }
+    return exp2_rough_f32(power);
+}
+
 /* A step's weights, in pairs in the place of the scores, zeros behind the last; and their sums. */
-FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
-                                const int exact) {
+FA_INLINE void TILE(weights_from)(R *scores, ptrdiff_t count, R factor, const V *shift, const V *from, const VI *far, V *sum,
+                                  const int NV, int unclean, const int some_far) {
     const V nothing = OP(splat)((R)-INFINITY), scale = OP(splat)(factor * 1.44269504f);
-    V from[FA_TILE_WIDEST];
-    (void)exact;
-    FA_UNROLL for (int j = 0; j < NV; j++) from[j] = shift[j] * 1.44269504f;
     ptrdiff_t t = 0;
     for (; t + 2 <= count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             V weight[2];
             FA_UNROLL for (int half = 0; half < 2; half++) {
                 V score = OP(load)(scores + ((t + half) * NV + j) * LANES);
-                weight[half] = exp2_rough_f32(score * scale - from[j]);
+                weight[half] = TILE(weight_of)(score, scale, from[j], factor, shift[j], far[j], some_far);
                 sum[j] += weight[half];
                 if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
             }
@@ -161,10 +170,25 @@ FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *s
         }
     for (; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
-            V score = OP(load)(scores + (t * NV + j) * LANES), weight = exp2_rough_f32(score * scale - from[j]);
+            V score = OP(load)(scores + (t * NV + j) * LANES);
+            V weight = TILE(weight_of)(score, scale, from[j], factor, shift[j], far[j], some_far);
             sum[j] += weight;
             if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
             OP(store)(scores + (t / 2 * NV + j) * LANES, TILE(paired)(weight, (V){0}));
         }
     memset(scores + t / 2 * NV * LANES, 0, (size_t)((WHOLE_GROUPS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
+}
+
+FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+                                const int exact) {
+    V from[FA_TILE_WIDEST];
+    VI far[FA_TILE_WIDEST], some = {0};
+    (void)exact;
+    FA_UNROLL for (int j = 0; j < NV; j++) {
+        from[j] = shift[j] * 1.44269504f;
+        some |= far[j] = (from[j] > 0x1p13f) | (from[j] < -0x1p13f);
+    }
+    if (__builtin_expect(TILE(any_lane)(some), 0))
+        TILE(weights_from)(scores, count, factor, shift, from, far, sum, NV, unclean, 1);
+    else TILE(weights_from)(scores, count, factor, shift, from, far, sum, NV, unclean, 0);
 }
