@@ -272,6 +272,7 @@ def test_exit_while_calls_run_in_daemon_threads(how):
 @needs_linux
 def test_ctrl_c_reaches_the_program():
     code = """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits SIG_IGN
     for _ in range(20): assert right()
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
