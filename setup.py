@@ -9,6 +9,7 @@ Environment:
     CC=clang                     another compiler: gcc >= 12, clang, or clang-cl on Windows
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
+    FASTATTN_TARGETS=avx2,...    build these targets only (rows of TARGETS below): a quick build while a kernel is written
     FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test
                                  them where the processor lacks their instructions; slow, and never the default target
 
@@ -28,7 +29,6 @@ from typing import NamedTuple
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
-from setuptools.modified import newer_group
 
 
 class Target(NamedTuple):
@@ -106,6 +106,16 @@ def is_set(variable):
     return os.environ.get(variable, "0") not in ("", "0")
 
 
+def is_stale(product):
+    """Whether an object file is missing or older than a file that its compiler read, as the note beside it (.d) lists."""
+    note = Path(product).with_suffix(".d")
+    if not Path(product).exists() or not note.exists():
+        return True
+    files = note.read_text(encoding="utf-8").replace("\\\n", " ").split(": ", 1)[1].split()
+    built = os.path.getmtime(product)
+    return any(not os.path.exists(file) or os.path.getmtime(file) > built for file in files)
+
+
 class BuildExtensions(build_ext):
     """Looks the compiler over, compiles the kernels, and then builds the extension modules as always."""
 
@@ -153,7 +163,11 @@ class BuildExtensions(build_ext):
 
     def find_targets(self):
         """{name: flags} of the rows of TARGETS that fit this machine and that the compiler takes."""
-        targets = {name: row.flags for name, row in TARGETS.items() if self.plat_name.endswith(row.machines)}
+        wanted = os.environ.get("FASTATTN_TARGETS", "").replace(",", " ").split() or list(TARGETS)
+        if unknown := [name for name in wanted if name not in TARGETS]:
+            raise SystemExit(f"fastattn: FASTATTN_TARGETS: {', '.join(unknown)}: the targets are {', '.join(TARGETS)}")
+        fitting = {name: row.flags for name, row in TARGETS.items() if self.plat_name.endswith(row.machines)}
+        targets = {name: flags for name, flags in fitting.items() if name in wanted}
         if is_set("FASTATTN_EMULATE"):
             targets |= {name: flags for name, flags in EMULATED.items() if name in targets}
         refused = [name for name, flags in targets.items() if flags and not self.tries(TARGET_PROBE, flags)]
@@ -221,12 +235,11 @@ class BuildExtensions(build_ext):
         """The object files of kernels/*.c: each target's own with its flags, then those that serve all targets."""
         flags = {KERNELS / f"target_{name}.c": target_flags for name, target_flags in targets.items()}
         flags |= {path: "" for path in sorted(KERNELS.glob("*.c")) if not path.name.startswith("target_")}
-        headers = [str(path) for path in KERNELS.glob("*.h")]
 
         def compile_one(source):
             [product] = self.compiler.object_filenames([str(source)], output_dir=self.build_temp)
-            if self.force or newer_group([str(source), *headers], product):
-                options = self.spell(f"{KERNEL_FLAGS} {flags[source]} {self.unless_debug('-g0')}")
+            if self.force or is_stale(product):
+                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags[source]} {self.unless_debug('-g0')}")
                 self.compiler.compile([str(source)], self.build_temp, macros, debug=self.debug, extra_postargs=options)
             return product
 

@@ -164,7 +164,7 @@ cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape):
 
 
 cdef bint overlaps_itself(np.ndarray a) except -1:
-    """Whether two elements have a byte in common: numpy.broadcast_to makes no writable array with such, as_strided does.
+    """Whether two elements have a byte in common, as as_strided makes them (numpy.broadcast_to's are not writable).
 
     Where the axes nest, each stride beyond all that those of smaller strides span, there is no such pair; only where
     they do not are the elements looked at one by one.

@@ -48,6 +48,11 @@ def test_no_compiler(tmp_path):
     assert said.startswith("fastattn: no C compiler found: there is no 'there-is-no-such-compiler' here; install")
 
 
+def test_a_target_that_is_not_there(tmp_path):
+    said = build(tmp_path, FASTATTN_TARGETS="avx2, sse9")
+    assert said.startswith("fastattn: FASTATTN_TARGETS: sse9: the targets are portable, avx2, ")
+
+
 def test_a_compiler_that_does_not_work(tmp_path):
     said = build(tmp_path, CC=compiler(tmp_path, "true"))
     assert said.startswith(f"fastattn: the C compiler does not work: {tmp_path}/a-compiler")

@@ -102,4 +102,6 @@ def use(str name):
     raise ValueError(name)
 
 
-use(next(name for name in supported() if name not in emulated()))
+if not supported():
+    raise ImportError(f"fastattn was built for {', '.join(built())} alone, and this processor can run none of them")
+use(min(supported(), key=emulated().__contains__))

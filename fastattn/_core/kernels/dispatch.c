@@ -81,6 +81,8 @@ const fa_target *const fa_targets[] = {
 #ifdef FA_HAVE_AVX2
     &fa_target_avx2,
 #endif
+#ifdef FA_HAVE_PORTABLE
     &fa_target_portable,
+#endif
 };
 const int fa_target_count = sizeof fa_targets / sizeof *fa_targets;
