@@ -9,7 +9,7 @@ Environment:
     CC=clang                     another compiler: gcc >= 12, clang, or clang-cl on Windows
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
-    FASTATTN_TARGETS=avx2,...    build these targets only (rows of TARGETS below): a quick build while a kernel is written
+    FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
     FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test
                                  them where the processor lacks their instructions; slow, and never the default target
 
@@ -107,7 +107,7 @@ def is_set(variable):
 
 
 def is_stale(product):
-    """Whether an object file is missing or older than a file that its compiler read, as the note beside it (.d) lists."""
+    """Whether an object file is missing or older than a file that its compiler read (the .d beside it lists them)."""
     note = Path(product).with_suffix(".d")
     if not Path(product).exists() or not note.exists():
         return True
