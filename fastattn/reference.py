@@ -3,7 +3,8 @@
 These few screens are the definition. The kernels are tested against them, and where a docstring leaves a doubt, the
 code below settles it. Names and arguments are those of the package, except that `out` and `num_threads` are missing:
 they say where and how, not what. Inputs may have any real floating-point type and are converted to float64 first;
-results are float64. Nothing here is fast, and nothing is checked beyond what NumPy itself checks.
+results are float64. Only long double stays what it is: whoever judges results in float64 passes inputs in it. Nothing
+here is fast, and nothing is checked beyond what NumPy itself checks.
 
 Axis letters, the same everywhere: Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head size of
 query and key, Dv head size of value, N length of a normalised row, P number of parts; in a linear layer K inputs and N
@@ -29,11 +30,10 @@ __all__ = [
     "varlen_attention",
 ]
 
-_REAL = np.float64  # the type everything below computes in; tests of float64 kernels widen it
-
 
 def _real(x):
-    return np.asarray(x).astype(_REAL)
+    x = np.asarray(x)
+    return x.astype(np.longdouble if x.dtype == np.longdouble else np.float64)
 
 
 # Attention
@@ -160,7 +160,7 @@ def _weights(
     """
     queries, keys, head_size = query.shape[-2], key.shape[-2], query.shape[-1]
     if scale is None:
-        scale = 1 / np.sqrt(_REAL(head_size))
+        scale = 1 / np.sqrt(query.dtype.type(head_size))
 
     # 1. Where queries and keys stand. What there is for each sequence gets axes for heads, queries and keys.
     lengths = keys if kv_lengths is None else np.asarray(kv_lengths, np.int64)[..., None, None, None]  # (..., 1, 1, 1)
@@ -247,8 +247,9 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_ls
         options["alibi_slopes"] = np.broadcast_to(options["alibi_slopes"], (sequences, np.shape(query)[1]))
     per_sequence = {"q_offset", "kv_lengths", "alibi_slopes"}
 
-    out = np.zeros((*np.shape(query)[:2], np.shape(value)[2]))
-    lse = np.zeros(np.shape(query)[:2])
+    query, key, value = _real(query), _real(key), _real(value)
+    out = np.zeros((*query.shape[:2], value.shape[2]), query.dtype)
+    lse = np.zeros(query.shape[:2], query.dtype)
     for n in range(sequences):
         q, k = slice(*cu_seqlens_q[n : n + 2]), slice(*cu_seqlens_k[n : n + 2])
         own = {
@@ -512,8 +513,9 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
 
 def _near_one(x, eps):
     """x · 2^n and eps · 4^n, which have the same quotient x / sqrt(mean(x**2) + eps): lest a square overflow."""
-    _, exponent = np.frexp(np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.sqrt(_REAL(eps))))
-    return np.ldexp(x, -exponent), np.ldexp(_REAL(eps), -2 * exponent)
+    eps = x.dtype.type(eps)
+    _, exponent = np.frexp(np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.sqrt(eps)))
+    return np.ldexp(x, -exponent), np.ldexp(eps, -2 * exponent)
 
 
 def _scaled_and_shifted(x, weight, bias):
@@ -572,12 +574,18 @@ def _logistic(x):
 
 
 def _normal_distribution(x):
-    return np.vectorize(math.erfc, otypes=[_REAL])(-x / np.sqrt(_REAL(2))) / 2
+    return np.vectorize(math.erfc, otypes=[x.dtype])(-x / np.sqrt(x.dtype.type(2))) / 2
+
+
+def _steepened(x):
+    """What `gelu_tanh` takes the logistic function of, instead of the normal distribution of x."""
+    real = x.dtype.type
+    return 2 * np.sqrt(2 / real(np.pi)) * (x + real("0.044715") * x**3)
 
 
 _ACTIVATIONS = {
     "gelu": lambda x: _gated(x, _normal_distribution(x)),
-    "gelu_tanh": lambda x: _gated(x, _logistic(2 * np.sqrt(2 / _REAL(np.pi)) * (x + _REAL("0.044715") * x**3))),
+    "gelu_tanh": lambda x: _gated(x, _logistic(_steepened(x))),
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: _gated(x, _logistic(x)),
 }

@@ -1,7 +1,8 @@
-"""What every test can ask for: a kernel target, a type, random numbers; and how hard hypothesis tries."""
+"""What every test can ask for: a kernel target, a type, random numbers; and which cases are drawn."""
 
 import os
 import re
+from collections import defaultdict
 
 import hypothesis
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import fastattn
 from support import dtypes
+from support.drawing import drawn
 from support.targets import on_target
 
 # The same examples on every run; HYPOTHESIS_PROFILE=thorough looks further, at random.
@@ -30,19 +32,38 @@ def dtype(request):
     return request.param
 
 
-def pytest_collection_modifyitems(config, items):
-    """Leave out the 16-bit cases of what is marked `wide`; let a case's targets follow one another.
+def pytest_addoption(parser):
+    """`--every-case` for the whole product of a test's parameters."""
+    parser.addoption("--every-case", action="store_true", help="run every case of a test, not those that are drawn")
 
-    A test, or a single parameter of one, may be marked. The targets of a case share its answers (see remembering.py).
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is not drawn; let a case's targets follow one another, which share its answers (remembering.py).
+
+    Nor is anything run in 16 bits that is marked `wide`: a test, or a single parameter of one.
     """
-    left_out = [item for item in items if item.get_closest_marker("wide") and _params(item).get("dtype") in dtypes.HALF]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-    out = set(left_out)
+    out = {item for item in items if item.get_closest_marker("wide") and _params(item).get("dtype") in dtypes.HALF}
+    if not config.getoption("every_case"):
+        out |= _not_drawn([item for item in items if item not in out])
+    if out:
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
     places = {}
     for item in items:
         places.setdefault(_case(item), len(places))
     items[:] = sorted((item for item in items if item not in out), key=lambda item: places[_case(item)])
+
+
+def _not_drawn(items):
+    """Of the tests that run kernels, the cases in which no two parameters meet that do not meet elsewhere."""
+    tests = defaultdict(list)
+    for item in items:
+        if "target" in _params(item) and not item.get_closest_marker("every_case"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    left = set()
+    for cases in tests.values():
+        left.update(cases)
+        left.difference_update(cases[place] for place in drawn([_params(case) for case in cases]))
+    return left
 
 
 def _params(item):

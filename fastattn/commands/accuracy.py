@@ -1,16 +1,19 @@
-"""The rule that the error of a result must keep.
+"""The rule that the error of a result must keep: the one yardstick of `check`, of `bench` and of the tests.
 
-The contract: the largest error against the float64 oracle is at most twice that of the straightforward
-NumPy formula in the same precision, plus one unit in the last place of the oracle's largest value.
-Inputs are rounded to their type beforehand, and the oracle is given the rounded ones. Where keys and values or a weight
-are quantised, the oracle has the exact ones and the formula those that were rounded to integers row by row. Large
-results are judged on samples of their rows, since the oracle stores every score.
+The contract: the error against the oracle is at most twice that of the straightforward NumPy formula in the same
+precision, plus one unit in the last place. It is taken row by row, along the last axis, relative to the largest
+magnitude that the oracle has in the row: lest a small row hide its errors beside a large one. The formula's error is
+that of its worst row, the unit in the last place that of each row's largest magnitude.
+
+Inputs are rounded to their type beforehand, and the oracle is given the rounded ones, in more digits than the type
+has. Where keys and values or a weight are quantised, the oracle has the exact ones and the formula those that were
+rounded to integers row by row. Large results are judged on samples of their rows, since the oracle stores every score.
 """
 
-import contextlib
+import functools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,11 +33,17 @@ STORED = ("key", "value", "weight")
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a result is from the oracle, how far it may be, and how far another engine's may be."""
+    """How far a result is from the oracle, how far it may be, and how far another engine's may be.
+
+    Error and allowance are those of the element that is closest to its allowance, or farthest beyond it. An engine's
+    may be any element's: `largest`, which is that error where nothing else is said.
+    """
 
     error: float
     allowed: float
     tolerable: float
+    largest: float | None = None
+    place: tuple = ()
 
     @property
     def kept(self):
@@ -44,12 +53,13 @@ class Verdict:
     @property
     def plausible(self):
         """Whether this is the same operation in the same precision at all."""
-        return self.error <= self.tolerable
+        return (self.error if self.largest is None else self.largest) <= self.tolerable
 
     @property
     def share(self):
         """The part of the allowed error that was used; infinite for NaN."""
-        return math.inf if math.isnan(self.error) else self.error / self.allowed
+        share = self.error / self.allowed
+        return math.inf if math.isnan(share) else share
 
 
 @dataclass(frozen=True)
@@ -67,17 +77,32 @@ class Part:
 
 def expected(case, sampled=False):
     """What a case's result must be: all of it in one part, or samples of a large one in several."""
-    oracle, formula = getattr(reference, case.operation), getattr(formulas, case.operation)
-    with _oracle_beyond(case.dtype):
-        return [
-            Part(
-                index,
-                _as_tuple(oracle(**arguments, **options)),
-                _as_tuple(formula(**_stored(case, arguments), **options)),
-                case.kv_dtype if case.kv_dtype in LEVELS else "",
-            )
-            for index, arguments, options in case.parts(sampled)
-        ]
+    formula = getattr(formulas, case.operation)
+    return [
+        Part(
+            index,
+            _as_tuple(oracle(case.operation, case.dtype, **arguments, **options)),
+            _as_tuple(formula(**_stored(case, arguments), **options)),
+            case.kv_dtype if case.kv_dtype in LEVELS else "",
+        )
+        for index, arguments, options in case.parts(sampled)
+    ]
+
+
+def oracle(operation, dtype, *arguments, **options):
+    """What the reference says, in more digits than `dtype` has: in float64 it would err as float64 results do."""
+    if dtype == "float64":
+        arguments, options = widened(arguments), widened(options)
+    return getattr(reference, operation)(*arguments, **options)
+
+
+def widened(x):
+    """Every array of float64, in tuples, lists and dicts as well, as long double; all else as it is."""
+    if isinstance(x, dict):
+        return {name: widened(part) for name, part in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(widened, x))
+    return x.astype(np.longdouble) if getattr(x, "dtype", None) == np.float64 else x
 
 
 def _stored(case, arguments):
@@ -106,40 +131,68 @@ def _as_tuple(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-@contextlib.contextmanager
-def _oracle_beyond(dtype):
-    """Let the oracle compute in more digits than `dtype` has: in its own float64 it errs as float64 results do."""
-    kept = reference._REAL
-    reference._REAL = np.longdouble if dtype == "float64" else kept
-    try:
-        yield
-    finally:
-        reference._REAL = kept
-
-
 def _judge(result, n, parts):
-    """The verdict on the n-th returned array; its parts stand for the whole, so the largest numbers of all count."""
-    compared = [(result[part.index], part.formula[n], part.oracle[n]) for part in parts]
-    for got, formula, _ in compared:
+    """The verdict on the n-th returned array; what has fewer axes than the first is a number for each row of that."""
+    for part in parts:
+        got, formula = result[part.index], part.formula[n]
         if (got.shape, got.dtype) != (formula.shape, formula.dtype):
             raise ValueError(f"the result is {got.dtype} {got.shape}, not {formula.dtype} {formula.shape}")
-    dtype = result.dtype
-    # NumPy's maximum, unlike Python's, is NaN when any number is.
-    scale = np.max([_largest(oracle) for _, _, oracle in compared])
-    error = np.max([_error(got, oracle) for got, _, oracle in compared])
-    formula_error = np.max([_error(formula, oracle) for _, formula, oracle in compared])
-    ulp = np.spacing(dtype.type(scale))
-    tolerable = PLAUSIBLE[parts[0].stored or dtype.name] * scale
-    return Verdict(float(error), float(2 * formula_error + float(ulp)), float(tolerable))
+    compared = [(result[part.index], part.formula[n], part.oracle[n]) for part in parts]
+    if parts[0].oracle[n].ndim < parts[0].oracle[0].ndim:
+        compared = [as_one_row(*zip(*compared, strict=True))]
+    tolerable = PLAUSIBLE[parts[0].stored or result.dtype.name] * max(_largest(oracle) for _, _, oracle in compared)
+    return replace(judge_rows(compared), tolerable=float(tolerable))
 
 
 def _largest(oracle):
-    """The largest finite value."""
-    return np.abs(oracle[np.isfinite(oracle)]).max(initial=0)
+    """The largest finite magnitude."""
+    return np.max(_magnitudes(oracle), initial=0)
 
 
-def _error(result, oracle):
-    """The largest difference; equal infinities do not differ, and a NaN stays one."""
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(result - oracle)
-    return np.where(result == oracle, 0, difference).max(initial=0)
+def as_one_row(*kinds):
+    """Arrays, or sequences of arrays, each as a row; of numbers that have no row of their own to set a magnitude."""
+    return tuple(np.concatenate([np.reshape(x, (1, -1)) for x in arrays], axis=1) for arrays in kinds)
+
+
+def judge_rows(compared):
+    """The verdict on an array by its parts: (result, formula, oracle) of each, whose rows lie along the last axis.
+
+    Where the formula has no finite number, it is not asked.
+    """
+    magnitudes = [_magnitudes(oracle) for _, _, oracle in compared]
+    by_formula = max(map(_of_formula, compared, magnitudes))
+    verdicts = list(map(functools.partial(_worst, by_formula), compared, magnitudes))
+    worst = max(verdicts, key=operator.attrgetter("share"))
+    return replace(worst, largest=max(verdict.largest for verdict in verdicts))
+
+
+def _magnitudes(oracle):
+    """Of each row the largest finite one."""
+    return np.max(np.abs(oracle), axis=-1, keepdims=True, where=np.isfinite(oracle), initial=0)
+
+
+def _of_formula(compared, magnitude):
+    """The formula's worst error, relative to the magnitude of its row."""
+    _, formula, oracle = compared
+    errors = _errors(formula, oracle) / np.where(magnitude == 0, 1, magnitude)
+    return np.max(errors, initial=0, where=np.isfinite(errors))
+
+
+def _worst(by_formula, compared, magnitude):
+    """The verdict on the element that uses most of its allowance."""
+    result, _, oracle = compared
+    errors = _errors(result, oracle)
+    ulp = np.spacing(magnitude.astype(result.dtype)).astype(magnitude.dtype)
+    allowed = np.broadcast_to(2 * by_formula * magnitude + ulp, errors.shape)
+    if errors.size == 0:
+        return Verdict(0.0, float(np.spacing(result.dtype.type(0))), math.inf, 0.0)
+    place = tuple(map(int, np.unravel_index(np.argmax(errors / allowed), errors.shape)))
+    return Verdict(float(errors[place]), float(allowed[place]), math.inf, float(errors.max()), place)
+
+
+def _errors(x, oracle):
+    """The difference of each element; what is not finite must be the oracle's exactly, or is infinitely far from it."""
+    finite = np.isfinite(oracle) & np.isfinite(x)
+    same = (x == oracle) | (np.isnan(x) & np.isnan(oracle))
+    differences = np.abs(np.subtract(x, oracle, out=np.zeros_like(oracle), where=finite))
+    return np.where(finite | same, differences, np.inf)

@@ -26,7 +26,7 @@ NOTES = """\
 NumPy: the straightforward formula in the same precision; it has no erf, so its gelu calls Python's.
 Rate: useful work only, excluded keys do not count.
 Of limit: share of what this machine does at most, measured now, in multiply-adds ({arithmetic}),
-or in reading or copying as many bytes. Error: largest difference from the float64 oracle."""
+or in reading or copying as many bytes. Error: difference from the oracle where it is closest to what is allowed."""
 
 
 def add_arguments(parser):

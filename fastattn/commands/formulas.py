@@ -2,7 +2,8 @@
 
 What a careful user would write without the library: it is the baseline that ``bench`` times, and its
 error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.accuracy`).
-Names and arguments are the library's, without ``out`` and ``num_threads``.
+Names and arguments are the library's, without ``out`` and ``num_threads``; the product of matrices may be another
+than NumPy's, for a machine with other instructions.
 
 In 16 bits every operation rounds its result to them; products of matrices and sums are float32 inside. So are NumPy's
 own in float16, but its product there knows no BLAS (0.4 GFLOP/s); in bfloat16 its product comes out as float32, and a
@@ -17,11 +18,11 @@ import numpy as np
 from fastattn.commands import dtypes
 
 
-def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, **options):
+def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, matmul=np.matmul, **options):
     """Attention that stores all scores; arrays of three axes and more, (..., heads, tokens, size)."""
-    weights, lse = attention_weights(query, key, attn_mask, return_lse=True, **options)
-    result = _product(_grouped(weights, value), value[..., None, :, :]).reshape(*lse.shape, value.shape[-1])
-    return (result, lse) if return_lse else result
+    weights, lse = attention_weights(query, key, attn_mask, return_lse=True, matmul=matmul, **options)
+    result = _ungrouped(_product(_grouped(weights, value), value[..., None, :, :], matmul))
+    return (result, np.broadcast_to(lse, result.shape[:-1])) if return_lse else result
 
 
 def attention_weights(
@@ -38,12 +39,13 @@ def attention_weights(
     alibi_slopes=None,
     kv_lengths=None,
     return_lse=False,
+    matmul=np.matmul,
 ):
     """The softmax of the scores; arrays of three axes and more, (..., heads, tokens, size)."""
     real = query.dtype.type
     k_length, q_length = key.shape[-2], query.shape[-2]
     scaled = _grouped(query, key) * real(query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = _product(scaled, key[..., None, :, :].swapaxes(-1, -2)).reshape(*query.shape[:-1], k_length)
+    scores = _ungrouped(_product(scaled, key[..., None, :, :].swapaxes(-1, -2), matmul))
     if softcap is not None:
         scores = np.tanh(scores / real(softcap)) * real(softcap)
 
@@ -87,6 +89,12 @@ def _grouped(x, key):
     return x.reshape(*lead, key.shape[-3], heads // key.shape[-3], length, size)
 
 
+def _ungrouped(x):
+    """Heads in one axis again."""
+    *lead, kv_heads, group, length, size = x.shape
+    return x.reshape(*lead, kv_heads * group, length, size)
+
+
 def _by_sequence(numbers):
     """With axes for heads, queries and keys."""
     return np.asarray(numbers)[..., None, None, None]
@@ -122,7 +130,7 @@ def softmax(x, axis=-1, *, where=None):
 def log_softmax(x, axis=-1, *, where=None):
     """x - log(sum(exp(x))) along an axis, after subtracting the maximum."""
     x = _only(x, where)
-    top = x.max(axis, keepdims=True)
+    top = x.max(axis, keepdims=True, initial=-np.inf)
     x -= top
     return x - np.log(_sum(np.exp(x), axis, keepdims=True))
 
@@ -130,15 +138,17 @@ def log_softmax(x, axis=-1, *, where=None):
 def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
     """Rows of mean 0 and variance 1, then scaled and shifted."""
     centred = x - _mean(x)
-    y = centred / np.sqrt(_mean(centred * centred) + x.dtype.type(eps))
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    return _scaled_and_shifted(centred / np.sqrt(_mean(centred * centred) + x.dtype.type(eps)), weight, bias)
 
 
 def rms_norm(x, weight=None, *, eps=1e-6):
     """Rows of mean square 1, then scaled."""
-    y = x / np.sqrt(_mean(x * x) + x.dtype.type(eps))
-    return y if weight is None else y * weight
+    return _scaled_and_shifted(x / np.sqrt(_mean(x * x) + x.dtype.type(eps)), weight, None)
+
+
+def _scaled_and_shifted(y, weight, bias):
+    y = y if weight is None else y * weight.astype(y.dtype, copy=False)
+    return y if bias is None else y + bias.astype(y.dtype, copy=False)
 
 
 def add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5):
@@ -153,11 +163,11 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
     return rms_norm(total, weight, eps=eps), total
 
 
-def linear(x, weight, bias=None, *, activation=None, residual=None):
+def linear(x, weight, bias=None, *, activation=None, residual=None, matmul=np.matmul):
     """The product, then bias, activation and residual, each by itself."""
-    y = _product(x, weight.T)
+    y = _product(x, weight.T, matmul)
     if bias is not None:
-        y += bias
+        y += bias.astype(y.dtype, copy=False)
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     if residual is not None:
@@ -189,10 +199,12 @@ ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "relu": lambda x: np.maxi
 
 
 def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
-    """Pairs turned by their angles, the rest copied; arrays of three axes and more, (..., heads, tokens, size)."""
+    """Pairs turned by their angles, the rest copied; arrays (tokens, size) or (..., heads, tokens, size)."""
+    cos, sin = (table.astype(x.dtype, copy=False) for table in (cos, sin))
     if positions is not None:
         cos, sin = cos[positions], sin[positions]
-    cos, sin = cos[..., None, :, :], sin[..., None, :, :]
+    if x.ndim > 2:
+        cos, sin = cos[..., None, :, :], sin[..., None, :, :]
     pairs = cos.shape[-1]
     first, second = np.s_[..., :pairs], np.s_[..., pairs : 2 * pairs]
     if interleaved:
@@ -204,8 +216,8 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
 
 
 def _only(x, where):
-    """A copy of x, with -inf at the excluded places."""
-    return x.copy() if where is None else np.where(where, x, x.dtype.type(-np.inf))
+    """A copy of x in its own memory order, with -inf at the excluded places."""
+    return x.copy("K") if where is None else np.where(where, x, x.dtype.type(-np.inf))
 
 
 def _exponentials(x, axis):
@@ -219,10 +231,10 @@ def _exponentials(x, axis):
         return x, total, np.log(total) + top
 
 
-def _product(a, b):
+def _product(a, b, matmul):
     """The matrix product, in the type of `a`."""
-    wide = np.result_type(a, b, np.float32)
-    return (a.astype(wide, copy=False) @ b.astype(wide, copy=False)).astype(a.dtype, copy=False)
+    wide = dtypes.wide(a.dtype)
+    return matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
 
 
 def _sum(x, axis, keepdims=False):

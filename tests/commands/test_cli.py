@@ -81,7 +81,10 @@ def test_info_as_json(capsys):
 # check
 
 
-def test_check_passes_for_every_operation_and_target(capsys):
+def test_check_passes_for_every_operation_and_target(capsys, monkeypatch):
+    """Every fourth case of each; all of them take the command a minute, which CI runs as well."""
+    cases = [[case for case in check.AWKWARD if case.operation == operation] for operation in check.OPERATIONS]
+    monkeypatch.setattr(check, "AWKWARD", [case for of_operation in cases for case in of_operation[::4]])
     code, text = run(capsys, "check", "--json")
     lines = json.loads(text)
     assert [line for line in lines if not line["ok"]] == []

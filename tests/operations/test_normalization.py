@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from support import accuracy
-from support.accuracy import assert_accurate, by_oracle
+from support.accuracy import assert_accurate, by_formula, by_oracle
 from support.arrays import (
     LAYOUTS,
     REVERSALS,
@@ -71,7 +70,7 @@ def assert_norm_accurate(operation, arrays, *, out=None, num_threads=None, **opt
 def answers(operation, arrays, **options):
     """The results of the NumPy formula and of the oracle, each a tuple."""
     expected = by_oracle(operation, arrays["x"].dtype, **arrays, **options)
-    formula = getattr(accuracy, f"naive_{operation}")(**arrays, **options)
+    formula = by_formula(operation, **arrays, **options)
     return (formula, expected) if operation in ADDING else ((formula,), (expected,))
 
 

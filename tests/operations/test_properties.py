@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from support.accuracy import naive_layer_norm, naive_softmax
+from support.accuracy import by_formula
 from support.arrays import WRITABLE_LAYOUTS, laid_out
 from support.dtypes import ALL, assert_equal, eps, readable
 from support.layers import ACTIVATIONS, INT8, assert_close_enough, each, layer
@@ -266,7 +266,7 @@ def test_where_is_leaving_out(target, dtype, data):
         weights = fastattn.softmax(x, where=kept)
     assert (weights[:, ~kept] == 0).all()
     if kept.any():
-        np.testing.assert_allclose(weights[:, kept], naive_softmax(x[:, kept]), rtol=0, atol=16 * eps(dtype))
+        np.testing.assert_allclose(weights[:, kept], by_formula("softmax", x[:, kept]), rtol=0, atol=16 * eps(dtype))
 
 
 @hypothesis.given(targets, dtypes, st.data())
@@ -292,7 +292,8 @@ def test_adding_first_is_the_same_as_adding_inside(target, dtype, data):
     with on_target(target):
         y, total = fastattn.add_layer_norm(x, residual)
     np.testing.assert_array_equal(total, x + residual)
-    np.testing.assert_allclose(y, naive_layer_norm(x + residual), rtol=0, atol=64 * eps(dtype) * np.abs(y).max())
+    formula = by_formula("layer_norm", x + residual)
+    np.testing.assert_allclose(y, formula, rtol=0, atol=64 * eps(dtype) * np.abs(y).max())
 
 
 # Linear layers

@@ -48,13 +48,39 @@ def test_docstrings_name_all_options():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
-def test_results_are_float64(dtype):
-    x = np.ones((1, 2, 3), dtype)
-    out, lse = reference.scaled_dot_product_attention(x, x, x, return_lse=True)
-    assert out.dtype == lse.dtype == np.float64
-    assert reference.softmax(x).dtype == np.float64
-    assert reference.layer_norm(x, x[0, 0], x[0, 0]).dtype == np.float64
-    assert reference.linear(x, x[0], x[0, 0, :2], residual=x[..., :2]).dtype == np.float64
+def test_results_are_float64_or_long_double(dtype):
+    """Long double stays what it is, through every step: results in float64 are judged by it."""
+    x, wide = np.ones((1, 2, 3), dtype), np.longdouble if dtype == np.longdouble else np.float64
+    one = x[:, 0, 0]
+    options = {"softcap": 2.0, "alibi_slopes": one, "sinks": one, "is_causal": True, "attn_mask": x[0, :, :2]}
+    results = [
+        *reference.scaled_dot_product_attention(x, x, x, return_lse=True, **options),
+        *reference.attention_weights(x, x, return_lse=True),
+        *reference.varlen_attention(*3 * [x.swapaxes(0, 1)], [0, 1, 2], [0, 1, 2], return_lse=True),
+        *reference.merge_states([x, x], [x[..., 0], x[..., 0]]),
+        *reference.add_layer_norm(x, x, x[0, 0], x[0, 0]),
+        *reference.add_rms_norm(x, x, x[0, 0]),
+        reference.softmax(x),
+        reference.log_softmax(x, where=x > 0),
+        reference.layer_norm(x, x[0, 0], x[0, 0]),
+        reference.rms_norm(x, x[0, 0]),
+        reference.rotary_embedding(x, x[0, :, :1], x[0, :, :1]),
+        *(
+            reference.linear(x, x[0], x[0, 0, :2], residual=x[..., :2], activation=activation)
+            for activation in (None, "gelu", "gelu_tanh", "relu", "silu")
+        ),
+    ]
+    assert {result.dtype for result in results} == {np.dtype(wide)}
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="no type wider than float64 here")
+def test_long_double_has_more_digits():
+    x = np.random.default_rng(1).normal(size=(2, 5, 7))
+    for operation, arguments in {"softmax": [x], "layer_norm": [x], "scaled_dot_product_attention": [x, x, x]}.items():
+        narrow = getattr(reference, operation)(*arguments)
+        wide = getattr(reference, operation)(*(x.astype(np.longdouble) for x in arguments))
+        np.testing.assert_allclose(narrow, wide, rtol=1e-13, atol=1e-15)
+        assert (wide != wide.astype(np.float64)).any()
 
 
 # Attention

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from support.accuracy import assert_accurate, by_oracle, naive_rotary_embedding
+from support.accuracy import assert_accurate, by_formula, by_oracle
 from support.arrays import (
     LAYOUTS,
     REVERSALS,
@@ -41,7 +41,7 @@ def assert_rotary_accurate(x, cos, sin, *, out=None, num_threads=None, **options
     """The operation on these arrays, held to the accuracy rule."""
     before = x.copy()
     expected = by_oracle("rotary_embedding", x.dtype, x, cos, sin, **options)
-    formula = naive_rotary_embedding(x, cos, sin, **options)
+    formula = by_formula("rotary_embedding", x, cos, sin, **options)
     result = fastattn.rotary_embedding(x, cos, sin, out=out, num_threads=num_threads, **options)
     assert_accurate(result, formula, expected)
     kept = 2 * cos.shape[-1]
@@ -361,7 +361,8 @@ def test_any_number_of_threads(rng, dtype, interleaved, shape, tokens_first):
     arguments = {"cos": cos, "sin": sin, "positions": positions, "interleaved": interleaved}
     expected = fastattn.rotary_embedding(x, **arguments, num_threads=1)
     tolerance = 8 * eps(dtype) * np.abs(readable(x)).max()
-    np.testing.assert_allclose(readable(expected), naive_rotary_embedding(x, **arguments), rtol=0, atol=tolerance)
+    formula = by_formula("rotary_embedding", x, **arguments)
+    np.testing.assert_allclose(readable(expected), formula, rtol=0, atol=tolerance)
     for num_threads in (2, 3, 7, None):
         result = fastattn.rotary_embedding(x, **arguments, num_threads=num_threads)
         np.testing.assert_array_equal(result, expected)

@@ -4,10 +4,10 @@ import numpy as np
 
 import fastattn
 from fastattn import reference
-from support.accuracy import assert_accurate, by_oracle, naive_linear, unfused_matmul
+from support.accuracy import assert_accurate, by_formula, by_oracle, matmul_of_target
 from support.dtypes import computed_in, eps, random
 from support.remembering import remembered
-from support.targets import multiplies_and_adds_at_once, widens_int8
+from support.targets import widens_int8
 from support.telling import telling
 
 INT8 = np.dtype(np.int8)
@@ -48,6 +48,14 @@ def quantised(weight):
     return np.rint(weight / np.where(scales == 0, 1, scales)[:, None]).astype(np.int8), scales
 
 
+def dequantised(weight, dtype):
+    """A pair of values and scales multiplied in the type that rows of `dtype` are computed in; others as they are."""
+    if not isinstance(weight, tuple):
+        return weight
+    values, scales = (part.astype(computed_in(dtype)) for part in weight)
+    return values * scales[:, None]
+
+
 def is_quantised(arrays):
     return isinstance(arrays["weight"], tuple)
 
@@ -67,9 +75,8 @@ def first_outputs(arrays, count):
 def answers(arrays, **options):
     """The results of the NumPy formula and of the oracle."""
     expected = by_oracle("linear", arrays["x"].dtype, **arrays, **options)
-    # NumPy's matmul takes what instructions the machine has; a target without them is measured by one without.
-    matmul = np.matmul if multiplies_and_adds_at_once() else unfused_matmul
-    return naive_linear(**arrays, **options, matmul=matmul), expected
+    plain = arrays | {"weight": dequantised(arrays["weight"], arrays["x"].dtype)}
+    return by_formula("linear", **plain, **options, matmul=matmul_of_target()), expected
 
 
 def assert_linear_accurate(arrays, *, outputs=None, out=None, num_threads=None, **options):

@@ -1,6 +1,6 @@
 """Layers of transformers with random weights, and what they should give: written out plainly, by any set of operations.
 
-Called with `fastattn.reference` the definitions are the oracle; called with `FORMULAS` they are the straightforward
+Called with `fastattn.reference` the definitions are the oracle; called with `yardstick()` they are the straightforward
 NumPy formulas in the layer's own type, whose error is the yardstick (see accuracy.py).
 """
 
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastattn import reference
+from fastattn.commands import formulas
 from fastattn.nn import QuantizedWeight, quantize
 from support import accuracy
-from support.accuracy import assert_accurate, unfused_matmul, wider_oracle
+from support.accuracy import assert_accurate_together
 from support.dtypes import computed_in, eps, readable
-from support.targets import multiplies_and_adds_at_once
 
 
 class Layer(NamedTuple):
@@ -227,49 +228,30 @@ EPS = 1e-5  # the default
 # The straightforward formulas
 
 
-def naive_linear(x, weight, bias=None, *, activation=None, residual=None, matmul=np.matmul):
-    wide = computed_in(x.dtype)
-    y = matmul(x.astype(wide), weight.astype(wide).T).astype(x.dtype)
-    if bias is not None:
-        y = y + bias.astype(x.dtype)
+def linear(x, weight, bias=None, *, activation=None, residual=None, matmul=np.matmul):
+    """With the activation in float32 at least, then rounded: as kernels make it, and the stricter yardstick."""
+    y = accuracy.by_formula("linear", x, weight, bias, matmul=matmul)
     if activation is not None:
-        y = _ACTIVATIONS[activation](y.astype(wide)).astype(x.dtype)
+        y = formulas.ACTIVATIONS[activation](y.astype(computed_in(x.dtype))).astype(x.dtype)
     return y if residual is None else residual + y
-
-
-_erf = np.vectorize(math.erf, otypes=[float])
-_ACTIVATIONS = {
-    "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: x * (1 + _erf(x / np.sqrt(x.dtype.type(2))).astype(x.dtype)) / 2,
-    "gelu_tanh": lambda x: (
-        x * (1 + np.tanh(x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x**3))) / 2
-    ),
-    "silu": lambda x: x / (1 + np.exp(-x)),
-}
 
 
 def linear_of_rounded_rows(x, weight, bias=None, **more):
     """As int8 kernels make it where they multiply integers: rows of x in 255 steps between their ends, 0 among them."""
     low, high = (f(x.astype(np.float64), axis=-1, keepdims=True, initial=0) for f in (np.min, np.max))
     step = np.where(high > low, (high - low) / 255, 1)
-    return naive_linear((np.rint(x / step) * step).astype(x.dtype), weight, bias, **more)
+    return linear((np.rint(x / step) * step).astype(x.dtype), weight, bias, **more)
 
 
-def formulas(linear=naive_linear):
+def yardstick(linear=linear):
     """The operations as the current target's yardstick."""
-    # NumPy's matmul takes what instructions the machine has; a target without them is measured by one without.
-    matmul = np.matmul if multiplies_and_adds_at_once() else unfused_matmul
-
-    def with_lse(formula):
-        return lambda *arrays, return_lse, **options: formula(*arrays, matmul=matmul, **options)
-
+    matmul = accuracy.matmul_of_target()
+    products = "scaled_dot_product_attention", "attention_weights"
+    rows = "layer_norm", "rms_norm", "rotary_embedding"
     return SimpleNamespace(
         linear=functools.partial(linear, matmul=matmul),
-        scaled_dot_product_attention=with_lse(accuracy.naive_attention),
-        attention_weights=with_lse(accuracy.naive_attention_weights),
-        layer_norm=accuracy.naive_layer_norm,
-        rms_norm=accuracy.naive_rms_norm,
-        rotary_embedding=accuracy.naive_rotary_embedding,
+        **{name: functools.partial(accuracy.by_formula, name, matmul=matmul) for name in products},
+        **{name: functools.partial(accuracy.by_formula, name) for name in rows},
     )
 
 
@@ -277,17 +259,17 @@ def answers(definition, layer, weights, call, int8=False):
     """What the formulas make of a call, and what the oracle does."""
     if int8:
         weights = dequantised(weights)
-    by_formula = definition(formulas(linear_of_rounded_rows if int8 else naive_linear), layer, weights, **call)
-    dtype = next(iter(call.values())).dtype
-    with wider_oracle(dtype) as oracle:
-        return by_formula, definition(oracle, layer, weights, **call)
+    by_formula = definition(yardstick(linear_of_rounded_rows if int8 else linear), layer, weights, **call)
+    if next(iter(call.values())).dtype == np.float64:
+        weights, call = accuracy.wider(weights), accuracy.wider(call)
+    return by_formula, definition(reference, layer, weights, **call)
 
 
 def assert_as_defined(result, formula, expected):
     """Hold a result to the accuracy rule; all rows are taken for one, as they are of one magnitude, however short."""
     assert result.shape == expected.shape
     formula = np.broadcast_to(formula, expected.shape)
-    assert_accurate(*(x.reshape(1, -1) for x in (result, formula, expected)))
+    assert_accurate_together(result, formula, expected)
 
 
 def assert_close(result, expected, units):

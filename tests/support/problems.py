@@ -7,10 +7,9 @@ import numpy as np
 
 import fastattn
 from fastattn import reference
-from support.accuracy import assert_accurate, by_oracle, naive_attention, naive_attention_weights, unfused_matmul
+from support.accuracy import assert_accurate, assert_accurate_together, by_formula, by_oracle, matmul_of_target
 from support.dtypes import HALF, computed_in, eps, readable
 from support.remembering import remembered
-from support.targets import multiplies_and_adds_at_once
 from support.telling import telling
 
 
@@ -75,13 +74,9 @@ def problem(shape, dtype, stored=None):
 def answers(query, key, value, **options):
     """((out, lse) of the NumPy formula, (out, lse) of the oracle)."""
     arrays = query, key, value
-    expected = by_oracle("scaled_dot_product_attention", query.dtype, *arrays, return_lse=True, **options)
-    return naive_attention(*arrays, matmul=matmul_of_target(), **options), expected
-
-
-def matmul_of_target():
-    """NumPy's takes what instructions the machine has; a target without them is measured by one without."""
-    return np.matmul if multiplies_and_adds_at_once() else unfused_matmul
+    both = {"return_lse": True, **options}
+    expected = by_oracle("scaled_dot_product_attention", query.dtype, *arrays, **both)
+    return by_formula("scaled_dot_product_attention", *arrays, matmul=matmul_of_target(), **both), expected
 
 
 def assert_attention_accurate(query, key, value, *, known=None, out=None, num_threads=None, **options):
@@ -104,9 +99,7 @@ def assert_accurate_to(known, query, value, result):
     whole = expected[0].astype(query.dtype)
     whole[..., : value.shape[-1]] = out
     assert_accurate(whole, formula[0], expected[0])
-    # The lse has no row of its own that would set a magnitude: all of them are one.
-    assert_accurate(lse.reshape(1, -1), formula[1].reshape(1, -1), expected[1].reshape(1, -1))
-    assert lse.shape == expected[1].shape
+    assert_accurate_together(lse, formula[1], expected[1])
 
 
 def assert_accurate_at(shape, dtype, stored=None, *, num_threads=None, **options):
@@ -239,10 +232,8 @@ def assert_weights_accurate(names, shape, dtype):
     query, key, _ = problem(shape, dtype)
     options = options_of(names, shape, dtype)
     expected = by_oracle("attention_weights", dtype, query, key, return_lse=True, **options)
-    formula = naive_attention_weights(query, key, matmul=matmul_of_target(), **options)
-    formula = formula[0], np.broadcast_to(formula[1], expected[1].shape)
+    formula = by_formula("attention_weights", query, key, return_lse=True, matmul=matmul_of_target(), **options)
     result = fastattn.attention_weights(query, key, return_lse=True, **options)
-    # Where a query sees nothing the formula has NaN, which counts as no error: there zeros are wanted exactly.
     assert_accurate(result[0], formula[0], expected[0])
-    assert_accurate(*(lse.reshape(1, -1) for lse in (result[1], formula[1], expected[1])))
+    assert_accurate_together(result[1], formula[1], expected[1])
     return result
