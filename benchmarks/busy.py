@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from compare import deliver, parse
 
 import fastattn
-from fastattn.commands import machine, tables
-from fastattn.commands.cases import CASES
-from fastattn.commands.encoder import ENCODER
-from fastattn.commands.measure import Engine
-from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import geometric_mean
+from fastattn.commands.measuring import machine, tables
+from fastattn.commands.measuring.cases import CASES
+from fastattn.commands.measuring.encoder import ENCODER
+from fastattn.commands.measuring.engines import Engine
+from fastattn.commands.measuring.peers import OTHERS, PEERS
+from fastattn.commands.measuring.results import geometric_mean
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/busy.py -->"

@@ -15,11 +15,12 @@ import json
 from pathlib import Path
 
 import fastattn
-from fastattn.commands import dtypes, machine, options, tables
-from fastattn.commands.cases import chosen, in_float32
-from fastattn.commands.measure import CAPS, Pace, cap
-from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import collect, geometric_mean
+from fastattn.commands import options
+from fastattn.commands.measuring import dtypes, machine, tables
+from fastattn.commands.measuring.cases import chosen, in_float32
+from fastattn.commands.measuring.engines import CAPS, Pace, cap
+from fastattn.commands.measuring.peers import OTHERS, PEERS
+from fastattn.commands.measuring.results import collect, geometric_mean
 
 README = Path(__file__).parents[1] / "README.md"
 

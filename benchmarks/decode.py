@@ -17,10 +17,10 @@ import math
 from compare import deliver, parse
 
 import fastattn
-from fastattn.commands import dtypes, machine, tables
-from fastattn.commands.decode import ASKED, DECODING, Loop, Reader, cached
-from fastattn.commands.measure import Engine, Outcome, Pace, contest
-from fastattn.commands.peers import PEERS
+from fastattn.commands.measuring import dtypes, machine, tables
+from fastattn.commands.measuring.decode import ASKED, DECODING, Loop, Reader, cached
+from fastattn.commands.measuring.engines import Engine, Outcome, Pace, contest
+from fastattn.commands.measuring.peers import PEERS
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/decode.py -->"

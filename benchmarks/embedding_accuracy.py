@@ -13,7 +13,7 @@ import string
 import numpy as np
 from compare import print_or_write
 
-from fastattn.commands.encoder import texts
+from fastattn.commands.measuring.encoder import texts
 from fastattn.models import BertEncoder, default_folder
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.

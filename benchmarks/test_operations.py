@@ -5,9 +5,9 @@ Run some of them with ``pytest benchmarks -k "bert and fastattn"``; pytest-bench
 
 import pytest
 
-from fastattn.commands import accuracy
-from fastattn.commands.cases import CASES
-from fastattn.commands.peers import PEERS
+from fastattn.commands.measuring import accuracy
+from fastattn.commands.measuring.cases import CASES
+from fastattn.commands.measuring.peers import PEERS
 
 
 @pytest.mark.parametrize("engine", ["fastattn", "numpy"])

@@ -16,11 +16,11 @@ import math
 from compare import deliver, parse
 
 import fastattn
-from fastattn.commands import machine, tables
-from fastattn.commands.measure import Engine, Outcome, Pace, duel, race
-from fastattn.commands.peers import PEERS
-from fastattn.commands.results import geometric_mean
-from fastattn.commands.variants import AGAINST, OPTIONS, PACKED
+from fastattn.commands.measuring import machine, tables
+from fastattn.commands.measuring.engines import Engine, Outcome, Pace, duel, race
+from fastattn.commands.measuring.peers import PEERS
+from fastattn.commands.measuring.results import geometric_mean
+from fastattn.commands.measuring.variants import AGAINST, OPTIONS, PACKED
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/variants.py -->"

@@ -10,9 +10,10 @@ import pytest
 
 import fastattn
 from fastattn.__main__ import COMMANDS, main
-from fastattn.commands import bench, check, dtypes
-from fastattn.commands.cases import CASES
-from fastattn.commands.peers import PEERS, Peer
+from fastattn.commands import bench, check
+from fastattn.commands.measuring import dtypes
+from fastattn.commands.measuring.cases import CASES
+from fastattn.commands.measuring.peers import PEERS, Peer
 from processes import output, python
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fastattn.commands import dtypes, encoder, startup
-from fastattn.commands.encoder import FEW, RUNS, Encode, Forward
-from fastattn.commands.measure import Engine
-from fastattn.commands.peers import OTHERS, PEERS, exported
+from fastattn.commands.measuring import dtypes, encoder, startup
+from fastattn.commands.measuring.encoder import FEW, RUNS, Encode, Forward
+from fastattn.commands.measuring.engines import Engine
+from fastattn.commands.measuring.peers import OTHERS, PEERS, exported
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,12 @@ the same number of threads, in turns with the others. The exit code is 1 when a 
 import json
 
 import fastattn
-from fastattn.commands import dtypes, machine, options, tables
-from fastattn.commands.cases import CASES, chosen
-from fastattn.commands.measure import Pace
-from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import collect, geometric_mean
+from fastattn.commands import options
+from fastattn.commands.measuring import dtypes, machine, tables
+from fastattn.commands.measuring.cases import CASES, chosen
+from fastattn.commands.measuring.engines import Pace
+from fastattn.commands.measuring.peers import OTHERS, PEERS
+from fastattn.commands.measuring.results import collect, geometric_mean
 
 #: What the cases are called; those in other types than float32 have it behind the name.
 NAMES = [name for name, case in CASES.items() if case.dtype == "float32"]

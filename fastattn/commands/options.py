@@ -4,7 +4,7 @@ import argparse
 import functools
 import re
 
-from fastattn.commands import dtypes
+from fastattn.commands.measuring import dtypes
 
 
 def add_arguments(parser):

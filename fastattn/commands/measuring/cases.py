@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastattn.commands import accuracy, dtypes
+from fastattn.commands.measuring import accuracy, dtypes
 
 #: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
 SAMPLED_ROWS = 8

@@ -5,8 +5,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from fastattn.commands import limits, tables
-from fastattn.commands.measure import Engine, race
+from fastattn.commands.measuring import limits, tables
+from fastattn.commands.measuring.engines import Engine, race
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Result:
     Attributes
     ----------
     case : cases.Case
-    outcomes : dict of str to measure.Outcome
+    outcomes : dict of str to engines.Outcome
         Also the library's own in another type, under the name of that.
     arithmetic : float
         Floating-point operations per second.

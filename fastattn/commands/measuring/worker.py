@@ -1,4 +1,4 @@
-"""An engine's process: ``python -m fastattn.commands.peers NAME THREADS``.
+"""An engine's process: ``python -m fastattn.commands.measuring.worker NAME THREADS``.
 
 Requests are lines of JSON on standard input, answers lines of JSON on standard output: ``prepare`` a case or several
 beside each other, then ``time`` them. Between requests the process sleeps.
@@ -12,12 +12,12 @@ import sys
 import time
 from time import perf_counter
 
-from fastattn.commands import measure
-from fastattn.commands.cases import CASES
-from fastattn.commands.decode import DECODE
-from fastattn.commands.encoder import ENCODER
-from fastattn.commands.peers import PEERS
-from fastattn.commands.variants import VARIANTS
+from fastattn.commands.measuring import engines
+from fastattn.commands.measuring.cases import CASES
+from fastattn.commands.measuring.decode import DECODE
+from fastattn.commands.measuring.encoder import ENCODER
+from fastattn.commands.measuring.peers import PEERS
+from fastattn.commands.measuring.variants import VARIANTS
 
 #: How long a way of computing a case runs when the fastest is chosen, how often, and how long all may take together
 #: before there is no further trial: what takes so long is not disturbed for all of the time.
@@ -78,7 +78,7 @@ class Desk:
     def time(self, seconds, cases=None):
         """Run the prepared case, or some of several one after the other, for a moment in all."""
         calls = [self.calls[name] for name in cases or self.calls]
-        return {"seconds": sum(measure.burst(call, seconds / len(calls)) for call in calls)}
+        return {"seconds": sum(engines.burst(call, seconds / len(calls)) for call in calls)}
 
     def watch(self, seconds, start=0.0, gap=0.0, turns=""):
         """Call the prepared case again and again, and tell of each call: as a service would see it.
@@ -134,7 +134,7 @@ class Desk:
         end = perf_counter() + PATIENCE
         for _ in range(TRIALS):
             for name, (call, _) in working.items():
-                best[name] = min(best[name], measure.burst(call, TRIAL_SECONDS))
+                best[name] = min(best[name], engines.burst(call, TRIAL_SECONDS))
             if perf_counter() > end:
                 break
         return min(best, key=best.get)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fastattn
 from fastattn._core import targets
-from fastattn.commands.measure import CAP_VARIABLE
+from fastattn.commands.measuring.engines import CAP_VARIABLE
 
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 

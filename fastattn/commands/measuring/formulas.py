@@ -1,7 +1,7 @@
 """Each operation as the straightforward NumPy formula, computed in the precision of its input.
 
 What a careful user would write without the library: it is the baseline that ``bench`` times, and its
-error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.accuracy`).
+error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.measuring.accuracy`).
 Names and arguments are the library's, without ``out`` and ``num_threads``.
 
 In 16 bits every operation rounds its result to them; products of matrices and sums are float32 inside. So are NumPy's
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastattn.commands import dtypes
+from fastattn.commands.measuring import dtypes
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, **options):

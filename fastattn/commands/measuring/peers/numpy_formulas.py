@@ -2,8 +2,8 @@
 
 import functools
 
-from fastattn.commands import formulas
-from fastattn.commands.cases import OPERATIONS
+from fastattn.commands.measuring import formulas
+from fastattn.commands.measuring.cases import OPERATIONS
 
 
 def start(threads):

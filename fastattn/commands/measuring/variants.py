@@ -3,7 +3,7 @@
 from dataclasses import replace
 from math import nan
 
-from fastattn.commands.cases import Case, long_tailed
+from fastattn.commands.measuring.cases import Case, long_tailed
 
 _AXES = ("B", "Hq", "Hkv", "Sq", "Sk", "D", "Dv")
 

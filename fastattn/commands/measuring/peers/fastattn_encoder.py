@@ -2,8 +2,8 @@
 
 import functools
 
-from fastattn.commands import encoder
-from fastattn.commands.peers.fastattn_itself import start
+from fastattn.commands.measuring import encoder
+from fastattn.commands.measuring.peers.fastattn_itself import start
 from fastattn.models import BertEncoder
 
 __all__ = ["VARIANTS", "start"]

@@ -1,6 +1,6 @@
 """Timing calls, and engines that take turns in processes of their own.
 
-Each engine has one process for the whole run (see :mod:`fastattn.commands.peers`). For a case, every engine
+Each engine has one process for the whole run (see :mod:`fastattn.commands.measuring.peers`). For a case, every engine
 prepares its fastest way, and the result is compared with the oracle. Then rounds follow: in each, every engine
 runs for a moment while the others sleep. An engine's time is the median of its rounds; a ratio is the median of
 the ratios of the rounds, so that a machine that slows down for a while slows both.
@@ -21,7 +21,9 @@ from pathlib import Path
 
 import fastattn
 from fastattn import _runtime
-from fastattn.commands import peers
+
+#: The module that is an engine's process.
+WORKER = f"{__package__}.worker"
 
 #: A time is taken over as many calls as last this long: the clock's own cost then does not count.
 SHORTEST = 50e-6
@@ -142,7 +144,7 @@ class Engine:
         return self._ask(action="time", seconds=seconds, cases=names)["seconds"]
 
     def watch(self, seconds, start=0.0, gap=0.0, turns=""):
-        """Call the prepared case for so long, alone or in turns with another library; see `peers.__main__.Desk`."""
+        """Call the prepared case for so long, alone or in turns with another library; see `worker.Desk`."""
         return self._ask(action="watch", seconds=seconds, start=start, gap=gap, turns=turns)
 
     def _ask(self, **request):
@@ -175,7 +177,7 @@ class Engine:
     def _start(self):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `_stop` closes it
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", peers.__name__, self.name, str(self.threads)],
+            [sys.executable, "-P", "-m", WORKER, self.name, str(self.threads)],
             env=environment(self.threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 import fastattn
-from fastattn.commands import dtypes, limits, machine
-from fastattn.commands.cases import SCALE_BYTES, Case
-from fastattn.commands.measure import Outcome
+from fastattn.commands.measuring import dtypes, limits, machine
+from fastattn.commands.measuring.cases import SCALE_BYTES, Case
+from fastattn.commands.measuring.engines import Outcome
 
 #: Bytes of keys and values in the narrowest type, int8, that no cache holds; at least what most machines' caches hold.
 LARGE = max(64 << 20, math.ceil(1.1 * machine.largest_cache()))

