@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import pickle
 import platform
 import re
 import time
@@ -55,6 +56,10 @@ def small(sizes=SIZES, **changes):
 
 def small_layer(**changes):
     return Case("small", "linear", {"rows": 30, "K": 8, "N": 50}, **changes)
+
+
+def small_rows(**changes):
+    return Case("small", "softmax", {"rows": 3, "n": 50}, **changes)
 
 
 # Cases
@@ -466,7 +471,7 @@ def test_the_time_of_several_cases_is_their_sum(monkeypatch):
 
 
 def test_a_wrong_way_is_not_timed():
-    assert desk(wrong, impossible, right).prepare("softmax-1x128")["variant"] == "right"
+    assert desk(wrong, impossible, right).prepare(CASES["softmax-1x128"])["variant"] == "right"
 
 
 @pytest.mark.parametrize(("patience", "trials"), [(0.0, 1), (60.0, TRIALS)])
@@ -478,20 +483,22 @@ def test_ways_that_take_long_have_one_trial(monkeypatch, patience, trials):
         return (lambda: calls.append(time.sleep(0.06)) or formulas.softmax(**arguments)), lambda result: result
 
     monkeypatch.setattr("fastattn.commands.measuring.worker.PATIENCE", patience)
-    assert desk(slow, right).prepare("softmax-1x128")["variant"] == "right"
+    assert desk(slow, right).prepare(CASES["softmax-1x128"])["variant"] == "right"
     assert len(calls) == 1 + trials
 
 
 def test_without_a_right_way_every_reason_is_told():
-    failure = desk(wrong, impossible).prepare("softmax-1x128")["failure"]
+    failure = desk(wrong, impossible).prepare(CASES["softmax-1x128"])["failure"]
     assert re.fullmatch(r"wrong: wrong result, error \S+; impossible: Unsuitable: no such kernel", failure)
 
 
-def test_requests_and_answers_are_lines():
-    requests = [json.dumps({"action": "prepare", "case": "softmax-1x128"}), '{"action": "time", "seconds": 0.001}']
-    answers = io.StringIO()
-    serve(requests, answers, desk(right))
-    prepared, timed = map(json.loads, answers.getvalue().splitlines())
+def test_requests_and_answers_are_pickles():
+    """A case comes whole: the worker need not know it by name."""
+    requests = [("prepare", {"case": small_rows()}), ("time", {"seconds": 0.001})]
+    answers = io.BytesIO()
+    serve(io.BufferedReader(io.BytesIO(b"".join(map(pickle.dumps, requests)))), answers, desk(right))
+    answers.seek(0)
+    prepared, timed = pickle.load(answers), pickle.load(answers)
     assert prepared["error"] <= prepared["allowed"]
     assert timed["seconds"] > 0
 

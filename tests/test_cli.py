@@ -210,7 +210,7 @@ def test_bench_rejects_a_thread_count_below_one(capsys):
 
 
 def test_bench_names_absent_peers(capsys, monkeypatch):
-    monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))
+    monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "no.such.module", ("no_such_package",)))
     monkeypatch.setattr(bench, "OTHERS", ("torch",))
     code, text = run(capsys, "bench", "--quick", "--only", "tiny", "--peers")
     assert code == 0

@@ -9,8 +9,8 @@ the ratios of the rounds, so that a machine that slows down for a while slows bo
 import contextlib
 import functools
 import itertools
-import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -19,11 +19,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fastattn
 from fastattn import _runtime
-
-#: The module that is an engine's process.
-WORKER = f"{__package__}.worker"
+from fastattn.commands.measuring.peers import PEERS
 
 #: A time is taken over as many calls as last this long: the clock's own cost then does not count.
 SHORTEST = 50e-6
@@ -54,10 +51,11 @@ def cap(target):
     os.environ |= {"FASTATTN_TARGET": target, CAP_VARIABLE: CAPS[target]}
 
 
-def environment(threads):
-    """Of an engine's process: so many threads, and this very library whatever the working directory holds."""
-    home = str(Path(fastattn.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+def environment(threads, *modules):
+    """Of an engine's process: so many threads, and this very library and these modules wherever the process runs."""
+    packages = dict.fromkeys(module.partition(".")[0] for module in ("fastattn", *modules))
+    homes = (str(Path(sys.modules[package].__file__).parents[1]) for package in packages)
+    path = os.pathsep.join(filter(None, [*homes, os.environ.get("PYTHONPATH")]))
     return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": path}
 
 
@@ -118,6 +116,9 @@ class Engine:
     threads : int
     """
 
+    #: The module that is its process.
+    worker = f"{__package__}.worker"
+
     def __init__(self, name, threads):
         self.name = name
         self.threads = threads
@@ -134,32 +135,29 @@ class Engine:
     def prepare(self, case, beside=False):
         """Get ready for a case, instead of or beside those before, and compare the result with the oracle."""
         try:
-            return Outcome(**self._ask(action="prepare", case=case.name, beside=beside))
+            return Outcome(**self._ask("prepare", case=case, beside=beside))
         except EngineFailure as failure:
             return Outcome(failure=str(failure))
 
     def time(self, seconds, cases=None):
         """Median time of one call of the prepared case, or sum of those of some cases, over about `seconds`."""
         names = cases and [case.name for case in cases]
-        return self._ask(action="time", seconds=seconds, cases=names)["seconds"]
+        return self._ask("time", seconds=seconds, cases=names)["seconds"]
 
     def watch(self, seconds, start=0.0, gap=0.0, turns=""):
         """Call the prepared case for so long, alone or in turns with another library; see `worker.Desk`."""
-        return self._ask(action="watch", seconds=seconds, start=start, gap=gap, turns=turns)
+        return self._ask("watch", seconds=seconds, start=start, gap=gap, turns=turns)
 
-    def _ask(self, **request):
-        """One line of JSON there, and one back."""
+    def _ask(self, action, **arguments):
+        """One request there, and one answer back."""
         if self._process is None:
             self._process = self._start()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            pickle.dump((action, arguments), self._process.stdin)
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise EngineFailure(f"its process ended with {self._stop()}")
-        answer = json.loads(line)
+            answer = pickle.load(self._process.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            raise EngineFailure(f"its process ended with {self._stop()}") from None
         if "failure" in answer:
             raise EngineFailure(answer["failure"])
         return answer
@@ -176,13 +174,13 @@ class Engine:
 
     def _start(self):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `_stop` closes it
+        module = PEERS[self.name].module
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", WORKER, self.name, str(self.threads)],
-            env=environment(self.threads),
+            [sys.executable, "-P", "-m", self.worker, module, str(self.threads)],
+            env=environment(self.threads, self.worker, module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
         )
 
 

@@ -65,9 +65,7 @@ _AGAINST = (
 )  # fmt: skip
 
 #: Label and case.
-AGAINST = tuple(
-    (label, _attention(f"{label}, {sizes[3]} queries", sizes, *more)) for label, sizes, *more in _AGAINST
-)
+AGAINST = tuple((label, _attention(f"{label}, {sizes[3]} queries", sizes, *more)) for label, sizes, *more in _AGAINST)
 
 
 # Packed sequences of real lengths, and what else computes the same

@@ -1,23 +1,21 @@
-"""An engine's process: ``python -m fastattn.commands.measuring.worker NAME THREADS``.
+"""An engine's process: ``python -m fastattn.commands.measuring.worker MODULE THREADS``.
 
-Requests are lines of JSON on standard input, answers lines of JSON on standard output: ``prepare`` a case or several
-beside each other, then ``time`` them. Between requests the process sleeps.
+The module is that of a :class:`~fastattn.commands.measuring.peers.Peer`. Requests are pickles on standard input,
+``(action, arguments)``, and answers are pickles of dicts on standard output: ``prepare`` a case or several beside each
+other, then ``time`` them. A case comes whole, so that whoever asks may have cases of its own. Between requests the
+process sleeps.
 """
 
-import json
+import importlib
 import math
 import os
+import pickle
 import statistics
 import sys
 import time
 from time import perf_counter
 
 from fastattn.commands.measuring import engines
-from fastattn.commands.measuring.cases import CASES
-from fastattn.commands.measuring.decode import DECODE
-from fastattn.commands.measuring.encoder import ENCODER
-from fastattn.commands.measuring.peers import PEERS
-from fastattn.commands.measuring.variants import VARIANTS
 
 #: How long a way of computing a case runs when the fastest is chosen, how often, and how long all may take together
 #: before there is no further trial: what takes so long is not disturbed for all of the time.
@@ -64,7 +62,6 @@ class Desk:
         """Choose the fastest way that computes the case; forget the other cases, unless it stands beside them."""
         if not beside:
             self.calls.clear()
-        case = (CASES | VARIANTS | DECODE | ENCODER)[case]
         judge = case.verifier()
         ways = self.peer.VARIANTS[case.operation]
         tried = {name: self._try(build, case, judge) for name, build in ways.items()}
@@ -142,19 +139,19 @@ class Desk:
 
 def serve(requests, answer, desk):
     """Answer requests until there are no more."""
-    for line in requests:
-        request = json.loads(line)
-        answer.write(json.dumps(getattr(desk, request.pop("action"))(**request)) + "\n")
+    while requests.peek(1):
+        action, arguments = pickle.load(requests)
+        pickle.dump(getattr(desk, action)(**arguments), answer)
         answer.flush()
 
 
-def main(name, threads):
+def main(module, threads, desk=Desk):
     """Keep standard output for the answers: whatever an engine prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    peer = PEERS[name].load()
+    peer = importlib.import_module(module)
     peer.start(int(threads))
-    serve(sys.stdin, answers, Desk(peer))
+    serve(sys.stdin.buffer, answers, desk(peer))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How each engine runs each operation.
 
-A row of :data:`PEERS` names a module of this package with
+A row of :data:`PEERS` names a module with
 
 ``start(threads)``
     what has to be set before anything runs,
@@ -10,8 +10,7 @@ A row of :data:`PEERS` names a module of this package with
     raises `Unsuitable`, or whatever the engine raises.
 
 What is prepared outside the timing favours the engine: arrays converted, laid out and bound as it likes them best.
-``python -m fastattn.commands.measuring.worker NAME THREADS`` is an engine's process, which
-:class:`fastattn.commands.measuring.engines.Engine` talks to.
+The module is imported in the engine's own process, :mod:`fastattn.commands.measuring.worker`.
 """
 
 import importlib
@@ -25,7 +24,7 @@ class Unsuitable(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine: its name in tables, its module here, and the packages that it needs."""
+    """An engine: its name in tables, its module, and the packages that it needs."""
 
     label: str
     module: str
@@ -38,7 +37,7 @@ class Peer:
 
     def load(self):
         """The engine's module."""
-        return importlib.import_module(f"{__name__}.{self.module}")
+        return importlib.import_module(self.module)
 
 
 _ONNX = ("onnxruntime", "onnx")
@@ -47,15 +46,17 @@ _TRANSFORMERS = ("torch", "transformers", "sentence_transformers")
 
 #: A name with ``-encoder`` is that of the same engine on the model of :mod:`fastattn.commands.measuring.encoder`.
 PEERS = {
-    "fastattn": Peer("fastattn", "fastattn_itself"),
-    "numpy": Peer("NumPy", "numpy_formulas"),
-    "torch": Peer("PyTorch", "pytorch", ("torch",)),
-    "onnxruntime": Peer("ONNX Runtime", "onnx_runtime", _ONNX),
-    "openvino": Peer("OpenVINO", "open_vino", ("openvino",)),
-    "fastattn-encoder": Peer("fastattn", "fastattn_encoder", _MODEL),
-    "torch-encoder": Peer("PyTorch", "pytorch_encoder", (*_MODEL, *_TRANSFORMERS)),
-    "onnxruntime-encoder": Peer("ONNX Runtime", "onnx_runtime_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX)),
-    "openvino-encoder": Peer("OpenVINO", "open_vino_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX, "openvino")),
+    "fastattn": Peer("fastattn", f"{__name__}.fastattn_itself"),
+    "numpy": Peer("NumPy", f"{__name__}.numpy_formulas"),
+    "torch": Peer("PyTorch", f"{__name__}.pytorch", ("torch",)),
+    "onnxruntime": Peer("ONNX Runtime", f"{__name__}.onnx_runtime", _ONNX),
+    "openvino": Peer("OpenVINO", f"{__name__}.open_vino", ("openvino",)),
+    "fastattn-encoder": Peer("fastattn", f"{__name__}.fastattn_encoder", _MODEL),
+    "torch-encoder": Peer("PyTorch", f"{__name__}.pytorch_encoder", (*_MODEL, *_TRANSFORMERS)),
+    "onnxruntime-encoder": Peer("ONNX Runtime", f"{__name__}.onnx_runtime_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX)),
+    "openvino-encoder": Peer(
+        "OpenVINO", f"{__name__}.open_vino_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX, "openvino")
+    ),
 }
 
 #: The engines that `bench --peers` and the README's table compare with.
