@@ -13,14 +13,13 @@ import contextlib
 import dataclasses
 import math
 
-from compare import deliver, parse
-
 import fastattn
+from compare import deliver, parse
 from fastattn.commands.measuring import machine, tables
 from fastattn.commands.measuring.engines import Engine, Outcome, Pace, duel, race
-from fastattn.commands.measuring.peers import PEERS
 from fastattn.commands.measuring.results import geometric_mean
-from fastattn.commands.measuring.variants import AGAINST, OPTIONS, PACKED
+from laboratory.peers import PEERS
+from laboratory.variants import AGAINST, OPTIONS, PACKED
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/variants.py -->"

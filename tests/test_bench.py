@@ -30,11 +30,12 @@ from fastattn.commands.measuring.cases import (
     long_tailed,
     packed_lengths,
 )
-from fastattn.commands.measuring.decode import DECODING, Loop, Reader, cached
-from fastattn.commands.measuring.peers import PEERS, Peer, Unsuitable, folded
+from fastattn.commands.measuring.peers import Peer
 from fastattn.commands.measuring.results import Result, geometric_mean
-from fastattn.commands.measuring.variants import VARIANTS
 from fastattn.commands.measuring.worker import TRIALS, Desk, serve
+from laboratory.decode import DECODING, Loop, Reader, cached
+from laboratory.peers import PEERS, Unsuitable, folded
+from laboratory.variants import VARIANTS
 from scripts import README, script
 from targets import on_target
 

@@ -10,10 +10,9 @@ import pytest
 
 import fastattn
 from fastattn.__main__ import COMMANDS, main
-from fastattn.commands import bench, check
+from fastattn.commands import check
 from fastattn.commands.measuring import dtypes
 from fastattn.commands.measuring.cases import CASES
-from fastattn.commands.measuring.peers import PEERS, Peer
 from processes import output, python
 
 
@@ -207,14 +206,6 @@ def test_bench_rejects_a_thread_count_below_one(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["bench", "--threads", "0"])
     assert stop.value.code == 2
-
-
-def test_bench_names_absent_peers(capsys, monkeypatch):
-    monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "no.such.module", ("no_such_package",)))
-    monkeypatch.setattr(bench, "OTHERS", ("torch",))
-    code, text = run(capsys, "bench", "--quick", "--only", "tiny", "--peers")
-    assert code == 0
-    assert "PyTorch is absent: no_such_package not installed" in text
 
 
 def test_bench_fails_when_the_library_cannot_run(capsys, monkeypatch):

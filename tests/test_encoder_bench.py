@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastattn.commands.measuring import encoder, engines, startup, tables
+from fastattn.commands.measuring import engines, tables
 from fastattn.commands.measuring.accuracy import Verdict
-from fastattn.commands.measuring.encoder import ALLOWED, ENCODER, PLAUSIBLE, RUNS, Encode, Forward
-from fastattn.commands.measuring.peers import OTHERS, PEERS
+from laboratory import encoder, startup
+from laboratory.encoder import ALLOWED, ENCODER, PLAUSIBLE, RUNS, Encode, Forward
+from laboratory.peers import OTHERS, PEERS
 from scripts import README, script
 
 draw_texts = encoder.texts.__wrapped__

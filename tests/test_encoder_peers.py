@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from fastattn.commands.measuring import dtypes, encoder, startup
-from fastattn.commands.measuring.encoder import FEW, RUNS, Encode, Forward
+from fastattn.commands.measuring import dtypes
 from fastattn.commands.measuring.engines import Engine
-from fastattn.commands.measuring.peers import OTHERS, PEERS, exported
+from laboratory import encoder, startup
+from laboratory.encoder import FEW, RUNS, Encode, Forward
+from laboratory.peers import OTHERS, PEERS, exported
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Time real model shapes beside NumPy and, with --peers, other engines.
+"""Time real model shapes beside NumPy.
 
 Every result is compared with the float64 oracle before it is timed. Each engine runs in a process of its own, on
 the same number of threads, in turns with the others. The exit code is 1 when a result of the library is wrong.
@@ -11,7 +11,7 @@ from fastattn.commands import options
 from fastattn.commands.measuring import dtypes, machine, tables
 from fastattn.commands.measuring.cases import CASES, chosen
 from fastattn.commands.measuring.engines import Pace
-from fastattn.commands.measuring.peers import OTHERS, PEERS
+from fastattn.commands.measuring.peers import PEERS
 from fastattn.commands.measuring.results import collect, geometric_mean
 
 #: What the cases are called; those in other types than float32 have it behind the name.
@@ -36,7 +36,6 @@ def add_arguments(parser):
     parser.add_argument("--full", dest="suite", action="store_const", const="full", help="every case")
     options.add_arguments(parser)
     options.add_dtype(parser, "float32, and some cases in the others")
-    parser.add_argument("--peers", action="store_true", help="also PyTorch, ONNX Runtime and OpenVINO where installed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(suite="usual")
 
@@ -44,9 +43,7 @@ def add_arguments(parser):
 def run(arguments):
     """Measure, then print one line for each case."""
     threads = arguments.threads or fastattn.get_num_threads()
-    asked = OTHERS if arguments.peers else ()
-    present = ["numpy", *(name for name in asked if not PEERS[name].absent)]
-    absent = [name for name in asked if PEERS[name].absent]
+    present = ["numpy"]
     wanted = chosen(arguments.suite, arguments.only, arguments.dtype)
     if not wanted:
         raise SystemExit(f"no case matches {arguments.only.pattern!r}; they are {', '.join(NAMES)}")
@@ -59,10 +56,10 @@ def run(arguments):
     others = machine.Others()
     results = collect(cases, ["fastattn", *present], PACES[arguments.suite], threads)
     if arguments.json:
-        data = {"machine": facts, "absent": absent, "left_out": dtypes.remarks(types)}
+        data = {"machine": facts, "left_out": dtypes.remarks(types)}
         print(json.dumps(data | {"results": [result.as_json() for result in results]}, indent=2))
     else:
-        remarks = [*dtypes.remarks(types), *_remarks(results, present, absent), others.remark()]
+        remarks = [*dtypes.remarks(types), *_remarks(results, present), others.remark()]
         print("\n".join([machine.line(facts), "", _table(results, present), "", *filter(None, remarks)]))
     return 0 if all(result.ours.kept for result in results) else 1
 
@@ -84,13 +81,11 @@ def _row(result, others):
     return [*row, tables.rate(result.rate, result.unit), tables.percent(result.share), error]
 
 
-def _remarks(results, others, absent):
+def _remarks(results, others):
     """The lines below the table."""
     for name in others:
         mean = geometric_mean(result.speedup(name) for result in results)
         yield f"{tables.ratio(mean)} the speed of {PEERS[name].label} (geometric mean)"
-    for name in absent:
-        yield f"{PEERS[name].label} is absent: {', '.join(PEERS[name].absent)} not installed"
     for result in results:
         for name, outcome in result.outcomes.items():
             if outcome.failure:

@@ -4,10 +4,6 @@
 ``cases``             the data: operations, model shapes, awkward sizes
 ``formulas``          each operation as a straightforward NumPy formula
 ``accuracy``          the rule that a result's error must keep
-``decode``            decoding over long contexts, as data, and a loop over many caches
-``encoder``           a trained sentence encoder, as data, and its definition
-``startup``           programs up to their first embedding, as data, each in a fresh process
-``variants``          options of attention, as data
 ``engines``           timing, engines in processes of their own, taking turns
 ``peers``             how each engine runs each operation
 ``worker``            an engine's process

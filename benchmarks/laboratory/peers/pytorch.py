@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastattn.commands.measuring import dtypes
-from fastattn.commands.measuring.peers import Unsuitable, folded, is_causal, is_square, lengths_of
+from laboratory.peers import Unsuitable, folded, is_causal, is_square, lengths_of
 
 
 def start(threads):

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import OrtValue
 
 from fastattn.commands.measuring import dtypes
-from fastattn.commands.measuring.peers import Unsuitable, folded, is_causal, is_square
+from laboratory.peers import Unsuitable, folded, is_causal, is_square
 
 OPSETS = {"": 23, "com.microsoft": 1}
 
