@@ -25,10 +25,10 @@ import fastattn
 from compare import deliver, parse
 from fastattn.commands.measuring import machine, tables
 from fastattn.commands.measuring.cases import CASES
-from fastattn.commands.measuring.engines import Engine
 from fastattn.commands.measuring.results import geometric_mean
 from laboratory.encoder import ENCODER
 from laboratory.peers import OTHERS, PEERS
+from laboratory.watching import Engine
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/busy.py -->"

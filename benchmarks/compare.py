@@ -18,8 +18,9 @@ import fastattn
 from fastattn.commands import options
 from fastattn.commands.measuring import dtypes, machine, tables
 from fastattn.commands.measuring.cases import chosen, in_float32
-from fastattn.commands.measuring.engines import CAPS, Pace, cap
+from fastattn.commands.measuring.engines import Pace
 from fastattn.commands.measuring.results import collect, geometric_mean
+from laboratory.instructions import CAPS, cap
 from laboratory.peers import OTHERS, PEERS
 
 README = Path(__file__).parents[1] / "README.md"

@@ -16,10 +16,10 @@ import math
 import fastattn
 from compare import deliver, parse
 from fastattn.commands.measuring import machine, tables
-from fastattn.commands.measuring.engines import Engine, Outcome, Pace, duel, race
+from fastattn.commands.measuring.engines import Engine, Outcome, Pace, race
 from fastattn.commands.measuring.results import geometric_mean
 from laboratory.peers import PEERS
-from laboratory.variants import AGAINST, OPTIONS, PACKED
+from laboratory.variants import AGAINST, OPTIONS, PACKED, duel
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/variants.py -->"

@@ -33,9 +33,10 @@ from fastattn.commands.measuring.cases import (
 from fastattn.commands.measuring.peers import Peer
 from fastattn.commands.measuring.results import Result, geometric_mean
 from fastattn.commands.measuring.worker import TRIALS, Desk, serve
-from laboratory.decode import DECODING, Loop, Reader, cached
+from laboratory import instructions
+from laboratory.decode import DECODING, Loop, Reader, cached, largest_cache
 from laboratory.peers import PEERS, Unsuitable, folded
-from laboratory.variants import VARIANTS
+from laboratory.variants import PACKED, duel
 from scripts import README, script
 from targets import on_target
 
@@ -171,7 +172,7 @@ def test_lengths_have_a_long_tail_and_their_ends():
 
 
 def test_packed_cases_pack():
-    (case,) = (case for case in VARIANTS.values() if case.operation == "varlen_attention")
+    ((_, case, _),) = PACKED
     queries, keys = packed_lengths(case.sizes)
     assert case.inputs()["query"].shape == (queries.sum(), 12, 64)
     assert case.shape == "64×12×16…512×64"
@@ -355,17 +356,17 @@ def test_an_engine_whose_process_ends_says_so_and_starts_again():
         assert not engine.prepare(CASES["tiny"]).failure
 
 
-@pytest.mark.parametrize("target", [name for name in engines.CAPS if name in fastattn.targets()])
+@pytest.mark.parametrize("target", [name for name in instructions.CAPS if name in fastattn.targets()])
 def test_instructions_may_be_capped(compare, monkeypatch, target):
     """In this process, which describes itself, and in those that it starts."""
-    for name in ("FASTATTN_TARGET", engines.CAP_VARIABLE):
+    for name in ("FASTATTN_TARGET", instructions.CAP_VARIABLE):
         monkeypatch.setenv(name, "put back afterwards")
     with on_target(fastattn.targets()[0]):
         compare.parse(["--isa", target], "")
         facts = machine.describe([], 1)
-    assert (facts["target"], facts[engines.CAP_VARIABLE]) == (target, engines.CAPS[target])
+    assert (facts["target"], facts[instructions.CAP_VARIABLE]) == (target, instructions.CAPS[target])
     begun = engines.environment(1)
-    assert (begun["FASTATTN_TARGET"], begun[engines.CAP_VARIABLE]) == (target, engines.CAPS[target])
+    assert (begun["FASTATTN_TARGET"], begun[instructions.CAP_VARIABLE]) == (target, instructions.CAPS[target])
 
 
 def test_unknown_instructions_are_refused(compare):
@@ -410,7 +411,7 @@ def test_an_engine_that_fails_in_the_race_leaves_it():
 def test_cases_of_one_engine_take_turns_in_its_process():
     tiny, row = CASES["tiny"], CASES["softmax-1x128"]
     with engines.Engine("fastattn", 1) as engine:
-        outcomes = engines.duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.01))
+        outcomes = duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.01))
     assert [len(outcome.times) for outcome in outcomes.values()] == [3, 3]
     assert all(outcome.kept for outcome in outcomes.values())
 
@@ -429,7 +430,7 @@ def test_turns_alternate_and_time_what_takes_them_together():
     tiny, row = CASES["tiny"], CASES["softmax-1x128"]
     one, two = [tiny.name], [tiny.name, row.name]
     with Scripted("fastattn", 1) as engine:
-        outcomes = engines.duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.001))
+        outcomes = duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.001))
     assert turns == [two, one, one, two, two, one]
     assert [outcome.times for outcome in outcomes.values()] == [[2.0, 3.0, 6.0], [1.0, 4.0, 5.0]]
 
@@ -837,7 +838,7 @@ def test_decoding_reads_more_than_a_cache_holds():
     for cases in DECODING.values():
         assert set(cases) == {"float32", "bfloat16", "float16", "int8"}
         assert 2**25 < cases["int8"].stored < cases["bfloat16"].stored < cases["float32"].stored
-        assert cases["int8"].stored > machine.largest_cache()
+        assert cases["int8"].stored > largest_cache()
         short = dataclasses.replace(cases["int8"], sizes={**cases["int8"].sizes, "Sk": 128})
         assert short.inputs()["key"].dtype == np.float32
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastattn.commands.measuring import engines, machine
+from fastattn.commands.measuring import machine
 from fastattn.commands.measuring.cases import CASES
-from fastattn.commands.measuring.worker import Desk
+from laboratory.watching import Desk, Engine
 from scripts import script
 
 busy = script("busy")
@@ -63,7 +63,7 @@ def test_what_workers_saw_together():
 
 def test_a_scene():
     """Two real workers of NumPy's formulas, one neighbour."""
-    with engines.Engine("numpy", 1) as first, engines.Engine("numpy", 1) as second:
+    with Engine("numpy", 1) as first, Engine("numpy", 1) as second:
         for engine in (first, second):
             assert not engine.prepare(CASES["softmax-1x128-out"]).failure
         answers = busy._watch([first, second], busy.Scene("", neighbours=1, workers=2), 0.05)

@@ -19,7 +19,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastattn import _runtime
 from fastattn.commands.measuring.peers import PEERS
 
 #: A time is taken over as many calls as last this long: the clock's own cost then does not count.
@@ -36,19 +35,6 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "RAYON_NUM_THREADS",  # tokenizers
 )
-
-#: What keeps oneDNN, and so PyTorch and OpenVINO, from instructions that a target of this library has not.
-CAP_VARIABLE = "ONEDNN_MAX_CPU_ISA"
-CAPS = {"avx512_bf16": "AVX512_CORE_BF16", "avx512": "AVX512_CORE", "avx2": "AVX2"}
-
-
-def cap(target):
-    """Keep this process, and the engines that it starts, to the instructions of a target.
-
-    ONNX Runtime has no such setting; its matrix products of int8 use all that there is.
-    """
-    _runtime.use_target(target)
-    os.environ |= {"FASTATTN_TARGET": target, CAP_VARIABLE: CAPS[target]}
 
 
 def environment(threads, *modules):
@@ -144,10 +130,6 @@ class Engine:
         names = cases and [case.name for case in cases]
         return self._ask("time", seconds=seconds, cases=names)["seconds"]
 
-    def watch(self, seconds, start=0.0, gap=0.0, turns=""):
-        """Call the prepared case for so long, alone or in turns with another library; see `worker.Desk`."""
-        return self._ask("watch", seconds=seconds, start=start, gap=gap, turns=turns)
-
     def _ask(self, action, **arguments):
         """One request there, and one answer back."""
         if self._process is None:
@@ -222,17 +204,6 @@ def race(case, engines, pace, twin=None):
     if twin is not None:
         entries[twin.dtype] = (engines[0], [twin])
     return dict(zip(entries, contest(list(entries.values()), pace), strict=True))
-
-
-def duel(groups, engine, pace):
-    """Let calls of one engine take turns in its process; their outcomes by name.
-
-    Parameters
-    ----------
-    groups : dict of str to list of cases
-        What takes a turn together.
-    """
-    return dict(zip(groups, contest([(engine, cases) for cases in groups.values()], pace), strict=True))
 
 
 def _closest(outcomes):

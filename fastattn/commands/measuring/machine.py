@@ -10,13 +10,14 @@ from pathlib import Path
 
 import fastattn
 from fastattn._core import targets
-from fastattn.commands.measuring.engines import CAP_VARIABLE
 
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 
+#: Settings of engines that a measurement depends on, told where they are set: what oneDNN may use.
+_SETTINGS = ("ONEDNN_MAX_CPU_ISA",)
+
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 #: What decides about speed: of x86 vectors of 512 bits, dot products of 8 and 16 bits, and tiles; of ARM the same.
 _FEATURES = ("avx2", "avx512f", "avx512_fp16", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -31,7 +32,7 @@ def describe(distributions, threads):
         "cores": _cores(),
         "threads": threads,
         "target": targets.current(),
-        **({CAP_VARIABLE: os.environ[CAP_VARIABLE]} if CAP_VARIABLE in os.environ else {}),
+        **{name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "fastattn": fastattn.__version__,
@@ -82,12 +83,6 @@ def _spent():
         return time.monotonic(), math.nan, math.nan, own
     tick = os.sysconf("SC_CLK_TCK")
     return time.monotonic(), (user + nice + system + irq + softirq) / tick, stolen / tick, own
-
-
-def largest_cache():
-    """Bytes of the first processor's largest cache, as far as Linux tells; else 0."""
-    sizes = (file.read_text().strip() for file in _CACHES.glob("index*/size"))
-    return max((int(size.removesuffix("K")) << 10 for size in sizes), default=0)
 
 
 def _features():

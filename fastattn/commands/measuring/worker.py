@@ -10,9 +10,7 @@ import importlib
 import math
 import os
 import pickle
-import statistics
 import sys
-import time
 from time import perf_counter
 
 from fastattn.commands.measuring import engines
@@ -20,35 +18,6 @@ from fastattn.commands.measuring import engines
 #: How long a way of computing a case runs when the fastest is chosen, how often, and how long all may take together
 #: before there is no further trial: what takes so long is not disturbed for all of the time.
 TRIAL_SECONDS, TRIALS, PATIENCE = 0.05, 3, 5.0
-
-
-#: Calls before those that are watched, and seconds of another library's calls before they take turns with ours.
-WARM_UP, FOREIGN_ALONE = 5, 0.5
-
-
-def _torch_product():
-    import torch
-
-    a = torch.ones(384, 384)
-    return lambda: a @ a
-
-
-#: Other libraries' calls on threads of their own: name → what makes one.
-FOREIGN = {"PyTorch": _torch_product}
-
-
-def _duration(call):
-    begin = perf_counter()
-    call()
-    return perf_counter() - begin
-
-
-def _seconds_of(call, seconds):
-    """The durations of calls over so many seconds."""
-    begin, times = perf_counter(), []
-    while perf_counter() - begin < seconds:
-        times.append(_duration(call))
-    return times
 
 
 class Desk:
@@ -76,41 +45,6 @@ class Desk:
         """Run the prepared case, or some of several one after the other, for a moment in all."""
         calls = [self.calls[name] for name in cases or self.calls]
         return {"seconds": sum(engines.burst(call, seconds / len(calls)) for call in calls)}
-
-    def watch(self, seconds, start=0.0, gap=0.0, turns=""):
-        """Call the prepared case again and again, and tell of each call: as a service would see it.
-
-        Parameters
-        ----------
-        seconds : float
-        start : float
-            When to begin, in seconds of `time.time`, so that several processes begin together.
-        gap : float
-            Seconds of sleep between two calls.
-        turns : str
-            A key of `FOREIGN`: another library's call that takes turns with ours.
-        """
-        (call,) = self.calls.values()
-        foreign = FOREIGN[turns]() if turns else None
-        alone = _seconds_of(foreign, FOREIGN_ALONE) if turns else []
-        for _ in range(WARM_UP):
-            call()
-        time.sleep(max(0.0, start - time.time()))
-        ours, theirs = [], []
-        begin, busy = perf_counter(), time.process_time()
-        while perf_counter() - begin < seconds:
-            ours.append(_duration(call))
-            if foreign:
-                theirs.append(_duration(foreign))
-            if gap:
-                time.sleep(gap)
-        busy, end = time.process_time() - busy, perf_counter()
-        return {
-            "rate": len(ours) / (end - begin),
-            "times": sorted(ours),
-            "cpu": busy / len(ours),
-            "foreign": statistics.median(theirs) / statistics.median(alone) if turns else None,
-        }
 
     @staticmethod
     def _try(build, case, judge):
