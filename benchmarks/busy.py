@@ -74,7 +74,7 @@ SCENES = (
 
 #: What is called: label → the case, and the ending of the names of the engines that know it.
 CALLS = {
-    "attention 1×12×128×64": (CASES["bert-128"], ""),
+    "attention 1×12×128×64": (CASES["attention-bert-128"], ""),
     "linear 128×768→3072, gelu": (CASES["linear-128x768x3072-gelu-out"], ""),
     "softmax 1536×128": (CASES["softmax-1536x128-out"], ""),
     "MiniLM 1×16, float32": (ENCODER["forward 1×16, float32"], "-encoder"),

@@ -22,13 +22,14 @@ from fastattn.commands.measuring.cases import (
     AWKWARD,
     CASES,
     OPERATIONS,
+    SHORT,
     STORING,
-    SUITES,
     Case,
     chosen,
     in_dtype,
     long_tailed,
     packed_lengths,
+    selected,
 )
 from fastattn.commands.measuring.peers import Peer
 from fastattn.commands.measuring.results import Result, geometric_mean
@@ -71,17 +72,31 @@ def test_names_are_the_cases_own():
     assert all(name == case.name for name, case in CASES.items())
 
 
-def test_suites_grow():
-    everything = re.compile("")
-    quick, usual, full = (chosen(suite, everything, dtypes.NEEDS) for suite in SUITES)
-    assert set(map(id, quick)) < set(map(id, usual)) < set(map(id, full))
-    assert full == list(CASES.values())
+def test_the_short_table_has_something_of_each_kind():
+    assert 10 <= len(SHORT) <= 12
+    short = {name.partition("-")[0] for name in SHORT}
+    assert short >= {"attention", "softmax", "layer_norm", "rms_norm", "add_layer_norm", "linear", "rotary_embedding"}
+    assert {CASES[name].dtype for name in SHORT} == {"float32"}  # NumPy alone is needed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_name_selects_its_case_alone(name):
+    assert selected([name]) == [CASES[name]]
+
+
+def test_names_are_selected_by_patterns_and_types():
+    assert selected(["attention-tiny-float16"], ("float16",)) == []
+    assert selected(["attention-tiny"], ("float16",)) == [CASES["attention-tiny-float16"]]
+    shown = [case.name for case in selected(["attention-bert-512*", "no such name"])]
+    assert shown == [case.name for case in chosen(re.compile("attention-bert-512"))]
+    assert len(shown) == 5
+    assert selected(["*"], tuple(dtypes.NEEDS)) == list(CASES.values())
 
 
 def test_types_are_chosen():
     everything = re.compile("")
-    assert {case.dtype for case in chosen("full", everything, ("bfloat16",))} == {"bfloat16"}
-    unasked = [case.name for case in chosen("full", everything) if "bert-512" in case.name]
+    assert {case.dtype for case in chosen(everything, ("bfloat16",))} == {"bfloat16"}
+    unasked = [case.name.removeprefix("attention-") for case in chosen(everything) if "bert-512" in case.name]
     assert unasked == ["bert-512", "bert-512-float64", "bert-512-float16", "bert-512-bfloat16", "bert-512-batch-8"]
     for case in CASES.values():
         in_float32 = CASES[case.name.removesuffix(f"-{case.dtype}")]
@@ -342,18 +357,18 @@ def test_ratios_are_of_rounds_that_both_ran():
 
 def test_an_engine_prepares_and_times():
     with engines.Engine("fastattn", 1) as engine:
-        outcome = engine.prepare(CASES["tiny"])
+        outcome = engine.prepare(CASES["attention-tiny"])
         assert outcome.kept
         assert engine.time(0.01) > 0
 
 
 def test_an_engine_whose_process_ends_says_so_and_starts_again():
     with engines.Engine("numpy", 1) as engine:
-        engine.prepare(CASES["tiny"])
+        engine.prepare(CASES["attention-tiny"])
         engine._process.kill()
         with pytest.raises(engines.EngineFailure, match="its process ended"):
             engine.time(0.01)
-        assert not engine.prepare(CASES["tiny"]).failure
+        assert not engine.prepare(CASES["attention-tiny"]).failure
 
 
 @pytest.mark.parametrize("target", [name for name in instructions.CAPS if name in fastattn.targets()])
@@ -403,13 +418,13 @@ def test_an_engine_that_fails_in_the_race_leaves_it():
             raise engines.EngineFailure("out of memory")
 
     with Failing("numpy", 1) as failing, engines.Engine("fastattn", 1) as fine:
-        outcomes = engines.race(CASES["tiny"], [failing, fine], engines.Pace(3, 0.001))
+        outcomes = engines.race(CASES["attention-tiny"], [failing, fine], engines.Pace(3, 0.001))
     assert outcomes["numpy"].failure == "out of memory"
     assert len(outcomes["fastattn"].times) == 3
 
 
 def test_cases_of_one_engine_take_turns_in_its_process():
-    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    tiny, row = CASES["attention-tiny"], CASES["softmax-1x128"]
     with engines.Engine("fastattn", 1) as engine:
         outcomes = duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.01))
     assert [len(outcome.times) for outcome in outcomes.values()] == [3, 3]
@@ -427,7 +442,7 @@ def test_turns_alternate_and_time_what_takes_them_together():
             turns.append([case.name for case in cases])
             return float(len(turns))
 
-    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    tiny, row = CASES["attention-tiny"], CASES["softmax-1x128"]
     one, two = [tiny.name], [tiny.name, row.name]
     with Scripted("fastattn", 1) as engine:
         outcomes = duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.001))
@@ -443,7 +458,7 @@ def test_a_group_is_as_good_as_its_worst_case():
 
 def test_patience_ends_and_one_round_is_kept():
     with engines.Engine("fastattn", 1) as engine:
-        outcomes = engines.race(CASES["tiny"], [engine], engines.Pace(5, 0.01, patience=0.01))
+        outcomes = engines.race(CASES["attention-tiny"], [engine], engines.Pace(5, 0.01, patience=0.01))
     assert len(outcomes["fastattn"].times) == 1
 
 
@@ -519,7 +534,8 @@ def test_installed_peers_run(name):
     if PEERS[name].absent:
         pytest.skip(f"{PEERS[name].absent} not installed")
     with engines.Engine(name, 1) as engine:
-        for case in ("tiny", "softmax-1x128-out", "layer_norm-1x768", "rms_norm-1x4096", "add_layer_norm-128x768-out"):
+        rows = ("softmax-1x128-out", "layer_norm-1x768", "rms_norm-1x4096", "add_layer_norm-128x768-out")
+        for case in ("attention-tiny", *rows):
             assert engine.prepare(CASES[case]).failure == ""
         for case in ("rotary_embedding-1x32x1x128-out", "rotary_embedding-1x32x128x128"):
             assert engine.prepare(CASES[case]).failure == ""
@@ -536,7 +552,7 @@ def test_installed_peers_run_in_16_bits(name, dtype):
         pytest.skip(f"{PEERS[name].absent} not installed")
     with engines.Engine(name, 1) as engine:
         rows = ("softmax-1x128-out", "layer_norm-1x768-out", "rotary_embedding-1x32x128x128")
-        for case in ("bert-128", *rows, "linear-1x768x3072-gelu-out"):
+        for case in ("attention-bert-128", *rows, "linear-1x768x3072-gelu-out"):
             outcome = engine.prepare(CASES[f"{case}-{dtype}"])
             if (name, dtype) == ("onnxruntime", "bfloat16") and not case.startswith("layer_norm"):
                 assert "NOT_IMPLEMENTED" in outcome.failure
@@ -593,7 +609,7 @@ def test_the_limit_of_bfloat16_is_that_of_its_dot_product(monkeypatch):
 
 def test_whatever_takes_longer_at_the_limit_bounds_a_case():
     outcomes = {"fastattn": engines.Outcome(times=[1.0])}
-    case = CASES["bert-512"]
+    case = CASES["attention-bert-512"]
     computing = Result(case, outcomes, arithmetic=case.flops, memory=1e15)
     assert (computing.unit, computing.share) == ("FLOP/s", 1.0)
     reading = Result(case, outcomes, arithmetic=1e15, memory=2 * case.traffic)
@@ -611,7 +627,7 @@ def test_a_layer_of_one_row_is_bound_by_reading_its_weight():
 
 def test_results_without_numbers_are_null_in_json():
     outcomes = {"fastattn": engines.Outcome(failure="no"), "numpy": engines.Outcome(times=[1.0])}
-    shown = Result(CASES["tiny"], outcomes, 1e9, 1e9).as_json()
+    shown = Result(CASES["attention-tiny"], outcomes, 1e9, 1e9).as_json()
     assert shown["rate"] is None
     assert shown["engines"]["numpy"]["speedup"] is None
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
@@ -679,7 +695,7 @@ def variants():
 
 def results():
     """One case that is won and one that is lost; ONNX Runtime cannot run the second."""
-    times = {"tiny": (1e-6, 2e-6, 3e-6), "softmax-1x128-out": (4e-6, 3e-6, math.nan)}
+    times = {"attention-tiny": (1e-6, 2e-6, 3e-6), "softmax-1x128-out": (4e-6, 3e-6, math.nan)}
     return [
         Result(
             CASES[name],
@@ -737,7 +753,7 @@ def test_types_are_compared_with_float32_in_the_same_rounds(compare, tmp_path, m
     assert before in README.read_text()
     assert "**Attention, float16**" in after
     measured = {result["case"]: result for result in json.loads(measurements.read_text())["results"]}
-    rows = ("tiny", "softmax-1x128-out")
+    rows = ("attention-tiny", "softmax-1x128-out")
     assert list(measured) == [f"{name}-{dtype}" for dtype in ("float16", "float64") for name in rows]
     assert measured["tiny-float64"]["engines"]["float32"]["speedup"] > 0
 
@@ -776,7 +792,7 @@ def test_the_second_table_without_pytorch(variants):
 
 def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
     """One option, nothing from PyTorch, and the README's second block alone is rewritten."""
-    tiny = CASES["tiny"]
+    tiny = CASES["attention-tiny"]
     title = "Options, against the same call without"
     monkeypatch.setitem(variants.PARTS, title, ([("an option", tiny, tiny, 1.5)], *variants.PARTS[title][1:]))
     readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
@@ -851,7 +867,7 @@ def test_reading_takes_turns_with_engines():
 
 
 def test_an_engine_may_have_several_cases_of_a_contest():
-    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    tiny, row = CASES["attention-tiny"], CASES["softmax-1x128"]
     with engines.Engine("fastattn", 1) as ours, engines.Engine("numpy", 1) as other:
         outcomes = engines.contest([(ours, [tiny]), (other, [row]), (ours, [row])], engines.Pace(2, 0.01))
     assert [outcome.variant for outcome in outcomes] == ["scaled_dot_product_attention", "formula", "softmax"]
@@ -907,7 +923,7 @@ def test_a_step_of_the_loop_is_compared_with_its_attention(monkeypatch):
 
 def test_decoding_is_measured(decoding, tmp_path, monkeypatch):
     """One small shape without PyTorch; and its block alone is rewritten in the README."""
-    tiny = {stored: CASES["tiny" if stored == "float32" else f"tiny-{stored}"] for stored in ("float32", "float16")}
+    tiny = {stored: CASES[f"attention-tiny-{stored}".removesuffix("-float32")] for stored in ("float32", "float16")}
     monkeypatch.setattr(decoding, "DECODING", {"a shape": tiny})
     monkeypatch.setattr(decoding, "cached", lambda case: case)
     monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))

@@ -13,6 +13,7 @@
 ``model``             what commands that run a model have in common
 ``files``             what commands read and write
 ``heatmap``           weights as a figure
+``barchart``          what `bench` found as a figure
 ====================  ==============================================================================
 
 Nothing here is imported by the library itself.

@@ -82,6 +82,11 @@ class Outcome:
         """Median of the rounds; NaN without any."""
         return statistics.median(self.times) if self.times else float("nan")
 
+    @property
+    def scatter(self):
+        """How far the rounds lie apart, as a share of their median; NaN without any."""
+        return (max(self.times) - min(self.times)) / self.seconds if self.times else float("nan")
+
     def faster_than(self, other):
         """How many times as long the other one took: the median over the rounds that both ran."""
         ratios = [theirs / ours for ours, theirs in zip(self.times, other.times, strict=False)]
@@ -117,6 +122,11 @@ class Engine:
     def __exit__(self, *_):
         if self._process is not None:
             self._stop()
+
+    @property
+    def pid(self):
+        """That of its process; None where it has none now."""
+        return self._process and self._process.pid
 
     def prepare(self, case, beside=False):
         """Get ready for a case, instead of or beside those before, and compare the result with the oracle."""
