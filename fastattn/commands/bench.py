@@ -19,6 +19,9 @@ from fastattn.commands.measuring.peers import PEERS
 #: The engine beside the library.
 OTHER = "numpy"
 
+#: The pattern of all names.
+EVERY = ("*",)
+
 PACE = Pace(rounds=5, seconds=0.04, patience=0.6)
 
 SCATTERS, DISTURBED = "~", "!"
@@ -29,7 +32,8 @@ LEGEND = {
 }
 
 NOTES = f"""\
-NumPy: as somebody writes it who knows it well, in place and in the same precision; for gelu with {erf.NAME}.
+NumPy: in place and in the same precision, as somebody writes it who knows it well. For gelu it has
+{erf.NAME}.
 Rate: useful work only, excluded keys do not count; in bytes where a call moves much and computes little.
 Of limit: share of what this machine does at most, measured now, in multiply-adds ({{arithmetic}}),
 or in reading or copying as many bytes. Error: largest difference from the float64 oracle.
@@ -88,7 +92,7 @@ def _cases(arguments):
 
 def _wanted(arguments):
     if not arguments.names:
-        return selected("*", arguments.dtype) if arguments.all else selected(SHORT, arguments.dtype)
+        return selected(EVERY if arguments.all else SHORT, arguments.dtype)
     for name in arguments.names:
         if not selected([name], arguments.dtype):
             near = difflib.get_close_matches(name, CASES, n=3, cutoff=0.3)
@@ -98,8 +102,9 @@ def _wanted(arguments):
 
 def _more(arguments):
     """What the table leaves out."""
-    short = not arguments.names and not arguments.all
-    return f"--all shows {len(selected('*', arguments.dtype))} calls, NAME one of them again." if short else ""
+    if arguments.names or arguments.all:
+        return ""
+    return f"bench --all shows {len(selected(EVERY, arguments.dtype))} calls, bench NAME one of them again."
 
 
 def _table(found):

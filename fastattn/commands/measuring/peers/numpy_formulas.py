@@ -1,9 +1,9 @@
 """NumPy, as somebody writes it who knows it well: steps in place, no pass over memory that can be spared.
 
 Where a case has `out`, results and intermediate arrays are made beforehand and written again in each call. In 16 bits,
-where NumPy's own operations are slow, all is computed in float32 and rounded once at the end. gelu takes SciPy's erf
-where SciPy is installed, else one of array operations (:mod:`fastattn.commands.measuring.erf`). What models call seldom,
-and `bench` does not time, is the formula of :mod:`fastattn.commands.measuring.formulas`.
+where NumPy's own operations are slow, all is computed in float32 and rounded once at the end. gelu has SciPy's erf
+where SciPy is installed, else one of array operations (:mod:`fastattn.commands.measuring.erf`). What `bench` does not
+time is the formula of :mod:`fastattn.commands.measuring.formulas`.
 
 NumPy's BLAS takes its threads from the environment.
 """
