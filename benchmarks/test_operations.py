@@ -1,7 +1,8 @@
 """Every case of `python -m fastattn bench --all` as a pytest-benchmark, in every type, and beside NumPy.
 
 Run some of them with ``pytest benchmarks -k "attention-bert and fastattn"``, one by its name in the table with
-``pytest "benchmarks/test_operations.py::test_operation[attention-bert-512-fastattn]"``; pytest-benchmark compares runs over time.
+``pytest "benchmarks/test_operations.py::test_operation[attention-bert-512-fastattn]"``. pytest-benchmark
+compares runs over time.
 """
 
 import pytest

@@ -11,6 +11,9 @@ from fastattn.commands.measuring import tables
 BAR = 0.3  # inches
 WON, LOST = "#3583c4", "#c4563a"
 
+#: What of the machine is told below, and its unit.
+_FACTS = {"processor": "", "threads": " threads", "target": "", "date": ""}
+
 
 def save(file, format, results, other, facts):
     """Draw how many times as fast as the `other` engine the library was, into a binary file."""
@@ -38,18 +41,19 @@ def _figure(bars, facts):
     axes.tick_params(length=0, which="both", labelsize=8.5, labelcolor=INK)
     axes.spines[:].set_visible(False)
     axes.set_title("Times as fast as NumPy", loc="left", fontsize=13, fontweight="bold", color=INK, pad=10)
-    machine = " · ".join(f"{facts[name]}{unit}" for name, unit in _FACTS.items())
-    axes.set_xlabel(machine, loc="left", fontsize=8, color=FAINT, labelpad=8)
+    below = " · ".join(f"{facts[name]}{unit}" for name, unit in _FACTS.items())
+    if any(_is_uncertain(result) for result, _ in bars):
+        below += "\n~ rounds lie apart, or others had the processors"
+    axes.set_xlabel(below, loc="left", fontsize=8, color=FAINT, labelpad=8)
     return figure
 
 
-_FACTS = {"processor": "", "threads": " threads", "target": "", "date": ""}
-
-
 def _draw(axes, row, result, ratio):
-    """A bar from 1 to the ratio, with both behind it: the ratio and the time that the library took."""
+    """A bar from 1 to the ratio, and behind it the ratio and the time that the library took."""
     axes.barh(row, ratio - 1, left=1, height=0.7, color=WON if ratio >= 1 else LOST)
-    told = f" {tables.ratio(ratio)}  {tables.duration(result.ours.seconds)}" + " ~" * (
-        result.scatters or result.disturbed
-    )
+    told = f" {tables.ratio(ratio)}  {tables.duration(result.ours.seconds)}{' ~' * _is_uncertain(result)}"
     axes.text(max(ratio, 1), row, told, va="center", fontsize=8, color=INK)
+
+
+def _is_uncertain(result):
+    return result.scatters or result.disturbed

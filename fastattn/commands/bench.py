@@ -95,8 +95,9 @@ def _wanted(arguments):
         return selected(EVERY if arguments.all else SHORT, arguments.dtype)
     for name in arguments.names:
         if not selected([name], arguments.dtype):
-            near = difflib.get_close_matches(name, CASES, n=3, cutoff=0.3)
-            raise SystemExit(f"there is no call {name!r}; similar are {', '.join(near)}; --all shows every name")
+            near = difflib.get_close_matches(name, CASES, n=3)
+            similar = f"similar are {', '.join(near)}; " if near else ""
+            raise SystemExit(f"there is no call {name!r}; {similar}bench --all shows every name")
     return selected(arguments.names, arguments.dtype)
 
 
