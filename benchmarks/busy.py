@@ -21,15 +21,14 @@ import sys
 import time
 from dataclasses import dataclass
 
-from compare import deliver, parse
-
 import fastattn
-from fastattn.commands import machine, tables
-from fastattn.commands.cases import CASES
-from fastattn.commands.encoder import ENCODER
-from fastattn.commands.measure import Engine
-from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import geometric_mean
+from compare import deliver, parse
+from fastattn.commands.measuring import machine, tables
+from fastattn.commands.measuring.cases import CASES
+from fastattn.commands.measuring.results import geometric_mean
+from laboratory.encoder import ENCODER
+from laboratory.peers import OTHERS, PEERS
+from laboratory.watching import Engine
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/busy.py -->"
@@ -75,7 +74,7 @@ SCENES = (
 
 #: What is called: label → the case, and the ending of the names of the engines that know it.
 CALLS = {
-    "attention 1×12×128×64": (CASES["bert-128"], ""),
+    "attention 1×12×128×64": (CASES["attention-bert-128"], ""),
     "linear 128×768→3072, gelu": (CASES["linear-128x768x3072-gelu-out"], ""),
     "softmax 1536×128": (CASES["softmax-1536x128-out"], ""),
     "MiniLM 1×16, float32": (ENCODER["forward 1×16, float32"], "-encoder"),

@@ -11,9 +11,9 @@ weights are uneven: of 2048 keys the first 4 have half of the weight of a middli
 import dataclasses
 
 import numpy as np
-from compare import print_or_write
 
 import fastattn
+from compare import print_or_write
 from fastattn import reference
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.

@@ -15,11 +15,13 @@ import json
 from pathlib import Path
 
 import fastattn
-from fastattn.commands import dtypes, machine, options, tables
-from fastattn.commands.cases import chosen, in_float32
-from fastattn.commands.measure import CAPS, Pace, cap
-from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import collect, geometric_mean
+from fastattn.commands import options
+from fastattn.commands.measuring import dtypes, machine, tables
+from fastattn.commands.measuring.cases import chosen, in_float32
+from fastattn.commands.measuring.engines import Pace
+from fastattn.commands.measuring.results import collect, geometric_mean
+from laboratory.instructions import CAPS, cap
+from laboratory.peers import OTHERS, PEERS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -64,12 +66,12 @@ def main(argv=None):
 
 def of_float(arguments):
     """The cases of the first table."""
-    return [case for case in chosen("full", arguments.only) if case.dtype not in dtypes.HALF]
+    return [case for case in chosen(arguments.only) if case.dtype not in dtypes.HALF]
 
 
 def of_types(arguments):
     """The cases in the types that were asked for, rows into a given array alone, and how to find each in float32."""
-    cases = [case for name in dtypes.present(arguments.dtype) for case in chosen("full", arguments.only, (name,))]
+    cases = [case for name in dtypes.present(arguments.dtype) for case in chosen(arguments.only, (name,))]
     return [case for case in cases if case.out or SECTIONS[0][1](case)], in_float32
 
 

@@ -14,13 +14,12 @@ import contextlib
 import dataclasses
 import math
 
-from compare import deliver, parse
-
 import fastattn
-from fastattn.commands import dtypes, machine, tables
-from fastattn.commands.decode import ASKED, DECODING, Loop, Reader, cached
-from fastattn.commands.measure import Engine, Outcome, Pace, contest
-from fastattn.commands.peers import PEERS
+from compare import deliver, parse
+from fastattn.commands.measuring import dtypes, machine, tables
+from fastattn.commands.measuring.engines import Engine, Outcome, Pace, contest
+from laboratory.decode import ASKED, DECODING, Loop, Reader, cached
+from laboratory.peers import PEERS
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/decode.py -->"

@@ -11,10 +11,10 @@ import os
 import string
 
 import numpy as np
-from compare import print_or_write
 
-from fastattn.commands.encoder import texts
+from compare import print_or_write
 from fastattn.models import BertEncoder, default_folder
+from laboratory.encoder import texts
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/embedding_accuracy.py -->"

@@ -16,11 +16,14 @@ import contextlib
 import dataclasses
 import math
 
-from compare import deliver, parse
-
 import fastattn
-from fastattn.commands import dtypes, machine, options, startup, tables
-from fastattn.commands.encoder import (
+from compare import deliver, parse
+from fastattn.commands import options
+from fastattn.commands.measuring import dtypes, machine, tables
+from fastattn.commands.measuring.engines import Engine, Outcome, Pace, contest
+from fastattn.commands.measuring.results import geometric_mean
+from laboratory import startup
+from laboratory.encoder import (
     ALLOWED,
     ASKED_OF_PASSES,
     ASKED_OF_TEXTS,
@@ -34,9 +37,7 @@ from fastattn.commands.encoder import (
     Forward,
     folder,
 )
-from fastattn.commands.measure import Engine, Outcome, Pace, contest
-from fastattn.commands.peers import OTHERS, PEERS, exported
-from fastattn.commands.results import geometric_mean
+from laboratory.peers import OTHERS, PEERS, exported
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/encoder.py -->"

@@ -13,14 +13,13 @@ import contextlib
 import dataclasses
 import math
 
-from compare import deliver, parse
-
 import fastattn
-from fastattn.commands import machine, tables
-from fastattn.commands.measure import Engine, Outcome, Pace, duel, race
-from fastattn.commands.peers import PEERS
-from fastattn.commands.results import geometric_mean
-from fastattn.commands.variants import AGAINST, OPTIONS, PACKED
+from compare import deliver, parse
+from fastattn.commands.measuring import machine, tables
+from fastattn.commands.measuring.engines import Engine, Outcome, Pace, race
+from fastattn.commands.measuring.results import geometric_mean
+from laboratory.peers import PEERS
+from laboratory.variants import AGAINST, OPTIONS, PACKED, duel
 
 #: What stands before the table in the README; behind it stands what compare.py's ends with.
 BEGIN = "<!-- table of benchmarks/variants.py -->"

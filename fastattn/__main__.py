@@ -15,7 +15,7 @@ from fastattn.commands import files
 COMMANDS = {
     "info": "show what was built, and what this machine uses of it",
     "check": "compare every operation, on every target of this machine, with the float64 oracle",
-    "bench": "time real model shapes beside NumPy and, with --peers, other engines",
+    "bench": "time real model shapes beside NumPy",
     "embed": "embed the lines of a file",
     "similar": "print the lines of a file that are nearest to a text",
     "attention-map": "draw how much each token of a text attends to each",

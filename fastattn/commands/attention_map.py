@@ -4,13 +4,10 @@ A row is a token that attends, a column a token that is attended to; a row's wei
 the vocabulary has them. Layers and heads count from 0, or back from the last one as -1, -2 and so on.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from fastattn.commands import files, model
-
-FORMATS = (".png", ".svg", ".pdf")
+from fastattn.commands import files, model, options
 
 
 def add_arguments(parser):
@@ -18,7 +15,9 @@ def add_arguments(parser):
     parser.add_argument("text", type=model.text, metavar="TEXT", help="a text")
     parser.add_argument("--layer", type=int, required=True, metavar="L", help="which layer")
     parser.add_argument("--head", type=int, required=True, metavar="H", help="which of its heads")
-    parser.add_argument("-o", dest="out", type=_picture, required=True, metavar="OUT", help="a .png, .svg or .pdf")
+    parser.add_argument(
+        "-o", dest="out", type=options.picture, required=True, metavar="OUT", help="a .png, .svg or .pdf"
+    )
     model.add_arguments(parser)
 
 
@@ -40,9 +39,3 @@ def run(arguments):
         print(f"no font on this machine has {missing}: boxes stand there", file=sys.stderr)
     print(f"{arguments.out}: {len(tokens)} × {len(tokens)} tokens")
     return 0
-
-
-def _picture(name):
-    if Path(name).suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{name!r} does not end in {', '.join(FORMATS)}")
-    return name

@@ -1,98 +1,165 @@
-"""Time real model shapes beside NumPy and, with --peers, other engines.
+"""Time calls of real models beside NumPy.
 
-Every result is compared with the float64 oracle before it is timed. Each engine runs in a process of its own, on
-the same number of threads, in turns with the others. The exit code is 1 when a result of the library is wrong.
+By itself it shows a dozen telling calls. NAME is one as the table prints it, or a pattern like 'attention-*'; --all is
+every call. Each result is compared with the float64 oracle before it is timed. fastattn and NumPy have a process each,
+on the same number of threads, and take turns. The exit code is 1 when a result of the library is wrong.
 """
 
+import difflib
 import json
+from pathlib import Path
 
 import fastattn
-from fastattn.commands import dtypes, machine, options, tables
-from fastattn.commands.cases import CASES, chosen
-from fastattn.commands.measure import Pace
-from fastattn.commands.peers import OTHERS, PEERS
-from fastattn.commands.results import collect, geometric_mean
+from fastattn.commands import files, options
+from fastattn.commands.measuring import dtypes, erf, machine, results, tables
+from fastattn.commands.measuring.cases import CASES, SHORT, selected
+from fastattn.commands.measuring.engines import Pace
+from fastattn.commands.measuring.peers import PEERS
 
-#: What the cases are called; those in other types than float32 have it behind the name.
-NAMES = [name for name, case in CASES.items() if case.dtype == "float32"]
+#: The engine beside the library.
+OTHER = "numpy"
 
-PACES = {
-    "quick": Pace(rounds=2, seconds=0.03, patience=0.2),
-    "usual": Pace(rounds=3, seconds=0.04, patience=0.4),
-    "full": Pace(rounds=3, seconds=0.04, patience=0.4),
+#: The pattern of all names.
+EVERY = ("*",)
+
+PACE = Pace(rounds=5, seconds=0.04, patience=0.6)
+
+SCATTERS, DISTURBED = "~", "!"
+
+LEGEND = {
+    SCATTERS: f"rounds lie apart by more than {tables.percent(results.SCATTER)} of their median",
+    DISTURBED: f"other processes, or the machine's host, took more than {machine.Others.ALLOWED} processors meanwhile",
 }
 
-NOTES = """\
-NumPy: the straightforward formula in the same precision; it has no erf, so its gelu calls Python's.
-Rate: useful work only, excluded keys do not count.
-Of limit: share of what this machine does at most, measured now, in multiply-adds ({arithmetic}),
-or in reading or copying as many bytes. Error: difference from the oracle where it is closest to what is allowed."""
+NOTES = f"""\
+NumPy: in place and in the same precision, as somebody writes it who knows it well. For gelu it has
+{erf.NAME}.
+Rate: useful work only, excluded keys do not count; in bytes where a call moves much and computes little.
+Of limit: share of what this machine does at most, measured now, in multiply-adds ({{arithmetic}}),
+or in reading or copying as many bytes. Error: difference from the float64 oracle where it is closest to what is allowed.
+Shapes: batch × heads × tokens × head size, 32/8 heads are grouped, 64→4096 tokens are queries → keys;
+rows × inputs → outputs of a linear layer; rows × length. Names with "out" write into a given array."""
 
 
 def add_arguments(parser):
     """Describe the command's arguments."""
-    parser.add_argument("--quick", dest="suite", action="store_const", const="quick", help="a few small cases")
-    parser.add_argument("--full", dest="suite", action="store_const", const="full", help="every case")
-    options.add_arguments(parser)
-    options.add_dtype(parser, "float32, and some cases in the others")
-    parser.add_argument("--peers", action="store_true", help="also PyTorch, ONNX Runtime and OpenVINO where installed")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these calls, by name or pattern")
+    parser.add_argument("--all", action="store_true", help="every call, in float32 and some in other types")
+    options.add_dtype(parser, "float32, or as names say")
+    options.add_threads(parser)
+    parser.add_argument("--plot", type=options.picture, metavar="FILE", help="also draw it, as .svg, .png or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(suite="usual")
 
 
 def run(arguments):
-    """Measure, then print one line for each case."""
+    """Measure, then print one line for each case, and draw them."""
+    cases, left_out = _cases(arguments)
+    if arguments.plot is None:
+        return _run(arguments, cases, left_out, lambda found, facts: None)
+    try:
+        from fastattn.commands import barchart
+    except ImportError as error:
+        raise SystemExit(f"bench --plot needs {error.name}: pip install 'fastattn[plot]'") from None
+    with files.created(arguments.plot) as out:
+        format = Path(arguments.plot).suffix[1:].lower()
+        return _run(arguments, cases, left_out, lambda found, facts: barchart.save(out, format, found, OTHER, facts))
+
+
+def _run(arguments, cases, left_out, draw):
     threads = arguments.threads or fastattn.get_num_threads()
-    asked = OTHERS if arguments.peers else ()
-    present = ["numpy", *(name for name in asked if not PEERS[name].absent)]
-    absent = [name for name in asked if PEERS[name].absent]
-    wanted = chosen(arguments.suite, arguments.only, arguments.dtype)
-    if not wanted:
-        raise SystemExit(f"no case matches {arguments.only.pattern!r}; they are {', '.join(NAMES)}")
+    facts = machine.describe([OTHER, *erf.DISTRIBUTIONS], threads)
+    others = machine.Others()
+    found = results.collect(cases, ["fastattn", OTHER], PACE, threads)
+    draw(found, facts)
+    if arguments.json:
+        data = {"machine": facts, "left_out": left_out, "results": [result.as_json() for result in found]}
+        print(json.dumps(data, indent=2))
+    else:
+        below = [*_remarks(found), *left_out, _more(arguments), others.remark()]
+        print("\n".join([machine.line(facts), "", _table(found), "", *filter(None, below)]))
+    return 0 if all(result.ours.kept for result in found) else 1
+
+
+def _cases(arguments):
+    """The cases that were asked for and can be had, and a line about each type that cannot."""
+    wanted = _wanted(arguments)
     types = dict.fromkeys(case.dtype for case in wanted)
-    cases = [case for case in wanted if case.dtype in dtypes.present(types)]
+    cases = [case for case in wanted if not dtypes.absent(case.dtype)]
     if not cases:
         raise SystemExit("; ".join(dtypes.remarks(types)))
-
-    facts = machine.describe(present, threads)
-    others = machine.Others()
-    results = collect(cases, ["fastattn", *present], PACES[arguments.suite], threads)
-    if arguments.json:
-        data = {"machine": facts, "absent": absent, "left_out": dtypes.remarks(types)}
-        print(json.dumps(data | {"results": [result.as_json() for result in results]}, indent=2))
-    else:
-        remarks = [*dtypes.remarks(types), *_remarks(results, present, absent), others.remark()]
-        print("\n".join([machine.line(facts), "", _table(results, present), "", *filter(None, remarks)]))
-    return 0 if all(result.ours.kept for result in results) else 1
+    return cases, dtypes.remarks(types)
 
 
-def _table(results, others):
-    header = ["operation", "shape", "dtype", "fastattn"]
-    for name in others:
-        header += [PEERS[name].label, "speed-up"]
-    header += ["rate", "of limit", "error"]
-    return tables.text(header, [_row(result, others) for result in results], "lll" + "r" * (len(header) - 3))
+def _wanted(arguments):
+    if not arguments.names:
+        return selected(EVERY if arguments.all else SHORT, arguments.dtype)
+    for name in arguments.names:
+        if not selected([name], arguments.dtype):
+            near = difflib.get_close_matches(name, CASES, n=3)
+            similar = f"similar are {', '.join(near)}; " if near else ""
+            raise SystemExit(f"there is no call {name!r}; {similar}bench --all shows every name")
+    return selected(arguments.names, arguments.dtype)
 
 
-def _row(result, others):
-    case, ours = result.case, result.ours
-    row = [case.title, case.shape, case.dtype, tables.duration(ours.seconds)]
-    for name in others:
-        row += [tables.duration(result.outcomes[name].seconds), tables.ratio(result.speedup(name))]
-    error = tables.scientific(ours.error) if ours.kept else f"WRONG {tables.scientific(ours.error)}"
-    return [*row, tables.rate(result.rate, result.unit), tables.percent(result.share), error]
+def _more(arguments):
+    """What the table leaves out."""
+    if arguments.names or arguments.all:
+        return ""
+    return f"bench --all shows {len(selected(EVERY, arguments.dtype))} calls, bench NAME one of them again."
 
 
-def _remarks(results, others, absent):
+def _table(found):
+    header = ("name", "shape", "fastattn", "NumPy", "speed-up", "rate", "of limit", "error", "")
+    return tables.text(header, [_row(result) for result in found], "llrrrrrrl", _painted(found))
+
+
+def _row(result):
+    ours = result.ours
+    return [
+        result.case.name,
+        result.case.shape,
+        tables.duration(ours.seconds),
+        tables.duration(result.outcomes[OTHER].seconds),
+        tables.ratio(result.speedup(OTHER)),
+        tables.rate(result.rate, result.case.unit),
+        tables.percent(result.share),
+        tables.scientific(ours.error) if ours.kept else f"WRONG {tables.scientific(ours.error)}",
+        _marks(result),
+    ]
+
+
+def _marks(result):
+    return SCATTERS * result.scatters + DISTURBED * result.disturbed
+
+
+def _painted(found):
+    """What gives a cell of the table its colour, by its column's place: losses and errors stand out."""
+    if not tables.in_colour():
+        return lambda row, column, cell: cell
+
+    def paint(row, column, cell):
+        if row is None:
+            return tables.painted(cell, "bold")
+        result = found[row]
+        colours = {
+            4: "red" if result.speedup(OTHER) < 1 else "green",
+            7: "" if result.ours.kept else "red",
+            8: "yellow",
+        }
+        return tables.painted(cell, colours.get(column, ""))
+
+    return paint
+
+
+def _remarks(found):
     """The lines below the table."""
-    for name in others:
-        mean = geometric_mean(result.speedup(name) for result in results)
-        yield f"{tables.ratio(mean)} the speed of {PEERS[name].label} (geometric mean)"
-    for name in absent:
-        yield f"{PEERS[name].label} is absent: {', '.join(PEERS[name].absent)} not installed"
-    for result in results:
+    marks = "".join(map(_marks, found))
+    yield from (f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in marks)
+    mean = results.geometric_mean(result.speedup(OTHER) for result in found)
+    yield f"{tables.ratio(mean)} the speed of NumPy (geometric mean)"
+    for result in found:
         for name, outcome in result.outcomes.items():
             if outcome.failure:
                 yield f"{PEERS[name].label} cannot run {result.case.name}: {outcome.failure}"
-    limits = {result.case.dtype: tables.rate(result.arithmetic, "FLOP/s") for result in results}
+    limits = {result.case.dtype: tables.rate(result.arithmetic, "FLOP/s") for result in found}
     yield NOTES.format(arithmetic=", ".join(f"{limit} in {dtype}" for dtype, limit in limits.items()))

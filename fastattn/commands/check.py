@@ -13,9 +13,9 @@ from collections import defaultdict
 
 import fastattn
 from fastattn import _runtime
-from fastattn.commands import accuracy, dtypes, tables
-from fastattn.commands.cases import AWKWARD, OPERATIONS, QUANTISED, STORING
-from fastattn.commands.peers import fastattn_itself
+from fastattn.commands.measuring import accuracy, dtypes, tables
+from fastattn.commands.measuring.cases import AWKWARD, OPERATIONS, QUANTISED, STORING
+from fastattn.commands.measuring.peers import fastattn_itself
 
 #: The types of all arguments, or of the first one and what keys and values or a weight are stored in.
 TYPES = (

@@ -3,13 +3,22 @@
 import argparse
 import functools
 import re
+from pathlib import Path
 
-from fastattn.commands import dtypes
+from fastattn.commands.measuring import dtypes
+
+#: The kinds of pictures that matplotlib writes for us.
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser):
     """Of what measures: which cases, and on how many threads."""
     parser.add_argument("--only", type=re.compile, default="", metavar="REGEX", help="only cases with a matching name")
+    add_threads(parser)
+
+
+def add_threads(parser):
+    """On how many threads."""
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads of every engine (default: the library's own choice)"
     )
@@ -20,6 +29,13 @@ def count(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)
+
+
+def picture(name):
+    """A file that a picture is written to."""
+    if Path(name).suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{name!r} does not end in {', '.join(PICTURES)}")
+    return name
 
 
 def add_dtype(parser, default, known=tuple(dtypes.NEEDS)):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastattn.commands import machine, measure
-from fastattn.commands.cases import CASES
-from fastattn.commands.peers.__main__ import Desk
+from fastattn.commands.measuring import machine
+from fastattn.commands.measuring.cases import CASES
+from laboratory.watching import Desk, Engine
 from support.scripts import script
 
 busy = script("busy")
@@ -63,7 +63,7 @@ def test_what_workers_saw_together():
 
 def test_a_scene():
     """Two real workers of NumPy's formulas, one neighbour."""
-    with measure.Engine("numpy", 1) as first, measure.Engine("numpy", 1) as second:
+    with Engine("numpy", 1) as first, Engine("numpy", 1) as second:
         for engine in (first, second):
             assert not engine.prepare(CASES["softmax-1x128-out"]).failure
         answers = busy._watch([first, second], busy.Scene("", neighbours=1, workers=2), 0.05)

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastattn.commands import encoder, measure, startup, tables
-from fastattn.commands.accuracy import Verdict
-from fastattn.commands.encoder import ALLOWED, ENCODER, PLAUSIBLE, RUNS, Encode, Forward
-from fastattn.commands.peers import OTHERS, PEERS
+from fastattn.commands.measuring import engines, tables
+from fastattn.commands.measuring.accuracy import Verdict
+from laboratory import encoder, startup
+from laboratory.encoder import ALLOWED, ENCODER, PLAUSIBLE, RUNS, Encode, Forward
+from laboratory.peers import OTHERS, PEERS
 from support.scripts import README, script
 
 draw_texts = encoder.texts.__wrapped__
@@ -56,11 +57,11 @@ def test_names_are_the_cases_own():
 
 def test_what_is_asked_can_run():
     """Every engine has its peer; whatever a pass is compared with exists, and so do the asked-for ratios."""
-    for engines in RUNS.values():
-        assert engines.keys() <= {"fastattn", *OTHERS}
-        assert all(f"{name}-encoder" in PEERS for name in engines)
-        assert all(set(types) <= set(ALLOWED) for types in engines.values())
-        assert engines["fastattn"] == tuple(ALLOWED)
+    for types_of in RUNS.values():
+        assert types_of.keys() <= {"fastattn", *OTHERS}
+        assert all(f"{name}-encoder" in PEERS for name in types_of)
+        assert all(set(types) <= set(ALLOWED) for types in types_of.values())
+        assert types_of["fastattn"] == tuple(ALLOWED)
     assert set(encoder.RIVAL_DTYPE.values()) <= set(RUNS["forward"][encoder.RIVAL])
     assert encoder.ASKED_OF_PASSES.keys() == encoder.RIVAL_DTYPE.keys() == ALLOWED.keys() == PLAUSIBLE.keys()
     assert encoder.ASKED_OF_TEXTS.keys() < RUNS["encode"].keys()
@@ -240,7 +241,7 @@ def benchmark_script():
 
 
 def outcome(seconds, error=1e-6, allowed=1e-5, failure=""):
-    return measure.Outcome(times=[seconds] if seconds else [], error=error, allowed=allowed, failure=failure)
+    return engines.Outcome(times=[seconds] if seconds else [], error=error, allowed=allowed, failure=failure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +256,7 @@ class Pass:
 
 def row(script, dtype, rival=None, operation="forward", **seconds):
     outcomes = {
-        name: found if isinstance(found, measure.Outcome) else outcome(found) for name, found in seconds.items()
+        name: found if isinstance(found, engines.Outcome) else outcome(found) for name, found in seconds.items()
     }
     work = 1e10 if operation == "forward" else 3000
     return script.Row(Pass(dtype, operation=operation, work=work), outcomes, outcome(rival))
@@ -344,7 +345,7 @@ def test_what_is_wrong_or_fails_is_told(benchmark_script):
     assert shown[1]["engines"]["fastattn"]["seconds"] is None
 
 
-class Played(measure.Engine):
+class Played(engines.Engine):
     """An engine that takes as long as it is told, and writes down what it was asked to do."""
 
     def __init__(self, name, seconds):
@@ -361,20 +362,20 @@ class Played(measure.Engine):
 
 def test_int8_is_held_to_bfloat16_of_the_rival(benchmark_script, monkeypatch):
     """All types take turns; an engine has those that it can run, and the rival what it is compared in."""
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(engines, "PAUSE", 0)
     ours = Played("fastattn", {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0})
     rival = Played("openvino", {"float32": 5.0, "bfloat16": 3.0, "int8": 2.5})
-    engines, pace = {"fastattn": ours, "openvino": rival}, measure.Pace(1, 0)
+    both, pace = {"fastattn": ours, "openvino": rival}, engines.Pace(1, 0)
     progress = tables.Progress(2)
-    every = list(benchmark_script._measure(Forward(1, 16), tuple(ALLOWED), engines, pace, progress))
+    every = list(benchmark_script._measure(Forward(1, 16), tuple(ALLOWED), both, pace, progress))
     assert [line.lead for line in every] == [1.25, 1.5, 3.0]
     assert [line.advantage for line in every] == [1.25, 1.5, 2.5]
     rival.prepared.clear()
-    (alone,) = benchmark_script._measure(Forward(1, 16), ("int8",), engines, pace, progress)
+    (alone,) = benchmark_script._measure(Forward(1, 16), ("int8",), both, pace, progress)
     assert sorted(rival.prepared) == ["forward 1×16, bfloat16", "forward 1×16, int8"]
     assert (alone.lead, alone.advantage) == (3.0, 2.5)
     rival.prepared.clear()
-    (texts,) = benchmark_script._measure(Encode(9), ("int8",), engines, pace, progress)
+    (texts,) = benchmark_script._measure(Encode(9), ("int8",), both, pace, progress)
     assert rival.prepared == []
     assert math.isnan(texts.lead)
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from fastattn.commands import dtypes, encoder, startup
-from fastattn.commands.encoder import FEW, RUNS, Encode, Forward
-from fastattn.commands.measure import Engine
-from fastattn.commands.peers import OTHERS, PEERS, exported
+from fastattn.commands.measuring import dtypes
+from fastattn.commands.measuring.engines import Engine
+from laboratory import encoder, startup
+from laboratory.encoder import FEW, RUNS, Encode, Forward
+from laboratory.peers import OTHERS, PEERS, exported
 
 pytestmark = pytest.mark.slow
 

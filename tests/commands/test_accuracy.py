@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastattn import reference
-from fastattn.commands import accuracy
+from fastattn.commands.measuring import accuracy
 
 F32 = np.float32
 

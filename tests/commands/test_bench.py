@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import pickle
 import platform
 import re
 import time
@@ -14,25 +15,29 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.commands import accuracy, check, dtypes, formulas, limits, machine, measure, tables
-from fastattn.commands.cases import (
+from fastattn.commands import check
+from fastattn.commands.measuring import accuracy, dtypes, engines, formulas, limits, machine, tables
+from fastattn.commands.measuring.cases import (
     ARRAYS,
     AWKWARD,
     CASES,
     OPERATIONS,
+    SHORT,
     STORING,
-    SUITES,
     Case,
     chosen,
     in_dtype,
     long_tailed,
     packed_lengths,
+    selected,
 )
-from fastattn.commands.decode import DECODING, Loop, Reader, cached
-from fastattn.commands.peers import PEERS, Peer, Unsuitable, folded
-from fastattn.commands.peers.__main__ import TRIALS, Desk, serve
-from fastattn.commands.results import Result, geometric_mean
-from fastattn.commands.variants import VARIANTS
+from fastattn.commands.measuring.peers import Peer
+from fastattn.commands.measuring.results import Result, geometric_mean
+from fastattn.commands.measuring.worker import TRIALS, Desk, serve
+from laboratory import instructions
+from laboratory.decode import DECODING, Loop, Reader, cached, largest_cache
+from laboratory.peers import PEERS, Unsuitable, folded
+from laboratory.variants import PACKED, duel
 from support.scripts import README, script
 from support.targets import on_target
 
@@ -56,6 +61,10 @@ def small_layer(**changes):
     return Case("small", "linear", {"rows": 30, "K": 8, "N": 50}, **changes)
 
 
+def small_rows(**changes):
+    return Case("small", "softmax", {"rows": 3, "n": 50}, **changes)
+
+
 # Cases
 
 
@@ -63,17 +72,31 @@ def test_names_are_the_cases_own():
     assert all(name == case.name for name, case in CASES.items())
 
 
-def test_suites_grow():
-    everything = re.compile("")
-    quick, usual, full = (chosen(suite, everything, dtypes.NEEDS) for suite in SUITES)
-    assert set(map(id, quick)) < set(map(id, usual)) < set(map(id, full))
-    assert full == list(CASES.values())
+def test_the_short_table_has_something_of_each_kind():
+    assert 10 <= len(SHORT) <= 12
+    short = {name.partition("-")[0] for name in SHORT}
+    assert short >= {"attention", "softmax", "layer_norm", "rms_norm", "add_layer_norm", "linear", "rotary_embedding"}
+    assert {CASES[name].dtype for name in SHORT} == {"float32"}  # NumPy alone is needed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_name_selects_its_case_alone(name):
+    assert selected([name]) == [CASES[name]]
+
+
+def test_names_are_selected_by_patterns_and_types():
+    assert selected(["attention-tiny-float16"], ("float16",)) == []
+    assert selected(["attention-tiny"], ("float16",)) == [CASES["attention-tiny-float16"]]
+    shown = [case.name for case in selected(["attention-bert-512*", "no such name"])]
+    assert shown == [case.name for case in chosen(re.compile("attention-bert-512"))]
+    assert len(shown) == 5
+    assert selected(["*"], tuple(dtypes.NEEDS)) == list(CASES.values())
 
 
 def test_types_are_chosen():
     everything = re.compile("")
-    assert {case.dtype for case in chosen("full", everything, ("bfloat16",))} == {"bfloat16"}
-    unasked = [case.name for case in chosen("full", everything) if "bert-512" in case.name]
+    assert {case.dtype for case in chosen(everything, ("bfloat16",))} == {"bfloat16"}
+    unasked = [case.name.removeprefix("attention-") for case in chosen(everything) if "bert-512" in case.name]
     assert unasked == ["bert-512", "bert-512-float64", "bert-512-float16", "bert-512-bfloat16", "bert-512-batch-8"]
     for case in CASES.values():
         in_float32 = CASES[case.name.removesuffix(f"-{case.dtype}")]
@@ -164,7 +187,7 @@ def test_lengths_have_a_long_tail_and_their_ends():
 
 
 def test_packed_cases_pack():
-    (case,) = (case for case in VARIANTS.values() if case.operation == "varlen_attention")
+    ((_, case, _),) = PACKED
     queries, keys = packed_lengths(case.sizes)
     assert case.inputs()["query"].shape == (queries.sum(), 12, 64)
     assert case.shape == "64×12×16…512×64"
@@ -312,53 +335,53 @@ def test_another_shape_dtype_or_number_of_arrays_is_no_result(result):
 
 def test_a_burst_takes_its_time_and_tells_that_of_one_call():
     start = time.perf_counter()
-    seconds = measure.burst(lambda: time.sleep(0.01), 0.05)
+    seconds = engines.burst(lambda: time.sleep(0.01), 0.05)
     assert time.perf_counter() - start >= 0.05
     assert seconds >= 0.01
 
 
 def test_a_slow_call_runs_once():
     calls = []
-    measure.burst(lambda: calls.append(time.sleep(0.02)), 0.01)
+    engines.burst(lambda: calls.append(time.sleep(0.02)), 0.01)
     assert len(calls) == 1
 
 
 def test_ratios_are_of_rounds_that_both_ran():
-    ours, theirs = measure.Outcome(times=[1.0, 2.0, 4.0]), measure.Outcome(times=[3.0, 4.0])
+    ours, theirs = engines.Outcome(times=[1.0, 2.0, 4.0]), engines.Outcome(times=[3.0, 4.0])
     assert ours.faster_than(theirs) == 2.5
-    assert math.isnan(ours.faster_than(measure.Outcome()))
+    assert math.isnan(ours.faster_than(engines.Outcome()))
 
 
 # Engines
 
 
 def test_an_engine_prepares_and_times():
-    with measure.Engine("fastattn", 1) as engine:
-        outcome = engine.prepare(CASES["tiny"])
+    with engines.Engine("fastattn", 1) as engine:
+        outcome = engine.prepare(CASES["attention-tiny"])
         assert outcome.kept
         assert engine.time(0.01) > 0
 
 
 def test_an_engine_whose_process_ends_says_so_and_starts_again():
-    with measure.Engine("numpy", 1) as engine:
-        engine.prepare(CASES["tiny"])
+    with engines.Engine("numpy", 1) as engine:
+        engine.prepare(CASES["attention-tiny"])
         engine._process.kill()
-        with pytest.raises(measure.EngineFailure, match="its process ended"):
+        with pytest.raises(engines.EngineFailure, match="its process ended"):
             engine.time(0.01)
-        assert not engine.prepare(CASES["tiny"]).failure
+        assert not engine.prepare(CASES["attention-tiny"]).failure
 
 
-@pytest.mark.parametrize("target", [name for name in measure.CAPS if name in fastattn.targets()])
+@pytest.mark.parametrize("target", [name for name in instructions.CAPS if name in fastattn.targets()])
 def test_instructions_may_be_capped(compare, monkeypatch, target):
     """In this process, which describes itself, and in those that it starts."""
-    for name in ("FASTATTN_TARGET", measure.CAP_VARIABLE):
+    for name in ("FASTATTN_TARGET", instructions.CAP_VARIABLE):
         monkeypatch.setenv(name, "put back afterwards")
     with on_target(fastattn.targets()[0]):
         compare.parse(["--isa", target], "")
         facts = machine.describe([], 1)
-    assert (facts["target"], facts[measure.CAP_VARIABLE]) == (target, measure.CAPS[target])
-    begun = measure.environment(1)
-    assert (begun["FASTATTN_TARGET"], begun[measure.CAP_VARIABLE]) == (target, measure.CAPS[target])
+    assert (facts["target"], facts[instructions.CAP_VARIABLE]) == (target, instructions.CAPS[target])
+    begun = engines.environment(1)
+    assert (begun["FASTATTN_TARGET"], begun[instructions.CAP_VARIABLE]) == (target, instructions.CAPS[target])
 
 
 def test_unknown_instructions_are_refused(compare):
@@ -390,20 +413,20 @@ def test_what_the_processor_has_is_told(monkeypatch, tmp_path, text, processor, 
 
 
 def test_an_engine_that_fails_in_the_race_leaves_it():
-    class Failing(measure.Engine):
+    class Failing(engines.Engine):
         def time(self, seconds, cases=None):
-            raise measure.EngineFailure("out of memory")
+            raise engines.EngineFailure("out of memory")
 
-    with Failing("numpy", 1) as failing, measure.Engine("fastattn", 1) as fine:
-        outcomes = measure.race(CASES["tiny"], [failing, fine], measure.Pace(3, 0.001))
+    with Failing("numpy", 1) as failing, engines.Engine("fastattn", 1) as fine:
+        outcomes = engines.race(CASES["attention-tiny"], [failing, fine], engines.Pace(3, 0.001))
     assert outcomes["numpy"].failure == "out of memory"
     assert len(outcomes["fastattn"].times) == 3
 
 
 def test_cases_of_one_engine_take_turns_in_its_process():
-    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
-    with measure.Engine("fastattn", 1) as engine:
-        outcomes = measure.duel({"one": [tiny], "two": [tiny, row]}, engine, measure.Pace(3, 0.01))
+    tiny, row = CASES["attention-tiny"], CASES["softmax-1x128"]
+    with engines.Engine("fastattn", 1) as engine:
+        outcomes = duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.01))
     assert [len(outcome.times) for outcome in outcomes.values()] == [3, 3]
     assert all(outcome.kept for outcome in outcomes.values())
 
@@ -411,31 +434,31 @@ def test_cases_of_one_engine_take_turns_in_its_process():
 def test_turns_alternate_and_time_what_takes_them_together():
     turns = []
 
-    class Scripted(measure.Engine):
+    class Scripted(engines.Engine):
         def prepare(self, case, beside=False):
-            return measure.Outcome(error=0.0, allowed=1.0)
+            return engines.Outcome(error=0.0, allowed=1.0)
 
         def time(self, seconds, cases=None):
             turns.append([case.name for case in cases])
             return float(len(turns))
 
-    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
+    tiny, row = CASES["attention-tiny"], CASES["softmax-1x128"]
     one, two = [tiny.name], [tiny.name, row.name]
     with Scripted("fastattn", 1) as engine:
-        outcomes = measure.duel({"one": [tiny], "two": [tiny, row]}, engine, measure.Pace(3, 0.001))
+        outcomes = duel({"one": [tiny], "two": [tiny, row]}, engine, engines.Pace(3, 0.001))
     assert turns == [two, one, one, two, two, one]
     assert [outcome.times for outcome in outcomes.values()] == [[2.0, 3.0, 6.0], [1.0, 4.0, 5.0]]
 
 
 def test_a_group_is_as_good_as_its_worst_case():
-    fine, close = measure.Outcome(error=1.0, allowed=9.0), measure.Outcome(error=8.0, allowed=9.0)
-    assert measure._closest([fine, close]) is close
-    assert measure._closest([close, failed := measure.Outcome(failure="no"), fine]) is failed
+    fine, close = engines.Outcome(error=1.0, allowed=9.0), engines.Outcome(error=8.0, allowed=9.0)
+    assert engines._closest([fine, close]) is close
+    assert engines._closest([close, failed := engines.Outcome(failure="no"), fine]) is failed
 
 
 def test_patience_ends_and_one_round_is_kept():
-    with measure.Engine("fastattn", 1) as engine:
-        outcomes = measure.race(CASES["tiny"], [engine], measure.Pace(5, 0.01, patience=0.01))
+    with engines.Engine("fastattn", 1) as engine:
+        outcomes = engines.race(CASES["attention-tiny"], [engine], engines.Pace(5, 0.01, patience=0.01))
     assert len(outcomes["fastattn"].times) == 1
 
 
@@ -458,14 +481,14 @@ def desk(*ways):
 
 def test_the_time_of_several_cases_is_their_sum(monkeypatch):
     told = iter([1.0, 2.0])
-    monkeypatch.setattr(measure, "burst", lambda call, seconds: next(told) if seconds == 0.5 else None)
+    monkeypatch.setattr(engines, "burst", lambda call, seconds: next(told) if seconds == 0.5 else None)
     both = desk(right)
     both.calls = {"one": None, "two": None, "three": None}
     assert both.time(1.0, ["one", "two"]) == {"seconds": 3.0}
 
 
 def test_a_wrong_way_is_not_timed():
-    assert desk(wrong, impossible, right).prepare("softmax-1x128")["variant"] == "right"
+    assert desk(wrong, impossible, right).prepare(CASES["softmax-1x128"])["variant"] == "right"
 
 
 @pytest.mark.parametrize(("patience", "trials"), [(0.0, 1), (60.0, TRIALS)])
@@ -476,21 +499,23 @@ def test_ways_that_take_long_have_one_trial(monkeypatch, patience, trials):
     def slow(case, arguments):
         return (lambda: calls.append(time.sleep(0.06)) or formulas.softmax(**arguments)), lambda result: result
 
-    monkeypatch.setattr("fastattn.commands.peers.__main__.PATIENCE", patience)
-    assert desk(slow, right).prepare("softmax-1x128")["variant"] == "right"
+    monkeypatch.setattr("fastattn.commands.measuring.worker.PATIENCE", patience)
+    assert desk(slow, right).prepare(CASES["softmax-1x128"])["variant"] == "right"
     assert len(calls) == 1 + trials
 
 
 def test_without_a_right_way_every_reason_is_told():
-    failure = desk(wrong, impossible).prepare("softmax-1x128")["failure"]
+    failure = desk(wrong, impossible).prepare(CASES["softmax-1x128"])["failure"]
     assert re.fullmatch(r"wrong: wrong result, error \S+; impossible: Unsuitable: no such kernel", failure)
 
 
-def test_requests_and_answers_are_lines():
-    requests = [json.dumps({"action": "prepare", "case": "softmax-1x128"}), '{"action": "time", "seconds": 0.001}']
-    answers = io.StringIO()
-    serve(requests, answers, desk(right))
-    prepared, timed = map(json.loads, answers.getvalue().splitlines())
+def test_requests_and_answers_are_pickles():
+    """A case comes whole: the worker need not know it by name."""
+    requests = [("prepare", {"case": small_rows()}), ("time", {"seconds": 0.001})]
+    answers = io.BytesIO()
+    serve(io.BufferedReader(io.BytesIO(b"".join(map(pickle.dumps, requests)))), answers, desk(right))
+    answers.seek(0)
+    prepared, timed = pickle.load(answers), pickle.load(answers)
     assert prepared["error"] <= prepared["allowed"]
     assert timed["seconds"] > 0
 
@@ -508,8 +533,9 @@ def test_folding_is_for_grouped_heads_that_see_everything():
 def test_installed_peers_run(name):
     if PEERS[name].absent:
         pytest.skip(f"{PEERS[name].absent} not installed")
-    with measure.Engine(name, 1) as engine:
-        for case in ("tiny", "softmax-1x128-out", "layer_norm-1x768", "rms_norm-1x4096", "add_layer_norm-128x768-out"):
+    with engines.Engine(name, 1) as engine:
+        rows = ("softmax-1x128-out", "layer_norm-1x768", "rms_norm-1x4096", "add_layer_norm-128x768-out")
+        for case in ("attention-tiny", *rows):
             assert engine.prepare(CASES[case]).failure == ""
         for case in ("rotary_embedding-1x32x1x128-out", "rotary_embedding-1x32x128x128"):
             assert engine.prepare(CASES[case]).failure == ""
@@ -524,9 +550,9 @@ def test_installed_peers_run_in_16_bits(name, dtype):
     needs(dtype)
     if PEERS[name].absent:
         pytest.skip(f"{PEERS[name].absent} not installed")
-    with measure.Engine(name, 1) as engine:
+    with engines.Engine(name, 1) as engine:
         rows = ("softmax-1x128-out", "layer_norm-1x768-out", "rotary_embedding-1x32x128x128")
-        for case in ("bert-128", *rows, "linear-1x768x3072-gelu-out"):
+        for case in ("attention-bert-128", *rows, "linear-1x768x3072-gelu-out"):
             outcome = engine.prepare(CASES[f"{case}-{dtype}"])
             if (name, dtype) == ("onnxruntime", "bfloat16") and not case.startswith("layer_norm"):
                 assert "NOT_IMPLEMENTED" in outcome.failure
@@ -582,8 +608,8 @@ def test_the_limit_of_bfloat16_is_that_of_its_dot_product(monkeypatch):
 
 
 def test_whatever_takes_longer_at_the_limit_bounds_a_case():
-    outcomes = {"fastattn": measure.Outcome(times=[1.0])}
-    case = CASES["bert-512"]
+    outcomes = {"fastattn": engines.Outcome(times=[1.0])}
+    case = CASES["attention-bert-512"]
     computing = Result(case, outcomes, arithmetic=case.flops, memory=1e15)
     assert (computing.unit, computing.share) == ("FLOP/s", 1.0)
     reading = Result(case, outcomes, arithmetic=1e15, memory=2 * case.traffic)
@@ -591,7 +617,7 @@ def test_whatever_takes_longer_at_the_limit_bounds_a_case():
 
 
 def test_a_layer_of_one_row_is_bound_by_reading_its_weight():
-    outcomes = {"fastattn": measure.Outcome(times=[1e-4])}
+    outcomes = {"fastattn": engines.Outcome(times=[1e-4])}
     one, many = (CASES[f"linear-{rows}x768x3072-gelu-out"] for rows in (1, 512))
     shown = Result(one, outcomes, arithmetic=2e11, memory=3e10)
     assert one.streaming == "read"
@@ -600,8 +626,8 @@ def test_a_layer_of_one_row_is_bound_by_reading_its_weight():
 
 
 def test_results_without_numbers_are_null_in_json():
-    outcomes = {"fastattn": measure.Outcome(failure="no"), "numpy": measure.Outcome(times=[1.0])}
-    shown = Result(CASES["tiny"], outcomes, 1e9, 1e9).as_json()
+    outcomes = {"fastattn": engines.Outcome(failure="no"), "numpy": engines.Outcome(times=[1.0])}
+    shown = Result(CASES["attention-tiny"], outcomes, 1e9, 1e9).as_json()
     assert shown["rate"] is None
     assert shown["engines"]["numpy"]["speedup"] is None
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
@@ -669,12 +695,12 @@ def variants():
 
 def results():
     """One case that is won and one that is lost; ONNX Runtime cannot run the second."""
-    times = {"tiny": (1e-6, 2e-6, 3e-6), "softmax-1x128-out": (4e-6, 3e-6, math.nan)}
+    times = {"attention-tiny": (1e-6, 2e-6, 3e-6), "softmax-1x128-out": (4e-6, 3e-6, math.nan)}
     return [
         Result(
             CASES[name],
             {
-                engine: measure.Outcome(times=[] if math.isnan(seconds) else [seconds])
+                engine: engines.Outcome(times=[] if math.isnan(seconds) else [seconds])
                 for engine, seconds in zip(("fastattn", "torch", "onnxruntime"), line, strict=True)
             },
             1e11,
@@ -706,7 +732,7 @@ def test_the_table_of_types_has_its_own_sections_and_float32(compare):
     """And the ratio to float32; the first table has neither."""
     shown = results()
     for result in shown:
-        result.outcomes["float32"] = measure.Outcome(times=[5e-6])
+        result.outcomes["float32"] = engines.Outcome(times=[5e-6])
     halves = [dataclasses.replace(result, case=in_dtype(result.case, "bfloat16")) for result in shown]
     table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is left out"])
     assert "**Attention, bfloat16**" in table
@@ -727,7 +753,7 @@ def test_types_are_compared_with_float32_in_the_same_rounds(compare, tmp_path, m
     assert before in README.read_text()
     assert "**Attention, float16**" in after
     measured = {result["case"]: result for result in json.loads(measurements.read_text())["results"]}
-    rows = ("tiny", "softmax-1x128-out")
+    rows = ("attention-tiny", "softmax-1x128-out")
     assert list(measured) == [f"{name}-{dtype}" for dtype in ("float16", "float64") for name in rows]
     assert measured["tiny-float64"]["engines"]["float32"]["speedup"] > 0
 
@@ -738,7 +764,7 @@ def test_the_first_table_is_of_float32_and_float64(compare):
 
 
 def rows(variants, ours, other, **changes):
-    outcomes = (measure.Outcome(times=[seconds] if seconds else []) for seconds in (ours, other))
+    outcomes = (engines.Outcome(times=[seconds] if seconds else []) for seconds in (ours, other))
     return [variants.Row("a label", "1×2×3×4", *outcomes, **changes)]
 
 
@@ -766,7 +792,7 @@ def test_the_second_table_without_pytorch(variants):
 
 def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
     """One option, nothing from PyTorch, and the README's second block alone is rewritten."""
-    tiny = CASES["tiny"]
+    tiny = CASES["attention-tiny"]
     title = "Options, against the same call without"
     monkeypatch.setitem(variants.PARTS, title, ([("an option", tiny, tiny, 1.5)], *variants.PARTS[title][1:]))
     readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
@@ -790,7 +816,7 @@ def decoding():
 def decoded(decoding, arrays, cache=None, torch=None, float32=None, stored="bfloat16"):
     """A row of 8 sequences and a megabyte that is read in 1 ms; the times in ms."""
     times = ([] if seconds is None else [seconds / 1e3] for seconds in (arrays, cache, torch, 1.0, float32))
-    outcomes = (measure.Outcome(times=found, error=1.0, allowed=2.0) for found in times)
+    outcomes = (engines.Outcome(times=found, error=1.0, allowed=2.0) for found in times)
     return decoding.Row("ragged", "8×1", stored, 8, 10**6, *outcomes)
 
 
@@ -828,7 +854,7 @@ def test_decoding_reads_more_than_a_cache_holds():
     for cases in DECODING.values():
         assert set(cases) == {"float32", "bfloat16", "float16", "int8"}
         assert 2**25 < cases["int8"].stored < cases["bfloat16"].stored < cases["float32"].stored
-        assert cases["int8"].stored > machine.largest_cache()
+        assert cases["int8"].stored > largest_cache()
         short = dataclasses.replace(cases["int8"], sizes={**cases["int8"].sizes, "Sk": 128})
         assert short.inputs()["key"].dtype == np.float32
 
@@ -841,9 +867,9 @@ def test_reading_takes_turns_with_engines():
 
 
 def test_an_engine_may_have_several_cases_of_a_contest():
-    tiny, row = CASES["tiny"], CASES["softmax-1x128"]
-    with measure.Engine("fastattn", 1) as ours, measure.Engine("numpy", 1) as other:
-        outcomes = measure.contest([(ours, [tiny]), (other, [row]), (ours, [row])], measure.Pace(2, 0.01))
+    tiny, row = CASES["attention-tiny"], CASES["softmax-1x128"]
+    with engines.Engine("fastattn", 1) as ours, engines.Engine("numpy", 1) as other:
+        outcomes = engines.contest([(ours, [tiny]), (other, [row]), (ours, [row])], engines.Pace(2, 0.01))
     assert [outcome.variant for outcome in outcomes] == ["scaled_dot_product_attention", "formula", "softmax"]
     assert all(len(outcome.times) == 2 for outcome in outcomes)
 
@@ -897,7 +923,7 @@ def test_a_step_of_the_loop_is_compared_with_its_attention(monkeypatch):
 
 def test_decoding_is_measured(decoding, tmp_path, monkeypatch):
     """One small shape without PyTorch; and its block alone is rewritten in the README."""
-    tiny = {stored: CASES["tiny" if stored == "float32" else f"tiny-{stored}"] for stored in ("float32", "float16")}
+    tiny = {stored: CASES[f"attention-tiny-{stored}".removesuffix("-float32")] for stored in ("float32", "float16")}
     monkeypatch.setattr(decoding, "DECODING", {"a shape": tiny})
     monkeypatch.setattr(decoding, "cached", lambda case: case)
     monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))

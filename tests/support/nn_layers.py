@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastattn import reference
-from fastattn.commands import formulas
+from fastattn.commands.measuring import formulas
 from fastattn.nn import QuantizedWeight, quantize
 from support import accuracy
 from support.accuracy import assert_accurate_together

@@ -1,7 +1,7 @@
 """Each operation as the straightforward NumPy formula, computed in the precision of its input.
 
-What a careful user would write without the library: it is the baseline that ``bench`` times, and its
-error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.accuracy`).
+Its error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.measuring.accuracy`),
+so it stays as it is; what ``bench`` times is in :mod:`fastattn.commands.measuring.peers.numpy_formulas`.
 Names and arguments are the library's, without ``out`` and ``num_threads``; the product of matrices may be another
 than NumPy's, for a machine with other instructions.
 
@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastattn.commands import dtypes
+from fastattn.commands.measuring import dtypes
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, matmul=np.matmul, **options):
@@ -191,7 +191,7 @@ def _silu(x):
 
 
 def _erf(x):
-    """NumPy has none: Python's, number by number."""
+    """NumPy has none: Python's, number by number, exact to the last place."""
     return np.fromiter(map(math.erf, x.ravel().tolist()), float, x.size).reshape(x.shape).astype(x.dtype)
 
 

@@ -38,11 +38,6 @@ def memory(kind, traffic, threads):
     return _memory(kind, min(max(size, SMALLEST), LARGEST), threads)
 
 
-def reading(nbytes, threads):
-    """Bytes per second of reading so many, measured now."""
-    return 1e9 * probe.read(nbytes, num_threads=threads)
-
-
 @functools.cache
 def _memory(kind, size, threads):
     return _best(getattr(probe, kind), size, threads)

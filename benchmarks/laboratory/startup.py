@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastattn.commands import encoder
-from fastattn.commands.accuracy import Verdict
-from fastattn.commands.measure import environment
+from fastattn.commands.measuring.accuracy import Verdict
+from fastattn.commands.measuring.engines import environment
+from laboratory import encoder
 
 TEXT = "Attention weighs every token of a sequence against every other one."
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastattn.commands import dtypes
-from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square, lengths_of
+from fastattn.commands.measuring import dtypes
+from laboratory.peers import Unsuitable, folded, is_causal, is_square, lengths_of
 
 
 def start(threads):

@@ -2,9 +2,9 @@
 
 import functools
 
-from fastattn.commands import encoder
-from fastattn.commands.peers.fastattn_itself import start
+from fastattn.commands.measuring.peers.fastattn_itself import start
 from fastattn.models import BertEncoder
+from laboratory import encoder
 
 __all__ = ["VARIANTS", "start"]
 

@@ -8,16 +8,27 @@ import math
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 import fastattn
-from fastattn.commands import dtypes, limits, machine
-from fastattn.commands.cases import SCALE_BYTES, Case
-from fastattn.commands.measure import Outcome
+from fastattn._core import probe
+from fastattn.commands.measuring import dtypes
+from fastattn.commands.measuring.cases import SCALE_BYTES, Case
+from fastattn.commands.measuring.engines import Outcome
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def largest_cache():
+    """Bytes of the first processor's largest cache, as far as Linux tells; else 0."""
+    sizes = (file.read_text().strip() for file in _CACHES.glob("index*/size"))
+    return max((int(size.removesuffix("K")) << 10 for size in sizes), default=0)
+
 
 #: Bytes of keys and values in the narrowest type, int8, that no cache holds; at least what most machines' caches hold.
-LARGE = max(64 << 20, math.ceil(1.1 * machine.largest_cache()))
+LARGE = max(64 << 20, math.ceil(1.1 * largest_cache()))
 
 _SHAPES = (
     # label             B  Hq Hkv    D  in use  arrays
@@ -51,9 +62,6 @@ def cached(case):
 #: By label, the case of each type of keys and values; of quantised ones it is one of a KVCache.
 DECODING = {label: {stored: _case(label, stored, *row) for stored in ASKED} for label, *row in _SHAPES}
 
-#: All of the cases by name.
-DECODE = {case.name: case for cases in DECODING.values() for plain in cases.values() for case in (plain, cached(plain))}
-
 
 class Reader:
     """Takes turns with engines: its time at a case is that of reading the case's keys and values, and no more."""
@@ -70,7 +78,7 @@ class Reader:
     def time(self, seconds, cases):
         """By the best of the probe's tries, which take as long as they take: a limit is what nothing disturbed."""
         nbytes = sum(case.stored for case in cases)
-        return nbytes / limits.reading(nbytes, self.threads)
+        return nbytes / (1e9 * probe.read(nbytes, num_threads=self.threads))
 
 
 class Loop:

@@ -11,9 +11,9 @@ from onnx import TensorProto
 from onnxruntime import OrtValue
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from fastattn.commands import encoder
-from fastattn.commands.peers import Unsuitable, exported
-from fastattn.commands.peers.onnx_runtime import OPTIONS, start
+from laboratory import encoder
+from laboratory.peers import Unsuitable, exported
+from laboratory.peers.onnx_runtime import OPTIONS, start
 
 __all__ = ["VARIANTS", "start"]
 

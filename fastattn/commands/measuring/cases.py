@@ -11,6 +11,7 @@ tables, or 0 where every token has its own. Sizes of packed sequences: as attent
 `longest`, and by how many places the sequences' key lengths are rolled against their query lengths.
 """
 
+import fnmatch
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastattn.commands import accuracy, dtypes
+from fastattn.commands.measuring import accuracy, dtypes
 
 #: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
 SAMPLED_ROWS = 8
@@ -29,8 +30,10 @@ DRAWN = 2**22 - 3
 #: Bytes of the scale beside each row of a quantised type.
 SCALE_BYTES = {"int8": 4}
 
-#: What ``bench`` runs with --quick, by itself, and with --full; each contains those before it.
-SUITES = ("quick", "usual", "full")
+#: A call with at least so many operations for each byte that it moves is told in FLOP/s, others in B/s. Processors of
+#: today do 5 to 20 multiply-adds of float32 in the time of a byte; calls are far to either side: decoding and layers of
+#: one row have 0.5 to 4, all other attention and layers 32 and more.
+INTENSE = 8
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,6 @@ class Case:
         Whether keys and values are read from a KVCache, into which they were put beforehand.
     out : bool
         Whether the call writes into a given array or allocates its result.
-    suite : str
-        The smallest of `SUITES` that it belongs to.
     """
 
     name: str
@@ -66,7 +67,6 @@ class Case:
     options: Mapping[str, object] = field(default_factory=dict)
     dtype: str = "float32"
     out: bool = False
-    suite: str = "full"
     arrays: tuple = ()
     kv_dtype: str = ""
     cached: bool = False
@@ -109,6 +109,16 @@ class Case:
         name = self.kv_dtype or self.dtype
         itemsize, scale = dtypes.named(name).itemsize, SCALE_BYTES.get(name, 0)
         return sum(rows * (n * itemsize + scale) for rows, n in OPERATIONS[self.operation].stored(self))
+
+    @property
+    def unit(self):
+        """What its speed is told in, whatever machine it runs on: FLOP/s where it computes much, else B/s."""
+        return "FLOP/s" if self.flops >= INTENSE * self.traffic else "B/s"
+
+    @property
+    def work(self):
+        """As many of its unit as one call does."""
+        return self.flops if self.unit == "FLOP/s" else self.traffic
 
     @property
     def streaming(self):
@@ -210,7 +220,7 @@ def _attention_parts(case, arguments):
 
 
 def _attention_title(case):
-    return f"attention {_original(case)}"
+    return f"attention {_original(case).removeprefix('attention-')}"
 
 
 def _attention_shape(case):
@@ -526,7 +536,7 @@ ARRAYS = {
 # The cases of `bench`: shapes of real models.
 
 _ATTENTION = (
-    # name                   B  Hq Hkv   Sq     Sk    D  options
+    # attention-...          B  Hq Hkv   Sq     Sk    D  options
     ("tiny",                 1,  8,  8,    8,     8,  16),
     ("bert-128",             1, 12, 12,  128,   128,  64),
     ("bert-128-batch-8",     8, 12, 12,  128,   128,  64),
@@ -582,9 +592,9 @@ _ROTARY = (
 
 #: The types besides float32 in which a case is shown unless types are asked for.
 _ALSO = {
-    "bert-512": ("float64", "float16", "bfloat16"),
-    "gpt-1024": ("float64",),
-    "decode-32768": ("float16", "bfloat16"),
+    "attention-bert-512": ("float64", "float16", "bfloat16"),
+    "attention-gpt-1024": ("float64",),
+    "attention-decode-32768": ("float16", "bfloat16"),
     "softmax-6144x512-out": ("float64", "float16", "bfloat16"),
     "layer_norm-4096x768-out": ("float64", "float16", "bfloat16"),
     "linear-1x768x3072-gelu-out": ("bfloat16",),
@@ -593,27 +603,26 @@ _ALSO = {
     "linear-4096x768x3072-gelu-out": ("bfloat16",),
 }
 
-_QUICK = (
-    "tiny",
-    "bert-128",
-    "vit-197",
-    "softmax-1536x128-out",
-    "layer_norm-128x768-out",
+#: What ``bench`` shows unless it is told otherwise: of each operation what models call most.
+SHORT = (
+    "attention-tiny",
+    "attention-bert-128",
+    "attention-bert-512",
+    "attention-gpt-1024",
+    "attention-decode-4096",
+    "softmax-6144x512-out",
+    "layer_norm-4096x768-out",
     "rms_norm-1x4096-out",
-    "linear-128x768x3072-gelu-out",
+    "add_layer_norm-128x768-out",
+    "linear-1x768x3072-gelu-out",
+    "linear-512x768x3072-gelu-out",
     "rotary_embedding-1x32x128x128-out",
 )
-
-#: Allocating their result; most row operations usually run with `out` alone.
-_USUAL = ("softmax-6144x512", "layer_norm-4096x768")
-
-#: Here NumPy's formula takes seconds: it calls Python's erf for each of the results.
-_FULL = ("linear-4096x768x3072-gelu-out",)
 
 
 def _attention(name, B, Hq, Hkv, Sq, Sk, D, options=None):
     sizes = {"B": B, "Hq": Hq, "Hkv": Hkv, "Sq": Sq, "Sk": Sk, "D": D, "Dv": D}
-    return Case(name, "scaled_dot_product_attention", sizes, options or {})
+    return Case(f"attention-{name}", "scaled_dot_product_attention", sizes, options or {})
 
 
 def _row_case(operation, rows, n, out):
@@ -643,28 +652,42 @@ def _bench_cases():
     cases += [_linear_case(*row, out=out) for row in _LINEAR for out in (True, False)]
     cases += [_rotary_case(*row, out=out) for row in _ROTARY for out in (True, False)]
     for case in cases:
-        yield from (in_dtype(replace(case, suite=_suite(case)), dtype) for dtype in dtypes.NEEDS)
-
-
-def _suite(case):
-    if case.name in _QUICK:
-        return "quick"
-    usual = case.operation == "scaled_dot_product_attention" or case.out or case.name in _USUAL
-    return "usual" if usual and case.name not in _FULL else "full"
+        yield from (in_dtype(case, dtype) for dtype in dtypes.NEEDS)
 
 
 #: The cases of ``bench`` and of ``benchmarks``, by name.
 CASES = {case.name: case for case in _bench_cases()}
 
 
-def chosen(suite, pattern, asked=()):
-    """The cases of a suite whose name has a match of a compiled regular expression.
+def chosen(pattern, asked=()):
+    """The cases whose name has a match of a compiled regular expression.
 
     In the types that are asked for; else in float32, and some of them in others too.
     """
-    suites = SUITES[: SUITES.index(suite) + 1]
-    matching = (case for case in CASES.values() if case.suite in suites and pattern.search(case.name))
-    return [case for case in matching if case.dtype in (asked or ("float32", *_ALSO.get(_original(case), ())))]
+    return [case for case in CASES.values() if pattern.search(case.name) and _is_shown(case, asked)]
+
+
+def selected(patterns, asked=()):
+    """The cases that have one of these names, in the order of the cases; ``*`` stands for anything.
+
+    Without types that are asked for, a whole name is that of its one case, and a pattern has the types of `chosen`.
+    With them, names are those in float32.
+    """
+
+    def fits(case):
+        if asked:
+            return _is_shown(case, asked) and _has_one_of(patterns, _original(case))
+        return case.name in patterns or (_is_shown(case) and _has_one_of(patterns, case.name))
+
+    return list(filter(fits, CASES.values()))
+
+
+def _has_one_of(patterns, name):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_shown(case, asked=()):
+    return case.dtype in (asked or ("float32", *_ALSO.get(_original(case), ())))
 
 
 def in_float32(case):

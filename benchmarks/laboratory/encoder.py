@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fastattn import reference
-from fastattn.commands.accuracy import Verdict
+from fastattn.commands.measuring.accuracy import Verdict
 
 #: Batch × tokens of one pass; no sequence is padded.
 SHAPES = ((1, 16), (1, 128), (8, 64), (32, 128), (4, 512))

@@ -1,9 +1,10 @@
-"""What benchmarks/variants.py times, as data: options of attention, and packed sequences."""
+"""What benchmarks/variants.py times: options of attention and packed sequences, as data, and how they take turns."""
 
 from dataclasses import replace
 from math import nan
 
-from fastattn.commands.cases import Case, long_tailed
+from fastattn.commands.measuring.cases import Case, long_tailed
+from fastattn.commands.measuring.engines import contest
 
 _AXES = ("B", "Hq", "Hkv", "Sq", "Sk", "D", "Dv")
 
@@ -65,9 +66,7 @@ _AGAINST = (
 )  # fmt: skip
 
 #: Label and case.
-AGAINST = tuple(
-    (label, _attention(f"{label}, {sizes[3]} queries", sizes, *more)) for label, sizes, *more in _AGAINST
-)
+AGAINST = tuple((label, _attention(f"{label}, {sizes[3]} queries", sizes, *more)) for label, sizes, *more in _AGAINST)
 
 
 # Packed sequences of real lengths, and what else computes the same
@@ -89,13 +88,12 @@ _ALTERNATIVES = (
 PACKED = (("packed", Case("packed", "varlen_attention", _SIZES), _ALTERNATIVES),)
 
 
-#: All of the cases by name.
-VARIANTS = {
-    case.name: case
-    for case in (
-        *(case for _, *cases, _ in OPTIONS for case in cases),
-        *(case for _, case in AGAINST),
-        *(case for _, case, _ in PACKED),
-        *(case for _, cases, _ in _ALTERNATIVES for case in cases),
-    )
-}
+def duel(groups, engine, pace):
+    """Let calls of one engine take turns in its process; their outcomes by name.
+
+    Parameters
+    ----------
+    groups : dict of str to list of cases
+        What takes a turn together.
+    """
+    return dict(zip(groups, contest([(engine, cases) for cases in groups.values()], pace), strict=True))

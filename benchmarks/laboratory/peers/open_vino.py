@@ -9,7 +9,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
+from laboratory.peers import Unsuitable, folded, is_causal, is_square
 
 CONFIG = {"PERFORMANCE_HINT": "LATENCY"}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastattn import reference
-from fastattn.commands import formulas
+from fastattn.commands.measuring import formulas
 
 #: By dtype: an engine whose error is beyond this share of the largest value computes something else, or in less.
 #: float16 that is computed in bfloat16, as by OpenVINO unless it is told otherwise, errs by 5e-3.

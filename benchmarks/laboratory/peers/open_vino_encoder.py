@@ -10,9 +10,9 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from fastattn.commands import encoder
-from fastattn.commands.peers import Unsuitable, exported
-from fastattn.commands.peers.open_vino import CONFIG, precisions, start
+from laboratory import encoder
+from laboratory.peers import Unsuitable, exported
+from laboratory.peers.open_vino import CONFIG, precisions, start
 
 __all__ = ["VARIANTS", "start"]
 

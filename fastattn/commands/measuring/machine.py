@@ -10,13 +10,14 @@ from pathlib import Path
 
 import fastattn
 from fastattn._core import targets
-from fastattn.commands.measure import CAP_VARIABLE
 
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 
+#: Settings of engines that a measurement depends on, told where they are set: what oneDNN may use.
+_SETTINGS = ("ONEDNN_MAX_CPU_ISA",)
+
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 #: What decides about speed: of x86 vectors of 512 bits, dot products of 8 and 16 bits, and tiles; of ARM the same.
 _FEATURES = ("avx2", "avx512f", "avx512_fp16", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -31,7 +32,7 @@ def describe(distributions, threads):
         "cores": _cores(),
         "threads": threads,
         "target": targets.current(),
-        **({CAP_VARIABLE: os.environ[CAP_VARIABLE]} if CAP_VARIABLE in os.environ else {}),
+        **{name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "fastattn": fastattn.__version__,
@@ -49,33 +50,42 @@ def line(facts):
 class Others:
     """What other processes, and other machines on the same processors, take while something is measured.
 
-    Begins when it is made. Processes of ours count as ours once they have ended.
+    Begins when it is made. Processes of ours count as ours once they have ended; those of `engines` always do.
     """
 
     #: Processors' worth of others' work from which on the machine was busy: a process of its own, now and then.
     ALLOWED = 0.1
 
-    def __init__(self):
-        self._begin = _spent()
+    def __init__(self, engines=()):
+        self._engines = engines
+        self._begin = _spent(engines)
+
+    def taken(self):
+        """How many processors' worth of work that was until now; 0.0 where the system does not tell."""
+        return sum(self._shares())
 
     def remark(self):
         """A sentence when the machine was busy, else ""; also "" where the system does not tell."""
-        begin, (elapsed, machine, stolen, own) = self._begin, _spent()
-        if math.isnan(machine) or elapsed <= begin[0]:
-            return ""
-        others = max(0.0, machine - begin[1] - (own - begin[3])) / (elapsed - begin[0])
-        taken = (stolen - begin[2]) / (elapsed - begin[0])
-        if others + taken <= self.ALLOWED:
+        processes, host = self._shares()
+        if processes + host <= self.ALLOWED:
             return ""
         return (
-            f"The machine was busy: other processes took {others:.1f} of {os.cpu_count()} processors, and its host "
-            f"{taken:.1f}, while this was measured."
+            f"The machine was busy: other processes took {processes:.1f} of {os.cpu_count()} processors, and its host "
+            f"{host:.1f}, while this was measured."
         )
 
+    def _shares(self):
+        """Processors' worth of other processes' work, and of what the host took."""
+        begin, (elapsed, machine, stolen, own) = self._begin, _spent(self._engines)
+        if math.isnan(machine) or elapsed <= begin[0]:
+            return 0.0, 0.0
+        seconds = elapsed - begin[0]
+        return max(0.0, machine - begin[1] - (own - begin[3])) / seconds, (stolen - begin[2]) / seconds
 
-def _spent():
+
+def _spent(engines):
     """Seconds: of the clock, of all processors' work, of what their host took, and of our and our children's work."""
-    own = sum(os.times()[:4])
+    own = sum(os.times()[:4]) + sum(_worked(engine.pid) for engine in engines)
     try:
         user, nice, system, _, _, irq, softirq, stolen = map(int, _STAT.read_text().split(maxsplit=9)[1:9])
     except (OSError, ValueError):
@@ -84,10 +94,13 @@ def _spent():
     return time.monotonic(), (user + nice + system + irq + softirq) / tick, stolen / tick, own
 
 
-def largest_cache():
-    """Bytes of the first processor's largest cache, as far as Linux tells; else 0."""
-    sizes = (file.read_text().strip() for file in _CACHES.glob("index*/size"))
-    return max((int(size.removesuffix("K")) << 10 for size in sizes), default=0)
+def _worked(pid):
+    """Seconds that a running process has worked; 0 where there is none."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _features():

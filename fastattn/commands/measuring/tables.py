@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import sys
 
 NOTHING = "—"
@@ -67,11 +68,39 @@ def scientific(value):
     return f"{value:.1e}" if value else "0"
 
 
-def text(header, rows, align):
-    """A table in aligned columns; `align` has one letter a column, ``l`` or ``r``."""
+def text(header, rows, align, paint=lambda row, column, cell: cell):
+    """A table in aligned columns.
+
+    Parameters
+    ----------
+    header, rows : sequences of str
+    align : str
+        One letter a column, ``l`` or ``r``.
+    paint : function of (row, column, cell) to str
+        Puts colour around a cell that has its width already; the header is row None.
+    """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["─" * width for width in widths], *rows]
-    return "\n".join("  ".join(map(_pad, line, widths, align)).rstrip() for line in lines)
+
+    def line(row, cells):
+        padded = map(_pad, cells, widths, align)
+        return "  ".join(paint(row, column, cell) for column, cell in enumerate(padded)).rstrip()
+
+    rule = "  ".join("─" * width for width in widths).rstrip()
+    return "\n".join([line(None, header), rule, *(line(n, cells) for n, cells in enumerate(rows))])
+
+
+#: The escape sequences of terminals, by what they do to what follows.
+_CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+
+
+def painted(cell, colour):
+    """A cell in a colour, or as it is for "" and where there is nothing to be seen."""
+    return f"\x1b[{_CODES[colour]}m{cell}\x1b[0m" if colour and cell.strip() else cell
+
+
+def in_colour():
+    """Whether standard output is a terminal that shows colours, and its user wants them (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def markdown(header, rows, align):

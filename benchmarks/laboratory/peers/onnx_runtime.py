@@ -12,8 +12,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import OrtValue
 
-from fastattn.commands import dtypes
-from fastattn.commands.peers import Unsuitable, folded, is_causal, is_square
+from fastattn.commands.measuring import dtypes
+from laboratory.peers import Unsuitable, folded, is_causal, is_square
 
 OPSETS = {"": 23, "com.microsoft": 1}
 

@@ -3,7 +3,7 @@
 import functools
 
 import fastattn
-from fastattn.commands.cases import OPERATIONS, QUANTISED
+from fastattn.commands.measuring.cases import OPERATIONS, QUANTISED
 from fastattn.nn import quantize
 
 

@@ -1,6 +1,6 @@
 """Timing calls, and engines that take turns in processes of their own.
 
-Each engine has one process for the whole run (see :mod:`fastattn.commands.peers`). For a case, every engine
+Each engine has one process for the whole run (see :mod:`fastattn.commands.measuring.peers`). For a case, every engine
 prepares its fastest way, and the result is compared with the oracle. Then rounds follow: in each, every engine
 runs for a moment while the others sleep. An engine's time is the median of its rounds; a ratio is the median of
 the ratios of the rounds, so that a machine that slows down for a while slows both.
@@ -9,8 +9,8 @@ the ratios of the rounds, so that a machine that slows down for a while slows bo
 import contextlib
 import functools
 import itertools
-import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -19,9 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fastattn
-from fastattn import _runtime
-from fastattn.commands import peers
+from fastattn.commands.measuring.peers import PEERS
 
 #: A time is taken over as many calls as last this long: the clock's own cost then does not count.
 SHORTEST = 50e-6
@@ -38,24 +36,12 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",  # tokenizers
 )
 
-#: What keeps oneDNN, and so PyTorch and OpenVINO, from instructions that a target of this library has not.
-CAP_VARIABLE = "ONEDNN_MAX_CPU_ISA"
-CAPS = {"avx512_bf16": "AVX512_CORE_BF16", "avx512": "AVX512_CORE", "avx2": "AVX2"}
 
-
-def cap(target):
-    """Keep this process, and the engines that it starts, to the instructions of a target.
-
-    ONNX Runtime has no such setting; its matrix products of int8 use all that there is.
-    """
-    _runtime.use_target(target)
-    os.environ |= {"FASTATTN_TARGET": target, CAP_VARIABLE: CAPS[target]}
-
-
-def environment(threads):
-    """Of an engine's process: so many threads, and this very library whatever the working directory holds."""
-    home = str(Path(fastattn.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+def environment(threads, *modules):
+    """Of an engine's process: so many threads, and this very library and these modules wherever the process runs."""
+    packages = dict.fromkeys(module.partition(".")[0] for module in ("fastattn", *modules))
+    homes = (str(Path(sys.modules[package].__file__).parents[1]) for package in packages)
+    path = os.pathsep.join(filter(None, [*homes, os.environ.get("PYTHONPATH")]))
     return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": path}
 
 
@@ -96,6 +82,11 @@ class Outcome:
         """Median of the rounds; NaN without any."""
         return statistics.median(self.times) if self.times else float("nan")
 
+    @property
+    def scatter(self):
+        """How far the rounds lie apart, as a share of their median; NaN without any."""
+        return (max(self.times) - min(self.times)) / self.seconds if self.times else float("nan")
+
     def faster_than(self, other):
         """How many times as long the other one took: the median over the rounds that both ran."""
         ratios = [theirs / ours for ours, theirs in zip(self.times, other.times, strict=False)]
@@ -116,6 +107,9 @@ class Engine:
     threads : int
     """
 
+    #: The module that is its process.
+    worker = f"{__package__}.worker"
+
     def __init__(self, name, threads):
         self.name = name
         self.threads = threads
@@ -129,35 +123,33 @@ class Engine:
         if self._process is not None:
             self._stop()
 
+    @property
+    def pid(self):
+        """That of its process; None where it has none now."""
+        return self._process and self._process.pid
+
     def prepare(self, case, beside=False):
         """Get ready for a case, instead of or beside those before, and compare the result with the oracle."""
         try:
-            return Outcome(**self._ask(action="prepare", case=case.name, beside=beside))
+            return Outcome(**self._ask("prepare", case=case, beside=beside))
         except EngineFailure as failure:
             return Outcome(failure=str(failure))
 
     def time(self, seconds, cases=None):
         """Median time of one call of the prepared case, or sum of those of some cases, over about `seconds`."""
         names = cases and [case.name for case in cases]
-        return self._ask(action="time", seconds=seconds, cases=names)["seconds"]
+        return self._ask("time", seconds=seconds, cases=names)["seconds"]
 
-    def watch(self, seconds, start=0.0, gap=0.0, turns=""):
-        """Call the prepared case for so long, alone or in turns with another library; see `peers.__main__.Desk`."""
-        return self._ask(action="watch", seconds=seconds, start=start, gap=gap, turns=turns)
-
-    def _ask(self, **request):
-        """One line of JSON there, and one back."""
+    def _ask(self, action, **arguments):
+        """One request there, and one answer back."""
         if self._process is None:
             self._process = self._start()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            pickle.dump((action, arguments), self._process.stdin)
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise EngineFailure(f"its process ended with {self._stop()}")
-        answer = json.loads(line)
+            answer = pickle.load(self._process.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            raise EngineFailure(f"its process ended with {self._stop()}") from None
         if "failure" in answer:
             raise EngineFailure(answer["failure"])
         return answer
@@ -174,13 +166,13 @@ class Engine:
 
     def _start(self):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `_stop` closes it
+        module = PEERS[self.name].module
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", peers.__name__, self.name, str(self.threads)],
-            env=environment(self.threads),
+            [sys.executable, "-P", "-m", self.worker, module, str(self.threads)],
+            env=environment(self.threads, self.worker, module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
         )
 
 
@@ -222,17 +214,6 @@ def race(case, engines, pace, twin=None):
     if twin is not None:
         entries[twin.dtype] = (engines[0], [twin])
     return dict(zip(entries, contest(list(entries.values()), pace), strict=True))
-
-
-def duel(groups, engine, pace):
-    """Let calls of one engine take turns in its process; their outcomes by name.
-
-    Parameters
-    ----------
-    groups : dict of str to list of cases
-        What takes a turn together.
-    """
-    return dict(zip(groups, contest([(engine, cases) for cases in groups.values()], pace), strict=True))
 
 
 def _closest(outcomes):

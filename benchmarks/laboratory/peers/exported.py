@@ -1,4 +1,4 @@
-"""The sentence encoder as files for other engines: ``python -m fastattn.commands.peers.exported MODEL TARGET``.
+"""The sentence encoder as files for other engines: ``python exported.py MODEL TARGET``.
 
 PyTorch writes them, in a process of its own so that none of it stays in theirs: `eager.onnx` and `sdpa.onnx` after the
 two ways in which transformers writes attention; `fused.onnx`, the first after ONNX Runtime's optimizer has put its own
@@ -21,7 +21,7 @@ FUSED = {"EmbedLayerNormalization": 1, "Attention": 6, "BiasGelu": 6, "SkipLayer
 def models(folder):
     """A directory with the files, which is removed when the process ends."""
     kept = tempfile.TemporaryDirectory()
-    command = [sys.executable, "-P", "-m", __name__, str(folder), kept.name]
+    command = [sys.executable, "-P", __file__, str(folder), kept.name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the export failed: {done.stderr.splitlines()[-1:]}")

@@ -5,8 +5,12 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from fastattn.commands import limits, tables
-from fastattn.commands.measure import Engine, race
+from fastattn.commands.measuring import limits, machine, tables
+from fastattn.commands.measuring.engines import Engine, race
+
+#: The rounds of an engine are said to scatter from this share of their median on. On a quiet machine they keep within
+#: a tenth of it.
+SCATTER = 0.25
 
 
 @dataclass(frozen=True)
@@ -16,18 +20,21 @@ class Result:
     Attributes
     ----------
     case : cases.Case
-    outcomes : dict of str to measure.Outcome
+    outcomes : dict of str to engines.Outcome
         Also the library's own in another type, under the name of that.
     arithmetic : float
         Floating-point operations per second.
     memory : float
         Bytes per second.
+    taken : float
+        Processors' worth of work that others did meanwhile.
     """
 
     case: object
     outcomes: dict
     arithmetic: float
     memory: float
+    taken: float = 0.0
 
     @property
     def ours(self):
@@ -35,24 +42,24 @@ class Result:
         return self.outcomes["fastattn"]
 
     @property
-    def computes(self):
-        """Whether arithmetic bounds the case, not memory."""
-        return self.case.flops / self.arithmetic > self.case.traffic / self.memory
-
-    @property
     def rate(self):
-        """Useful operations, or bytes, per second; NaN when the library failed."""
-        return (self.case.flops if self.computes else self.case.traffic) / self.ours.seconds
-
-    @property
-    def unit(self):
-        """What the rate counts."""
-        return "FLOP/s" if self.computes else "B/s"
+        """Useful operations, or bytes, per second, whichever is the case's unit; NaN when the library failed."""
+        return self.case.work / self.ours.seconds
 
     @property
     def share(self):
-        """The part of the machine's limit that was reached."""
-        return self.rate / (self.arithmetic if self.computes else self.memory)
+        """The part of the machine's limit that was reached: of arithmetic or of memory, whichever takes longer."""
+        return max(self.case.flops / self.arithmetic, self.case.traffic / self.memory) / self.ours.seconds
+
+    @property
+    def scatters(self):
+        """Whether the rounds of any engine differ so much that its median means little."""
+        return any(outcome.scatter > SCATTER for outcome in self.outcomes.values())
+
+    @property
+    def disturbed(self):
+        """Whether others had the processors meanwhile."""
+        return self.taken > machine.Others.ALLOWED
 
     def speedup(self, name):
         """How many times as long as the library another engine took; NaN when one of them failed."""
@@ -72,8 +79,10 @@ class Result:
             "dtype": self.case.dtype,
             "out": self.case.out,
             "rate": _or_none(self.rate),
-            "unit": self.unit,
+            "unit": self.case.unit,
             "share_of_limit": _or_none(self.share),
+            "scatters": self.scatters,
+            "disturbed": self.disturbed,
             "engines": {name: self._engine_as_json(name) for name in self.outcomes},
         }
 
@@ -83,6 +92,7 @@ class Result:
             "failure": outcome.failure or None,
             "variant": outcome.variant or None,
             "seconds": _or_none(outcome.seconds),
+            "scatter": _or_none(outcome.scatter),
             "speedup": _or_none(self.speedup(name)),
             "error": _or_none(outcome.error),
             "allowed": _or_none(outcome.allowed),
@@ -108,9 +118,11 @@ def geometric_mean(ratios):
 
 def _measure(case, twin, engines, pace, threads, progress):
     progress.step(case.name)
+    others = machine.Others(engines)
     outcomes = race(case, engines, pace, twin)
+    taken = others.taken()
     memory = limits.memory(case.streaming, case.traffic, threads)
-    return Result(case, outcomes, limits.arithmetic(case.dtype, threads), memory)
+    return Result(case, outcomes, limits.arithmetic(case.dtype, threads), memory, taken)
 
 
 def _or_none(number):

@@ -5,9 +5,9 @@ import functools
 import torch
 from transformers import BertModel
 
-from fastattn.commands import encoder
-from fastattn.commands.peers import Unsuitable
-from fastattn.commands.peers.pytorch import start
+from laboratory import encoder
+from laboratory.peers import Unsuitable
+from laboratory.peers.pytorch import start
 
 __all__ = ["VARIANTS", "start"]
 

