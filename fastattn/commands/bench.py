@@ -36,7 +36,8 @@ NumPy: in place and in the same precision, as somebody writes it who knows it we
 {erf.NAME}.
 Rate: useful work only, excluded keys do not count; in bytes where a call moves much and computes little.
 Of limit: share of what this machine does at most, measured now, in multiply-adds ({{arithmetic}}),
-or in reading or copying as many bytes. Error: difference from the float64 oracle where it is closest to what is allowed.
+or in reading or copying as many bytes. Error: difference from the float64 oracle, where it is closest to
+what is allowed.
 Shapes: batch × heads × tokens × head size, 32/8 heads are grouped, 64→4096 tokens are queries → keys;
 rows × inputs → outputs of a linear layer; rows × length. Names with "out" write into a given array."""
 

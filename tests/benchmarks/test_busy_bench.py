@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +110,33 @@ def test_others_work(monkeypatch, tmp_path, machine_ticks, stolen_ticks, own, wo
     assert others.remark() == "" if words is None else words in others.remark()
 
 
+def test_work_of_running_engines_is_ours():
+    """A process of ours works; whoever knows it does not take it for another's."""
+    if math.isnan(machine._spent(())[1]):
+        pytest.skip("the system does not tell")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            blind, knowing = machine.Others(), machine.Others([SimpleNamespace(pid=process.pid)])
+            begin = machine._worked(process.pid)
+            while machine._worked(process.pid) < begin + 0.3:
+                pass
+            taken = knowing.taken(), blind.taken()
+        finally:
+            process.kill()
+    assert taken[1] > taken[0]
+    assert machine._worked(None) == 0.0
+
+
+def test_an_engines_process_has_a_number():
+    engine = Engine("numpy", 1)
+    with engine:
+        assert engine.pid is None
+        engine.prepare(CASES["softmax-1x128-out"])
+        assert engine.pid == engine._process.pid
+    assert engine.pid is None
+
+
 def test_others_work_is_not_known_everywhere(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_STAT", tmp_path / "none")
     assert machine.Others().remark() == ""
+    assert machine.Others().taken() == 0.0

@@ -1,4 +1,4 @@
-"""Results held to the accuracy rule: `fastattn.commands.measuring.accuracy` has the rule, and this what tests ask of it.
+"""Results held to the accuracy rule of `fastattn.commands.measuring.accuracy`: what tests ask of it.
 
 Inputs should have some hundreds of elements: then the formula's worst error is a property of the formula and not of one
 lucky rounding. Formulas in 16 bits round after every step, as NumPy does; but sums and matrix products are made in
