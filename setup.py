@@ -2,7 +2,7 @@
 
 1. Every fastattn/**/*.pyx becomes an extension module. Cython writes its C to build/, never into the source tree.
 2. The C files in fastattn/_core/kernels go into one module only, fastattn._core.targets; the other modules reach the
-   kernels through its table. kernels/target_<name>.c is compiled with the flags of its row in TARGETS below.
+   kernels through its table. kernels/targets/<name>.c is compiled with the flags of its row in TARGETS below.
 3. What the compiler can do is found out by letting it try.
 
 Environment:
@@ -10,7 +10,7 @@ Environment:
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
     FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
-    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test
+    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/simd/emulation.h), to test
                                  them where the processor lacks their instructions; slow, and never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
@@ -134,7 +134,7 @@ class BuildExtensions(build_ext):
             module.sources = sources[module.name]
             module.define_macros = macros
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            module.depends = [*module.extra_objects, str(KERNELS / "table.h"), str(KERNELS.with_name("sync.h"))]
+            module.depends = [*module.extra_objects, str(KERNELS / "abi" / "table.h"), str(KERNELS.with_name("sync.h"))]
             compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
             module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
             module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
@@ -233,8 +233,8 @@ class BuildExtensions(build_ext):
 
     def compile_kernels(self, targets, macros):
         """The object files of kernels/*.c: each target's own with its flags, then those that serve all targets."""
-        flags = {KERNELS / f"target_{name}.c": target_flags for name, target_flags in targets.items()}
-        flags |= {path: "" for path in sorted(KERNELS.glob("*.c")) if not path.name.startswith("target_")}
+        flags = {KERNELS / "targets" / f"{name}.c": target_flags for name, target_flags in targets.items()}
+        flags |= {KERNELS / "abi" / "scratch.c": "", KERNELS / "targets" / "dispatch.c": ""}
 
         def compile_one(source):
             [product] = self.compiler.object_filenames([str(source)], output_dir=self.build_temp)

@@ -5,7 +5,7 @@ import os
 from fastattn._core.targets cimport fa_kernels, fa_type
 
 
-cdef extern from "table.h" nogil:
+cdef extern from "abi/table.h" nogil:
     ctypedef struct fa_target:
         const char *name
         int (*supported)() noexcept nogil
@@ -84,7 +84,7 @@ def supported() -> tuple:
 
 
 def emulated() -> tuple:
-    """Names of those whose instructions are emulated, for tests; see kernels/emulation.h."""
+    """Names of those whose instructions are emulated, for tests; see kernels/simd/emulation.h."""
     return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].emulated)
 
 

@@ -1,7 +1,7 @@
 /* Which targets this build holds and which of them this machine can run: asked of the processor (CPUID) and of the
  * operating system, which must save the wider registers (XGETBV). */
 
-#include "dispatch.h"
+#include "targets/dispatch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>

@@ -1,8 +1,8 @@
 /* One target: every template for every type, and the table of what came out. Included by target_<name>.c after the
  * target's vocabulary. */
 
-#include "attention_interval.h"
-#include "dispatch.h"
+#include "attention/interval.h"
+#include "targets/dispatch.h"
 
 #define LINEAR_FEATURES 64 /* rows of a weight's block: see linear.h */
 
@@ -12,11 +12,11 @@
 #ifdef FA_AMX
 #define FA_DOT_TILES AMX_TILES
 #define FA_DOT_FEW 4 /* tiles of 16 rows are the faster way even with 5 */
-#define FA_LINEAR_PRODUCTS "linear_amx.h"
+#define FA_LINEAR_PRODUCTS "linear/amx.h"
 #else
 #define FA_DOT_TILES BROADCAST_TILES
 #define FA_DOT_FEW FA_FEW_BEST
-#define FA_LINEAR_PRODUCTS "linear_broadcast.h"
+#define FA_LINEAR_PRODUCTS "linear/broadcast.h"
 #endif
 
 #define FA_JOIN_(a, b) a##b
@@ -32,7 +32,7 @@
 #define LANES (FA_VECTOR_BYTES / 4)
 #define OP(name) name##_f32
 #define EXPORT(name) FA_JOIN(fa_##name##_f32_, FA_TARGET)
-#include "templates.h"
+#include "targets/templates.h"
 
 #define R double
 #define I int64_t
@@ -42,7 +42,7 @@
 #define LANES (FA_VECTOR_BYTES / 8)
 #define OP(name) name##_f64
 #define EXPORT(name) FA_JOIN(fa_##name##_f64_, FA_TARGET)
-#include "templates.h"
+#include "targets/templates.h"
 
 const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
     FA_TEXT(FA_TARGET),

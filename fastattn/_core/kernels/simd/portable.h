@@ -22,7 +22,7 @@
 #define FA_FEW_COLUMNS 4
 #define FA_FEW_BEST 2
 
-#include "vector.h"
+#include "simd/vector.h"
 
 /* Bytes as integers of the elements' width. */
 FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) { return (VI_f32){p[0], p[1], p[2], p[3]}; }

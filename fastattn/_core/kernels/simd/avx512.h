@@ -4,7 +4,7 @@
  */
 #include <immintrin.h>
 #if defined(FA_DOT) && defined(FA_EMULATE)
-#include "emulation.h"
+#include "simd/emulation.h"
 #endif
 
 #define FA_VECTOR_BYTES 64
@@ -24,7 +24,7 @@
 
 #define FA_HAS_CONVERSIONS
 #define FA_HAS_WORD_PERMUTATION
-#include "vector.h"
+#include "simd/vector.h"
 
 FA_INLINE V_f32 load_f16_f32(const uint16_t *p) {
     return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

@@ -1,82 +1,82 @@
 /* Every template for one type (R and its companions, set by target.h), and their table. */
 
-#include "lanes.h"
-#include "storage.h"
-#include "rows.h"
-#include "attention_rows.h"
-#include "attention_mask.h"
-#include "activation.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/rows.h"
+#include "attention/rows.h"
+#include "attention/mask.h"
+#include "linear/activation.h"
 
 #define UNITS(count) (((count) + UNIT - 1) / UNIT)
 
 /* A family of products: attention and linear by one instruction. TILE(name) is a function of the family that stands. */
 #define TILE(name) OP(name)
 #define TILE_EXPORT(name) EXPORT(name)
-#include "product_fma.h"
-#include "product_lanes.h"
-#include "product_broadcast.h"
-#include "attention_fma.h"
-#include "attention_broadcast.h"
-#include "attention_tile.h"
-#include "attention_many.h"
-#include "attention_few_products.h"
-#include "attention_few.h"
-#include "attention_merge.h"
-#include "attention_weights.h"
-#include "linear_fma.h"
-#include "linear_tile.h"
-#include "linear_broadcast.h"
-#include "linear.h"
-#include "family_end.h"
+#include "products/fma.h"
+#include "products/rows_into_lanes.h"
+#include "products/broadcast.h"
+#include "attention/tiled_fma.h"
+#include "attention/tiled_broadcast.h"
+#include "attention/query_tile.h"
+#include "attention/tiled.h"
+#include "attention/rowwise_products.h"
+#include "attention/rowwise.h"
+#include "attention/merge.h"
+#include "attention/weights.h"
+#include "linear/fma.h"
+#include "linear/tile.h"
+#include "linear/broadcast.h"
+#include "linear/linear.h"
+#include "products/family_end.h"
 
 #if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
 #define TILE(name) OP(dot_##name)
 #define TILE_EXPORT(name) EXPORT(name##_dot)
-#include "product_dot.h"
-#include "product_lanes.h"
+#include "products/bf16.h"
+#include "products/rows_into_lanes.h"
 #ifdef FA_AMX
 #define MULTIPLY_TILES _tile_dpbf16ps
 #define MULTIPLY_SWAPPED _tile_dpbf16ps
-#include "product_amx.h"
-#include "attention_bf16.h"
-#include "attention_amx.h"
+#include "products/amx.h"
+#include "products/bf16_pairs.h"
+#include "attention/tiled_amx.h"
 #else
-#include "product_broadcast.h"
-#include "attention_bf16.h"
-#include "attention_dot.h"
-#include "attention_broadcast.h"
+#include "products/broadcast.h"
+#include "products/bf16_pairs.h"
+#include "attention/tiled_bf16.h"
+#include "attention/tiled_broadcast.h"
 #endif
-#include "attention_tile.h"
-#include "attention_many.h"
-#include "linear_dot.h"
-#include "linear_tile.h"
+#include "attention/query_tile.h"
+#include "attention/tiled.h"
+#include "linear/bf16.h"
+#include "linear/tile.h"
 #include FA_LINEAR_PRODUCTS
-#include "linear.h"
-#include "family_end.h"
+#include "linear/linear.h"
+#include "products/family_end.h"
 
 #define TILE(name) OP(int8_##name)
 #define TILE_EXPORT(name) EXPORT(name##_int8)
-#include "product_int8.h"
-#include "product_lanes.h"
+#include "products/int8.h"
+#include "products/rows_into_lanes.h"
 #ifdef FA_AMX
 #define MULTIPLY_TILES _tile_dpbsud
 #define MULTIPLY_SWAPPED _tile_dpbusd
-#include "product_amx.h"
+#include "products/amx.h"
 #else
-#include "product_broadcast.h"
+#include "products/broadcast.h"
 #endif
-#include "linear_int8.h"
-#include "linear_tile.h"
+#include "linear/int8.h"
+#include "linear/tile.h"
 #include FA_LINEAR_PRODUCTS
-#include "linear.h"
-#include "family_end.h"
+#include "linear/linear.h"
+#include "products/family_end.h"
 #endif
 
-#include "softmax.h"
-#include "normalization.h"
-#include "rotary.h"
-#include "cache.h"
-#include "probe.h"
+#include "rows/softmax.h"
+#include "rows/normalization.h"
+#include "rows/rotary.h"
+#include "rows/cache.h"
+#include "targets/probe.h"
 
 static ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
     ptrdiff_t tile = OP(many_scratch)(a), few = OP(few_scratch)(a);

@@ -2,7 +2,7 @@
 #ifndef FA_ATTENTION_INTERVAL_H
 #define FA_ATTENTION_INTERVAL_H
 
-#include "table.h"
+#include "abi/table.h"
 
 typedef struct { ptrdiff_t begin, end; } fa_interval;
 

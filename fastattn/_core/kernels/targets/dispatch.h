@@ -2,7 +2,7 @@
 #ifndef FA_DISPATCH_H
 #define FA_DISPATCH_H
 
-#include "table.h"
+#include "abi/table.h"
 
 extern const fa_target fa_target_portable, fa_target_avx2, fa_target_avx512, fa_target_avx512_bf16, fa_target_amx;
 int fa_supported_portable(void);

@@ -110,7 +110,7 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 #define SUM VI
 #define ADD_PRODUCTS(sum, a, b) add_products_i16(sum, a, b)
 #define AS_REAL(sum) __builtin_convertvector(sum, V)
-#include "attention_pairs.h"
+#include "attention/rowwise_pairs.h"
 
 /* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is faster. */
 #if defined(FA_DOT) && !defined(FA_AMX)
@@ -120,7 +120,7 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 #define SUM V
 #define ADD_PRODUCTS(sum, a, b) add_products_bf16(sum, (V)(a), (V)(b))
 #define AS_REAL(sum) (sum)
-#include "attention_pairs.h"
+#include "attention/rowwise_pairs.h"
 #else
 #define FA_PAIRS_OF_BF16 0
 #endif

@@ -15,7 +15,7 @@
 #define FA_FEW_BEST 4
 
 #define FA_HAS_CONVERSIONS
-#include "vector.h"
+#include "simd/vector.h"
 
 FA_INLINE V_f32 load_f16_f32(const uint16_t *p) { return (V_f32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 FA_INLINE V_f32 load_i8_f32(const int8_t *p) {

@@ -1,6 +1,6 @@
 /* Scratch memory, one block a thread: grown when a call needs more, freed when the thread ends. */
 
-#include "table.h"
+#include "abi/table.h"
 
 #include <stdlib.h>
 

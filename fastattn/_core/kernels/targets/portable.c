@@ -1,0 +1,3 @@
+#define FA_TARGET portable
+#include "simd/portable.h"
+#include "targets/target.h"
