@@ -2,7 +2,8 @@
 
 1. Every fastattn/**/*.pyx becomes an extension module. Cython writes its C to build/, never into the source tree.
 2. The C files in fastattn/_core/kernels go into one module only, fastattn._core.targets; the other modules reach the
-   kernels through its table. kernels/targets/<name>.c is compiled with the flags of its row in TARGETS below.
+   kernels through its tables. Each of kernels/instances/*.c is compiled for each target, with the flags that stand at the
+   top of kernels/targets/<target>.h.
 3. What the compiler can do is found out by letting it try.
 
 Environment:
@@ -18,6 +19,7 @@ untested.
 """
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -31,29 +33,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 
-class Target(NamedTuple):
-    """An instruction set that the kernels are compiled for."""
-
-    machines: tuple  # endings of the platform's name: "linux-x86_64", "win-amd64"; "" fits all
-    flags: str
-
-
-X86_64 = ("x86_64", "amd64")
-AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprfchw"  # prefetching for a store
-DOT = "-mavx512bf16 -mavx512vnni"  # processors with the former have the latter
-TARGETS = {
-    "portable": Target(("",), ""),
-    "avx2": Target(X86_64, "-mavx2 -mfma -mf16c"),
-    "avx512": Target(X86_64, AVX512),
-    "avx512_bf16": Target(X86_64, f"{AVX512} {DOT}"),
-    "amx": Target(X86_64, f"{AVX512} {DOT} -mamx-tile -mamx-bf16 -mamx-int8"),
-}
-
-EMULATED = {name: AVX512 for name in ("avx512_bf16", "amx")}  # flags of these targets with FASTATTN_EMULATE=1
-
 # Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.
 KERNEL_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden -Wno-psabi"
 KERNELS = Path("fastattn/_core/kernels")
+INSTANCES = [KERNELS / "instances" / f"{name}.c" for name in ("float32", "float64", "bfloat16", "int8")]  # the slowest first
 KERNEL_MODULE = "fastattn._core.targets"
 OPENMP_MODULES = {"fastattn._core.threads", "fastattn._core.probe"}
 
@@ -116,14 +99,46 @@ def is_stale(product):
     return any(not os.path.exists(file) or os.path.getmtime(file) > built for file in files)
 
 
+class Target(NamedTuple):
+    """An instruction set that the kernels are compiled for."""
+
+    machines: tuple  # endings of the platform's name: "linux-x86_64", "win-amd64"; "" fits all
+    flags: str
+    emulated_flags: str  # with FASTATTN_EMULATE=1
+
+
+def read_targets():
+    """{name: target} of kernels/targets/targets.def, of what is said at the top of each target's header.
+
+    Flags may begin with the name of another target, whose flags they continue.
+    """
+    names = re.findall(r"^TARGET\((\w+)\)$", (KERNELS / "targets" / "targets.def").read_text(encoding="utf-8"), re.MULTILINE)
+    texts = {name: (KERNELS / "targets" / f"{name}.h").read_text(encoding="utf-8") for name in names}
+
+    def line(name, label):
+        found = re.search(rf"^ \* {label}: *(.*)$", texts[name], re.MULTILINE)
+        return found[1] if found else ""
+
+    def flags(name):
+        return " ".join(flags(word) if word in names else word for word in line(name, "Flags").split())
+
+    def target(name):
+        machines = tuple(line(name, "Machines").replace("any", "").split()) or ("",)
+        return Target(machines, flags(name), flags(line(name, "Emulated by") or name))
+
+    return {name: target(name) for name in names}
+
+
+TARGETS = read_targets()
+
+
 class BuildExtensions(build_ext):
     """Looks the compiler over, compiles the kernels, and then builds the extension modules as always."""
 
     def build_extensions(self):
         self.prepare_compiler()
         targets, openmp = self.find_targets(), self.find_openmp()
-        macros = MACROS + [(f"FA_HAVE_{name.upper()}", "1") for name in targets]
-        macros += [("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else []
+        macros = MACROS + ([("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else [])
         settings = self.settings(macros, openmp)
         note = Path(self.build_temp, "settings.txt")
         self.force = self.force or not note.exists() or note.read_text(encoding="utf-8") != settings
@@ -162,14 +177,17 @@ class BuildExtensions(build_ext):
             raise SystemExit(f"fastattn: this C compiler, {command[0]}, cannot build the kernels; install {wanted}")
 
     def find_targets(self):
-        """{name: flags} of the rows of TARGETS that fit this machine and that the compiler takes."""
+        """{name: flags} of those of TARGETS that fit this machine and that the compiler takes."""
         wanted = os.environ.get("FASTATTN_TARGETS", "").replace(",", " ").split() or list(TARGETS)
         if unknown := [name for name in wanted if name not in TARGETS]:
             raise SystemExit(f"fastattn: FASTATTN_TARGETS: {', '.join(unknown)}: the targets are {', '.join(TARGETS)}")
-        fitting = {name: row.flags for name, row in TARGETS.items() if self.plat_name.endswith(row.machines)}
-        targets = {name: flags for name, flags in fitting.items() if name in wanted}
-        if is_set("FASTATTN_EMULATE"):
-            targets |= {name: flags for name, flags in EMULATED.items() if name in targets}
+        fitting = {name: target for name, target in TARGETS.items() if self.plat_name.endswith(target.machines)}
+        emulate = is_set("FASTATTN_EMULATE")
+        targets = {
+            name: target.emulated_flags if emulate else target.flags
+            for name, target in fitting.items()
+            if name in wanted
+        }
         refused = [name for name, flags in targets.items() if flags and not self.tries(TARGET_PROBE, flags)]
         for name in refused:
             announce(f"the target {name} is LEFT OUT: the compiler does not take {targets.pop(name)}")
@@ -232,19 +250,27 @@ class BuildExtensions(build_ext):
         return {module.name: module.sources for module in modules}
 
     def compile_kernels(self, targets, macros):
-        """The object files of kernels/*.c: each target's own with its flags, then those that serve all targets."""
-        flags = {KERNELS / "targets" / f"{name}.c": target_flags for name, target_flags in targets.items()}
-        flags |= {KERNELS / "abi" / "scratch.c": "", KERNELS / "targets" / "dispatch.c": ""}
+        """The object files of the kernels: every instance for every target, then what serves all targets."""
+        built = [(f"FA_BUILD_{name}", "1" if name in targets else "0") for name in TARGETS]  # it tells no file's age
 
-        def compile_one(source):
-            [product] = self.compiler.object_filenames([str(source)], output_dir=self.build_temp)
-            if self.force or is_stale(product):
-                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags[source]} {self.unless_debug('-g0')}")
-                self.compiler.compile([str(source)], self.build_temp, macros, debug=self.debug, extra_postargs=options)
+        def compile_one(source, folder, own_macros, flags):
+            [product] = self.compiler.object_filenames([str(source)], output_dir=folder)
+            if self.force or own_macros is built or is_stale(product):
+                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.unless_debug('-g0')}")
+                self.compiler.compile(
+                    [str(source)], folder, macros + own_macros, debug=self.debug, extra_postargs=options
+                )
             return product
 
+        tasks = [
+            (source, str(Path(self.build_temp, name)), [("FA_TARGET", name)], flags)
+            for name, flags in targets.items()
+            for source in INSTANCES
+        ]
+        tasks += [(KERNELS / "targets" / "dispatch.c", self.build_temp, built, "")]
+        tasks += [(KERNELS / "abi" / "scratch.c", self.build_temp, [], "")]
         with ThreadPoolExecutor(2) as jobs:
-            return list(jobs.map(compile_one, flags))
+            return list(jobs.map(lambda task: compile_one(*task), tasks))
 
 
 MODULES = sorted(Path("fastattn").rglob("*.pyx"))

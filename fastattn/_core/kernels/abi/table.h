@@ -159,10 +159,13 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    int (*supported)(void); /* by this machine and its operating system */
-    int emulated;           /* some of its instructions are: see emulation.h */
+    unsigned needs; /* of the machine: FA_CPU_* of targets/dispatch.h */
+    int emulated;   /* some of its instructions are: see simd/emulation.h */
     const fa_kernels *kernels[FA_TYPES];
 } fa_target;
+
+/* Whether this machine and its operating system can run it. */
+int fa_is_supported(const fa_target *target);
 
 /* All targets of this build, best first. */
 extern const fa_target *const fa_targets[];

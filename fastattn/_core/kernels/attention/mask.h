@@ -2,6 +2,12 @@
  *
  * A mask is read where it lies, at any strides, a block of keys of one row at a time. Most blocks of a bool mask, and of
  * padding, are either empty or full: those cost no arithmetic on scores and, when empty, no scores either. */
+#ifndef FA_ATTENTION_MASK_H
+#define FA_ATTENTION_MASK_H
+
+#include "attention/interval.h"
+#include "attention/rows.h"
+#include "storage/elements.h"
 
 /* What the elements looked at so far do, a bit for each: see BLOCK_EXCLUDES. */
 typedef struct { VI excludes, admits, biases; } OP(kinds);
@@ -79,3 +85,5 @@ FA_INLINE V OP(biased)(V score, V bias) {
     const V nothing = OP(splat)((R)-INFINITY);
     return OP(select)(bias == nothing, nothing, score + bias); /* even a score of NaN or +inf is excluded */
 }
+
+#endif

@@ -1,5 +1,10 @@
 /* Parts of the keys, each attended on its own, become one result: weights by the parts' maxima and sums, added in the
  * order of the parts, whoever computed them. */
+#ifndef FA_ATTENTION_MERGE_H
+#define FA_ATTENTION_MERGE_H
+
+#include "attention/rows.h"
+#include "storage/elements.h"
 
 static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_item *item, ptrdiff_t parts) {
     const R *out = item->part_out, *max = item->part_max, *sum = item->part_sum;
@@ -26,3 +31,5 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
         }
     }
 }
+
+#endif

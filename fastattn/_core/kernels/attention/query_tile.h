@@ -7,6 +7,12 @@
  * Online softmax: Milakov and Gimelshein 2018; tiling over keys: Rabe and Staats 2021, Dao et al. 2022.
  * A tile is NV vectors wide; NV and the rows per register tile are constants of each instantiation. Per key and vector
  * of rows it costs head_size + value_size FMAs, and 9 (AVX-512) to 13 operations for the weight. */
+#ifndef FA_ATTENTION_QUERY_TILE_H
+#define FA_ATTENTION_QUERY_TILE_H
+
+#include "attention/mask.h"
+#include "attention/products.h"
+#include "simd/lanes.h"
 
 typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
@@ -163,3 +169,5 @@ static void TILE(tile_step)(const fa_attention *a, const fa_attention_item *item
     FA_FOR_WIDTH(tile->vectors, CALL)
 #undef CALL
 }
+
+#endif

@@ -1,4 +1,8 @@
 /* Where the attention kernels find rows: queries and results by head and token, keys and values in a row or in pages. */
+#ifndef FA_ATTENTION_ROWS_H
+#define FA_ATTENTION_ROWS_H
+
+#include "instance.h"
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
 #define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
@@ -23,6 +27,4 @@ FA_INLINE V OP(exact_power)(V x) {
     return OP(exp_exact_bits)(OP(max)(OP(splat)(sizeof(R) == 4 ? (R)FA_EXP_FLOOR_F32 : (R)FA_EXP_FLOOR_F64), x));
 }
 
-/* The dot product of bfloat16 takes subnormal numbers and products for 0. Sums below this would show it: 2^-126 times a
- * million keys is half a bfloat16's unit of it. They are made again by multiply-adds. */
-#define FA_LEAST_SUM 0x1p-97f
+#endif

@@ -3,6 +3,11 @@
  * Bound by memory, so each key and value row is read once for all rows of the group. Scores: four keys at a time, their
  * products folded together in one transposed reduction. While the keys of a block are multiplied its values are
  * prefetched, and while its values are, the next block's keys: the two streams then never stall. */
+#ifndef FA_ATTENTION_ROWWISE_H
+#define FA_ATTENTION_ROWWISE_H
+
+#include "attention/query_tile.h"
+#include "attention/rowwise_products.h"
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
@@ -107,7 +112,7 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
 /* Whether rows of that type are multiplied in pairs. */
 FA_INLINE int OP(in_pairs)(const OP(few) *few, fa_type type) { return few->words != FA_F32 && few->words == type; }
 
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
 /* Scores of one row, without pairs. */
 FA_APART void OP(few_score_single)(const OP(few) *few, ptrdiff_t row, const OP(few_rows) *key, ptrdiff_t count,
                                    const OP(few_rows) *ahead) {
@@ -122,7 +127,7 @@ FA_APART void OP(few_score_single)(const OP(few) *few, ptrdiff_t row, const OP(f
 /* Scores of all rows for a block of keys. */
 FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *key, ptrdiff_t count,
                                const OP(few_rows) *ahead) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
 #define I8(NR)                                                                                                         \
     OP(pair_scores_i8)(key->row, count, few->query_words + row * few->key_width, few->key_width,                       \
                        few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
@@ -175,7 +180,7 @@ FA_INLINE void OP(few_value_singles)(const OP(few) *few, const OP(few_rows) *val
  * nothing was done for them, whatever was done for the others. */
 FA_APART unsigned OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *value, ptrdiff_t count,
                                const OP(few_rows) *ahead) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
     R factor[FA_FEW_MOST], decay[FA_FEW_MOST];
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
     unsigned single = 0;
@@ -297,7 +302,7 @@ static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, O
 
 /* Which rows can be multiplied in pairs, and the queries in that form. */
 static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
     int bf16 = FA_PAIRS_OF_BF16 && a->type == FA_BF16 && a->key.type == FA_BF16 && a->value.type == FA_BF16;
     int i8 = a->key.type == FA_I8 && a->value.type == FA_I8;
     if (!(bf16 || i8) || a->head_size % WORDS || a->value_size % WORDS) return;
@@ -419,5 +424,4 @@ static void EXPORT(attention_few)(const fa_attention *a, const fa_attention_item
     OP(few_finish)(a, item, &few);
 }
 
-#undef AT
-#undef BEGINS_LINE
+#endif

@@ -22,8 +22,8 @@ FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const
         for (ptrdiff_t d = 0; d < width; d += WORDS) {
             VS_f32 k[FOLD];
             FA_UNROLL for (int i = 0; i < FOLD; i++) {
-                k[i] = OP(load_words)(AT(row[i], d), TYPE);
-                if (BEGINS_LINE(d)) PREFETCH(AT(next[i], d));
+                k[i] = OP(load_words)(ELEMENT_AT(row[i], d), TYPE);
+                if (BEGINS_LINE(d)) PREFETCH(ELEMENT_AT(next[i], d));
             }
             FA_UNROLL for (int r = 0; r < NR; r++) {
                 VS_f32 q = OP(load_words)((const char *)(query + r * width + d), FA_BF16);
@@ -48,13 +48,13 @@ FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, pt
         ptrdiff_t other = t + 1 < count ? t + 1 : t;
         VS_f32 low[4], high[4];
         FA_UNROLL for (int c = 0; c < NC; c++) {
-            VS_f32 a = OP(load_words)(AT(value[t], d + c * WORDS), TYPE);
-            VS_f32 b = OP(load_words)(AT(value[other], d + c * WORDS), TYPE);
+            VS_f32 a = OP(load_words)(ELEMENT_AT(value[t], d + c * WORDS), TYPE);
+            VS_f32 b = OP(load_words)(ELEMENT_AT(value[other], d + c * WORDS), TYPE);
             low[c] = interleave_words_low(a, b);
             high[c] = interleave_words_high(a, b);
             if (BEGINS_LINE(c * WORDS)) {
-                PREFETCH(AT(ahead[t], d + c * WORDS));
-                PREFETCH(AT(ahead[other], d + c * WORDS));
+                PREFETCH(ELEMENT_AT(ahead[t], d + c * WORDS));
+                PREFETCH(ELEMENT_AT(ahead[other], d + c * WORDS));
             }
         }
         FA_UNROLL for (int r = 0; r < NR; r++) {

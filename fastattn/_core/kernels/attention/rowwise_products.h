@@ -1,6 +1,12 @@
 /* The two products of attention with the head's components in the lanes: rows of queries times the keys of a block, and
  * weights times its values. The keys of a block are read while its values are prefetched, and its values while the next
  * block's keys are. */
+#ifndef FA_ATTENTION_ROWWISE_PRODUCTS_H
+#define FA_ATTENTION_ROWWISE_PRODUCTS_H
+
+#include "attention/rows.h"
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 #define FEW_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
 #define FEW_KEYS_PER_RUN 16
@@ -16,7 +22,7 @@ typedef struct {
 } OP(few_rows);
 
 /* Vector `d / LANES` of a row. */
-#define AT(row, d) ((row) + (d) * fa_size_of(TYPE))
+#define ELEMENT_AT(row, d) ((row) + (d) * fa_size_of(TYPE))
 /* Whether a cache line of such elements begins with element d. */
 #define BEGINS_LINE(d) ((d) * fa_size_of(TYPE) % 64 == 0)
 
@@ -49,8 +55,8 @@ FA_INLINE void OP(few_scores)(const char *const *key, ptrdiff_t count, const R *
         }
         FA_UNROLL for (int i = 0; i < FOLD; i++) /* row by row, as they lie: see the order of prefetching */
             for (ptrdiff_t d = 0; d < width; d += LANES) {
-                V k = OP(load_as)(AT(row[i], d), TYPE);
-                if (BEGINS_LINE(d)) PREFETCH(AT(next[i], d));
+                V k = OP(load_as)(ELEMENT_AT(row[i], d), TYPE);
+                if (BEGINS_LINE(d)) PREFETCH(ELEMENT_AT(next[i], d));
                 FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] += OP(load)(query + r * width + d) * k;
             }
         OP(store_scores)(acc, factors, scores + t, NR);
@@ -65,10 +71,10 @@ FA_INLINE void OP(few_value_block)(const char *const *value, ptrdiff_t d, ptrdif
     FA_UNROLL for (int r = 0; r < NR; r++) FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = (V){0};
     for (ptrdiff_t t = begin; t < end; t++) {
         V v[8];
-        const char *row = AT(value[t], d), *next = AT(ahead[t], d);
+        const char *row = ELEMENT_AT(value[t], d), *next = ELEMENT_AT(ahead[t], d);
         FA_UNROLL for (int c = 0; c < NC; c++) {
-            v[c] = OP(load_as)(AT(row, c * LANES), TYPE);
-            if (BEGINS_LINE(c * LANES)) PREFETCH(AT(next, c * LANES));
+            v[c] = OP(load_as)(ELEMENT_AT(row, c * LANES), TYPE);
+            if (BEGINS_LINE(c * LANES)) PREFETCH(ELEMENT_AT(next, c * LANES));
         }
         FA_UNROLL for (int r = 0; r < NR; r++) {
             V p = OP(splat)(weights[r * FEW_KEYS + t]);
@@ -92,7 +98,7 @@ FA_INLINE void OP(few_values)(const char *const *value, ptrdiff_t begin, ptrdiff
 #undef CALL
 }
 
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
 
 #define WORDS (2 * LANES)
 #define WORDS_MOST 32767
@@ -113,7 +119,7 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 #include "attention/rowwise_pairs.h"
 
 /* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is faster. */
-#if defined(FA_DOT) && !defined(FA_AMX)
+#if FA_HAS_DOT && !FA_HAS_TILES
 #define FA_PAIRS_OF_BF16 1
 #define TYPE FA_BF16
 #define PAIRS(name) OP(name##_bf16)
@@ -147,5 +153,7 @@ static int OP(as_words)(const R *x, ptrdiff_t count, fa_type type, R most, uint1
         store_halves(to + i, (VW_f32)(OP(load)(x + i) * scale + 0x1.8p23f));
     return 1;
 }
+
+#endif
 
 #endif

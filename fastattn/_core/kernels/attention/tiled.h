@@ -2,6 +2,12 @@
  *
  * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. TILE_MOST says
  * how many tiles an item has at most. */
+#ifndef FA_ATTENTION_TILED_H
+#define FA_ATTENTION_TILED_H
+
+#include "attention/query_tile.h"
+#include "products/rows_into_lanes.h"
+#include "storage/rows.h"
 
 typedef struct {
     ptrdiff_t count;
@@ -213,7 +219,15 @@ FA_INLINE fa_attention_item TILE(item_of)(const fa_attention *a, const fa_attent
     return own;
 }
 
-static void TILE_EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+/* What makes a tile's results again. */
+#if FA_MULTIPLY_ADD
+#define ATTENTION_BY_MULTIPLY_ADDS EXPORT(attention_many)
+#else
+#define ATTENTION_BY_MULTIPLY_ADDS FA_SYMBOL(attention_many, f32)
+void ATTENTION_BY_MULTIPLY_ADDS(const fa_attention *a, const fa_attention_item *item, void *scratch);
+#endif
+
+void EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     TILE(tiles) tiles;
     fa_attention_item again[TILE_MOST];
     ptrdiff_t repeated = 0;
@@ -226,5 +240,7 @@ static void TILE_EXPORT(attention_many)(const fa_attention *a, const fa_attentio
         if (TILE(is_lost)(tiles.tile[i].out, tiles.tile[i].sum, tiles.tile[i].vectors, a->value_size))
             again[repeated++] = TILE(item_of)(a, item, &tiles.tile[i]);
         else TILE(scatter_out)(a, item, &tiles.tile[i]);
-    for (ptrdiff_t i = 0; i < repeated; i++) EXPORT(attention_many)(a, &again[i], scratch);
+    for (ptrdiff_t i = 0; i < repeated; i++) ATTENTION_BY_MULTIPLY_ADDS(a, &again[i], scratch);
 }
+
+#endif

@@ -6,6 +6,19 @@
  *
  * The products take less time than the exponentials. Scores are stored as they come; their scale goes into the argument of the
  * exponential. Keys come 32 at a time, counted from the item's first: what a step has fewer of has zeros for weights. */
+#ifndef FA_ATTENTION_TILED_AMX_H
+#define FA_ATTENTION_TILED_AMX_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET amx
+#endif
+#include "attention/interval.h"
+#include "attention/rows.h"
+#include "products/amx.h"
+#include "products/bf16_pairs.h"
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 #define KEY_GROUP 32
 #define STEP_GROUP 32
@@ -38,10 +51,8 @@ static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *
 FA_INLINE void TILE(transpose_values)(const char *const *from, ptrdiff_t component, R *to) {
     V low[LANES], high[LANES];
     FA_UNROLL for (int i = 0; i < LANES; i++) {
-        __m512i even = _mm512_loadu_si512(from[2 * i] + 2 * component);
-        __m512i odd = _mm512_loadu_si512(from[2 * i + 1] + 2 * component);
-        low[i] = (V)_mm512_unpacklo_epi16(even, odd);
-        high[i] = (V)_mm512_unpackhi_epi16(even, odd);
+        const char *even = from[2 * i] + 2 * component, *odd = from[2 * i + 1] + 2 * component;
+        interleave_words_by_16_bytes(even, odd, &low[i], &high[i]);
     }
     OP(transpose)(low);
     OP(transpose)(high);
@@ -87,7 +98,7 @@ static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
     for (ptrdiff_t d = 0; d < size; d++)
         for (ptrdiff_t u = 0; u < UNITS(count); u += LANES)
             special |= TILE(special)(OP(load_some)(rows.data + d * rows.stride + u, fa_clamp(UNITS(count) - u, 0, LANES)));
-    return !TILE(any_lane)(special);
+    return !any_lane(special);
 }
 
 FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) {
@@ -127,7 +138,7 @@ FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
         VI changes = {0};                                                                                              \
         const ptrdiff_t components = TILE_COMPONENTS(value_size);                                                      \
         FA_UNROLL for (int j = 0; j < NV; j++) changes |= decay[j] != OP(splat)(1);                                    \
-        for (ptrdiff_t d = 0; TILE(any_lane)(changes) && d < components; d++)                                          \
+        for (ptrdiff_t d = 0; any_lane(changes) && d < components; d++)                                          \
             FA_UNROLL for (int j = 0; j < NV; j++) {                                                                   \
                 R *at = out + (d * NV + j) * LANES;                                                                    \
                 OP(store)(at, OP(load)(at) * decay[j]);                                                                \
@@ -136,14 +147,13 @@ FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
     }
 FA_AMX_PRODUCTS(1)
 FA_AMX_PRODUCTS(2)
-#undef FA_AMX_PRODUCTS
 #define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
 #define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
 
 /* 2^(score · scale - from): one operation for the argument, whose error is that of `from`. In lanes where that is `far` from 0 the
  * score is rounded as the maximum was, so that their difference is exact; what the compiler does not see it does not fuse. */
 FA_INLINE V TILE(weight_of)(V score, V scale, V from, R factor, V shift, VI far, const int some_far) {
-    V power = (V)_mm512_fmsub_ps((__m512)score, (__m512)scale, (__m512)from);
+    V power = multiply_subtract(score, scale, from);
     if (some_far) {
         score *= factor;
         __asm__("" : "+v"(score));
@@ -166,7 +176,7 @@ FA_INLINE void TILE(weights_from)(R *scores, ptrdiff_t count, R factor, const V 
                 sum[j] += weight[half];
                 if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
             }
-            OP(store)(scores + (t / 2 * NV + j) * LANES, TILE(paired)(weight[0], weight[1]));
+            OP(store)(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }
     for (; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
@@ -174,7 +184,7 @@ FA_INLINE void TILE(weights_from)(R *scores, ptrdiff_t count, R factor, const V 
             V weight = TILE(weight_of)(score, scale, from[j], factor, shift[j], far[j], some_far);
             sum[j] += weight;
             if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
-            OP(store)(scores + (t / 2 * NV + j) * LANES, TILE(paired)(weight, (V){0}));
+            OP(store)(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight, (V){0}));
         }
     memset(scores + t / 2 * NV * LANES, 0, (size_t)((WHOLE_GROUPS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
 }
@@ -188,7 +198,9 @@ FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *s
         from[j] = shift[j] * 1.44269504f;
         some |= far[j] = (from[j] > 0x1p13f) | (from[j] < -0x1p13f);
     }
-    if (__builtin_expect(TILE(any_lane)(some), 0))
+    if (__builtin_expect(any_lane(some), 0))
         TILE(weights_from)(scores, count, factor, shift, from, far, sum, NV, unclean, 1);
     else TILE(weights_from)(scores, count, factor, shift, from, far, sum, NV, unclean, 0);
 }
+
+#endif

@@ -4,6 +4,17 @@
  * A unit is a pair: neighbouring components of a key, which lie so in memory; and of the values the same component of two
  * neighbouring keys, which are brought together in `panel`, once for all rows of an item. R stands for the 32 bits of a unit
  * where it is only moved. Keys are paired from the item's first one on, so blocks and steps begin at even ones. */
+#ifndef FA_ATTENTION_TILED_BF16_H
+#define FA_ATTENTION_TILED_BF16_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET avx512_bf16
+#endif
+#include "attention/interval.h"
+#include "attention/rows.h"
+#include "products/bf16_pairs.h"
+#include "storage/rows.h"
 
 static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
@@ -45,7 +56,7 @@ static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
     for (ptrdiff_t t = 0; t < count; t += 2)
         for (ptrdiff_t d = 0; d < size; d += LANES)
             special |= TILE(special)(OP(load_some)(rows.data + t / 2 * rows.stride + d, size - d < LANES ? size - d : LANES));
-    return !TILE(any_lane)(special);
+    return !any_lane(special);
 }
 
 FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) {
@@ -70,6 +81,8 @@ FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *s
                 sum[j] += weight[half];
                 if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
             }
-            OP(store)(scores + (t / 2 * NV + j) * LANES, TILE(paired)(weight[0], weight[1]));
+            OP(store)(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }
 }
+
+#endif

@@ -1,5 +1,11 @@
 /* The two products of attention in register tiles: S' = K Q' and O' = O' + V' P', elements of keys and values broadcast over
  * vectors of rows. */
+#ifndef FA_ATTENTION_TILED_BROADCAST_H
+#define FA_ATTENTION_TILED_BROADCAST_H
+
+#include "attention/rows.h"
+#include "products/broadcast.h"
+#include "products/units.h"
 
 /* Keys that a step takes at a time, and to whole ones of which its ends are cut: a rest of one key costs as much as four. */
 #define KEY_GROUP UNIT
@@ -119,4 +125,6 @@ FA_PRODUCTS(FA_TILE_ROWS_3, 3)
 #else
 #define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
 #define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
+#endif
+
 #endif

@@ -2,6 +2,14 @@
  *
  * Rows stored so are read in place, at any distance from row to row. Others (another type or element stride, unaligned, in
  * more than one page) are first copied to `panel`; the copy serves all rows of an item. */
+#ifndef FA_ATTENTION_TILED_FMA_H
+#define FA_ATTENTION_TILED_FMA_H
+
+#include "attention/interval.h"
+#include "attention/rows.h"
+#include "products/fma.h"
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 static TILE(rows) TILE(rows_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
                                 const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
@@ -66,3 +74,5 @@ FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *s
         FA_UNROLL for (int j = 0; j < NV; j++) sum[j] += run[j];
     }
 }
+
+#endif

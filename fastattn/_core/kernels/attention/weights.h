@@ -1,5 +1,9 @@
 /* The weights themselves, (rows, keys): for a look at them, not for speed. The keys are passed twice, first for the
  * maximum and the sum of each row, then for the weights. */
+#ifndef FA_ATTENTION_WEIGHTS_H
+#define FA_ATTENTION_WEIGHTS_H
+
+#include "attention/tiled.h"
 
 /* weights[key][lane] to rows; `to` is where each lane's row begins. */
 static void OP(scatter_weights)(const fa_attention *a, const TILE(tile) *tile, TILE(step) step, char **to) {
@@ -60,3 +64,5 @@ static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_
         for (ptrdiff_t i = 0; i < tiles.count; i++)
             FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, to[i]);
 }
+
+#endif

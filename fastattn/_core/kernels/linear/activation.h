@@ -1,6 +1,10 @@
 /* Activations, a vector at a time. At -inf all of them are 0, their limit; NaN stays NaN. They are 0 as well where a factor would
  * be no normal number: the next layer multiplies what they give, and one such number in a vector makes that a hundred times as
  * slow. */
+#ifndef FA_LINEAR_ACTIVATION_H
+#define FA_LINEAR_ACTIVATION_H
+
+#include "instance.h"
 
 /* 1 / (1 + e^-x), by the exponential that cannot overflow. */
 FA_INLINE V OP(sigmoid)(V x) {
@@ -25,7 +29,7 @@ FA_INLINE V OP(relu)(V x) { return OP(select)(x < (V){0}, (V){0}, x); }
  * tail keeps its sign and size. float32: largest error 4.2e-8; `rough`, for what is rounded to 16 bits, 9.7e-7. float64 asks
  * the C library. */
 FA_INLINE V OP(gelu)(V x, int rough) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
     static const float fine[] = {4.00347182e-10f, -2.41155789e-8f, 6.01535703e-7f, -8.01781516e-6f, 6.06496396e-5f,
                                  -2.33539676e-4f, -7.68885147e-5f, 7.01990537e-3f, -5.24788052e-2f, -4.59211648e-1f,
                                  -1.15110493f};
@@ -63,3 +67,5 @@ static void OP(activate)(V *x, int count, int activation, int rough) {
     }
 #undef EACH
 }
+
+#endif

@@ -1,4 +1,13 @@
 /* Linear's sums by tiles (AMX): rows of W as they lie in memory times the units of the lanes. */
+#ifndef FA_LINEAR_AMX_H
+#define FA_LINEAR_AMX_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET amx
+#endif
+#include "linear/tile.h"
+#include "products/amx.h"
 
 #define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
 #define LINEAR_WIDEST 2
@@ -220,7 +229,5 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
     TILE(give_registers)();
     return 1;
 }
-#undef BY_ROWS_LEAST
-#undef BY_ROWS_RUN
-#undef BY_ROWS_GROUP
-#undef BLOCK_TILES
+
+#endif

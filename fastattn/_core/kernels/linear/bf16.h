@@ -1,4 +1,16 @@
 /* Linear by dot products of pairs: x and weight are bfloat16. */
+#ifndef FA_LINEAR_BF16_H
+#define FA_LINEAR_BF16_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET avx512_bf16
+#endif
+#include "attention/interval.h"
+#include "linear/sizes.h"
+#include "products/bf16_pairs.h"
+#include "products/products.h"
+#include "products/rows_into_lanes.h"
 
 #define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
 
@@ -61,7 +73,7 @@ static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes
                        V *sums) {
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < OP(splat)(FA_LEAST_SUM)) & (sums[lane] > OP(splat)(-FA_LEAST_SUM));
-        if (!TILE(any_lane)(lost)) continue;
+        if (!any_lane(lost)) continue;
         if (TILE(is_zero)(x[lane], l->x_element, l->in_features)) continue;
         for (ptrdiff_t i = 0; i < features; i++) {
             const char *weight = l->weight + (feature + i) * l->weight_row;
@@ -85,11 +97,12 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
     memset(room + u, 0, (size_t)(units - u) * sizeof(R));
     return room;
 }
-/* The one of the smaller magnitude. */
-FA_INLINE V TILE(lesser)(V a, V b) { return (V)_mm512_range_ps((__m512)a, (__m512)b, 0x0a); }
-FA_INLINE int TILE(any_below)(V x, R least) { return TILE(any_lane)(x < OP(splat)(least)); }
+FA_INLINE V TILE(lesser)(V a, V b) { return smaller_magnitude(a, b); }
+FA_INLINE int TILE(any_below)(V x, R least) { return any_lane(x < OP(splat)(least)); }
 FA_INLINE VI TILE(add_weights)(VI total, V weights) { (void)weights; return total; }
 FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
     (void)total, (void)scale, (void)zero;
     return sum;
 }
+
+#endif

@@ -1,4 +1,9 @@
 /* Linear's sums in register tiles: elements of W broadcast over vectors of rows of x. */
+#ifndef FA_LINEAR_BROADCAST_H
+#define FA_LINEAR_BROADCAST_H
+
+#include "linear/tile.h"
+#include "products/broadcast.h"
 
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave no
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */
@@ -87,7 +92,6 @@ FEW_SUMS(1)
 FEW_SUMS(2)
 FEW_SUMS(4)
 FEW_SUMS(8)
-#undef FEW_SUMS
 
 typedef struct { R *panel, *x[FEW_MOST]; } TILE(few_room);
 
@@ -128,8 +132,6 @@ static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *s
     }
     return 1;
 }
-#undef FEW_ROWS
-#undef FEW_MOST
 
 #define FA_LINEAR_SUMS(MR, NV)                                                                                         \
     FA_APART void TILE(linear_##NV)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile,      \
@@ -152,8 +154,5 @@ FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
 #else
 #define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
 #endif
-#undef FA_LINEAR_SUMS
-#undef CALL_1
-#undef CALL_2
-#undef CALL_3
-#undef CALL_4
+
+#endif

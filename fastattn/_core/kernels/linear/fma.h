@@ -1,5 +1,11 @@
 /* Linear by multiply-add. A weight of the kernel's own type is read in place, others are widened, as many rows and columns as
  * are used together at a time; int8 as the whole numbers they are: their scale follows the sum. */
+#ifndef FA_LINEAR_FMA_H
+#define FA_LINEAR_FMA_H
+
+#include "linear/sizes.h"
+#include "products/rows_into_lanes.h"
+#include "storage/rows.h"
 
 #define LINEAR_RUN(l) TILE(run)((l)->in_features)
 
@@ -54,3 +60,5 @@ FA_INLINE const R *TILE(take_row)(const fa_linear *l, const char *from, R *room,
     OP(widen)(room, from, l->type, l->x_element, units);
     return room;
 }
+
+#endif

@@ -1,6 +1,18 @@
 /* Linear by dot products of 8-bit integers: the weight is int8 with a scale for each row; rows of x are quantised as they come,
  * x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less zero times the sum
  * of the weights is exact; it becomes a real before it could overflow: 4 · 16384 · 255 · 127 < 2^31. */
+#ifndef FA_LINEAR_INT8_H
+#define FA_LINEAR_INT8_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_INT8
+#define FA_TARGET avx512_bf16
+#endif
+#include "attention/interval.h"
+#include "linear/sizes.h"
+#include "products/products.h"
+#include "products/rows_into_lanes.h"
+#include "storage/rows.h"
 
 #define LINEAR_RUN(l) 16384
 
@@ -9,18 +21,6 @@ typedef struct {
     I sum[LINEAR_FEATURES]; /* of each row: TILE(sum_weights) */
 } TILE(weights);
 typedef struct { V scale[FA_TILE_WIDEST]; VI zero[FA_TILE_WIDEST]; } TILE(quantised);
-
-static I TILE(sum_of)(const R *units, ptrdiff_t count) {
-    const int8_t *from = (const int8_t *)units;
-    const ptrdiff_t bytes = count * UNIT;
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i sum = _mm512_setzero_si512();
-    ptrdiff_t i = 0;
-    for (; i + 64 <= bytes; i += 64) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(from + i));
-    if (i < bytes)
-        sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(((__mmask64)1 << (bytes - i)) - 1, from + i));
-    return _mm512_reduce_add_epi32(sum);
-}
 
 static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {
@@ -46,7 +46,7 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
 
 static void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
     for (ptrdiff_t i = 0; i < count; i++)
-        weights->sum[i] = TILE(sum_of)(weights->rows.data + i * weights->rows.stride, units);
+        weights->sum[i] = sum_of_bytes((const int8_t *)(weights->rows.data + i * weights->rows.stride), UNIT * units);
 }
 
 /* The largest of a row's elements and of their negatives, 0 at least, and whether all are finite. Several chains at a time:
@@ -72,16 +72,13 @@ FA_INLINE void TILE(find_range)(const char *x, ptrdiff_t size, const fa_type typ
         noughts[0] += noughts[i];
     }
     OP(two_lane_maxima)(high[0], low[0], top, bottom);
-    *finite = !_mm512_cmp_ps_mask((__m512)noughts[0], (__m512)noughts[0], _CMP_UNORD_Q);
+    *finite = !any_nan(noughts[0]);
 }
 
 FA_INLINE void TILE(put_units)(const char *x, ptrdiff_t size, const fa_type type, R inverse, I zero, uint8_t *to) {
-    const __m512 factor = _mm512_set1_ps(inverse), shift = _mm512_set1_ps((float)zero);
     for (ptrdiff_t k = 0; k < size; k += LANES) {
         V part = OP(load_some_as)(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES));
-        __m512 units = _mm512_fmadd_ps((__m512)part, factor, shift);
-        __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(units, _mm512_setzero_ps()));
-        _mm_storeu_si128((__m128i *)(to + k), _mm512_cvtusepi32_epi8(whole));
+        store_quantised(to + k, part, inverse, (float)zero);
     }
 }
 
@@ -149,9 +146,11 @@ FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, 
 FA_INLINE V TILE(lesser)(V a, V b) { (void)b; return a; }
 FA_INLINE int TILE(any_below)(V x, R least) { (void)x, (void)least; return 0; }
 FA_INLINE VI TILE(add_weights)(VI total, V weights) {
-    return (VI)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi8(1), (__m512i)weights);
+    return add_bytes(total, (VI)weights);
 }
 FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
     VI whole = (VI)sum - *zero * *(const VI *)total;
     return __builtin_convertvector(whole, V) * *scale;
 }
+
+#endif

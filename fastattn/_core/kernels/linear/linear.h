@@ -5,6 +5,15 @@
  * Tiles of rows of x take each block of W's rows in turn: a block, LINEAR_FEATURES rows a run long, comes from memory once
  * for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block is a
  * register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands beside it. */
+#ifndef FA_LINEAR_LINEAR_H
+#define FA_LINEAR_LINEAR_H
+
+#include "linear/tile.h"
+#if FA_TILE_PRODUCTS
+#include "linear/amx.h"
+#else
+#include "linear/broadcast.h"
+#endif
 
 /* Sums of a block of features back to rows. */
 static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t feature, ptrdiff_t count) {
@@ -35,7 +44,7 @@ static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *til
     return at - begin;
 }
 
-static ptrdiff_t TILE_EXPORT(linear_scratch)(const fa_linear *l) {
+static ptrdiff_t EXPORT(linear_scratch)(const fa_linear *l) {
     TILE(linear_tile) tiles[TILE_MOST];
     R *panel, *bytes;
     ptrdiff_t other = TILE(by_rows_scratch)(l), own = TILE(lay_out_linear)(l, tiles, l->item_rows, &panel, &bytes, NULL);
@@ -57,7 +66,7 @@ static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE
     memset(tile->units + filled, 0, (size_t)(WHOLE_TILES(units) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
-static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     TILE(linear_tile) tiles[TILE_MOST];
     R *panel, *bytes;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
@@ -81,16 +90,8 @@ static void TILE_EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, 
     TILE(give_registers)();
 }
 
-static const fa_linear_kernel TILE_EXPORT(linear_kernel) = {
+const fa_linear_kernel EXPORT(linear_kernel) = {
     UNIT, TILE_MOST * FA_TILE_WIDEST * LANES, LEAST_TILES * FA_TILE_WIDEST * LANES, DEAR_TILES * FA_TILE_WIDEST * LANES,
-    TILE_EXPORT(linear_scratch), TILE_EXPORT(linear)};
+    EXPORT(linear_scratch), EXPORT(linear)};
 
-#undef AHEAD
-#undef LINEAR_RUN
-#undef LINEAR_WIDEST
-#undef LINEAR_ALONE
-#undef LEAST_TILES
-#undef DEAR_TILES
-#undef SUMS_ROWS
-#undef LINEAR_MOST_UNITS
-#undef FA_LINEAR_OF
+#endif

@@ -1,4 +1,10 @@
 /* A tile of linear: rows of x that stand in the lanes, and their sums with a block of the weight's rows. */
+#ifndef FA_LINEAR_TILE_H
+#define FA_LINEAR_TILE_H
+
+#include "linear/activation.h"
+#include "linear/products.h"
+#include "storage/rows.h"
 
 typedef struct {
     ptrdiff_t rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
@@ -100,3 +106,5 @@ FA_INLINE void TILE(put_sums)(const fa_linear *l, const TILE(linear_tile) *tile,
     else TILE(scatter_rows)(l, tile, row, count, y, feature, n);
 #undef PUT
 }
+
+#endif

@@ -5,8 +5,15 @@
  * multiplication. Rows and units come in whole tiles, padded with zeros where there are fewer. The registers' shapes are the
  * thread's own, and other libraries set them, too: a kernel sets them where it begins, 0.1 microseconds, and gives them back
  * in the end. */
+#ifndef FA_PRODUCTS_AMX_H
+#define FA_PRODUCTS_AMX_H
 
-#define TILE_MOST AMX_TILES
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET amx
+#endif
+#include "products/units.h"
+
 #define WHOLE_TILES(count) (((count) + 15) / 16 * 16)
 
 static void TILE(take_registers)(void) {
@@ -15,10 +22,10 @@ static void TILE(take_registers)(void) {
         uint16_t bytes[16];
         uint8_t rows[16];
     } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    _tile_loadconfig(&shapes);
+    tiles_configure(&shapes);
 }
 
-static void TILE(give_registers)(void) { _tile_release(); }
+static void TILE(give_registers)(void) { tiles_release(); }
 
 /* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
  * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other,
@@ -40,9 +47,9 @@ typedef struct { char *first; ptrdiff_t row, along, across; } TILE(tiles_at);
     if (NR > 1) CALL(2, 1, 0);                                                                                         \
     if (NR > 1 && NL > 1) CALL(3, 1, 1)
 #define SUM_AT(i, j) (sums.first + (i) * sums.along + (j) * sums.across)
-#define LOAD(tile, i, j) _tile_loadd(tile, SUM_AT(i, j), sums.row)
-#define ZERO(tile, i, j) _tile_zero(tile)
-#define STORE(tile, i, j) _tile_stored(tile, SUM_AT(i, j), sums.row)
+#define LOAD(tile, i, j) tile_load(tile, SUM_AT(i, j), sums.row)
+#define ZERO(tile, i, j) tile_zero(tile)
+#define STORE(tile, i, j) tile_store(tile, SUM_AT(i, j), sums.row)
 
 /* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is there.
  * `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
@@ -51,27 +58,21 @@ FA_INLINE void TILE(multiply_block)(TILE(tiles_at) rows, TILE(tiles_at) lanes, p
     if (more) { FOUR_TILES(LOAD); }
     else { FOUR_TILES(ZERO); }
     for (; count > 0; count--, rows.first += rows.along, lanes.first += lanes.along) {
-        _tile_loadd(6, lanes.first, lanes.row);
-        _tile_loadd(4, rows.first, rows.row);
+        tile_load(6, lanes.first, lanes.row);
+        tile_load(4, rows.first, rows.row);
         MULTIPLY(0, 4, 6);
         if (NL > 1) {
-            _tile_loadd(7, lanes.first + lanes.across, lanes.row);
+            tile_load(7, lanes.first + lanes.across, lanes.row);
             MULTIPLY(1, 4, 7);
         }
         if (NR > 1) {
-            _tile_loadd(5, rows.first + rows.across, rows.row);
+            tile_load(5, rows.first + rows.across, rows.row);
             MULTIPLY(2, 5, 6);
             if (NL > 1) MULTIPLY(3, 5, 7);
         }
     }
     FOUR_TILES(STORE);
 }
-#undef FOUR_TILES
-#undef SUM_AT
-#undef LOAD
-#undef ZERO
-#undef STORE
-#undef MULTIPLY
 
 /* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What is
  * passed by address is read field by field: as a value it went through memory, and its load waited for several stores. */
@@ -81,16 +82,15 @@ FA_INLINE void TILE(multiply_block)(TILE(tiles_at) rows, TILE(tiles_at) lanes, p
         TILE(tiles_at) rows = {from->first, from->row, from->along, from->across};                                     \
         TILE(tiles_at) sums = {to->first, to->row, to->along, to->across};                                             \
         const TILE(tiles_at) lanes = {units->first, units->row, units->along, units->across};                          \
-        __asm__ volatile("" ::: "memory");                                                                             \
+        tile_barrier();                                                                                                \
         for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
             TILE(multiply_block)(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
         if (row_tiles) TILE(multiply_block)(rows, lanes, count, sums, more, 1, NL, SWAPPED);                           \
-        __asm__ volatile("" ::: "memory");                                                                             \
+        tile_barrier();                                                                                                \
     }
 FA_MULTIPLY(multiply_1, 1, 0)
 FA_MULTIPLY(multiply_2, 2, 0)
 FA_MULTIPLY(multiply_swapped, 2, 1)
-#undef FA_MULTIPLY
 
 /* sums[rows][NV] = those of so many rows with `count` units [count][NV] of NV vectors. */
 FA_INLINE void TILE(multiply)(TILE(tiles_at) from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,
@@ -107,3 +107,5 @@ FA_INLINE TILE(tiles_at) TILE(in_place)(TILE(rows) rows) {
     const ptrdiff_t row = rows.stride * (ptrdiff_t)sizeof(R);
     return (TILE(tiles_at)){(char *)rows.data, row, 16 * (ptrdiff_t)sizeof(R), 16 * row};
 }
+
+#endif

@@ -1,7 +1,17 @@
 /* Products of bfloat16 by dot products of pairs (AVX512_BF16): each lane adds two products at a time to a float32 sum. A unit
  * is a pair; R stands for its 32 bits where it is only moved. */
+#ifndef FA_PRODUCTS_BF16_H
+#define FA_PRODUCTS_BF16_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET avx512_bf16
+#endif
+#include "instance.h"
 
 #define UNIT 2
+#define MULTIPLY_TILES tile_multiply_bf16
+#define MULTIPLY_SWAPPED tile_multiply_bf16
 
 typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in units */
 
@@ -9,7 +19,7 @@ FA_INLINE V TILE(product)(V sum, V a, V b) { return add_products_bf16(sum, a, b)
 FA_INLINE V TILE(spread)(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
-    return (V)_mm512_set1_epi32(bits);
+    return splat_bits(bits);
 }
 
 FA_INLINE R TILE(pair)(const char *low, const char *high) {
@@ -30,3 +40,5 @@ FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrd
     const char *low = from + 2 * unit * element;
     return TILE(pair)(low, 2 * unit + 1 < size ? low + element : NULL);
 }
+
+#endif

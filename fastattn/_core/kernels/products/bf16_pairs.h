@@ -1,5 +1,13 @@
 /* What both ways of multiplying bfloat16 in attention, by dot products and by tiles, have in common: weights rounded and
  * paired. */
+#ifndef FA_PRODUCTS_BF16_PAIRS_H
+#define FA_PRODUCTS_BF16_PAIRS_H
+
+#ifndef FA_ARITHMETIC /* opened alone */
+#define FA_ARITHMETIC FA_BFLOAT16
+#define FA_TARGET avx512_bf16
+#endif
+#include "products/units.h"
 
 /* Half `half` of a unit, as a number. */
 FA_INLINE R TILE(half_of)(const R *unit, ptrdiff_t half) {
@@ -20,7 +28,6 @@ FA_INLINE VI TILE(special)(V units) {
     const VW_f32 low = (VW_f32){0} + 0x7f80, high = low << 16, bits = (VW_f32)units;
     return ((bits & low) == low) | ((bits & high) == high);
 }
-FA_INLINE int TILE(any_lane)(VI lanes) { return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0; }
 
 /* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell; and
  * NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
@@ -32,18 +39,13 @@ static int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_
             top = OP(max)(x, OP(max)(-x, top));
         }
         VI lost = (top < OP(splat)(FA_LEAST_SUM)) & (sum[j] > (V){0});
-        for (ptrdiff_t d = 0; TILE(any_lane)(lost) && d < value_size; d++) {
+        for (ptrdiff_t d = 0; any_lane(lost) && d < value_size; d++) {
             V x = OP(load)(out + (d * vectors + j) * LANES);
             lost &= x == x;
         }
-        if (TILE(any_lane)(lost)) return 1;
+        if (any_lane(lost)) return 1;
     }
     return 0;
 }
 
-/* Weights of two keys, rounded to bfloat16, as units. */
-FA_INLINE V TILE(paired)(V low, V high) {
-    const __m512i order = (__m512i)(VS_f32){0, 16, 1, 17, 2, 18, 3, 19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return (V)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-}
+#endif

@@ -1,6 +1,9 @@
 /* Sums of products in vector registers: elements of the rows in memory are broadcast over vectors of rows in the lanes. */
+#ifndef FA_PRODUCTS_BROADCAST_H
+#define FA_PRODUCTS_BROADCAST_H
 
-#define TILE_MOST BROADCAST_TILES
+#include "instance.h"
+
 #define WHOLE_TILES(count) (count) /* rows and units may be of any number */
 
 /* No registers but the compiler's own. */
@@ -16,3 +19,5 @@ FA_INLINE void TILE(give_registers)(void) {}
         if (i + 2 <= (count)) { CALL(2); i += 2; }                                                                     \
         if (i < (count)) CALL(1);                                                                                      \
     } while (0)
+
+#endif

@@ -1,4 +1,8 @@
 /* Products by multiply-add: what is multiplied are reals of the kernel's own type. */
+#ifndef FA_PRODUCTS_FMA_H
+#define FA_PRODUCTS_FMA_H
+
+#include "storage/elements.h"
 
 #define UNIT 1 /* elements along the sum of a product that one lane takes at a time */
 
@@ -15,3 +19,5 @@ FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrd
     (void)size;
     return OP(element)(from + unit * element, type);
 }
+
+#endif

@@ -1,5 +1,11 @@
 /* Rows into the lanes: as many rows as there are lanes, transposed unit by unit, the next unit `step` vectors on. `plain`:
  * their elements lie side by side and aligned. */
+#ifndef FA_PRODUCTS_ROWS_INTO_LANES_H
+#define FA_PRODUCTS_ROWS_INTO_LANES_H
+
+#include "products/units.h"
+#include "simd/lanes.h"
+
 static void TILE(rows_into_lanes)(const char *const *from, ptrdiff_t element, fa_type type, ptrdiff_t size, int plain, R *to,
                                   ptrdiff_t step) {
     ptrdiff_t u = 0;
@@ -13,3 +19,5 @@ static void TILE(rows_into_lanes)(const char *const *from, ptrdiff_t element, fa
         for (int lane = 0; lane < LANES; lane++)
             to[u * step * LANES + lane] = TILE(unit)(from[lane], element, u, size, type);
 }
+
+#endif

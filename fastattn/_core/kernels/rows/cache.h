@@ -5,8 +5,12 @@
  * few rows, a prompt is bound by memory: nothing here is hot but the plain copy.
  *
  * Infinity and NaN are stored as such, but not in int8, and no finite number becomes infinite. */
+#ifndef FA_ROWS_CACHE_H
+#define FA_ROWS_CACHE_H
 
-#if FA_VECTOR_BYTES / LANES == 4
+#include "rows/rotary.h"
+
+#if FA_REAL_IS_FLOAT
 /* The scale of a row padded with zeros to whole vectors; not finite where an element is not. */
 FA_INLINE R OP(scale_of)(const R *row, ptrdiff_t size) {
     V most = {0}, nothing = {0};
@@ -52,7 +56,7 @@ FA_INLINE void OP(read_row)(const fa_cache_rows *c, const char *x, const char *c
 
 /* The least magnitude that is stored as infinity, or was made infinity by the reading of float64; 0: there is none. */
 FA_INLINE R OP(overflow)(const fa_cache_rows *c) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
     if (c->stored == FA_F16) return 65520;
     if (c->stored == FA_BF16) return 0x1.ffp127f;
     if (c->stored == FA_F32 && c->x_type == FA_F64) return INFINITY;
@@ -148,3 +152,5 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
 static ptrdiff_t EXPORT(cache_scratch)(const fa_cache_rows *c) {
     return (OP(whole_vectors)(c->size) + 2 * c->pairs) * (ptrdiff_t)sizeof(R) + 3 * 64;
 }
+
+#endif

@@ -2,6 +2,11 @@
  *
  * Three passes, between which the row stays in the first-level cache: the mean; the sums of the distances from it and of
  * their squares, which correct what rounding left of the mean and give the variance without cancellation; the result. */
+#ifndef FA_ROWS_NORMALIZATION_H
+#define FA_ROWS_NORMALIZATION_H
+
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 typedef struct { R mean, spread; } OP(statistics);
 
@@ -150,8 +155,6 @@ FA_APART int OP(normalize_scaled)(const R *x, const R *weight, const R *bias, ch
     }
     return 1;
 }
-#undef FA_SUM_OF
-#undef LEAST_SPREAD
 
 /* A parameter in the kernel's type: as it lies or, once for the rows of an item, widened. NumPy's own conversion of 32,000
  * float16 took ten times as long as the row. */
@@ -202,3 +205,5 @@ static ptrdiff_t EXPORT(normalization_scratch)(const fa_normalization *n) {
     int widened = (n->weight && n->weight_type != STORED) || (n->bias && n->bias_type != STORED);
     return copies || widened ? 5 * n->length * (ptrdiff_t)sizeof(R) : 0;
 }
+
+#endif

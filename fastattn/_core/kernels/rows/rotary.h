@@ -3,6 +3,11 @@
  * A vector holds the first components of LANES pairs, another one the second. Halves lie so in memory; neighbours are
  * sorted into such vectors and back, two two-source permutations each way, which costs less than the memory does. All of
  * a pair is read before any of it is written: x may be out itself. */
+#ifndef FA_ROWS_ROTARY_H
+#define FA_ROWS_ROTARY_H
+
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 /* Pairs [i, i + n) of a row, n <= LANES. */
 FA_INLINE void OP(turn_halves)(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
@@ -82,3 +87,5 @@ static void EXPORT(rotate_rows)(const fa_rotary *r, const char *x, const char *c
 static ptrdiff_t EXPORT(rotary_scratch)(const fa_rotary *r) {
     return 2 * (r->pairs + r->length) * (ptrdiff_t)sizeof(R);
 }
+
+#endif

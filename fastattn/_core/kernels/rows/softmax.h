@@ -3,6 +3,11 @@
  * A row that fits the cache is passed three times: maximum, exponentials and their sum, scaling. A longer one goes span
  * by span with a running maximum and sum (Milakov and Gimelshein 2018), and its exponentials are computed twice. Rows
  * that lie side by side (an axis other than the last) go into the lanes instead. */
+#ifndef FA_ROWS_SOFTMAX_H
+#define FA_ROWS_SOFTMAX_H
+
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 #define SPAN 32768 /* elements; 128 KB of float32 and as much scratch stay in L2 */
 
@@ -256,3 +261,5 @@ static void EXPORT(softmax_columns)(const fa_softmax *s, const char *x, const ch
 static ptrdiff_t EXPORT(softmax_scratch)(const fa_softmax *s) {
     return 4 * OP(span_of)(s) * (ptrdiff_t)sizeof(R);
 }
+
+#endif

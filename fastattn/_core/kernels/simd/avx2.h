@@ -1,18 +1,10 @@
-/* AVX2, FMA and F16C: 16 registers of 32 bytes. Two FMAs and two loads a cycle on every core since Haswell and Zen 2. */
+/* The vocabulary in AVX2, FMA and F16C. */
+#ifndef FA_SIMD_AVX2_H
+#define FA_SIMD_AVX2_H
+
 #include <immintrin.h>
 
 #define FA_VECTOR_BYTES 32
-
-/* 16 registers: 12 accumulators, the query vectors and one broadcast. */
-#define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 6
-#define FA_TILE_ROWS_3 4
-#define FA_TILE_WIDEST 3
-#define FA_TILE_RUN 128 /* components whose products are added up in one chain */
-
-#define FA_FEW_ROWS 2
-#define FA_FEW_COLUMNS 4
-#define FA_FEW_BEST 4
 
 #define FA_HAS_CONVERSIONS
 #include "simd/vector.h"
@@ -79,3 +71,5 @@ FA_INLINE V_f32 exp2_f32(V_f32 x) { return exp2_bits_f32(max_f32(splat_f32(-127.
 FA_INLINE V_f64 exp2_f64(V_f64 x) { return exp2_bits_f64(max_f64(splat_f64(-1023.0), x)); }
 FA_INLINE V_f32 exp_f32(V_f32 x) { return exp_bits_f32(max_f32(splat_f32(FA_EXP_FLOOR_F32), x)); }
 FA_INLINE V_f64 exp_f64(V_f64 x) { return exp_bits_f64(max_f64(splat_f64(FA_EXP_FLOOR_F64), x)); }
+
+#endif

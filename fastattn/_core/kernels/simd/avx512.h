@@ -1,26 +1,13 @@
-/* AVX-512 (F, BW, DQ, VL): 32 registers of 64 bytes, masks, a fused 2^n and a fused "fraction of".
+/* The vocabulary in AVX-512 (F, BW, DQ, VL): masks, a fused 2^n and a fused "fraction of".
  * One 64-byte FMA a cycle on Zen 4 and on cores with one port for it, two on server Intel; loads: one or two a cycle.
  * vmaxps, vaddps 1 cycle of issue; vreduceps, vscalefps 1 a cycle (Zen 4, latency 4 to 6).
  */
+#ifndef FA_SIMD_AVX512_H
+#define FA_SIMD_AVX512_H
+
 #include <immintrin.h>
-#if defined(FA_DOT) && defined(FA_EMULATE)
-#include "simd/emulation.h"
-#endif
 
 #define FA_VECTOR_BYTES 64
-
-/* Rows (keys or value components) per register tile, for a tile of 1 or 2 vectors of queries. 8 and 16 accumulators hide
- * the latency of the multiply-add; on data in L1 both run at 97 % of the limit. Tiles 3 and 4 vectors wide reach 94 %, let
- * the queries of a head of 128 components overflow L1, and waste more of their lanes at the edge of a causal mask. */
-#define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 8
-#define FA_TILE_WIDEST 2
-#define FA_TILE_RUN 128 /* components whose products are added up in one chain */
-
-/* Rows and value vectors at a time where the components are in the lanes, and up to how many rows that is faster. */
-#define FA_FEW_ROWS 4
-#define FA_FEW_COLUMNS 4
-#define FA_FEW_BEST 8
 
 #define FA_HAS_CONVERSIONS
 #define FA_HAS_WORD_PERMUTATION
@@ -41,42 +28,25 @@ FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
 FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
     return (VS_f32)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
 }
+/* sum + the products of both integers of each lane. */
+#ifndef FA_HAS_DOT
 FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
-#ifdef FA_DOT
-    return (VI_f32)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#else
     return sum + (VI_f32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#endif
 }
+#endif
 FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
-/* The instruction for it, one instead of six, takes subnormal numbers for 0: it is for vectors that hold none. */
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) {
-#ifdef FA_DOT
-    if (__builtin_expect(!_mm512_fpclass_ps_mask((__m512)x, 0x20), 1)) {
-        _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-        return;
-    }
-#endif
+FA_INLINE void store_rounded_bf16_f32(uint16_t *p, V_f32 x) {
     __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
-
-#ifdef FA_DOT
-/* Two vectors side by side. */
-FA_INLINE void store_two_bf16(uint16_t *p, V_f32 low, V_f32 high) {
-    if (__builtin_expect(!(_mm512_fpclass_ps_mask((__m512)low, 0x20) | _mm512_fpclass_ps_mask((__m512)high, 0x20)), 1)) {
-        _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-        return;
-    }
-    store_bf16_f32(p, low);
-    store_bf16_f32(p + 16, high);
-}
+#ifndef FA_HAS_DOT
+FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_rounded_bf16_f32(p, x); }
 #endif
 
 /* Bytes as integers of the elements' width. */
@@ -130,23 +100,6 @@ FA_INLINE V_f64 exp2_f64(V_f64 x) {
     return (V_f64)_mm512_maskz_scalef_pd(normal, (__m512d)exp2_unit_f64(f), (__m512d)x);
 }
 
-#ifdef FA_DOT
-/* sum + the products of both bfloat16 of each lane. */
-FA_INLINE V_f32 add_products_bf16(V_f32 sum, V_f32 a, V_f32 b) {
-    return (V_f32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
-
-/* 2^x as above by a polynomial of degree 3, exact where x is whole: error 8.6e-5, a 23rd of the rounding to 8 bits that
- * follows. */
-FA_INLINE V_f32 exp2_rough_f32(V_f32 x) {
-    V_f32 f = (V_f32)_mm512_reduce_ps((__m512)x, 0x09);
-    V_f32 p = f * 0.0770670437f + 0.227644993f;
-    p = p * f + 0.695116793f;
-    p = p * f + 1.0f;
-    return scaled_f32(p, x);
-}
-#endif
-
 /* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
 FA_INLINE V_f32 exp_f32(V_f32 x) {
     x = max_f32(splat_f32(-110.0f), x);
@@ -158,3 +111,5 @@ FA_INLINE V_f64 exp_f64(V_f64 x) {
     V_f64 n = (V_f64)_mm512_roundscale_pd((__m512d)(x * 1.4426950408889634), 0x08);
     return (V_f64)_mm512_scalef_pd((__m512d)exp_half_f64(exp_rest_f64(x, n)), (__m512d)n);
 }
+
+#endif

@@ -7,6 +7,11 @@
 #define FA_EMULATION_H
 
 #include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 

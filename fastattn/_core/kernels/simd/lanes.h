@@ -1,4 +1,8 @@
 /* Operations across the lanes of a vector: interleaving and its reverse, square transposition, sums and maxima. */
+#ifndef FA_SIMD_LANES_H
+#define FA_SIMD_LANES_H
+
+#include "instance.h"
 
 #if LANES == 16
 #define FA_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -124,12 +128,4 @@ FA_INLINE void OP(two_lane_maxima)(V a, V b, R *of_a, R *of_b) {
     *of_b = both[1];
 }
 
-#undef FA_LOW
-#undef FA_HIGH
-#undef FA_EVEN
-#undef FA_ODD
-#undef FA_ROTATE_8
-#undef FA_ROTATE_4
-#undef FA_ROTATE_2
-#undef FA_ROTATE_1
-#undef FA_ROUNDS
+#endif

@@ -1,26 +1,12 @@
-/* The portable target: 16-byte vectors, whatever the machine makes of them. SSE2 on x86-64 (16 registers, no FMA), NEON
- * on arm64 (32 registers, FMA contracted by the compiler), scalar code elsewhere. */
+/* The vocabulary in vector extensions alone, but for what SSE2 says in one instruction. */
+#ifndef FA_SIMD_PORTABLE_H
+#define FA_SIMD_PORTABLE_H
+
 #if defined(__SSE2__)
-#include <immintrin.h>
+#include <emmintrin.h>
 #endif
 
 #define FA_VECTOR_BYTES 16
-
-#if defined(__aarch64__)
-#define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 8
-#define FA_TILE_ROWS_3 8
-#define FA_TILE_RUN 128
-#else
-#define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 6
-#define FA_TILE_ROWS_3 4
-#define FA_TILE_RUN 8 /* products are rounded as well: shorter chains keep the accuracy */
-#endif
-#define FA_TILE_WIDEST 3
-#define FA_FEW_ROWS 2
-#define FA_FEW_COLUMNS 4
-#define FA_FEW_BEST 2
 
 #include "simd/vector.h"
 
@@ -69,3 +55,5 @@ FA_INLINE V_f32 exp2_f32(V_f32 x) { return exp2_bits_f32(max_f32(splat_f32(-127.
 FA_INLINE V_f64 exp2_f64(V_f64 x) { return exp2_bits_f64(max_f64(splat_f64(-1023.0), x)); }
 FA_INLINE V_f32 exp_f32(V_f32 x) { return exp_bits_f32(max_f32(splat_f32(FA_EXP_FLOOR_F32), x)); }
 FA_INLINE V_f64 exp_f64(V_f64 x) { return exp_bits_f64(max_f64(splat_f64(FA_EXP_FLOOR_F64), x)); }
+
+#endif

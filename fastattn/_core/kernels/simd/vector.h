@@ -1,13 +1,14 @@
 /* The vector vocabulary: what the GCC and Clang vector extensions say themselves (+, *, <, casts, subscripts) plus the
  * few operations that they lack.
  *
- * A target's own header, vector_<target>.h, sets the register width and the tile sizes that fit its register file,
- * includes this one, and adds what the machine does better than plain C. Every operation exists for float32 and float64
- * and is spelled name_f32 and name_f64; templates write OP(name).
+ * A machine's own header sets the register width, includes this one, and adds what the machine does better than plain C.
+ * Every operation exists for float32 and float64 and is spelled name_f32 and name_f64; kernels write OP(name).
  *
  * NaN: max(a, b) is `a > b ? a : b`, so it returns b where either is NaN. Callers order the operands by that.
  */
-#ifndef FA_VECTOR_H
+#ifndef FA_VECTOR_BYTES
+#include "instance.h" /* opened alone: the target's vocabulary includes this header */
+#elif !defined(FA_VECTOR_H)
 #define FA_VECTOR_H
 
 #include <float.h>
@@ -16,9 +17,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FA_INLINE static inline __attribute__((always_inline, unused))
-#define FA_APART static __attribute__((noinline, unused))
-#define FA_UNROLL _Pragma("GCC unroll 32")
+#include "simd/compiler.h"
 
 /* V: a register of reals. VU: the same in memory, at any element's address. VI: integers of the same width. */
 #define FA_DECLARE_VECTOR(F, R, I)                                                                                     \

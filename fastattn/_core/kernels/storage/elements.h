@@ -2,6 +2,10 @@
  *
  * Rows whose elements lie side by side go a vector at a time, all others one by one. float64 kernels store nothing but
  * float64 and read the narrower types one by one. */
+#ifndef FA_STORAGE_ELEMENTS_H
+#define FA_STORAGE_ELEMENTS_H
+
+#include "instance.h"
 
 /* One element. */
 FA_INLINE R OP(element)(const char *from, fa_type type) {
@@ -25,7 +29,7 @@ FA_INLINE void OP(put_element)(char *to, fa_type type, R value) {
 
 /* A vector of elements side by side, of a type in FA_FOR_STORED. */
 FA_INLINE V OP(load_as)(const char *from, fa_type type) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
     if (type == FA_BF16) return load_bf16_f32((const uint16_t *)from);
     if (type == FA_F16) return load_f16_f32((const uint16_t *)from);
     if (type == FA_I8) return load_i8_f32((const int8_t *)from);
@@ -35,7 +39,7 @@ FA_INLINE V OP(load_as)(const char *from, fa_type type) {
 }
 
 FA_INLINE void OP(store_as)(char *to, fa_type type, V x) {
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
     if (type == FA_BF16) { store_bf16_f32((uint16_t *)to, x); return; }
     if (type == FA_F16) { store_f16_f32((uint16_t *)to, x); return; }
 #endif
@@ -44,8 +48,7 @@ FA_INLINE void OP(store_as)(char *to, fa_type type, V x) {
 }
 
 /* CALL(TYPE) with the type as a constant, where vectors of it can be loaded. */
-#undef FA_FOR_STORED
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
 #define FA_FOR_STORED(type, CALL)                                                                                      \
     do {                                                                                                               \
         if ((type) == FA_F32) CALL(FA_F32);                                                                            \
@@ -79,3 +82,5 @@ static void OP(narrow)(char *to, fa_type type, ptrdiff_t step, const R *from, pt
 #undef WHOLE
     for (; i < count; i++) OP(put_element)(to + i * step, type, from[i]);
 }
+
+#endif

@@ -1,4 +1,8 @@
 /* What the row operations share: rows read and written at any stride, and one pass over a row in whole vectors. */
+#ifndef FA_STORAGE_ROWS_H
+#define FA_STORAGE_ROWS_H
+
+#include "storage/elements.h"
 
 /* A piece of scratch memory, whole cache lines. */
 FA_INLINE R *OP(carve)(char **scratch, ptrdiff_t elements) {
@@ -33,8 +37,7 @@ FA_INLINE void OP(store_some_as)(char *p, fa_type type, V x, ptrdiff_t n) {
 }
 
 /* CALL(TYPE) with the type of a result as a constant. */
-#undef FA_FOR_RESULT
-#if FA_VECTOR_BYTES / LANES == 4
+#if FA_REAL_IS_FLOAT
 #define FA_FOR_RESULT(type, CALL)                                                                                      \
     do {                                                                                                               \
         if ((type) == FA_F32) CALL(FA_F32);                                                                            \
@@ -122,3 +125,5 @@ FA_INLINE int OP(side_by_side)(const void *first, ptrdiff_t row, ptrdiff_t eleme
 FA_INLINE int OP(plain)(const void *first, ptrdiff_t row, ptrdiff_t element) {
     return OP(side_by_side)(first, row, element, STORED);
 }
+
+#endif

@@ -3,6 +3,8 @@
 
 #include "targets/dispatch.h"
 
+#include "simd/compiler.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 #ifdef __linux__
@@ -10,43 +12,14 @@
 #include <unistd.h>
 #endif
 
+/* The registers that the operating system saves. */
+enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6, STATE_TILES = 0x60000 };
+
 static uint64_t enabled_state(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0; /* OSXSAVE */
     __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
     return (uint64_t)d << 32 | a;
-}
-
-enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6, STATE_TILES = 0x60000 };
-
-static int has(unsigned leaf_1_c, unsigned leaf_7_b, uint64_t state) {
-    unsigned a, b, c, d;
-    if ((enabled_state() & state) != state) return 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf_1_c) != leaf_1_c) return 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & leaf_7_b) == leaf_7_b;
-}
-
-enum {
-    FMA = 1u << 12, AVX = 1u << 28, F16C = 1u << 29,                                         /* leaf 1, ecx */
-    AVX2 = 1u << 5, AVX512F = 1u << 16, AVX512DQ = 1u << 17, AVX512BW = 1u << 30,            /* leaf 7, ebx */
-    AVX512VNNI = 1u << 11,                                                                   /* leaf 7, ecx */
-    AMX = 1u << 22 | 1u << 24 | 1u << 25,                                                    /* leaf 7, edx: BF16, TILE, INT8 */
-    AVX512BF16 = 1u << 5,                                                                    /* leaf 7.1, eax */
-};
-#define AVX512VL (1u << 31)
-
-int fa_supported_avx2(void) { return has(FMA | AVX | F16C, AVX2, STATE_AVX); }
-int fa_supported_avx512(void) {
-    return has(FMA | AVX | F16C, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL, STATE_AVX512);
-}
-#ifdef FA_EMULATE
-int fa_supported_avx512_bf16(void) { return fa_supported_avx512(); }
-int fa_supported_amx(void) { return fa_supported_avx512(); }
-#else
-int fa_supported_avx512_bf16(void) {
-    unsigned a, b, c, d;
-    if (!fa_supported_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & AVX512VNNI)) return 0;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX512BF16;
 }
 
 /* Linux gives the tiles to a process that asks for them, once and for all its threads: 8 KB more of state to save. */
@@ -58,31 +31,49 @@ static int tiles_are_given(void) {
     return 0;
 #endif
 }
-int fa_supported_amx(void) {
-    unsigned a, b, c, d;
-    if (!fa_supported_avx512_bf16() || (enabled_state() & STATE_TILES) != STATE_TILES) return 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX) == AMX && tiles_are_given();
+
+/* Where CPUID tells of a feature: all bits of `mask` in a register of a leaf; and what must be saved for it. */
+enum { EAX, EBX, ECX, EDX };
+static const struct {
+    unsigned feature, leaf, subleaf, place, mask;
+    uint64_t state;
+} features[] = {
+    {FA_CPU_AVX, 1, 0, ECX, 1u << 28, STATE_AVX},
+    {FA_CPU_F16C, 1, 0, ECX, 1u << 29, STATE_AVX},
+    {FA_CPU_FMA, 1, 0, ECX, 1u << 12, STATE_AVX},
+    {FA_CPU_AVX2, 7, 0, EBX, 1u << 5, STATE_AVX},
+    {FA_CPU_AVX512_ONLY, 7, 0, EBX, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, STATE_AVX512},
+    {FA_CPU_AVX512_VNNI, 7, 0, ECX, 1u << 11, STATE_AVX512},
+    {FA_CPU_AVX512_BF16, 7, 1, EAX, 1u << 5, STATE_AVX512},
+    {FA_CPU_AMX, 7, 0, EDX, 1u << 22 | 1u << 24 | 1u << 25, STATE_TILES},
+};
+
+int fa_is_supported(const fa_target *target) {
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+        unsigned found[4];
+        if (!(target->needs & features[i].feature)) continue;
+        if ((enabled_state() & features[i].state) != features[i].state) return 0;
+        if (!__get_cpuid_count(features[i].leaf, features[i].subleaf, &found[EAX], &found[EBX], &found[ECX], &found[EDX]))
+            return 0;
+        if ((found[features[i].place] & features[i].mask) != features[i].mask) return 0;
+    }
+    return !(target->needs & FA_CPU_AMX) || tiles_are_given();
 }
-#endif
+#else
+int fa_is_supported(const fa_target *target) { return target->needs == FA_CPU_ANY; }
 #endif
 
-int fa_supported_portable(void) { return 1; }
+/* The rows of targets.def whose FA_BUILD_<name> is 1: the build says so of those that it makes. */
+#define IF_0(...)
+#define IF_1(...) __VA_ARGS__
+#define IF(built, ...) FA_JOIN(IF_, built)(__VA_ARGS__)
+
+#define TARGET(name) IF(FA_BUILD_##name, extern const fa_target fa_target_##name;)
+#include "targets/targets.def"
+#undef TARGET
 
 const fa_target *const fa_targets[] = {
-#ifdef FA_HAVE_AMX
-    &fa_target_amx,
-#endif
-#ifdef FA_HAVE_AVX512_BF16
-    &fa_target_avx512_bf16,
-#endif
-#ifdef FA_HAVE_AVX512
-    &fa_target_avx512,
-#endif
-#ifdef FA_HAVE_AVX2
-    &fa_target_avx2,
-#endif
-#ifdef FA_HAVE_PORTABLE
-    &fa_target_portable,
-#endif
+#define TARGET(name) IF(FA_BUILD_##name, &fa_target_##name, )
+#include "targets/targets.def"
 };
 const int fa_target_count = sizeof fa_targets / sizeof *fa_targets;

@@ -1,14 +1,21 @@
-/* The targets by name: a new one adds a line to each list here and in dispatch.c. */
+/* What a target may need of the machine: instructions, and an operating system that saves the registers. */
 #ifndef FA_DISPATCH_H
 #define FA_DISPATCH_H
 
 #include "abi/table.h"
 
-extern const fa_target fa_target_portable, fa_target_avx2, fa_target_avx512, fa_target_avx512_bf16, fa_target_amx;
-int fa_supported_portable(void);
-int fa_supported_avx2(void);
-int fa_supported_avx512(void);
-int fa_supported_avx512_bf16(void);
-int fa_supported_amx(void);
+enum {
+    FA_CPU_ANY = 0,
+    FA_CPU_AVX = 1 << 0,
+    FA_CPU_F16C = 1 << 1,
+    FA_CPU_FMA = 1 << 2,
+    FA_CPU_AVX2 = 1 << 3,
+    FA_CPU_AVX512_ONLY = 1 << 4, /* F, BW, DQ, VL */
+    FA_CPU_AVX512_VNNI = 1 << 5,
+    FA_CPU_AVX512_BF16 = 1 << 6,
+    FA_CPU_AMX = 1 << 7, /* TILE, BF16, INT8 */
+
+    FA_CPU_AVX512 = FA_CPU_AVX | FA_CPU_F16C | FA_CPU_FMA | FA_CPU_AVX2 | FA_CPU_AVX512_ONLY,
+};
 
 #endif

@@ -1,4 +1,9 @@
 /* What the machine can do at best: the yardsticks of the benchmarks. */
+#ifndef FA_TARGETS_PROBE_H
+#define FA_TARGETS_PROBE_H
+
+#include "simd/lanes.h"
+#include "storage/rows.h"
 
 /* Independent chains of multiply-add; the FLOPs done. */
 static double EXPORT(probe_fma)(ptrdiff_t rounds) {
@@ -11,32 +16,6 @@ static double EXPORT(probe_fma)(ptrdiff_t rounds) {
     FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
     return 2.0 * 10 * LANES * (double)rounds + 0 * (double)OP(lane_sum)(acc[0]);
 }
-
-#if defined(FA_DOT) && FA_VECTOR_BYTES / LANES == 4
-/* The same for the dot product of pairs, or for tiles of them. */
-static double EXPORT(probe_dot)(ptrdiff_t rounds) {
-#ifdef FA_AMX
-    OP(dot_take_registers)();
-    for (ptrdiff_t n = 0; n < rounds / 8; n++) {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    OP(dot_give_registers)();
-    return 4.0 * 2 * 16 * 16 * 32 * (double)(rounds / 8);
-#else
-    V acc[10];
-    const V factor = (V)_mm512_set1_epi32(0x3f803f80); /* pairs of 1 */
-    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)i);
-    for (ptrdiff_t n = 0; n < rounds; n++) {
-        FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
-    }
-    FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
-    return 4.0 * 10 * LANES * (double)rounds + 0 * (double)OP(lane_sum)(acc[0]);
-#endif
-}
-#endif
 
 static double EXPORT(probe_read)(const void *memory, ptrdiff_t bytes) {
     const R *p = memory;
@@ -56,3 +35,5 @@ static void EXPORT(probe_copy)(void *to, const void *from, ptrdiff_t bytes) {
     OP(end_row)(around, (R *)to + bytes / (ptrdiff_t)sizeof(R), 0);
     stream_end();
 }
+
+#endif

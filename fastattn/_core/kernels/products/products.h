@@ -1,0 +1,21 @@
+/* How sums of products are made in this instance: in vector registers or in tile registers. */
+#ifndef FA_PRODUCTS_PRODUCTS_H
+#define FA_PRODUCTS_PRODUCTS_H
+
+#include "products/units.h"
+
+/* Tiles of an item, which share each step of keys or each block of a weight; with tile registers the transposing, too. */
+#define FA_BROADCAST_TILES 4
+#define FA_AMX_TILES 16
+#define FA_BF16_TILES (FA_HAS_TILES ? FA_AMX_TILES : FA_BROADCAST_TILES)
+
+#define FA_TILE_PRODUCTS (FA_HAS_TILES && !FA_MULTIPLY_ADD)
+#if FA_TILE_PRODUCTS
+#define TILE_MOST FA_AMX_TILES
+#include "products/amx.h"
+#else
+#define TILE_MOST FA_BROADCAST_TILES
+#include "products/broadcast.h"
+#endif
+
+#endif

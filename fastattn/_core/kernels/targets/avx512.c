@@ -1,3 +1,0 @@
-#define FA_TARGET avx512
-#include "simd/avx512.h"
-#include "targets/target.h"

@@ -1,3 +1,0 @@
-#define FA_TARGET portable
-#include "simd/portable.h"
-#include "targets/target.h"

@@ -1,0 +1,27 @@
+"""Each header of the kernels compiles alone: it includes what it needs, in whatever order headers are read."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+KERNELS = Path(__file__).parents[1] / "fastattn" / "_core" / "kernels"
+HEADERS = sorted(str(path.relative_to(KERNELS)) for path in KERNELS.rglob("*.h"))
+# Of every target: what a header opened alone is compiled for stands at its top.
+FLAGS = (
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprfchw -mavx512bf16 -mavx512vnni "
+    "-mamx-tile -mamx-bf16 -mamx-int8"
+).split()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86-64")
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_compiles_alone(header):
+    compiler = shutil.which("gcc") or shutil.which("clang") or pytest.skip("needs a C compiler")
+    command = [compiler, "-fsyntax-only", "-std=gnu11", "-Wall", "-Werror", "-Wno-psabi", "-Wno-pragma-once-outside-header"]
+    done = subprocess.run(
+        [*command, *FLAGS, f"-I{KERNELS}", "-x", "c", str(KERNELS / header)], capture_output=True, text=True, timeout=60
+    )
+    assert not done.returncode, done.stderr
