@@ -3,15 +3,12 @@
 #define FA_ATTENTION_INTERVAL_H
 
 #include "abi/table.h"
+#include "simd/common.h"
 
 typedef struct { ptrdiff_t begin, end; } fa_interval;
 
 /* What some elements of a block of the mask do. */
 enum { BLOCK_EXCLUDES = 1, BLOCK_ADMITS = 2, BLOCK_BIASES = 4 };
-
-static inline ptrdiff_t fa_clamp(ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) {
-    return x < low ? low : x > high ? high : x;
-}
 
 /* Keys of `query` within those of the item; end >= begin always. */
 static inline fa_interval fa_keys_of(const fa_attention_item *item, ptrdiff_t query) {

@@ -10,15 +10,15 @@
 #include "storage/elements.h"
 
 /* What the elements looked at so far do, a bit for each: see BLOCK_EXCLUDES. */
-typedef struct { VI excludes, admits, biases; } OP(kinds);
+typedef struct { VI excludes, admits, biases; } mask_kinds;
 
-FA_INLINE OP(kinds) OP(noted)(OP(kinds) kinds, V bias) {
-    VI excludes = bias == OP(splat)((R)-INFINITY);
-    return (OP(kinds)){kinds.excludes | excludes, kinds.admits | ~excludes,
+FA_INLINE mask_kinds note_kinds(mask_kinds kinds, V bias) {
+    VI excludes = bias == splat((R)-INFINITY);
+    return (mask_kinds){kinds.excludes | excludes, kinds.admits | ~excludes,
                        kinds.biases | (~excludes & (bias != (V){0}))};
 }
 
-FA_INLINE int OP(kinds_of)(OP(kinds) kinds) {
+FA_INLINE int kinds_noted(mask_kinds kinds) {
     int noted = 0;
     for (int lane = 0; lane < LANES; lane++)
         noted |= (kinds.excludes[lane] ? BLOCK_EXCLUDES : 0) | (kinds.admits[lane] ? BLOCK_ADMITS : 0) |
@@ -27,63 +27,63 @@ FA_INLINE int OP(kinds_of)(OP(kinds) kinds) {
 }
 
 /* Elements of any type and stride, one by one, as biases. */
-static void OP(gather_mask)(const fa_attention *a, const char *from, ptrdiff_t count, R *to) {
-    if (a->mask_type != FA_MASK_BOOL) OP(widen)(to, from, (fa_type)a->mask_type, a->mask_key, count);
+static void gather_mask(const fa_attention *a, const char *from, ptrdiff_t count, R *to) {
+    if (a->mask_type != FA_MASK_BOOL) widen(to, from, (fa_type)a->mask_type, a->mask_key, count);
     else
         for (ptrdiff_t t = 0; t < count; t++) to[t] = from[t * a->mask_key] ? 0 : (R)-INFINITY;
 }
 
 /* The biases of one row for `count` keys from `from` on, the last vector filled up with the last of them; notes their
  * kinds. */
-FA_INLINE OP(kinds) OP(mask_row)(const fa_attention *a, const char *from, ptrdiff_t count, R *to, OP(kinds) kinds) {
+FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t count, R *to, mask_kinds kinds) {
     ptrdiff_t t = 0, whole = (count + LANES - 1) / LANES * LANES;
     /* The next block of this row: with so many rows in turn the hardware does not see it coming, and a full bool mask
      * costs 40 % instead of 25 % (prefetched into L2: 37 %). */
     for (ptrdiff_t at = 0; at < count * a->mask_key; at += 64) __builtin_prefetch(from + count * a->mask_key + at, 0, 3);
     if (a->mask_type == FA_MASK_BOOL && a->mask_key == 1)
         for (; t + LANES <= count; t += LANES) {
-            VI admits = OP(load_bytes)((const uint8_t *)from + t) != (VI){0};
-            V bias = OP(select)(admits, (V){0}, OP(splat)((R)-INFINITY));
-            OP(store)(to + t, bias);
-            kinds = OP(noted)(kinds, bias);
+            VI admits = load_bytes((const uint8_t *)from + t) != (VI){0};
+            V bias = choose(admits, (V){0}, splat((R)-INFINITY));
+            store(to + t, bias);
+            kinds = note_kinds(kinds, bias);
         }
     else if (a->mask_type == STORED && a->mask_key == (ptrdiff_t)sizeof(R))
         for (; t + LANES <= count; t += LANES) {
-            V bias = OP(load)((const R *)(from + t * a->mask_key));
-            OP(store)(to + t, bias);
-            kinds = OP(noted)(kinds, bias);
+            V bias = load((const R *)(from + t * a->mask_key));
+            store(to + t, bias);
+            kinds = note_kinds(kinds, bias);
         }
     if (t == count) return kinds;
-    OP(gather_mask)(a, from + t * a->mask_key, count - t, to + t);
+    gather_mask(a, from + t * a->mask_key, count - t, to + t);
     for (ptrdiff_t rest = count; rest < whole; rest++) to[rest] = to[count - 1];
-    for (; t < whole; t += LANES) kinds = OP(noted)(kinds, OP(load)(to + t));
+    for (; t < whole; t += LANES) kinds = note_kinds(kinds, load(to + t));
     return kinds;
 }
 
 /* Where row `row` of the item has its mask. */
-FA_INLINE const char *OP(mask_of)(const fa_attention *a, const fa_attention_item *item, ptrdiff_t row) {
-    return item->mask + OP(row_offset)(a, row, a->mask_head, a->mask_row);
+FA_INLINE const char *mask_of(const fa_attention *a, const fa_attention_item *item, ptrdiff_t row) {
+    return item->mask + row_offset(a, row, a->mask_head, a->mask_row);
 }
 
 /* What becomes of scores before exclusion. */
 typedef struct {
     R cap, factor; /* the cap, 0 for none; and what takes scores to the argument of tanh_half, in one rounding */
-} OP(softcap);
+} softcap_terms;
 
-FA_INLINE OP(softcap) OP(softcap_of)(const fa_attention *a) {
-    return (OP(softcap)){(R)a->softcap, a->softcap == 0 ? 0 : (R)(2.885390081777926815 / a->softcap)};
+FA_INLINE softcap_terms softcap_of(const fa_attention *a) {
+    return (softcap_terms){(R)a->softcap, a->softcap == 0 ? 0 : (R)(2.885390081777926815 / a->softcap)};
 }
 
-FA_INLINE V OP(capped)(V score, OP(softcap) cap) { return cap.cap * OP(tanh_half)(score * cap.factor); }
+FA_INLINE V softcapped(V score, softcap_terms cap) { return cap.cap * tanh_half(score * cap.factor); }
 
-FA_INLINE V OP(distance)(V position, V key) {
+FA_INLINE V alibi_distance(V position, V key) {
     V apart = position - key;
-    return OP(max)(apart, -apart);
+    return maximum(apart, -apart);
 }
 
-FA_INLINE V OP(biased)(V score, V bias) {
-    const V nothing = OP(splat)((R)-INFINITY);
-    return OP(select)(bias == nothing, nothing, score + bias); /* even a score of NaN or +inf is excluded */
+FA_INLINE V with_bias(V score, V bias) {
+    const V nothing = splat((R)-INFINITY);
+    return choose(bias == nothing, nothing, score + bias); /* even a score of NaN or +inf is excluded */
 }
 
 #endif

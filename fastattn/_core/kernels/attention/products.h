@@ -6,11 +6,7 @@
 
 #if FA_TILE_PRODUCTS
 #include "attention/tiled_amx.h"
-#elif FA_MULTIPLY_ADD
-#include "attention/tiled_fma.h"
-#include "attention/tiled_broadcast.h"
 #else
-#include "attention/tiled_bf16.h"
 #include "attention/tiled_broadcast.h"
 #endif
 

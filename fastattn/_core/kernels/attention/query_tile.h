@@ -27,58 +27,58 @@ typedef struct {
     R factor; /* takes the scores of a step to natural units */
     ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
-} TILE(tile);
+} query_tile;
 
 /* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first ("cleaned").
  * Then it is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
-FA_INLINE int TILE(is_excluded)(R weight) { return weight == 0 && signbit(weight); }
+FA_INLINE int is_excluded(R weight) { return weight == 0 && signbit(weight); }
 
-static void TILE(add_unclean)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out,
+static void add_nonfinite(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out,
                               ptrdiff_t lanes) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
-            R x = TILE(value_at)(value, t, d);
+            R x = value_at(value, t, d);
             for (ptrdiff_t lane = 0; !isfinite(x) && lane < lanes; lane++) {
-                R weight = TILE(weight_at)(weights, lanes, t, lane);
-                if (!TILE(is_excluded)(weight)) out[d * lanes + lane] += weight * x;
+                R weight = weight_at(weights, lanes, t, lane);
+                if (!is_excluded(weight)) out[d * lanes + lane] += weight * x;
             }
         }
 }
 
 /* A step's keys and values; first_key is the number of its first row. */
 typedef struct {
-    TILE(rows) key, value;
+    unit_rows key, value;
     ptrdiff_t first_key, count;
     int finite; /* the values are known to be */
-} TILE(step);
+} key_step;
 
 /* The step's part of the mask as biases, lanes side by side (or one for all); returns what kinds there are. */
-static int TILE(read_mask)(const fa_attention *a, TILE(tile) *tile, TILE(step) step) {
+static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
-    OP(kinds) kinds = {{0}, {0}, {0}};
+    mask_kinds kinds = {{0}, {0}, {0}};
     if (tile->one_mask)
-        return OP(kinds_of)(OP(mask_row)(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
+        return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
     for (ptrdiff_t j = 0; j < NV; j++) {
         for (int lane = 0; lane < LANES; lane++)
-            kinds = OP(mask_row)(a, tile->mask[j * LANES + lane] + offset, step.count,
+            kinds = mask_row(a, tile->mask[j * LANES + lane] + offset, step.count,
                                  tile->mask_rows + lane * KEYS_PER_STEP, kinds);
         for (ptrdiff_t t = 0; t < step.count; t += LANES) {
             V x[LANES];
             FA_UNROLL for (int lane = 0; lane < LANES; lane++)
-                x[lane] = OP(load)(tile->mask_rows + lane * KEYS_PER_STEP + t);
-            OP(transpose)(x);
-            FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
+                x[lane] = load(tile->mask_rows + lane * KEYS_PER_STEP + t);
+            transpose(x);
+            FA_UNROLL for (int i = 0; i < LANES; i++) store(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
         }
     }
-    return OP(kinds_of)(kinds);
+    return kinds_noted(kinds);
 }
 
 /* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys
  * outside a lane's own interval. Raises the lanes' maximum. */
-FA_INLINE void TILE(settle)(const fa_attention *a, const TILE(tile) *tile, int has_slopes, TILE(step) step, int biased,
+FA_INLINE void apply_options(const fa_attention *a, const query_tile *tile, int has_slopes, key_step step, int biased,
                           int edge, V *max, const int NV) {
-    const OP(softcap) cap = OP(softcap_of)(a);
-    const R factor = TILE(factor_of)(a);
+    const softcap_terms cap = softcap_of(a);
+    const R factor = factor_of(a);
     for (int j = 0; j < NV; j++) {
         VI begin, end, key = {0};
         V top = max[j], position = tile->position[j] - (R)step.first_key, at_key = {0};
@@ -88,64 +88,64 @@ FA_INLINE void TILE(settle)(const fa_attention *a, const TILE(tile) *tile, int h
         }
         for (ptrdiff_t t = 0; t < step.count; t++, key += 1, at_key += 1) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            V score = OP(load)(at);
-            score = TILE(natural)(score, factor);
-            if (cap.cap != 0) score = OP(capped)(score, cap);
-            if (has_slopes) score -= tile->slope[j] * OP(distance)(position, at_key);
+            V score = load(at);
+            score = in_natural_units(score, factor);
+            if (cap.cap != 0) score = softcapped(score, cap);
+            if (has_slopes) score -= tile->slope[j] * alibi_distance(position, at_key);
             if (biased)
-                score = OP(biased)(score, tile->one_mask ? OP(splat)(tile->mask_rows[t])
-                                                         : OP(load)(tile->bias + (t * NV + j) * LANES));
-            if (edge) score = OP(select)((key >= begin) & (key < end), score, OP(splat)((R)-INFINITY));
-            OP(store)(at, score);
-            top = OP(max)(score, top);
+                score = with_bias(score, tile->one_mask ? splat(tile->mask_rows[t])
+                                                         : load(tile->bias + (t * NV + j) * LANES));
+            if (edge) score = choose((key >= begin) & (key < end), score, splat((R)-INFINITY));
+            store(at, score);
+            top = maximum(score, top);
         }
         max[j] = top;
     }
 }
 
 /* Scores become weights; the running maximum, sum and decay follow. `exact` is for who looks at single weights. */
-FA_INLINE void TILE(weigh)(TILE(tile) *tile, const V *max, ptrdiff_t count, const int NV, int unclean, const int exact) {
-    const V nothing = OP(splat)((R)-INFINITY);
+FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int unclean, const int exact) {
+    const V nothing = splat((R)-INFINITY);
     V shift[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) {
-        shift[j] = OP(select)(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
-        tile->decay[j] = exact ? OP(exact_power)(tile->max[j] - shift[j]) : OP(power)(tile->max[j] - shift[j]);
+        shift[j] = choose(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
+        tile->decay[j] = exact ? exp_exact(tile->max[j] - shift[j]) : exp_by_exp2(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
         tile->sum[j] *= tile->decay[j];
     }
-    TILE(weights_of)(tile->scores, count, tile->factor, shift, tile->sum, NV, unclean, exact);
+    exponentiate_scores(tile->scores, count, tile->factor, shift, tile->sum, NV, unclean, exact);
 }
 
 /* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
  * made. */
-FA_INLINE int TILE(tile_scores_of)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
+FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                  V *max, ptrdiff_t run, const int NV) {
-    int kinds = item->mask ? TILE(read_mask)(a, tile, step) : BLOCK_ADMITS;
+    int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     int biased = kinds != BLOCK_ADMITS;
-    int plain = !(edge || biased || item->slopes || a->softcap != 0) && TILE(keeps_order)(a);
+    int plain = !(edge || biased || item->slopes || a->softcap != 0) && keeps_order(a);
     V unused[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
-    tile->factor = plain ? TILE(factor_of)(a) : 1;
+    tile->factor = plain ? factor_of(a) : 1;
     FA_SCORES(NV)(step.key, step.count, tile->query, UNITS(a->head_size), (R)a->scale, tile->scores,
                   plain ? max : unused, run);
-    if (!plain) TILE(settle)(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
+    if (!plain) apply_options(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
     return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
 }
 
-FA_INLINE void TILE(tile_step_of)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
+FA_INLINE void tile_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                 const int NV) {
     V max[FA_TILE_WIDEST];
     ptrdiff_t run = UNIT == 1 && tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
-    int kinds = TILE(tile_scores_of)(a, item, tile, step, max, run, NV);
+    int kinds = tile_scores_of(a, item, tile, step, max, run, NV);
     if (kinds == BLOCK_EXCLUDES) return;
-    int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !TILE(all_finite)(step.value, step.count, a->value_size);
-    TILE(rows) value = unclean ? TILE(cleaned)(step.value, step.count, a->value_size, tile->clean) : step.value;
-    TILE(weigh)(tile, max, step.count, NV, unclean, 0);
+    int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !all_finite(step.value, step.count, a->value_size);
+    unit_rows value = unclean ? finite_values(step.value, step.count, a->value_size, tile->clean) : step.value;
+    exponentiate(tile, max, step.count, NV, unclean, 0);
     FA_VALUES(NV)(value, UNITS(step.count), tile->scores, a->value_size, tile->out, tile->decay);
-    if (unclean) TILE(add_unclean)(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
+    if (unclean) add_nonfinite(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
 }
 
 /* One instantiation for each width of a tile. */
@@ -164,8 +164,8 @@ FA_INLINE void TILE(tile_step_of)(const fa_attention *a, const fa_attention_item
     }
 #endif
 
-static void TILE(tile_step)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step) {
-#define CALL(NV) TILE(tile_step_of)(a, item, tile, step, NV)
+static void tile_step(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step) {
+#define CALL(NV) tile_step_of(a, item, tile, step, NV)
     FA_FOR_WIDTH(tile->vectors, CALL)
 #undef CALL
 }

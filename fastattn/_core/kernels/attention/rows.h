@@ -11,20 +11,20 @@
 #define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
 
 /* Where row `row` of the call stands: query row / group of the group's head row % group. */
-FA_INLINE ptrdiff_t OP(row_offset)(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {
+FA_INLINE ptrdiff_t row_offset(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {
     return row / a->group * row_stride + row % a->group * head_stride;
 }
 
 /* -inf where there was nothing to attend. */
-FA_INLINE R OP(log_sum)(R max, R sum) { return (R)((double)max + log((double)sum)); }
+FA_INLINE R log_sum(R max, R sum) { return (R)((double)max + log((double)sum)); }
 
 /* e^x by the cheaper 2^x, for x <= 0. Multiplied only here, where the maximum is off: log2 e in the scale would save this
  * product and cost the scores half a bit, more where they are large (ALiBi). */
-FA_INLINE V OP(power)(V x) { return OP(exp2)(x * (R)1.4426950408889634); }
+FA_INLINE V exp_by_exp2(V x) { return vector_exp2(x * (R)1.4426950408889634); }
 
 /* e^x for x <= 0, as exact as can be. */
-FA_INLINE V OP(exact_power)(V x) {
-    return OP(exp_exact_bits)(OP(max)(OP(splat)(sizeof(R) == 4 ? (R)FA_EXP_FLOOR_F32 : (R)FA_EXP_FLOOR_F64), x));
+FA_INLINE V exp_exact(V x) {
+    return exp_exact_bits(maximum(splat(FA_EXP_FLOOR), x));
 }
 
 #endif

@@ -20,61 +20,61 @@ typedef struct {
     R position[FA_FEW_MOST], slope[FA_FEW_MOST];
     int kinds[FA_FEW_MOST]; /* of mask in this step */
     fa_interval keys[FA_FEW_MOST], any;
-} OP(few);
+} rowwise_state;
 
 /* Rows of a block as they lie or, where that does not serve, widened to `panel`. */
-static void OP(few_rows_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
+static void block_rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                             ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, ptrdiff_t width, R *panel,
-                            OP(few_rows) *to) {
+                            block_rows *to) {
     int in_place = 0;
 #define STORES(TYPE) in_place = 1
     FA_FOR_STORED(rows->type, STORES);
 #undef STORES
-    in_place &= width == size && OP(side_by_side)(data, rows->row | rows->page, rows->element, rows->type);
+    in_place &= width == size && are_side_by_side(data, rows->row | rows->page, rows->element, rows->type);
     to->type = in_place ? rows->type : STORED;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, to->row);
     for (ptrdiff_t t = 0; !in_place && t < count; t++) {
         R *at = panel + t * width;
-        OP(widen)(at, to->row[t], rows->type, rows->element, size);
+        widen(at, to->row[t], rows->type, rows->element, size);
         memset(at + size, 0, (size_t)(width - size) * sizeof(R));
         to->row[t] = (const char *)at;
     }
 }
 
 /* The factors of int8 rows, side by side. */
-static void OP(few_factors)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *scales,
+static void read_scales(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *scales,
                             ptrdiff_t first, ptrdiff_t count, R *factors) {
     const char *from[FEW_KEYS];
     fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, from);
-    if (fa_in_a_row(a, item, first, count)) OP(widen)(factors, from[0], FA_F32, rows->scale_row, count);
+    if (fa_in_a_row(a, item, first, count)) widen(factors, from[0], FA_F32, rows->scale_row, count);
     else
-        for (ptrdiff_t t = 0; t < count; t++) factors[t] = OP(element)(from[t], FA_F32);
+        for (ptrdiff_t t = 0; t < count; t++) factors[t] = read_element(from[t], FA_F32);
     for (ptrdiff_t t = count; t < FEW_KEYS; t++) factors[t] = 0;
 }
 
-FA_INLINE void OP(few_multiply)(R *x, const R *factors, ptrdiff_t count) {
-    for (ptrdiff_t t = 0; t < count; t += LANES) OP(store)(x + t, OP(load)(x + t) * OP(load)(factors + t));
+FA_INLINE void multiply_by(R *x, const R *factors, ptrdiff_t count) {
+    for (ptrdiff_t t = 0; t < count; t += LANES) store(x + t, load(x + t) * load(factors + t));
 }
 
 /* What stands between a row's products and its weights, in the contract's order: softcap, ALiBi, mask, and -inf for
  * keys that are not its own and for what fills up the last vector. */
-static void OP(few_settle)(const fa_attention *a, const OP(few) *few, int has_slopes, ptrdiff_t row,
+static void apply_row_options(const fa_attention *a, const rowwise_state *few, int has_slopes, ptrdiff_t row,
                            ptrdiff_t first_key, ptrdiff_t count) {
-    const OP(softcap) cap = OP(softcap_of)(a);
+    const softcap_terms cap = softcap_of(a);
     R *scores = few->scores + row * FEW_KEYS;
     int biased = few->kinds[row] != BLOCK_ADMITS;
     V key;
     FA_UNROLL for (int lane = 0; lane < LANES; lane++) key[lane] = (R)lane;
     if (cap.cap != 0 || has_slopes || biased)
         for (ptrdiff_t t = 0; t < count; t += LANES) {
-            V score = OP(load)(scores + t);
-            if (cap.cap != 0) score = OP(capped)(score, cap);
+            V score = load(scores + t);
+            if (cap.cap != 0) score = softcapped(score, cap);
             if (has_slopes) {
-                V apart = OP(distance)(OP(splat)(few->position[row] - (R)first_key), key + (R)t);
+                V apart = alibi_distance(splat(few->position[row] - (R)first_key), key + (R)t);
                 score -= few->slope[row] * apart;
             }
-            if (biased) score = OP(biased)(score, OP(load)(few->bias + row * FEW_KEYS + t));
-            OP(store)(scores + t, score);
+            if (biased) score = with_bias(score, load(few->bias + row * FEW_KEYS + t));
+            store(scores + t, score);
         }
     ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
     ptrdiff_t end = fa_clamp(few->keys[row].end - first_key, begin, count);
@@ -84,19 +84,19 @@ static void OP(few_settle)(const fa_attention *a, const OP(few) *few, int has_sl
 }
 
 /* One row's scores become weights; that of an excluded key is -0.0. */
-static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
-    const V nothing = OP(splat)((R)-INFINITY);
+static void exponentiate_row(rowwise_state *few, ptrdiff_t row, ptrdiff_t count) {
+    const V nothing = splat((R)-INFINITY);
     R *scores = few->scores + row * FEW_KEYS;
-    V top = OP(splat)(few->max[row]), sum = {0};
-    for (ptrdiff_t t = 0; t < count; t += LANES) top = OP(max)(OP(load)(scores + t), top);
-    R max = OP(lane_max)(top), shift = max == (R)-INFINITY ? 0 : max;
+    V top = splat(few->max[row]), sum = {0};
+    for (ptrdiff_t t = 0; t < count; t += LANES) top = maximum(load(scores + t), top);
+    R max = lane_max(top), shift = max == (R)-INFINITY ? 0 : max;
     for (ptrdiff_t t = 0; t < count; t += LANES) {
-        V score = OP(load)(scores + t), weight = OP(exact_power)(score - shift);
+        V score = load(scores + t), weight = exp_exact(score - shift);
         sum += weight;
-        OP(store)(scores + t, OP(select)(score == nothing, OP(splat)((R)-0.0), weight));
+        store(scores + t, choose(score == nothing, splat((R)-0.0), weight));
     }
-    few->decay[row] = OP(power)(OP(splat)(few->max[row] - shift))[0];
-    few->sum[row] = few->sum[row] * few->decay[row] + OP(lane_sum)(sum);
+    few->decay[row] = exp_by_exp2(splat(few->max[row] - shift))[0];
+    few->sum[row] = few->sum[row] * few->decay[row] + lane_sum(sum);
     few->max[row] = max;
 }
 
@@ -110,14 +110,14 @@ static void OP(few_weigh)(OP(few) *few, ptrdiff_t row, ptrdiff_t count) {
     } while (0)
 
 /* Whether rows of that type are multiplied in pairs. */
-FA_INLINE int OP(in_pairs)(const OP(few) *few, fa_type type) { return few->words != FA_F32 && few->words == type; }
+FA_INLINE int in_pairs(const rowwise_state *few, fa_type type) { return few->words != FA_F32 && few->words == type; }
 
 #if FA_REAL_IS_FLOAT
 /* Scores of one row, without pairs. */
-FA_APART void OP(few_score_single)(const OP(few) *few, ptrdiff_t row, const OP(few_rows) *key, ptrdiff_t count,
-                                   const OP(few_rows) *ahead) {
+FA_NOINLINE void rowwise_score_single(const rowwise_state *few, ptrdiff_t row, const block_rows *key, ptrdiff_t count,
+                                   const block_rows *ahead) {
 #define CALL(TYPE)                                                                                                     \
-    OP(few_scores)(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
+    rowwise_scores(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
                    few->factor + row, ahead->row, TYPE, 1)
     FA_FOR_STORED(key->type, CALL);
 #undef CALL
@@ -125,29 +125,29 @@ FA_APART void OP(few_score_single)(const OP(few) *few, ptrdiff_t row, const OP(f
 #endif
 
 /* Scores of all rows for a block of keys. */
-FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *key, ptrdiff_t count,
-                               const OP(few_rows) *ahead) {
+FA_NOINLINE void rowwise_score_rows(const rowwise_state *few, ptrdiff_t rows, const block_rows *key, ptrdiff_t count,
+                               const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
 #define I8(NR)                                                                                                         \
-    OP(pair_scores_i8)(key->row, count, few->query_words + row * few->key_width, few->key_width,                       \
+    pair_scores_i8(key->row, count, few->query_words + row * few->key_width, few->key_width,                       \
                        few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
 #define BF16(NR)                                                                                                       \
-    OP(pair_scores_bf16)(key->row, count, few->query_words + row * few->key_width, few->key_width,                     \
+    pair_scores_bf16(key->row, count, few->query_words + row * few->key_width, few->key_width,                     \
                          few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
-    if (OP(in_pairs)(few, key->type)) {
+    if (in_pairs(few, key->type)) {
         if (key->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
         else FA_IN_ROWS(rows, BF16);
 #endif
         for (ptrdiff_t row = 0; row < rows; row++)
-            if (few->single[row]) OP(few_score_single)(few, row, key, count, ahead);
+            if (few->single[row]) rowwise_score_single(few, row, key, count, ahead);
         return;
     }
 #undef I8
 #undef BF16
 #endif
 #define SINGLES(NR)                                                                                                    \
-    OP(few_scores)(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
+    rowwise_scores(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
                    few->factor + row, ahead->row, TYPE, NR)
 #define CALL(STORED_AS)                                                                                                \
     do {                                                                                                               \
@@ -160,15 +160,15 @@ FA_APART void OP(few_score_rows)(const OP(few) *few, ptrdiff_t rows, const OP(fe
 }
 
 /* One row's weights times the values of the keys in `keys`; or with NR, those of several rows. */
-FA_INLINE void OP(few_value_singles)(const OP(few) *few, const OP(few_rows) *value, fa_interval keys, ptrdiff_t row,
-                                     const OP(few_rows) *ahead, const int NR, const int NC) {
+FA_INLINE void rowwise_value_singles(const rowwise_state *few, const block_rows *value, fa_interval keys, ptrdiff_t row,
+                                     const block_rows *ahead, const int NR, const int NC) {
     const R *decay = few->decay + row, *weights = few->scores + row * FEW_KEYS;
     R *out = few->out + row * few->value_width;
     ptrdiff_t t = keys.begin, end;
     do { /* a run's sum is made on its own: rounding errors grow with the length of a chain of additions */
         end = keys.end - t < FEW_KEYS_PER_RUN ? keys.end : t + FEW_KEYS_PER_RUN;
 #define CALL(TYPE)                                                                                                     \
-    OP(few_values)(value->row, t, end, weights, out, few->value_width, decay, ahead->row, TYPE, NR, NC)
+    rowwise_values(value->row, t, end, weights, out, few->value_width, decay, ahead->row, TYPE, NR, NC)
         FA_FOR_STORED(value->type, CALL);
 #undef CALL
         decay = NULL;
@@ -178,8 +178,8 @@ FA_INLINE void OP(few_value_singles)(const OP(few) *few, const OP(few_rows) *val
 
 /* The same for all rows and all keys of a block, in pairs. Returns the rows, a bit for each, whose weights cannot be had so:
  * nothing was done for them, whatever was done for the others. */
-FA_APART unsigned OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const OP(few_rows) *value, ptrdiff_t count,
-                               const OP(few_rows) *ahead) {
+FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *few, ptrdiff_t rows, const block_rows *value, ptrdiff_t count,
+                               const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
     R factor[FA_FEW_MOST], decay[FA_FEW_MOST];
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
@@ -187,7 +187,7 @@ FA_APART unsigned OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const 
     for (ptrdiff_t row = 0; row < rows; row++) {
         uint16_t *words = few->weight_words + row * FEW_KEYS;
         decay[row] = few->decay[row];
-        if (OP(as_words)(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST, words, factor + row)) continue;
+        if (as_words(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST, words, factor + row)) continue;
         single |= 1u << row;
         memset(words, 0, (size_t)whole * sizeof *words);
         factor[row] = 0;
@@ -195,10 +195,10 @@ FA_APART unsigned OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const 
     }
     if (single == (1u << rows) - 1) return single;
 #define I8(NR)                                                                                                         \
-    OP(pair_values_i8)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,       \
+    pair_values_i8(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,       \
                        few->value_width, decay + row, factor + row, ahead->row, NR, 2)
 #define BF16(NR)                                                                                                       \
-    OP(pair_values_bf16)(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,     \
+    pair_values_bf16(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,     \
                          few->value_width, decay + row, factor + row, ahead->row, NR, 2)
     if (value->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
@@ -214,94 +214,94 @@ FA_APART unsigned OP(few_value_pairs)(const OP(few) *few, ptrdiff_t rows, const 
 }
 
 /* Each row's mask for a step; returns what kinds there are. */
-static int OP(few_masks)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, ptrdiff_t first_key,
+static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, ptrdiff_t first_key,
                          ptrdiff_t count) {
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
-        const char *mask = item->mask ? OP(mask_of)(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
-        const OP(kinds) none = {{0}, {0}, {0}};
+        const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
+        const mask_kinds none = {{0}, {0}, {0}};
         few->kinds[row] = BLOCK_ADMITS;
-        if (mask) few->kinds[row] = OP(kinds_of)(OP(mask_row)(a, mask, count, few->bias + row * FEW_KEYS, none));
+        if (mask) few->kinds[row] = kinds_noted(mask_row(a, mask, count, few->bias + row * FEW_KEYS, none));
         kinds |= few->kinds[row];
     }
     return kinds;
 }
 
-/* The values of a block without what is not finite, where some row excludes such a one; see TILE(cleaned). `unclean` are
+/* The values of a block without what is not finite, where some row excludes such a one; see finite_values. `unclean` are
  * they all as reals. What is multiplied in pairs still is, so that no bit of another row differs. */
-static int OP(few_clean)(const fa_attention *a, const OP(few) *few, ptrdiff_t count, OP(few_rows) *value,
-                         OP(rows) *unclean) {
+static int finite_block(const fa_attention *a, const rowwise_state *few, ptrdiff_t count, block_rows *value,
+                         unit_rows *unclean) {
     if (value->type == FA_I8) return 0;
-    *unclean = (OP(rows)){few->value_panel, few->value_width};
+    *unclean = (unit_rows){few->value_panel, few->value_width};
     for (ptrdiff_t t = 0; t < count; t++) {
         R *at = few->value_panel + t * few->value_width;
         if (value->row[t] != (const char *)at)
-            OP(widen)(at, value->row[t], value->type, fa_size_of(value->type), few->value_width);
+            widen(at, value->row[t], value->type, fa_size_of(value->type), few->value_width);
     }
-    if (OP(all_finite)(*unclean, count, a->value_size)) return 0;
-    OP(cleaned)(*unclean, count, few->value_width, few->clean);
-    const int pairs = OP(in_pairs)(few, value->type);
+    if (all_finite(*unclean, count, a->value_size)) return 0;
+    finite_values(*unclean, count, few->value_width, few->clean);
+    const int pairs = in_pairs(few, value->type);
     if (!pairs) value->type = STORED;
     for (ptrdiff_t t = 0; t < count; t++) {
         R *at = few->clean + t * few->value_width;
-        if (pairs) OP(narrow)((char *)at, value->type, fa_size_of(value->type), at, few->value_width); /* as it was: exact */
+        if (pairs) narrow((char *)at, value->type, fa_size_of(value->type), at, few->value_width); /* as it was: exact */
         value->row[t] = (const char *)at;
     }
     return 1;
 }
 
 /* One block of keys. `ahead` holds the next one's, and what it holds of this one on entry has been prefetched. */
-static void OP(few_step)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, ptrdiff_t first_key,
+static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, ptrdiff_t first_key,
                          ptrdiff_t count) {
-    int kinds = OP(few_masks)(a, item, few, first_key, count);
+    int kinds = rowwise_masks(a, item, few, first_key, count);
     if (kinds == BLOCK_EXCLUDES) return;
-    OP(few_rows) key, value, next;
-    OP(few_rows_at)(a, item, &a->key, item->key, first_key, count, a->head_size, few->key_width, few->key_panel, &key);
-    OP(few_rows_at)(a, item, &a->value, item->value, first_key, count, a->value_size, few->value_width,
+    block_rows key, value, next;
+    block_rows_at(a, item, &a->key, item->key, first_key, count, a->head_size, few->key_width, few->key_panel, &key);
+    block_rows_at(a, item, &a->value, item->value, first_key, count, a->value_size, few->value_width,
                     few->value_panel, &value);
     ptrdiff_t more = fa_clamp(few->any.end - first_key - count, 0, count);
     fa_addresses(a, item, item->key, a->key.row, a->key.page, first_key + count, more, next.row);
     for (ptrdiff_t t = more; t < count; t++) next.row[t] = key.row[t];
-    OP(few_score_rows)(few, item->rows, &key, count, &value);
+    rowwise_score_rows(few, item->rows, &key, count, &value);
 
-    if (item->key_scale) OP(few_factors)(a, item, &a->key, item->key_scale, first_key, count, few->factors);
+    if (item->key_scale) read_scales(a, item, &a->key, item->key_scale, first_key, count, few->factors);
     for (ptrdiff_t row = 0; item->key_scale && row < item->rows; row++)
-        OP(few_multiply)(few->scores + row * FEW_KEYS, few->factors, count);
+        multiply_by(few->scores + row * FEW_KEYS, few->factors, count);
 
     int edge = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
-        OP(few_settle)(a, few, item->slopes != NULL, row, first_key, count);
-        OP(few_weigh)(few, row, count);
+        apply_row_options(a, few, item->slopes != NULL, row, first_key, count);
+        exponentiate_row(few, row, count);
         edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
     }
-    OP(rows) unclean_value = {NULL, 0};
+    unit_rows unclean_value = {NULL, 0};
     /* Alone, a row does not multiply keys that it does not see; in pairs it does, by 0, and 0 · NaN is NaN. */
-    int excludes = kinds & BLOCK_EXCLUDES || (edge && OP(in_pairs)(few, value.type));
-    int unclean = excludes && OP(few_clean)(a, few, count, &value, &unclean_value);
-    if (item->value_scale) OP(few_factors)(a, item, &a->value, item->value_scale, first_key, count, few->factors);
+    int excludes = kinds & BLOCK_EXCLUDES || (edge && in_pairs(few, value.type));
+    int unclean = excludes && finite_block(a, few, count, &value, &unclean_value);
+    if (item->value_scale) read_scales(a, item, &a->value, item->value_scale, first_key, count, few->factors);
     for (ptrdiff_t row = 0; item->value_scale && row < item->rows; row++)
-        OP(few_multiply)(few->scores + row * FEW_KEYS, few->factors, count);
+        multiply_by(few->scores + row * FEW_KEYS, few->factors, count);
 
     const unsigned all = (1u << item->rows) - 1;
-    unsigned single = OP(in_pairs)(few, value.type) ? OP(few_value_pairs)(few, item->rows, &value, count, &next) : all;
+    unsigned single = in_pairs(few, value.type) ? rowwise_value_pairs(few, item->rows, &value, count, &next) : all;
     if (single) {
         ptrdiff_t row = 0;
         for (; !edge && single == all && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
-            OP(few_value_singles)(few, &value, (fa_interval){0, count}, row, &next, FA_FEW_ROWS, FA_FEW_COLUMNS);
+            rowwise_value_singles(few, &value, (fa_interval){0, count}, row, &next, FA_FEW_ROWS, FA_FEW_COLUMNS);
         for (; row < item->rows; row++) {
             if (!(single >> row & 1)) continue;
             ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
             fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
-            OP(few_value_singles)(few, &value, keys, row, &next, 1, 8);
+            rowwise_value_singles(few, &value, keys, row, &next, 1, 8);
         }
     }
     for (ptrdiff_t row = 0; unclean && row < item->rows; row++)
-        OP(add_unclean)(unclean_value, count, few->scores + row * FEW_KEYS, few->value_width,
+        add_nonfinite(unclean_value, count, few->scores + row * FEW_KEYS, few->value_width,
                         few->out + row * few->value_width, 1);
 }
 
 /* Which rows can be multiplied in pairs, and the queries in that form. */
-static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows) {
+static void choose_pairs(const fa_attention *a, rowwise_state *few, ptrdiff_t rows) {
 #if FA_REAL_IS_FLOAT
     int bf16 = FA_PAIRS_OF_BF16 && a->type == FA_BF16 && a->key.type == FA_BF16 && a->value.type == FA_BF16;
     int i8 = a->key.type == FA_I8 && a->value.type == FA_I8;
@@ -310,7 +310,7 @@ static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows
     R most = 16e6f / (R)a->head_size < WORDS_MOST ? 16e6f / (R)a->head_size : WORDS_MOST, factor;
     for (ptrdiff_t row = 0; row < rows; row++) {
         uint16_t *words = few->query_words + row * few->key_width;
-        few->single[row] = !OP(as_words)(few->query + row * few->key_width, few->key_width, a->key.type, floorf(most), words,
+        few->single[row] = !as_words(few->query + row * few->key_width, few->key_width, a->key.type, floorf(most), words,
                                          &factor);
         if (few->single[row]) memset(words, 0, (size_t)few->key_width * sizeof *words);
         else {
@@ -323,13 +323,13 @@ static void OP(choose_pairs)(const fa_attention *a, OP(few) *few, ptrdiff_t rows
 #endif
 }
 
-static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, int pairs) {
+static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, int pairs) {
     few->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
-        const char *from = item->query + OP(row_offset)(a, at, a->query_head, a->query_row);
+        const char *from = item->query + row_offset(a, at, a->query_head, a->query_row);
         R *to = few->query + row * few->key_width;
-        OP(widen)(to, from, a->type, a->query_element, a->head_size);
+        widen(to, from, a->type, a->query_element, a->head_size);
         memset(to + a->head_size, 0, (size_t)(few->key_width - a->head_size) * sizeof(R));
         few->factor[row] = (R)a->scale;
         fa_interval keys = few->keys[row] = fa_keys_of(item, at / a->group);
@@ -342,54 +342,54 @@ static void OP(few_begin)(const fa_attention *a, const fa_attention_item *item, 
         if (keys.end > few->any.end) few->any.end = keys.end;
     }
     few->words = FA_F32;
-    if (pairs) OP(choose_pairs)(a, few, item->rows);
+    if (pairs) choose_pairs(a, few, item->rows);
     memset(few->out, 0, (size_t)(item->rows * few->value_width) * sizeof(R));
 }
 
-static void OP(few_finish)(const fa_attention *a, const fa_attention_item *item, const OP(few) *few) {
+static void finish_rowwise(const fa_attention *a, const fa_attention_item *item, const rowwise_state *few) {
     int part = item->part_sum != NULL;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row, element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
         char *to = part ? (char *)((R *)item->part_out + row * a->value_size)
-                        : item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
+                        : item->out + row_offset(a, at, a->out_head, a->out_row);
         R sum = few->sum[row] == 0 ? 1 : few->sum[row];
         R *out = few->out + row * few->value_width;
         for (ptrdiff_t d = 0; d < a->value_size; d++) out[d] /= sum;
-        OP(narrow)(to, part ? STORED : a->type, element, out, a->value_size);
+        narrow(to, part ? STORED : a->type, element, out, a->value_size);
         if (part) {
             ((R *)item->part_max)[row] = few->max[row];
             ((R *)item->part_sum)[row] = few->sum[row];
         } else if (item->lse) {
-            R lse = OP(log_sum)(few->max[row], few->sum[row]);
-            memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+            R lse = log_sum(few->max[row], few->sum[row]);
+            memcpy(item->lse + row_offset(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
         }
     }
 }
 
 /* Scratch of `rows` rows; its size where `at` is NULL. */
-static ptrdiff_t OP(lay_out_few)(const fa_attention *a, OP(few) *few, char *at, ptrdiff_t rows) {
+static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *few, char *at, ptrdiff_t rows) {
     const char *begin = at;
     few->key_width = (a->head_size + LANES - 1) / LANES * LANES;
     few->value_width = (a->value_size + LANES - 1) / LANES * LANES;
-    few->query = OP(carve)(&at, rows * few->key_width);
-    few->scores = OP(carve)(&at, rows * FEW_KEYS);
-    few->bias = OP(carve)(&at, rows * FEW_KEYS);
-    few->query_words = (uint16_t *)OP(carve)(&at, rows * few->key_width);
-    few->weight_words = (uint16_t *)OP(carve)(&at, rows * FEW_KEYS);
-    few->factors = OP(carve)(&at, FEW_KEYS);
-    few->clean = OP(carve)(&at, FEW_KEYS * few->value_width);
-    few->out = OP(carve)(&at, rows * few->value_width);
-    few->key_panel = OP(carve)(&at, FEW_KEYS * few->key_width);
-    few->value_panel = OP(carve)(&at, FEW_KEYS * few->value_width);
+    few->query = take_scratch(&at, rows * few->key_width);
+    few->scores = take_scratch(&at, rows * FEW_KEYS);
+    few->bias = take_scratch(&at, rows * FEW_KEYS);
+    few->query_words = (uint16_t *)take_scratch(&at, rows * few->key_width);
+    few->weight_words = (uint16_t *)take_scratch(&at, rows * FEW_KEYS);
+    few->factors = take_scratch(&at, FEW_KEYS);
+    few->clean = take_scratch(&at, FEW_KEYS * few->value_width);
+    few->out = take_scratch(&at, rows * few->value_width);
+    few->key_panel = take_scratch(&at, FEW_KEYS * few->key_width);
+    few->value_panel = take_scratch(&at, FEW_KEYS * few->value_width);
     return at - begin;
 }
 
-static ptrdiff_t OP(few_scratch)(const fa_attention *a) {
-    OP(few) few;
-    return OP(lay_out_few)(a, &few, NULL, FA_FEW_MOST);
+static ptrdiff_t rowwise_scratch(const fa_attention *a) {
+    rowwise_state few;
+    return lay_out_rowwise(a, &few, NULL, FA_FEW_MOST);
 }
 
-static int OP(few_is_nan)(const OP(few) *few, ptrdiff_t row) {
+static int row_is_nan(const rowwise_state *few, ptrdiff_t row) {
     const R *out = few->out + row * few->value_width;
     int found = 0;
     for (ptrdiff_t d = 0; d < few->value_width; d++) found |= out[d] != out[d];
@@ -398,30 +398,30 @@ static int OP(few_is_nan)(const OP(few) *few, ptrdiff_t row) {
 
 /* Whether a row's results are to be made again: see FA_LEAST_SUM. NaN, which is no magnitude, is nothing lost: other rows
  * would be made again with it. */
-static int OP(few_is_lost)(const OP(few) *few, ptrdiff_t rows) {
+static int rowwise_is_flushed(const rowwise_state *few, ptrdiff_t rows) {
     for (ptrdiff_t row = 0; few->words == FA_BF16 && row < rows; row++) {
         V top = {0};
         for (ptrdiff_t d = 0; d < few->value_width; d += LANES) {
-            V x = OP(load)(few->out + row * few->value_width + d);
-            top = OP(max)(x, OP(max)(-x, top));
+            V x = load(few->out + row * few->value_width + d);
+            top = maximum(x, maximum(-x, top));
         }
-        if (OP(lane_max)(top) < (R)FA_LEAST_SUM && few->sum[row] > 0 && !OP(few_is_nan)(few, row)) return 1;
+        if (lane_max(top) < (R)FA_LEAST_SUM && few->sum[row] > 0 && !row_is_nan(few, row)) return 1;
     }
     return 0;
 }
 
-static void OP(few_attend)(const fa_attention *a, const fa_attention_item *item, OP(few) *few, int pairs) {
-    OP(few_begin)(a, item, few, pairs);
+static void attend_rowwise(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, int pairs) {
+    begin_rowwise(a, item, few, pairs);
     for (ptrdiff_t key = few->any.begin; key < few->any.end; key += FEW_KEYS)
-        OP(few_step)(a, item, few, key, fa_clamp(few->any.end - key, 0, FEW_KEYS));
+        rowwise_step(a, item, few, key, fa_clamp(few->any.end - key, 0, FEW_KEYS));
 }
 
 static void EXPORT(attention_few)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    OP(few) few;
-    OP(lay_out_few)(a, &few, scratch, item->rows);
-    OP(few_attend)(a, item, &few, 1);
-    if (OP(few_is_lost)(&few, item->rows)) OP(few_attend)(a, item, &few, 0);
-    OP(few_finish)(a, item, &few);
+    rowwise_state few;
+    lay_out_rowwise(a, &few, scratch, item->rows);
+    attend_rowwise(a, item, &few, 1);
+    if (rowwise_is_flushed(&few, item->rows)) attend_rowwise(a, item, &few, 0);
+    finish_rowwise(a, item, &few);
 }
 
 #endif

@@ -19,7 +19,7 @@
 typedef struct {
     const char *row[FEW_KEYS];
     fa_type type;
-} OP(few_rows);
+} block_rows;
 
 /* Vector `d / LANES` of a row. */
 #define ELEMENT_AT(row, d) ((row) + (d) * fa_size_of(TYPE))
@@ -28,19 +28,19 @@ typedef struct {
 
 /* The sums of NR x FOLD products, each over the lanes of a vector, multiplied by their row's factor. All sums of a full set
  * together take 45 operations, row by row 72: more than the products of 64 components. */
-FA_INLINE void OP(store_scores)(V acc[][FOLD], const R *factors, R *scores, const int NR) {
+FA_INLINE void store_scores(V acc[][FOLD], const R *factors, R *scores, const int NR) {
     if (NR * FOLD == LANES) {
         R sum[LANES];
-        OP(store)(sum, OP(fold_all)(&acc[0][0]) * OP(load)(factors));
+        store(sum, fold_all(&acc[0][0]) * load(factors));
         FA_UNROLL for (int r = 0; r < NR; r++) memcpy(scores + r * FEW_KEYS, sum + r * FOLD, FOLD * sizeof(R));
         return;
     }
     FA_UNROLL for (int r = 0; r < NR; r++)
-        OP(store_part)(scores + r * FEW_KEYS, OP(fold)(acc[r]) * factors[r * FOLD], FOLD);
+        store_part(scores + r * FEW_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
 }
 
 /* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
-FA_INLINE void OP(few_scores)(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
+FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
                               const R *factor, const char *const *ahead, const fa_type TYPE, const int NR) {
     R factors[FA_FEW_ROWS * FOLD];
     for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
@@ -55,16 +55,16 @@ FA_INLINE void OP(few_scores)(const char *const *key, ptrdiff_t count, const R *
         }
         FA_UNROLL for (int i = 0; i < FOLD; i++) /* row by row, as they lie: see the order of prefetching */
             for (ptrdiff_t d = 0; d < width; d += LANES) {
-                V k = OP(load_as)(ELEMENT_AT(row[i], d), TYPE);
+                V k = load_as(ELEMENT_AT(row[i], d), TYPE);
                 if (BEGINS_LINE(d)) PREFETCH(ELEMENT_AT(next[i], d));
-                FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] += OP(load)(query + r * width + d) * k;
+                FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] += load(query + r * width + d) * k;
             }
-        OP(store_scores)(acc, factors, scores + t, NR);
+        store_scores(acc, factors, scores + t, NR);
     }
 }
 
 /* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values from element d on. */
-FA_INLINE void OP(few_value_block)(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end, const R *weights,
+FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end, const R *weights,
                                    R *out, ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE,
                                    const int NR, const int NC) {
     V acc[4][8];
@@ -73,26 +73,26 @@ FA_INLINE void OP(few_value_block)(const char *const *value, ptrdiff_t d, ptrdif
         V v[8];
         const char *row = ELEMENT_AT(value[t], d), *next = ELEMENT_AT(ahead[t], d);
         FA_UNROLL for (int c = 0; c < NC; c++) {
-            v[c] = OP(load_as)(ELEMENT_AT(row, c * LANES), TYPE);
+            v[c] = load_as(ELEMENT_AT(row, c * LANES), TYPE);
             if (BEGINS_LINE(c * LANES)) PREFETCH(ELEMENT_AT(next, c * LANES));
         }
         FA_UNROLL for (int r = 0; r < NR; r++) {
-            V p = OP(splat)(weights[r * FEW_KEYS + t]);
+            V p = splat(weights[r * FEW_KEYS + t]);
             FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] += p * v[c];
         }
     }
     FA_UNROLL for (int r = 0; r < NR; r++)
         FA_UNROLL for (int c = 0; c < NC; c++) {
             R *at = out + r * width + d + c * LANES;
-            OP(store)(at, decay ? OP(load)(at) * decay[r] + acc[r][c] : OP(load)(at) + acc[r][c]);
+            store(at, decay ? load(at) * decay[r] + acc[r][c] : load(at) + acc[r][c]);
         }
 }
 
-FA_INLINE void OP(few_values)(const char *const *value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
+FA_INLINE void rowwise_values(const char *const *value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
                               ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE, const int NR,
                               const int NC) {
     ptrdiff_t d = 0;
-#define CALL(C) OP(few_value_block)(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C)
+#define CALL(C) rowwise_value_block(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C)
     for (; d + NC * LANES <= width; d += NC * LANES) CALL(NC);
     for (; d < width; d += LANES) CALL(1);
 #undef CALL
@@ -104,7 +104,7 @@ FA_INLINE void OP(few_values)(const char *const *value, ptrdiff_t begin, ptrdiff
 #define WORDS_MOST 32767
 
 /* Elements of 16 bits as they lie, and of 8 bits widened. */
-FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
+FA_INLINE VS_f32 load_words(const char *from, fa_type type) {
     if (type == FA_I8) return load_i8_words((const int8_t *)from);
     VS_f32 words;
     memcpy(&words, from, sizeof words);
@@ -112,7 +112,7 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 }
 
 #define TYPE FA_I8
-#define PAIRS(name) OP(name##_i8)
+#define PAIRS(name) name##_i8
 #define SUM VI
 #define ADD_PRODUCTS(sum, a, b) add_products_i16(sum, a, b)
 #define AS_REAL(sum) __builtin_convertvector(sum, V)
@@ -122,7 +122,7 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 #if FA_HAS_DOT && !FA_HAS_TILES
 #define FA_PAIRS_OF_BF16 1
 #define TYPE FA_BF16
-#define PAIRS(name) OP(name##_bf16)
+#define PAIRS(name) name##_bf16
 #define SUM V
 #define ADD_PRODUCTS(sum, a, b) add_products_bf16(sum, (V)(a), (V)(b))
 #define AS_REAL(sum) (sum)
@@ -133,24 +133,24 @@ FA_INLINE VS_f32 OP(load_words)(const char *from, fa_type type) {
 
 /* x, whole vectors, as 16-bit elements for products with rows of that type; the products are to be multiplied by `factor`.
  * 0 where x cannot be had so: it is not finite, or too small. */
-static int OP(as_words)(const R *x, ptrdiff_t count, fa_type type, R most, uint16_t *to, R *factor) {
+static int as_words(const R *x, ptrdiff_t count, fa_type type, R most, uint16_t *to, R *factor) {
     *factor = 1;
     if (type == FA_BF16) {
-        OP(narrow)((char *)to, FA_BF16, 2, x, count);
+        narrow((char *)to, FA_BF16, 2, x, count);
         return 1;
     }
     V largest = {0}, noughts = {0};
     for (ptrdiff_t i = 0; i < count; i += LANES) {
-        V size = OP(load)(x + i);
+        V size = load(x + i);
         noughts += size * 0;
-        largest = OP(max)(size, OP(max)(-size, largest));
+        largest = maximum(size, maximum(-size, largest));
     }
-    R top = OP(lane_max)(largest);
-    if (OP(lane_sum)(noughts) != 0 || (top < (R)1e-30 && top != 0)) return 0;
+    R top = lane_max(largest);
+    if (lane_sum(noughts) != 0 || (top < (R)1e-30 && top != 0)) return 0;
     R scale = top == 0 ? 0 : most / top;
     *factor = top / most;
     for (ptrdiff_t i = 0; i < count; i += LANES) /* the sum's last bits hold the nearest integer */
-        store_halves(to + i, (VW_f32)(OP(load)(x + i) * scale + 0x1.8p23f));
+        store_halves(to + i, (VW_f32)(load(x + i) * scale + 0x1.8p23f));
     return 1;
 }
 

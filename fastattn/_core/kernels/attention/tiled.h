@@ -11,14 +11,14 @@
 
 typedef struct {
     ptrdiff_t count;
-    TILE(tile) tile[TILE_MOST];
+    query_tile tile[TILE_MOST];
     R *key_panel, *value_panel;
     fa_interval any; /* keys that some row of the item sees */
-} TILE(tiles);
+} query_tiles;
 
-FA_INLINE ptrdiff_t TILE(whole)(ptrdiff_t keys, ptrdiff_t group) { return (keys + group - 1) / group * group; }
+FA_INLINE ptrdiff_t round_up(ptrdiff_t keys, ptrdiff_t group) { return (keys + group - 1) / group * group; }
 
-static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
+static void find_intervals(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
     fa_interval any = {item->key_end, item->key_begin}, all = {item->key_begin, item->key_end};
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
         ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1);
@@ -33,15 +33,15 @@ static void TILE(find_intervals)(const fa_attention *a, const fa_attention_item 
     }
     /* Keys come in groups, counted from the item's first one. */
     any.begin -= (any.begin - item->key_begin) % KEY_GROUP;
-    any.end = fa_clamp(TILE(whole)(any.end - item->key_begin, KEY_GROUP) + item->key_begin, any.end, item->key_end);
-    all.begin = TILE(whole)(all.begin - item->key_begin, STEP_GROUP) + item->key_begin;
+    any.end = fa_clamp(round_up(any.end - item->key_begin, KEY_GROUP) + item->key_begin, any.end, item->key_end);
+    all.begin = round_up(all.begin - item->key_begin, STEP_GROUP) + item->key_begin;
     if (all.end < item->key_end) all.end -= (all.end - item->key_begin) % STEP_GROUP;
     tile->any = any;
     tile->all = all;
 }
 
 /* What else is known of each lane: position, slope, mask; and the sink, with which its sum begins. */
-static void TILE(find_options)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
+static void find_options(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
     const R *slopes = item->slopes, *sinks = item->sinks;
     tile->one_mask = 1;
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
@@ -50,28 +50,28 @@ static void TILE(find_options)(const fa_attention *a, const fa_attention_item *i
         tile->slope[j][i] = slopes ? slopes[row % a->group] : 0;
         tile->max[j][i] = sinks ? sinks[row % a->group] : (R)-INFINITY;
         tile->sum[j][i] = tile->max[j][i] == (R)-INFINITY ? 0 : 1;
-        tile->mask[lane] = item->mask ? OP(mask_of)(a, item, row) : NULL;
+        tile->mask[lane] = item->mask ? mask_of(a, item, row) : NULL;
         tile->one_mask &= tile->mask[lane] == tile->mask[0];
     }
 }
 
 /* Queries into lanes. */
-static void TILE(gather_queries)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile) {
-    int plain = OP(side_by_side)(item->query, a->query_head | a->query_row, a->query_element, a->type);
+static void gather_queries(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
+    int plain = are_side_by_side(item->query, a->query_head | a->query_row, a->query_element, a->type);
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         const char *from[LANES];
         for (int lane = 0; lane < LANES; lane++) {
             ptrdiff_t row = tile->first_row + fa_clamp(j * LANES + lane, 0, tile->rows - 1);
-            from[lane] = item->query + OP(row_offset)(a, row, a->query_head, a->query_row);
+            from[lane] = item->query + row_offset(a, row, a->query_head, a->query_row);
         }
-        TILE(rows_into_lanes)(from, a->query_element, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
+        rows_into_lanes(from, a->query_element, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
     }
     const ptrdiff_t filled = UNITS(a->head_size) * tile->vectors * LANES;
     memset(tile->query + filled, 0, (size_t)(TILE_UNITS(a->head_size) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
 /* Where the rows of a tile go. A part's maxima and sums, or the rows' lse, are written on the way. */
-static void TILE(address_rows)(const fa_attention *a, const fa_attention_item *item, const TILE(tile) *tile, char **to) {
+static void address_rows(const fa_attention *a, const fa_attention_item *item, const query_tile *tile, char **to) {
     for (ptrdiff_t row = 0; row < tile->rows; row++) {
         R max = tile->max[row / LANES][row % LANES], sum = tile->sum[row / LANES][row % LANES];
         ptrdiff_t at = tile->first_row + row, in_item = at - item->first_row;
@@ -81,80 +81,80 @@ static void TILE(address_rows)(const fa_attention *a, const fa_attention_item *i
             ((R *)item->part_sum)[in_item] = sum;
             continue;
         }
-        to[row] = item->out + OP(row_offset)(a, at, a->out_head, a->out_row);
+        to[row] = item->out + row_offset(a, at, a->out_head, a->out_row);
         if (item->lse) {
-            R lse = OP(log_sum)(max, sum);
-            memcpy(item->lse + OP(row_offset)(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+            R lse = log_sum(max, sum);
+            memcpy(item->lse + row_offset(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
         }
     }
 }
 
 /* Results, normalised, back to rows. */
-static void TILE(scatter_out)(const fa_attention *a, const fa_attention_item *item, const TILE(tile) *tile) {
+static void scatter_out(const fa_attention *a, const fa_attention_item *item, const query_tile *tile) {
     char *to[FA_TILE_WIDEST * LANES];
-    TILE(address_rows)(a, item, tile, to);
+    address_rows(a, item, tile, to);
     fa_type type = item->part_sum ? STORED : a->type;
     ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_element, size = fa_size_of(type);
-    int plain = item->part_sum || OP(side_by_side)(item->out, a->out_head | a->out_row, element, type);
+    int plain = item->part_sum || are_side_by_side(item->out, a->out_head | a->out_row, element, type);
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++) {
-        V inverse = OP(select)(tile->sum[j] == (V){0}, (V){0}, (R)1 / tile->sum[j]);
+        V inverse = choose(tile->sum[j] == (V){0}, (V){0}, (R)1 / tile->sum[j]);
         ptrdiff_t d = 0, lanes = fa_clamp(tile->rows - j * LANES, 0, LANES);
         for (; plain && d + LANES <= a->value_size; d += LANES) {
             V x[LANES];
             FA_UNROLL for (int i = 0; i < LANES; i++)
-                x[i] = OP(load)(tile->out + ((d + i) * tile->vectors + j) * LANES) * inverse;
-            OP(transpose)(x);
+                x[i] = load(tile->out + ((d + i) * tile->vectors + j) * LANES) * inverse;
+            transpose(x);
             char **at = to + j * LANES;
             if (lanes == LANES)
-                FA_UNROLL for (int lane = 0; lane < LANES; lane++) OP(store_as)(at[lane] + d * size, type, x[lane]);
+                FA_UNROLL for (int lane = 0; lane < LANES; lane++) store_as(at[lane] + d * size, type, x[lane]);
             else
-                for (int lane = 0; lane < lanes; lane++) OP(store_as)(at[lane] + d * size, type, x[lane]);
+                for (int lane = 0; lane < lanes; lane++) store_as(at[lane] + d * size, type, x[lane]);
         }
         for (; d < a->value_size; d++)
             for (int lane = 0; lane < lanes; lane++) {
                 R x = tile->out[(d * tile->vectors + j) * LANES + lane] * inverse[lane];
-                OP(put_element)(to[j * LANES + lane] + d * element, type, x);
+                write_element(to[j * LANES + lane] + d * element, type, x);
             }
     }
 }
 
 /* Scratch of an item of so many rows; its size where `at` is NULL. */
-static ptrdiff_t TILE(lay_out_tiles)(const fa_attention *a, TILE(tiles) *tiles, char *at, ptrdiff_t rows) {
+static ptrdiff_t lay_out_tiles(const fa_attention *a, query_tiles *tiles, char *at, ptrdiff_t rows) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
-    R *scores = OP(carve)(&at, KEYS_PER_STEP * widest), *bias = OP(carve)(&at, KEYS_PER_STEP * widest);
+    R *scores = take_scratch(&at, KEYS_PER_STEP * widest), *bias = take_scratch(&at, KEYS_PER_STEP * widest);
     const ptrdiff_t values = UNITS(KEYS_PER_STEP) * TILE_COMPONENTS(a->value_size);
-    R *mask_rows = OP(carve)(&at, KEYS_PER_STEP * LANES), *clean = OP(carve)(&at, values);
-    tiles->key_panel = OP(carve)(&at, KEYS_PER_STEP * TILE_UNITS(a->head_size));
-    tiles->value_panel = OP(carve)(&at, values);
+    R *mask_rows = take_scratch(&at, KEYS_PER_STEP * LANES), *clean = take_scratch(&at, values);
+    tiles->key_panel = take_scratch(&at, KEYS_PER_STEP * TILE_UNITS(a->head_size));
+    tiles->value_panel = take_scratch(&at, values);
     tiles->count = (rows + widest - 1) / widest;
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
-        TILE(tile) *tile = &tiles->tile[i];
+        query_tile *tile = &tiles->tile[i];
         tile->rows = fa_clamp(rows - i * widest, 0, widest);
         tile->vectors = (tile->rows + LANES - 1) / LANES;
         tile->scores = scores;
         tile->bias = bias;
         tile->clean = clean;
         tile->mask_rows = mask_rows;
-        tile->query = OP(carve)(&at, TILE_UNITS(a->head_size) * tile->vectors * LANES);
-        tile->out = OP(carve)(&at, TILE_COMPONENTS(a->value_size) * tile->vectors * LANES);
+        tile->query = take_scratch(&at, TILE_UNITS(a->head_size) * tile->vectors * LANES);
+        tile->out = take_scratch(&at, TILE_COMPONENTS(a->value_size) * tile->vectors * LANES);
     }
     return at - begin;
 }
 
-FA_INLINE ptrdiff_t TILE(many_scratch)(const fa_attention *a) {
-    TILE(tiles) tiles;
-    return TILE(lay_out_tiles)(a, &tiles, NULL, TILE_MOST * FA_TILE_WIDEST * LANES);
+FA_INLINE ptrdiff_t tiled_scratch(const fa_attention *a) {
+    query_tiles tiles;
+    return lay_out_tiles(a, &tiles, NULL, TILE_MOST * FA_TILE_WIDEST * LANES);
 }
 
-static void TILE(begin_tiles)(const fa_attention *a, const fa_attention_item *item, TILE(tiles) *tiles) {
+static void begin_tiles(const fa_attention *a, const fa_attention_item *item, query_tiles *tiles) {
     tiles->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
-        TILE(tile) *tile = &tiles->tile[i];
+        query_tile *tile = &tiles->tile[i];
         tile->first_row = item->first_row + i * FA_TILE_WIDEST * LANES;
-        TILE(find_intervals)(a, item, tile);
-        TILE(find_options)(a, item, tile);
-        TILE(gather_queries)(a, item, tile);
+        find_intervals(a, item, tile);
+        find_options(a, item, tile);
+        gather_queries(a, item, tile);
         memset(tile->out, 0, (size_t)(TILE_COMPONENTS(a->value_size) * tile->vectors * LANES) * sizeof(R));
         if (tile->any.begin < tiles->any.begin) tiles->any.begin = tile->any.begin;
         if (tile->any.end > tiles->any.end) tiles->any.end = tile->any.end;
@@ -164,49 +164,49 @@ static void TILE(begin_tiles)(const fa_attention *a, const fa_attention_item *it
 /* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only
  * edges pay for exclusion. A step depends on the tile alone, not on what else is in the item. This is the step from
  * `key` on, and it is empty at the end of the share. */
-static TILE(step) TILE(step_from)(const TILE(tile) *tile, TILE(step) block, ptrdiff_t key) {
+static key_step step_from(const query_tile *tile, key_step block, ptrdiff_t key) {
     ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count);
     key = fa_clamp(tile->any.begin, key, last);
     ptrdiff_t end = key < tile->all.begin && tile->all.begin < last ? tile->all.begin
                     : key < tile->all.end && tile->all.end < last   ? tile->all.end
                                                                     : last;
     ptrdiff_t skipped = key - block.first_key;
-    return (TILE(step)){{block.key.data + skipped * block.key.stride, block.key.stride},
-                        TILE(values_from)(block.value, skipped), key, end - key, block.finite};
+    return (key_step){{block.key.data + skipped * block.key.stride, block.key.stride},
+                        values_from(block.value, skipped), key, end - key, block.finite};
 }
 
 /* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP from its first one. Empty at the end. */
-static TILE(step) TILE(block_from)(const fa_attention *a, const fa_attention_item *item, const TILE(tiles) *tiles,
+static key_step block_from(const fa_attention *a, const fa_attention_item *item, const query_tiles *tiles,
                                ptrdiff_t key) {
     ptrdiff_t step_end = key + KEYS_PER_STEP - (key - item->key_begin) % KEYS_PER_STEP;
     ptrdiff_t end = fa_clamp(step_end, key, tiles->any.end);
-    TILE(step) block = {.first_key = key, .count = end - key};
+    key_step block = {.first_key = key, .count = end - key};
     block.key = TILE_KEYS_AT(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size,
                              tiles->key_panel);
     block.value = TILE_VALUES_AT(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
                                  tiles->value_panel);
-    block.finite = item->mask && TILE(all_finite)(block.value, block.count, a->value_size); /* once for all tiles */
+    block.finite = item->mask && all_finite(block.value, block.count, a->value_size); /* once for all tiles */
     return block;
 }
 
 #define FA_FOR_BLOCKS(block, tiles)                                                                                    \
-    for (TILE(step) block = {.first_key = (tiles)->any.begin};                                                           \
+    for (key_step block = {.first_key = (tiles)->any.begin};                                                           \
          block.first_key < (tiles)->any.end &&                                                                         \
-         (block = TILE(block_from)(a, item, (tiles), block.first_key), block.count);                                     \
+         (block = block_from(a, item, (tiles), block.first_key), block.count);                                     \
          block.first_key += block.count)
 #define FA_FOR_STEPS(step, tile, block)                                                                                \
-    for (TILE(step) step = TILE(step_from)((tile), (block), (block).first_key); step.count > 0;                            \
-         step = TILE(step_from)((tile), (block), step.first_key + step.count))
+    for (key_step step = step_from((tile), (block), (block).first_key); step.count > 0;                            \
+         step = step_from((tile), (block), step.first_key + step.count))
 
 /* Weights of all keys, and with them the weighted sums of the values. */
-static void TILE(attend)(const fa_attention *a, const fa_attention_item *item, TILE(tiles) *tiles) {
+static void attend_tiles(const fa_attention *a, const fa_attention_item *item, query_tiles *tiles) {
     FA_FOR_BLOCKS(block, tiles)
         for (ptrdiff_t i = 0; i < tiles->count; i++)
-            FA_FOR_STEPS(step, &tiles->tile[i], block) TILE(tile_step)(a, item, &tiles->tile[i], step);
+            FA_FOR_STEPS(step, &tiles->tile[i], block) tile_step(a, item, &tiles->tile[i], step);
 }
 
 /* The item's share of a tile. */
-FA_INLINE fa_attention_item TILE(item_of)(const fa_attention *a, const fa_attention_item *item, const TILE(tile) *tile) {
+FA_INLINE fa_attention_item item_of(const fa_attention *a, const fa_attention_item *item, const query_tile *tile) {
     fa_attention_item own = *item;
     ptrdiff_t in_item = tile->first_row - item->first_row;
     own.first_row = tile->first_row;
@@ -228,18 +228,18 @@ void ATTENTION_BY_MULTIPLY_ADDS(const fa_attention *a, const fa_attention_item *
 #endif
 
 void EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    TILE(tiles) tiles;
+    query_tiles tiles;
     fa_attention_item again[TILE_MOST];
     ptrdiff_t repeated = 0;
-    TILE(lay_out_tiles)(a, &tiles, scratch, item->rows);
-    TILE(begin_tiles)(a, item, &tiles);
-    TILE(take_registers)();
-    TILE(attend)(a, item, &tiles);
-    TILE(give_registers)();
+    lay_out_tiles(a, &tiles, scratch, item->rows);
+    begin_tiles(a, item, &tiles);
+    configure_registers();
+    attend_tiles(a, item, &tiles);
+    release_registers();
     for (ptrdiff_t i = 0; i < tiles.count; i++)
-        if (TILE(is_lost)(tiles.tile[i].out, tiles.tile[i].sum, tiles.tile[i].vectors, a->value_size))
-            again[repeated++] = TILE(item_of)(a, item, &tiles.tile[i]);
-        else TILE(scatter_out)(a, item, &tiles.tile[i]);
+        if (is_flushed(tiles.tile[i].out, tiles.tile[i].sum, tiles.tile[i].vectors, a->value_size))
+            again[repeated++] = item_of(a, item, &tiles.tile[i]);
+        else scatter_out(a, item, &tiles.tile[i]);
     for (ptrdiff_t i = 0; i < repeated; i++) ATTENTION_BY_MULTIPLY_ADDS(a, &again[i], scratch);
 }
 

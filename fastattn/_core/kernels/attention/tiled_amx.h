@@ -27,7 +27,7 @@
 #define VALUE_PITCH (KEYS_PER_STEP / 2) /* units of a component's row of the panel */
 #define WHOLE_GROUPS(keys) (((keys) + KEY_GROUP - 1) / KEY_GROUP * KEY_GROUP)
 
-static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
+static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
     const ptrdiff_t units = TILE_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
@@ -35,35 +35,35 @@ static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     const int fits = whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0;
     if (fits && fa_in_a_row(a, item, first, count))
-        return (TILE(rows)){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
+        return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     for (ptrdiff_t t = 0; t < WHOLE_GROUPS(count); t++) {
         R *to = panel + t * units;
         ptrdiff_t u = t < count ? whole : 0;
         memcpy(to, from[t < count ? t : 0], (size_t)u * sizeof(R));
-        for (; t < count && u < UNITS(size); u++) to[u] = TILE(unit)(from[t], rows->element, u, size, rows->type);
+        for (; t < count && u < UNITS(size); u++) to[u] = read_unit(from[t], rows->element, u, size, rows->type);
         memset(to + u, 0, (size_t)(units - u) * sizeof(R));
     }
-    return (TILE(rows)){panel, units};
+    return (unit_rows){panel, units};
 }
 
 /* 32 components of 32 keys, transposed: `to` has a row of 16 pairs for each component. Neighbouring keys are interleaved
  * within each 16 bytes, so that a lane's component is not its number. */
-FA_INLINE void TILE(transpose_values)(const char *const *from, ptrdiff_t component, R *to) {
+FA_INLINE void transpose_values(const char *const *from, ptrdiff_t component, R *to) {
     V low[LANES], high[LANES];
     FA_UNROLL for (int i = 0; i < LANES; i++) {
         const char *even = from[2 * i] + 2 * component, *odd = from[2 * i + 1] + 2 * component;
         interleave_words_by_16_bytes(even, odd, &low[i], &high[i]);
     }
-    OP(transpose)(low);
-    OP(transpose)(high);
+    transpose(low);
+    transpose(high);
     FA_UNROLL for (int lane = 0; lane < LANES; lane++) {
         R *at = to + (component + lane / 4 * 8 + lane % 4) * VALUE_PITCH;
-        OP(store)(at, low[lane]);
-        OP(store)(at + 4 * VALUE_PITCH, high[lane]);
+        store(at, low[lane]);
+        store(at + 4 * VALUE_PITCH, high[lane]);
     }
 }
 
-static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
+static unit_rows values_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
                                   const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
                                   R *panel) {
     const char *from[KEYS_PER_STEP];
@@ -73,123 +73,123 @@ static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item
         R *to = panel + t / 2;
         ptrdiff_t d = 0;
         for (; rows->element == 2 && t + KEY_GROUP <= count && d + 32 <= size; d += 32)
-            TILE(transpose_values)(from + t, d, to);
+            transpose_values(from + t, d, to);
         for (; d < TILE_COMPONENTS(size); d++)
             for (ptrdiff_t u = 0; u < KEY_GROUP / 2; u++) {
                 const ptrdiff_t even = t + 2 * u, odd = even + 1, at = d * rows->element;
                 R *pair = to + d * VALUE_PITCH + u;
-                if (d < size && even < count) *pair = TILE(pair)(from[even] + at, odd < count ? from[odd] + at : NULL);
+                if (d < size && even < count) *pair = unit_of_halves(from[even] + at, odd < count ? from[odd] + at : NULL);
                 else *pair = 0;
             }
     }
-    return (TILE(rows)){panel, VALUE_PITCH};
+    return (unit_rows){panel, VALUE_PITCH};
 }
 
-#define TILE_KEYS_AT TILE(keys_at)
-#define TILE_VALUES_AT TILE(values_at)
+#define TILE_KEYS_AT keys_at
+#define TILE_VALUES_AT values_at
 
 /* The values from key `count` of a block on. */
-FA_INLINE TILE(rows) TILE(values_from)(TILE(rows) value, ptrdiff_t count) {
-    return (TILE(rows)){value.data + count / 2, value.stride};
+FA_INLINE unit_rows values_from(unit_rows value, ptrdiff_t count) {
+    return (unit_rows){value.data + count / 2, value.stride};
 }
 
-static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
+static int all_finite(unit_rows rows, ptrdiff_t count, ptrdiff_t size) {
     VI special = {0};
     for (ptrdiff_t d = 0; d < size; d++)
         for (ptrdiff_t u = 0; u < UNITS(count); u += LANES)
-            special |= TILE(special)(OP(load_some)(rows.data + d * rows.stride + u, fa_clamp(UNITS(count) - u, 0, LANES)));
+            special |= has_special(load_some(rows.data + d * rows.stride + u, fa_clamp(UNITS(count) - u, 0, LANES)));
     return !any_lane(special);
 }
 
-FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) {
-    return TILE(half_of)(value.data + d * value.stride + t / 2, t % 2);
+FA_INLINE R value_at(unit_rows value, ptrdiff_t t, ptrdiff_t d) {
+    return read_half(value.data + d * value.stride + t / 2, t % 2);
 }
 
 /* Values whose non-finite elements are 0, in a panel of their own; zeros for what is missing from the last group. */
-static TILE(rows) TILE(cleaned)(TILE(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
+static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size, R *panel) {
     memset(panel, 0, (size_t)(TILE_COMPONENTS(size) * VALUE_PITCH) * sizeof(R));
     for (ptrdiff_t d = 0; d < size; d++)
         for (ptrdiff_t t = 0; t < count; t++) {
-            R x = TILE(value_at)(value, t, d);
-            TILE(put_half)(panel + d * VALUE_PITCH + t / 2, t % 2, isfinite(x) ? x : 0);
+            R x = value_at(value, t, d);
+            write_half(panel + d * VALUE_PITCH + t / 2, t % 2, isfinite(x) ? x : 0);
         }
-    return (TILE(rows)){panel, VALUE_PITCH};
+    return (unit_rows){panel, VALUE_PITCH};
 }
 
 /* Scores in natural units are `factor` times those that are stored. */
-FA_INLINE R TILE(factor_of)(const fa_attention *a) { return (R)a->scale; }
-FA_INLINE V TILE(natural)(V score, R factor) { return score * factor; }
+FA_INLINE R factor_of(const fa_attention *a) { return (R)a->scale; }
+FA_INLINE V in_natural_units(V score, R factor) { return score * factor; }
 /* Whether the largest score in natural units is the largest stored one. */
-FA_INLINE int TILE(keeps_order)(const fa_attention *a) { return a->scale > 0; }
+FA_INLINE int keeps_order(const fa_attention *a) { return a->scale > 0; }
 
 #define FA_AMX_PRODUCTS(NV)                                                                                            \
-    FA_APART void TILE(scores_##NV)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale,         \
+    FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale,         \
                                     R *scores, V *max, ptrdiff_t run) {                                                \
         V top[NV];                                                                                                     \
         (void)run;                                                                                                     \
-        TILE(multiply)(TILE(in_place)(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                         \
-        FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(splat)((R)-INFINITY);                                       \
+        multiply_tiles(tiles_in_place(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                         \
+        FA_UNROLL for (int j = 0; j < NV; j++) top[j] = splat((R)-INFINITY);                                       \
         for (ptrdiff_t t = 0; t < count; t++)                                                                          \
-            FA_UNROLL for (int j = 0; j < NV; j++) top[j] = OP(max)(OP(load)(scores + (t * NV + j) * LANES), top[j]);  \
-        FA_UNROLL for (int j = 0; j < NV; j++) max[j] = OP(max)(top[j] * scale, max[j]);                               \
+            FA_UNROLL for (int j = 0; j < NV; j++) top[j] = maximum(load(scores + (t * NV + j) * LANES), top[j]);  \
+        FA_UNROLL for (int j = 0; j < NV; j++) max[j] = maximum(top[j] * scale, max[j]);                               \
     }                                                                                                                  \
-    FA_APART void TILE(values_##NV)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out, \
+    FA_NOINLINE void values_##NV(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out, \
                                     const V *decay) {                                                                  \
         VI changes = {0};                                                                                              \
         const ptrdiff_t components = TILE_COMPONENTS(value_size);                                                      \
-        FA_UNROLL for (int j = 0; j < NV; j++) changes |= decay[j] != OP(splat)(1);                                    \
+        FA_UNROLL for (int j = 0; j < NV; j++) changes |= decay[j] != splat(1);                                    \
         for (ptrdiff_t d = 0; any_lane(changes) && d < components; d++)                                          \
             FA_UNROLL for (int j = 0; j < NV; j++) {                                                                   \
                 R *at = out + (d * NV + j) * LANES;                                                                    \
-                OP(store)(at, OP(load)(at) * decay[j]);                                                                \
+                store(at, load(at) * decay[j]);                                                                \
             }                                                                                                          \
-        TILE(multiply)(TILE(in_place)(value), components, weights, count, out, 1, NV);                                 \
+        multiply_tiles(tiles_in_place(value), components, weights, count, out, 1, NV);                                 \
     }
 FA_AMX_PRODUCTS(1)
 FA_AMX_PRODUCTS(2)
-#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
-#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
+#define FA_SCORES(NV) (NV == 1 ? scores_1 : scores_2)
+#define FA_VALUES(NV) (NV == 1 ? values_1 : values_2)
 
 /* 2^(score · scale - from): one operation for the argument, whose error is that of `from`. In lanes where that is `far` from 0 the
  * score is rounded as the maximum was, so that their difference is exact; what the compiler does not see it does not fuse. */
-FA_INLINE V TILE(weight_of)(V score, V scale, V from, R factor, V shift, VI far, const int some_far) {
+FA_INLINE V exponentiate_score(V score, V scale, V from, R factor, V shift, VI far, const int some_far) {
     V power = multiply_subtract(score, scale, from);
     if (some_far) {
         score *= factor;
         __asm__("" : "+v"(score));
-        power = OP(select)(far, (score - shift) * 1.44269504f, power);
+        power = choose(far, (score - shift) * 1.44269504f, power);
     }
-    return exp2_rough_f32(power);
+    return exp2_rough(power);
 }
 
 /* A step's weights, in pairs in the place of the scores, zeros behind the last; and their sums. */
-FA_INLINE void TILE(weights_from)(R *scores, ptrdiff_t count, R factor, const V *shift, const V *from, const VI *far, V *sum,
+FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *shift, const V *from, const VI *far, V *sum,
                                   const int NV, int unclean, const int some_far) {
-    const V nothing = OP(splat)((R)-INFINITY), scale = OP(splat)(factor * 1.44269504f);
+    const V nothing = splat((R)-INFINITY), scale = splat(factor * 1.44269504f);
     ptrdiff_t t = 0;
     for (; t + 2 <= count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             V weight[2];
             FA_UNROLL for (int half = 0; half < 2; half++) {
-                V score = OP(load)(scores + ((t + half) * NV + j) * LANES);
-                weight[half] = TILE(weight_of)(score, scale, from[j], factor, shift[j], far[j], some_far);
+                V score = load(scores + ((t + half) * NV + j) * LANES);
+                weight[half] = exponentiate_score(score, scale, from[j], factor, shift[j], far[j], some_far);
                 sum[j] += weight[half];
-                if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
+                if (unclean) weight[half] = choose(score == nothing, splat((R)-0.0), weight[half]);
             }
-            OP(store)(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
+            store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }
     for (; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
-            V score = OP(load)(scores + (t * NV + j) * LANES);
-            V weight = TILE(weight_of)(score, scale, from[j], factor, shift[j], far[j], some_far);
+            V score = load(scores + (t * NV + j) * LANES);
+            V weight = exponentiate_score(score, scale, from[j], factor, shift[j], far[j], some_far);
             sum[j] += weight;
-            if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
-            OP(store)(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight, (V){0}));
+            if (unclean) weight = choose(score == nothing, splat((R)-0.0), weight);
+            store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight, (V){0}));
         }
     memset(scores + t / 2 * NV * LANES, 0, (size_t)((WHOLE_GROUPS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
 }
 
-FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
     V from[FA_TILE_WIDEST];
     VI far[FA_TILE_WIDEST], some = {0};
@@ -199,8 +199,8 @@ FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *s
         some |= far[j] = (from[j] > 0x1p13f) | (from[j] < -0x1p13f);
     }
     if (__builtin_expect(any_lane(some), 0))
-        TILE(weights_from)(scores, count, factor, shift, from, far, sum, NV, unclean, 1);
-    else TILE(weights_from)(scores, count, factor, shift, from, far, sum, NV, unclean, 0);
+        exponentiate_from(scores, count, factor, shift, from, far, sum, NV, unclean, 1);
+    else exponentiate_from(scores, count, factor, shift, from, far, sum, NV, unclean, 0);
 }
 
 #endif

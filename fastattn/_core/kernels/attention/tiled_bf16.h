@@ -16,21 +16,21 @@
 #include "products/bf16_pairs.h"
 #include "storage/rows.h"
 
-static TILE(rows) TILE(keys_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
+static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
     ptrdiff_t units = (size + 1) / 2;
     (void)scales;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     if (rows->element == 2 && size % 2 == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0 && fa_in_a_row(a, item, first, count))
-        return (TILE(rows)){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
+        return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t u = 0; u < units; u++)
-            panel[t * units + u] = TILE(unit)(from[t], rows->element, u, size, rows->type);
-    return (TILE(rows)){panel, units};
+            panel[t * units + u] = read_unit(from[t], rows->element, u, size, rows->type);
+    return (unit_rows){panel, units};
 }
 
-static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
+static unit_rows values_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
                                   const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
                                   R *panel) {
     const char *from[KEYS_PER_STEP + 1];
@@ -42,46 +42,46 @@ static TILE(rows) TILE(values_at)(const fa_attention *a, const fa_attention_item
         const char *low = from[t], *high = from[t + 1];
         ptrdiff_t d = 0;
         for (; rows->element == 2 && high && d + LANES <= size; d += LANES)
-            OP(store)(to + d, (V)(load_halves((const uint16_t *)low + d) | load_halves((const uint16_t *)high + d) << 16));
-        for (; d < size; d++) to[d] = TILE(pair)(low + d * rows->element, high ? high + d * rows->element : NULL);
+            store(to + d, (V)(load_halves((const uint16_t *)low + d) | load_halves((const uint16_t *)high + d) << 16));
+        for (; d < size; d++) to[d] = unit_of_halves(low + d * rows->element, high ? high + d * rows->element : NULL);
     }
-    return (TILE(rows)){panel, size};
+    return (unit_rows){panel, size};
 }
 
-#define TILE_KEYS_AT TILE(keys_at)
-#define TILE_VALUES_AT TILE(values_at)
+#define TILE_KEYS_AT keys_at
+#define TILE_VALUES_AT values_at
 
-static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
+static int all_finite(unit_rows rows, ptrdiff_t count, ptrdiff_t size) {
     VI special = {0};
     for (ptrdiff_t t = 0; t < count; t += 2)
         for (ptrdiff_t d = 0; d < size; d += LANES)
-            special |= TILE(special)(OP(load_some)(rows.data + t / 2 * rows.stride + d, size - d < LANES ? size - d : LANES));
+            special |= has_special(load_some(rows.data + t / 2 * rows.stride + d, size - d < LANES ? size - d : LANES));
     return !any_lane(special);
 }
 
-FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) {
-    return TILE(half_of)(value.data + t / 2 * value.stride + d, t % 2);
+FA_INLINE R value_at(unit_rows value, ptrdiff_t t, ptrdiff_t d) {
+    return read_half(value.data + t / 2 * value.stride + d, t % 2);
 }
-FA_INLINE void TILE(put_value)(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x) {
-    TILE(put_half)(panel + t / 2 * size + d, t % 2, x);
+FA_INLINE void put_value(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x) {
+    write_half(panel + t / 2 * size + d, t % 2, x);
 }
 
 /* A step's weights, in pairs in the place of the scores, and their sums. What is rounded to 8 bits need not be exact: an
  * exponential of degree 4. */
-FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
-    const V nothing = OP(splat)((R)-INFINITY), log2_e = OP(splat)(1.44269504f);
+    const V nothing = splat((R)-INFINITY), log2_e = splat(1.44269504f);
     (void)factor, (void)exact;
     for (ptrdiff_t t = 0; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             V weight[2];
             FA_UNROLL for (int half = 0; half < 2; half++) {
-                V score = t + half < count ? OP(load)(scores + ((t + half) * NV + j) * LANES) : nothing;
-                weight[half] = exp2_rough_f32((score - shift[j]) * log2_e);
+                V score = t + half < count ? load(scores + ((t + half) * NV + j) * LANES) : nothing;
+                weight[half] = exp2_rough((score - shift[j]) * log2_e);
                 sum[j] += weight[half];
-                if (unclean) weight[half] = OP(select)(score == nothing, OP(splat)((R)-0.0), weight[half]);
+                if (unclean) weight[half] = choose(score == nothing, splat((R)-0.0), weight[half]);
             }
-            OP(store)(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
+            store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }
 }
 

@@ -4,6 +4,11 @@
 #define FA_ATTENTION_TILED_BROADCAST_H
 
 #include "attention/rows.h"
+#if FA_MULTIPLY_ADD
+#include "attention/tiled_fma.h"
+#else
+#include "attention/tiled_bf16.h"
+#endif
 #include "products/broadcast.h"
 #include "products/units.h"
 
@@ -14,28 +19,28 @@
 #define TILE_COMPONENTS(size) (size)
 
 /* Scores come in natural units, and keep their order. */
-FA_INLINE R TILE(factor_of)(const fa_attention *a) { (void)a; return 1; }
-FA_INLINE V TILE(natural)(V score, R factor) { (void)factor; return score; }
-FA_INLINE int TILE(keeps_order)(const fa_attention *a) { (void)a; return 1; }
+FA_INLINE R factor_of(const fa_attention *a) { (void)a; return 1; }
+FA_INLINE V in_natural_units(V score, R factor) { (void)factor; return score; }
+FA_INLINE int keeps_order(const fa_attention *a) { (void)a; return 1; }
 
 /* The values from key `count` of a block on. */
-FA_INLINE TILE(rows) TILE(values_from)(TILE(rows) value, ptrdiff_t count) {
-    return (TILE(rows)){value.data + count / UNIT * value.stride, value.stride};
+FA_INLINE unit_rows values_from(unit_rows value, ptrdiff_t count) {
+    return (unit_rows){value.data + count / UNIT * value.stride, value.stride};
 }
 
 /* Values whose non-finite elements are 0, in a panel of their own. */
-static TILE(rows) TILE(cleaned)(TILE(rows) value, ptrdiff_t count, ptrdiff_t size, R *panel) {
+static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size, R *panel) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
-            R x = TILE(value_at)(value, t, d);
-            TILE(put_value)(panel, size, t, d, isfinite(x) ? x : 0);
+            R x = value_at(value, t, d);
+            put_value(panel, size, t, d, isfinite(x) ? x : 0);
         }
-    return (TILE(rows)){panel, size};
+    return (unit_rows){panel, size};
 }
 
 /* scores[MR][NV] = MR keys times the transposed queries, `run` components added up in one chain; raises the lanes'
  * maximum. */
-FA_INLINE void TILE(score_block)(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
+FA_INLINE void score_block(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
                                V *max, ptrdiff_t run, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST] = {{{0}}};
     for (ptrdiff_t d = 0, end; d < head_size; d = end) {
@@ -43,63 +48,63 @@ FA_INLINE void TILE(score_block)(const R *key, ptrdiff_t stride, const R *query,
         FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
         for (ptrdiff_t c = d; c < end; c++) {
             V q[FA_TILE_WIDEST];
-            FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(query + (c * NV + j) * LANES);
+            FA_UNROLL for (int j = 0; j < NV; j++) q[j] = load(query + (c * NV + j) * LANES);
             FA_UNROLL for (int i = 0; i < MR; i++) {
-                V k = TILE(spread)(key + i * stride + c);
-                FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], k, q[j]);
+                V k = spread_unit(key + i * stride + c);
+                FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], k, q[j]);
             }
         }
         FA_UNROLL for (int i = 0; i < MR; i++)
             FA_UNROLL for (int j = 0; j < NV; j++) {
                 R *at = scores + (i * NV + j) * LANES;
-                if (d) acc[i][j] += OP(load)(at);
+                if (d) acc[i][j] += load(at);
                 if (end == head_size) acc[i][j] *= scale; /* scaling the queries would round every component */
-                OP(store)(at, acc[i][j]);
+                store(at, acc[i][j]);
             }
     }
     FA_UNROLL for (int j = 0; j < NV; j++)
-        FA_UNROLL for (int i = 0; i < MR; i++) max[j] = OP(max)(acc[i][j], max[j]); /* NaN never becomes the maximum */
+        FA_UNROLL for (int i = 0; i < MR; i++) max[j] = maximum(acc[i][j], max[j]); /* NaN never becomes the maximum */
 }
 
 /* out[MR][NV] = out · decay + MR value components times the weights of `count` keys. The sum over a run of keys is made
  * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy's formula. */
-FA_INLINE void TILE(value_block)(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
+FA_INLINE void value_block(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
                                const V *decay, const int MR, const int NV) {
     V acc[8][FA_TILE_WIDEST];
     FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
     for (ptrdiff_t t = 0; t < count; t++) {
         V p[FA_TILE_WIDEST];
-        FA_UNROLL for (int j = 0; j < NV; j++) p[j] = OP(load)(weights + (t * NV + j) * LANES);
+        FA_UNROLL for (int j = 0; j < NV; j++) p[j] = load(weights + (t * NV + j) * LANES);
         FA_UNROLL for (int i = 0; i < MR; i++) {
-            V v = TILE(spread)(value + t * stride + i);
-            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], v, p[j]);
+            V v = spread_unit(value + t * stride + i);
+            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], v, p[j]);
         }
     }
     FA_UNROLL for (int i = 0; i < MR; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             R *at = out + (i * NV + j) * LANES;
-            OP(store)(at, OP(load)(at) * decay[j] + acc[i][j]);
+            store(at, load(at) * decay[j] + acc[i][j]);
         }
 }
 
-FA_INLINE void TILE(scores_of)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
+FA_INLINE void scores_of(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale, R *scores,
                              V *max, ptrdiff_t run, const int MR, const int NV) {
 #define CALL(M)                                                                                                        \
-    TILE(score_block)(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
+    score_block(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
                     run, M, NV)
     FA_IN_TILES(count, MR, CALL);
 #undef CALL
 }
 
-FA_INLINE void TILE(values_of)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
+FA_INLINE void values_of(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
                              const V *decay, const int MR, const int NV) {
     V one[FA_TILE_WIDEST];
-    FA_UNROLL for (int j = 0; j < NV; j++) one[j] = OP(splat)(1);
+    FA_UNROLL for (int j = 0; j < NV; j++) one[j] = splat(1);
     for (ptrdiff_t t = 0; t < count; t += KEYS_PER_SUM) {
         const R *first = value.data + t * value.stride, *weight = weights + t * NV * LANES;
         const V *factor = t ? one : decay;
         ptrdiff_t keys = count - t < KEYS_PER_SUM ? count - t : KEYS_PER_SUM;
-#define CALL(M) TILE(value_block)(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
+#define CALL(M) value_block(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
         FA_IN_TILES(value_size, MR, CALL);
 #undef CALL
     }
@@ -108,23 +113,23 @@ FA_INLINE void TILE(values_of)(TILE(rows) value, ptrdiff_t count, const R *weigh
 /* One function for each width of a tile, and not inlined: within its callers, the loops' addresses were kept in vector
  * registers, and attention took 12 % longer. */
 #define FA_PRODUCTS(MR, NV)                                                                                            \
-    FA_APART void TILE(scores_##NV)(TILE(rows) key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale,         \
+    FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale,         \
                                   R *scores, V *max, ptrdiff_t run) {                                                  \
-        TILE(scores_of)(key, count, query, head_size, scale, scores, max, run, MR, NV);                                  \
+        scores_of(key, count, query, head_size, scale, scores, max, run, MR, NV);                                  \
     }                                                                                                                  \
-    FA_APART void TILE(values_##NV)(TILE(rows) value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,     \
+    FA_NOINLINE void values_##NV(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,     \
                                   const V *decay) {                                                                    \
-        TILE(values_of)(value, count, weights, value_size, out, decay, MR, NV);                                          \
+        values_of(value, count, weights, value_size, out, decay, MR, NV);                                          \
     }
 FA_PRODUCTS(FA_TILE_ROWS_1, 1)
 FA_PRODUCTS(FA_TILE_ROWS_2, 2)
 #if FA_TILE_WIDEST >= 3
 FA_PRODUCTS(FA_TILE_ROWS_3, 3)
-#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : NV == 2 ? TILE(scores_2) : TILE(scores_3))
-#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : NV == 2 ? TILE(values_2) : TILE(values_3))
+#define FA_SCORES(NV) (NV == 1 ? scores_1 : NV == 2 ? scores_2 : scores_3)
+#define FA_VALUES(NV) (NV == 1 ? values_1 : NV == 2 ? values_2 : values_3)
 #else
-#define FA_SCORES(NV) (NV == 1 ? TILE(scores_1) : TILE(scores_2))
-#define FA_VALUES(NV) (NV == 1 ? TILE(values_1) : TILE(values_2))
+#define FA_SCORES(NV) (NV == 1 ? scores_1 : scores_2)
+#define FA_VALUES(NV) (NV == 1 ? values_1 : values_2)
 #endif
 
 #endif

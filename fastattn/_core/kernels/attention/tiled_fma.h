@@ -11,54 +11,54 @@
 #include "simd/lanes.h"
 #include "storage/rows.h"
 
-static TILE(rows) TILE(rows_at)(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
+static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
                                 const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
                                 R *panel) {
     const char *from[KEYS_PER_STEP], *scale[KEYS_PER_STEP];
     from[0] = data; /* for the compiler: `count` is never 0 */
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
-    if (rows->type == STORED && fa_in_a_row(a, item, first, count) && OP(plain)(from[0], rows->row, rows->element))
-        return (TILE(rows)){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
+    if (rows->type == STORED && fa_in_a_row(a, item, first, count) && is_contiguous(from[0], rows->row, rows->element))
+        return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     if (scales) fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, scale);
     for (ptrdiff_t t = 0; t < count; t++) {
-        OP(widen)(panel + t * size, from[t], rows->type, rows->element, size);
+        widen(panel + t * size, from[t], rows->type, rows->element, size);
         for (ptrdiff_t d = 0; scales && d < size; d++) panel[t * size + d] *= *(const float *)scale[t];
     }
-    return (TILE(rows)){panel, size};
+    return (unit_rows){panel, size};
 }
 
-#define TILE_KEYS_AT TILE(rows_at)
-#define TILE_VALUES_AT TILE(rows_at)
+#define TILE_KEYS_AT rows_at
+#define TILE_VALUES_AT rows_at
 
-static int TILE(all_finite)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t size) {
+static int all_finite(unit_rows rows, ptrdiff_t count, ptrdiff_t size) {
     V noughts = {0};
     R nought = 0;
     for (ptrdiff_t t = 0; t < count; t++) {
         ptrdiff_t d = 0;
-        for (; d + LANES <= size; d += LANES) noughts += OP(load)(rows.data + t * rows.stride + d) * (R)0;
+        for (; d + LANES <= size; d += LANES) noughts += load(rows.data + t * rows.stride + d) * (R)0;
         for (; d < size; d++) nought += rows.data[t * rows.stride + d] * (R)0;
     }
-    return OP(lane_sum)(noughts) + nought == 0;
+    return lane_sum(noughts) + nought == 0;
 }
 
 /* Element d of value row t, and the weight of key t in a lane. */
-FA_INLINE R TILE(value_at)(TILE(rows) value, ptrdiff_t t, ptrdiff_t d) { return value.data[t * value.stride + d]; }
-FA_INLINE void TILE(put_value)(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x) { panel[t * size + d] = x; }
-FA_INLINE R TILE(weight_at)(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
+FA_INLINE R value_at(unit_rows value, ptrdiff_t t, ptrdiff_t d) { return value.data[t * value.stride + d]; }
+FA_INLINE void put_value(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x) { panel[t * size + d] = x; }
+FA_INLINE R weight_at(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
     return weights[t * lanes + lane];
 }
 
 /* Whether a tile's results are to be made again. */
-FA_INLINE int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
+FA_INLINE int is_flushed(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
     (void)out, (void)sum, (void)vectors, (void)value_size;
     return 0;
 }
 
 /* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
-FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
     (void)factor;
-    const V nothing = OP(splat)((R)-INFINITY);
+    const V nothing = splat((R)-INFINITY);
     V run[FA_TILE_WIDEST];
     for (ptrdiff_t t = 0; t < count;) {
         ptrdiff_t end = count - t < KEYS_PER_RUN ? count : t + KEYS_PER_RUN;
@@ -66,10 +66,10 @@ FA_INLINE void TILE(weights_of)(R *scores, ptrdiff_t count, R factor, const V *s
         for (; t < end; t++)
             FA_UNROLL for (int j = 0; j < NV; j++) {
                 R *at = scores + (t * NV + j) * LANES;
-                V score = OP(load)(at), weight = exact ? OP(exact_power)(score - shift[j]) : OP(power)(score - shift[j]);
+                V score = load(at), weight = exact ? exp_exact(score - shift[j]) : exp_by_exp2(score - shift[j]);
                 run[j] += weight;
-                if (unclean) weight = OP(select)(score == nothing, OP(splat)((R)-0.0), weight);
-                OP(store)(at, weight);
+                if (unclean) weight = choose(score == nothing, splat((R)-0.0), weight);
+                store(at, weight);
             }
         FA_UNROLL for (int j = 0; j < NV; j++) sum[j] += run[j];
     }

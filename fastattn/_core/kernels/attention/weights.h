@@ -6,63 +6,63 @@
 #include "attention/tiled.h"
 
 /* weights[key][lane] to rows; `to` is where each lane's row begins. */
-static void OP(scatter_weights)(const fa_attention *a, const TILE(tile) *tile, TILE(step) step, char **to) {
+static void scatter_weights(const fa_attention *a, const query_tile *tile, key_step step, char **to) {
     for (ptrdiff_t row = 0; row < tile->rows; row++)
         for (ptrdiff_t t = 0; t < step.count; t++) {
             const R *weight = tile->scores + (t * tile->vectors + row / LANES) * LANES + row % LANES;
-            OP(put_element)(to[row] + (step.first_key + t) * a->out_element, a->type, *weight);
+            write_element(to[row] + (step.first_key + t) * a->out_element, a->type, *weight);
         }
 }
 
 /* One step of the first pass, or (`to` given) of the second. Sums hide the rounding of single scores, weights show it: hence
  * the shorter chains. */
-FA_INLINE void OP(weights_step_of)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
+FA_INLINE void weights_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                    char **to, const int NV) {
-    const V nothing = OP(splat)((R)-INFINITY);
+    const V nothing = splat((R)-INFINITY);
     V max[FA_TILE_WIDEST];
-    if (TILE(tile_scores_of)(a, item, tile, step, max, FA_SHORT_RUN, NV) == BLOCK_EXCLUDES) return;
+    if (tile_scores_of(a, item, tile, step, max, FA_SHORT_RUN, NV) == BLOCK_EXCLUDES) return;
     if (!to) {
-        TILE(weigh)(tile, max, step.count, NV, 0, 1);
+        exponentiate(tile, max, step.count, NV, 0, 1);
         return;
     }
     for (int j = 0; j < NV; j++) {
-        V shift = OP(select)(tile->max[j] == nothing, (V){0}, tile->max[j]);
-        V sum = OP(select)(tile->sum[j] == (V){0}, OP(splat)(1), tile->sum[j]);
+        V shift = choose(tile->max[j] == nothing, (V){0}, tile->max[j]);
+        V sum = choose(tile->sum[j] == (V){0}, splat(1), tile->sum[j]);
         for (ptrdiff_t t = 0; t < step.count; t++) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            OP(store)(at, OP(exact_power)(OP(load)(at) - shift) / sum);
+            store(at, exp_exact(load(at) - shift) / sum);
         }
     }
-    OP(scatter_weights)(a, tile, step, to);
+    scatter_weights(a, tile, step, to);
 }
 
-static void OP(weights_step)(const fa_attention *a, const fa_attention_item *item, TILE(tile) *tile, TILE(step) step,
+static void weights_step(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                              char **to) {
-#define CALL(NV) OP(weights_step_of)(a, item, tile, step, to, NV)
+#define CALL(NV) weights_step_of(a, item, tile, step, to, NV)
     FA_FOR_WIDTH(tile->vectors, CALL)
 #undef CALL
 }
 
-static void OP(clear_row)(const fa_attention *a, char *to) {
+static void clear_row(const fa_attention *a, char *to) {
     for (ptrdiff_t key = 0; key < a->keys; key++) memset(to + key * a->out_element, 0, (size_t)fa_size_of(a->type));
 }
 
 static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    TILE(tiles) tiles;
-    TILE(lay_out_tiles)(a, &tiles, scratch, item->rows);
-    TILE(begin_tiles)(a, item, &tiles);
+    query_tiles tiles;
+    lay_out_tiles(a, &tiles, scratch, item->rows);
+    begin_tiles(a, item, &tiles);
     FA_FOR_BLOCKS(block, &tiles)
         for (ptrdiff_t i = 0; i < tiles.count; i++)
-            FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, NULL);
+            FA_FOR_STEPS(step, &tiles.tile[i], block) weights_step(a, item, &tiles.tile[i], step, NULL);
 
     char *to[TILE_MOST][FA_TILE_WIDEST * LANES];
     for (ptrdiff_t i = 0; i < tiles.count; i++) {
-        TILE(address_rows)(a, item, &tiles.tile[i], to[i]);
-        for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++) OP(clear_row)(a, to[i][row]);
+        address_rows(a, item, &tiles.tile[i], to[i]);
+        for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++) clear_row(a, to[i][row]);
     }
     FA_FOR_BLOCKS(block, &tiles)
         for (ptrdiff_t i = 0; i < tiles.count; i++)
-            FA_FOR_STEPS(step, &tiles.tile[i], block) OP(weights_step)(a, item, &tiles.tile[i], step, to[i]);
+            FA_FOR_STEPS(step, &tiles.tile[i], block) weights_step(a, item, &tiles.tile[i], step, to[i]);
 }
 
 #endif

@@ -9,7 +9,7 @@
 
 ptrdiff_t FA_SYMBOL(attention_scratch, f32)(const fa_attention *);
 ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
-    ptrdiff_t own = TILE(many_scratch)(a), others = FA_SYMBOL(attention_scratch, f32)(a);
+    ptrdiff_t own = tiled_scratch(a), others = FA_SYMBOL(attention_scratch, f32)(a);
     return own > others ? own : others;
 }
 #endif

@@ -7,44 +7,44 @@
 #include "instance.h"
 
 /* 1 / (1 + e^-x), by the exponential that cannot overflow. */
-FA_INLINE V OP(sigmoid)(V x) {
-    V away = OP(select)(x > (V){0}, x, -x), small = OP(exp)(-away), share = (R)1 / ((R)1 + small);
-    small = OP(select)(away > OP(splat)(sizeof(R) == 4 ? (R)87.33 : (R)708.39), (V){0}, small);
-    return OP(select)(x < (V){0}, small * share, share);
+FA_INLINE V sigmoid(V x) {
+    V away = choose(x > (V){0}, x, -x), small = vector_exp(-away), share = (R)1 / ((R)1 + small);
+    small = choose(away > splat(sizeof(R) == 4 ? (R)87.33 : (R)708.39), (V){0}, small);
+    return choose(x < (V){0}, small * share, share);
 }
 
 /* x sigmoid(slope): beyond -1000 the product is 0 and infinity must not meet it. */
-FA_INLINE V OP(gated)(V x, V slope) { return OP(max)(OP(splat)(-1000), x) * OP(sigmoid)(slope); }
+FA_INLINE V gated(V x, V slope) { return maximum(splat(-1000), x) * sigmoid(slope); }
 
-FA_INLINE V OP(silu)(V x) { return OP(gated)(x, x); }
+FA_INLINE V silu(V x) { return gated(x, x); }
 
 /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x sigmoid(2 sqrt(2/pi) (...)): nothing cancels. */
-FA_INLINE V OP(gelu_tanh)(V x) {
-    return OP(gated)(x, x * ((x * x) * (R)(2 * 0.7978845608028654 * 0.044715) + (R)(2 * 0.7978845608028654)));
+FA_INLINE V gelu_tanh(V x) {
+    return gated(x, x * ((x * x) * (R)(2 * 0.7978845608028654 * 0.044715) + (R)(2 * 0.7978845608028654)));
 }
 
-FA_INLINE V OP(relu)(V x) { return OP(select)(x < (V){0}, (V){0}, x); }
+FA_INLINE V relu(V x) { return choose(x < (V){0}, (V){0}, x); }
 
 /* x Phi(x) = max(x, 0) - |x| Phi(-|x|), Phi the normal distribution; log2 Phi(-a) is a polynomial, so one 2^x is all and the
  * tail keeps its sign and size. float32: largest error 4.2e-8; `rough`, for what is rounded to 16 bits, 9.7e-7. float64 asks
  * the C library. */
-FA_INLINE V OP(gelu)(V x, int rough) {
+FA_INLINE V gelu(V x, int rough) {
 #if FA_REAL_IS_FLOAT
     static const float fine[] = {4.00347182e-10f, -2.41155789e-8f, 6.01535703e-7f, -8.01781516e-6f, 6.06496396e-5f,
                                  -2.33539676e-4f, -7.68885147e-5f, 7.01990537e-3f, -5.24788052e-2f, -4.59211648e-1f,
                                  -1.15110493f};
     static const float coarse[] = {-8.20383832e-7f, 3.90461719e-5f, -7.54668028e-4f, 7.93023035e-3f,
                                    -5.30972406e-2f, -4.59026754e-1f, -1.15112221f};
-    V a = OP(select)(x < (V){0}, -x, x), power;
-    a = OP(select)(a > OP(splat)(12.9f), OP(splat)(15), a); /* 2^(log2 Phi(-15)) is 0 */
+    V a = choose(x < (V){0}, -x, x), power;
+    a = choose(a > splat(12.9f), splat(15), a); /* 2^(log2 Phi(-15)) is 0 */
     if (rough) {
-        power = OP(splat)(coarse[0]);
+        power = splat(coarse[0]);
         FA_UNROLL for (int i = 1; i < 7; i++) power = power * a + coarse[i];
     } else {
-        power = OP(splat)(fine[0]);
+        power = splat(fine[0]);
         FA_UNROLL for (int i = 1; i < 11; i++) power = power * a + fine[i];
     }
-    return OP(relu)(x) - a * OP(exp2)(power * a - 1);
+    return relu(x) - a * vector_exp2(power * a - 1);
 #else
     (void)rough;
     for (int lane = 0; lane < LANES; lane++)
@@ -53,17 +53,17 @@ FA_INLINE V OP(gelu)(V x, int rough) {
 #endif
 }
 
-static void OP(activate)(V *x, int count, int activation, int rough) {
+static void activate(V *x, int count, int activation, int rough) {
 #define EACH(CALL)                                                                                                     \
     for (int i = 0; i < count; i++) x[i] = CALL;                                                                       \
     break
     switch (activation) {
     case FA_GELU:
-        if (rough) { EACH(OP(gelu)(x[i], 1)); }
-        EACH(OP(gelu)(x[i], 0));
-    case FA_GELU_TANH: EACH(OP(gelu_tanh)(x[i]));
-    case FA_RELU: EACH(OP(relu)(x[i]));
-    case FA_SILU: EACH(OP(silu)(x[i]));
+        if (rough) { EACH(gelu(x[i], 1)); }
+        EACH(gelu(x[i], 0));
+    case FA_GELU_TANH: EACH(gelu_tanh(x[i]));
+    case FA_RELU: EACH(relu(x[i]));
+    case FA_SILU: EACH(silu(x[i]));
     }
 #undef EACH
 }

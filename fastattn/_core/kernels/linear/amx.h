@@ -16,30 +16,30 @@
 #define SUMS_ROWS (LINEAR_FEATURES * (UNIT == 4 ? 2 : 1)) /* whole numbers have room of their own behind the sums */
 
 /* A block of W's rows times `units` units of a tile from `first` on, added to the tile's sums. */
-FA_INLINE void TILE(linear_sums)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile, ptrdiff_t first,
+FA_INLINE void linear_sums(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
                                  ptrdiff_t units, const int NV) {
     const ptrdiff_t size = LINEAR_FEATURES * NV * LANES;
     R *sums = tile->sums, *products = UNIT == 4 ? sums + size : sums;
-    TILE(multiply)(TILE(in_place)(weights->rows), count, tile->units + first * NV * LANES, units, products,
+    multiply_tiles(tiles_in_place(weights->rows), count, tile->units + first * NV * LANES, units, products,
                    UNIT != 4 && first, NV);
     for (ptrdiff_t i = 0; UNIT == 4 && i < count; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;
-            V sum = TILE(real)(OP(load)(products + at), weights, i, tile->quantised, j);
-            if (first) sum += OP(load)(sums + at);
-            OP(store)(sums + at, sum);
+            V sum = as_real(load(products + at), weights, i, tile->quantised, j);
+            if (first) sum += load(sums + at);
+            store(sums + at, sum);
         }
 }
 
-static void TILE(linear_1)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile, ptrdiff_t first,
+static void linear_1(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
                            ptrdiff_t units) {
-    TILE(linear_sums)(weights, count, tile, first, units, 1);
+    linear_sums(weights, count, tile, first, units, 1);
 }
-static void TILE(linear_2)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile, ptrdiff_t first,
+static void linear_2(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
                            ptrdiff_t units) {
-    TILE(linear_sums)(weights, count, tile, first, units, 2);
+    linear_sums(weights, count, tile, first, units, 2);
 }
-#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : linear_2)
 
 /* The other way round, for many rows: rows of x stand in the tiles' rows and the weight's block is transposed into the lanes,
  * once for all rows of the item, which takes as long as the products of 80 of them. Sums come as rows, so that neither x nor the
@@ -55,54 +55,54 @@ typedef struct {
     R *panel, *packed, *sums; /* the weight's rows; [BLOCK_TILES][BY_ROWS_RUN] tiles; [row tiles][BLOCK_TILES] */
     R *x, *reals, *scale;     /* [row tiles][tiles of a row]; a row as it comes, and as reals; each row's scale */
     I *zero, *total;          /* and zero; sums of the weight's rows */
-} TILE(by_rows_room);
+} by_rows_memory;
 
-static ptrdiff_t TILE(lay_out_by_rows)(const fa_linear *l, TILE(by_rows_room) *room, char *at) {
+static ptrdiff_t lay_out_by_rows(const fa_linear *l, by_rows_memory *room, char *at) {
     const char *begin = at;
     const ptrdiff_t rows = WHOLE_TILES(l->item_rows), units = WHOLE_TILES(UNITS(l->in_features));
-    room->panel = OP(carve)(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
-    room->packed = OP(carve)(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
-    room->sums = OP(carve)(&at, rows * LINEAR_FEATURES);
-    room->x = OP(carve)(&at, rows * units);
-    room->reals = OP(carve)(&at, units + (UNIT == 4 ? l->in_features + LANES : 0));
-    room->scale = OP(carve)(&at, rows);
-    room->zero = (I *)OP(carve)(&at, rows);
-    room->total = (I *)OP(carve)(&at, LINEAR_FEATURES);
+    room->panel = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
+    room->packed = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
+    room->sums = take_scratch(&at, rows * LINEAR_FEATURES);
+    room->x = take_scratch(&at, rows * units);
+    room->reals = take_scratch(&at, units + (UNIT == 4 ? l->in_features + LANES : 0));
+    room->scale = take_scratch(&at, rows);
+    room->zero = (I *)take_scratch(&at, rows);
+    room->total = (I *)take_scratch(&at, LINEAR_FEATURES);
     return at - begin;
 }
 
-static ptrdiff_t TILE(by_rows_scratch)(const fa_linear *l) {
-    TILE(by_rows_room) room;
-    return TILE(lay_out_by_rows)(l, &room, NULL);
+static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
+    by_rows_memory room;
+    return lay_out_by_rows(l, &room, NULL);
 }
 
 /* Rows of x into tiles; zeros where there are no more rows. */
-FA_APART void TILE(take_x)(const fa_linear *l, const fa_linear_item *item, TILE(by_rows_room) *room) {
+FA_NOINLINE void gather_x(const fa_linear *l, const fa_linear_item *item, by_rows_memory *room) {
     const ptrdiff_t units = WHOLE_TILES(UNITS(l->in_features));
     for (ptrdiff_t i = 0; i < WHOLE_TILES(item->rows); i++) {
         const R *from = room->reals;
-        if (i < item->rows) from = TILE(take_row)(l, item->x[i], room->reals, units, room->scale + i, room->zero + i);
+        if (i < item->rows) from = gather_row(l, item->x[i], room->reals, units, room->scale + i, room->zero + i);
         else {
             memset(room->reals, 0, (size_t)units * sizeof(R));
             room->scale[i] = 0;
             room->zero[i] = 0;
         }
         R *to = room->x + i / 16 * 16 * units + i % 16 * LANES;
-        for (ptrdiff_t u = 0; u < units; u += LANES) OP(store)(to + u * 16, OP(load)(from + u));
+        for (ptrdiff_t u = 0; u < units; u += LANES) store(to + u * 16, load(from + u));
     }
 }
 
 /* The block's rows into the lanes, and added to the sums of each. */
-FA_APART void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *to, I *total) {
+FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, R *to, I *total) {
     for (ptrdiff_t f = 0; f < (count + 15) / 16; f++) {
         VI sum[2] = {*(const VI *)(total + f * LANES), {0}}; /* two chains */
         for (ptrdiff_t u = 0; u < (units + 15) / 16; u++) {
             V x[LANES];
-            FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = OP(load)(rows.data + (16 * f + i) * rows.stride + 16 * u);
-            OP(transpose)(x);
+            FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = load(rows.data + (16 * f + i) * rows.stride + 16 * u);
+            transpose(x);
             FA_UNROLL for (int i = 0; i < LANES; i++) {
-                OP(store)(to + (f * BY_ROWS_RUN + u) * TILE_REALS + i * LANES, x[i]);
-                sum[i % 2] = TILE(add_weights)(sum[i % 2], x[i]);
+                store(to + (f * BY_ROWS_RUN + u) * TILE_REALS + i * LANES, x[i]);
+                sum[i % 2] = add_weights(sum[i % 2], x[i]);
             }
         }
         *(VI *)(total + f * LANES) = sum[0] + sum[1];
@@ -110,66 +110,66 @@ FA_APART void TILE(pack)(TILE(rows) rows, ptrdiff_t count, ptrdiff_t units, R *t
 }
 
 /* A tile's sums in place: reals, scaled, with bias. The smallest magnitude tells whether one is to be made again: see
- * TILE(mend). */
-FA_APART void TILE(shift_tile)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room, ptrdiff_t row,
+ * recompute_flushed. */
+FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room, ptrdiff_t row,
                                ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
     V scale, bias, least[4];
-    TILE(find_shift)(l, feature, count, &scale, &bias);
-    FA_UNROLL for (int i = 0; i < 4; i++) least[i] = OP(splat)(1);
-    FA_UNROLL for (int i = 0; i < 16; i++) least[i % 4] = TILE(lesser)(least[i % 4], OP(load)(sums + i * LANES));
-    FA_UNROLL for (int i = 1; i < 4; i++) least[0] = TILE(lesser)(least[0], least[i]);
-    if (TILE(any_below)(least[0], FA_LEAST_SUM))
-        TILE(mend)(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
+    find_shift(l, feature, count, &scale, &bias);
+    FA_UNROLL for (int i = 0; i < 4; i++) least[i] = splat(1);
+    FA_UNROLL for (int i = 0; i < 16; i++) least[i % 4] = smaller(least[i % 4], load(sums + i * LANES));
+    FA_UNROLL for (int i = 1; i < 4; i++) least[0] = smaller(least[0], least[i]);
+    if (any_below(least[0], FA_LEAST_SUM))
+        recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
     FA_UNROLL for (int i = 0; i < 16; i++) {
-        V y = TILE(row_real)(OP(load)(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
-        OP(store)(sums + i * LANES, TILE(shifted)(l, y, scale, bias));
+        V y = row_as_real(load(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
+        store(sums + i * LANES, shifted(l, y, scale, bias));
     }
-    TILE(remake_overflows)(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);
+    remake_overflows(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);
 }
 
 /* Two vectors of a row, or parts of them, to where they belong, with their residual. */
-FA_INLINE void TILE(put_two)(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature, ptrdiff_t n,
+FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature, ptrdiff_t n,
                              const fa_type type) {
     const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
     const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
     if (!l->plain_out || (residual && !l->plain_residual)) {
-        TILE(scatter_row)(l, residual, to, low, feature, first);
-        TILE(scatter_row)(l, residual, to, high, feature + LANES, second);
+        scatter_row(l, residual, to, low, feature, first);
+        scatter_row(l, residual, to, high, feature + LANES, second);
         return;
     }
-    if (residual) low += OP(load_some_as)(residual + at, type, first);
-    if (residual && second) high += OP(load_some_as)(residual + next, type, second);
+    if (residual) low += load_some_as(residual + at, type, first);
+    if (residual && second) high += load_some_as(residual + next, type, second);
     if (type == FA_BF16 && n >= 2 * LANES) {
         store_two_bf16((uint16_t *)(to + at), low, high);
         return;
     }
-    OP(store_some_as)(to + at, type, low, first);
-    if (second) OP(store_some_as)(to + next, type, high, second);
+    store_some_as(to + at, type, low, first);
+    if (second) store_some_as(to + next, type, high, second);
 }
 
 /* The sums of two tiles of rows and of `count` features, tile by tile, to where they belong. */
-FA_INLINE void TILE(finish_rows)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room, ptrdiff_t row,
+FA_INLINE void finish_rows(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room, ptrdiff_t row,
                                  ptrdiff_t feature, ptrdiff_t count, const fa_type type) {
     const int tiles = (int)((count + LANES - 1) / LANES);
     for (ptrdiff_t end = fa_clamp(item->rows, row, row + BY_ROWS_GROUP); row < end; row += 16) {
         R *sums = room->sums + row * LINEAR_FEATURES;
         for (int j = 0; j < tiles; j++)
-            TILE(shift_tile)(l, item, room, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
+            shift_tile(l, item, room, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
                              sums + j * TILE_REALS, room->total + j * LANES);
-        OP(activate)((V *)sums, 16 * tiles, l->activation, type != FA_F32);
+        activate((V *)sums, 16 * tiles, l->activation, type != FA_F32);
         for (ptrdiff_t i = 0; i < fa_clamp(end - row, 0, 16); i++)
             for (int j = 0; j < tiles; j += 2) {
                 const R *at = sums + j * TILE_REALS + i * LANES;
-                TILE(put_two)(l, item->residual ? item->residual[row + i] : NULL, item->out[row + i], OP(load)(at),
-                              OP(load)(at + TILE_REALS), feature + j * LANES, count - j * LANES, type);
+                put_two(l, item->residual ? item->residual[row + i] : NULL, item->out[row + i], load(at),
+                              load(at + TILE_REALS), feature + j * LANES, count - j * LANES, type);
             }
     }
 }
 
-FA_APART void TILE(finish_block)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room, ptrdiff_t row,
+FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room, ptrdiff_t row,
                                  ptrdiff_t feature, ptrdiff_t count) {
-#define WHOLE(TYPE) TILE(finish_rows)(l, item, room, row, feature, LINEAR_FEATURES, TYPE)
-#define REST(TYPE) TILE(finish_rows)(l, item, room, row, feature, count, TYPE)
+#define WHOLE(TYPE) finish_rows(l, item, room, row, feature, LINEAR_FEATURES, TYPE)
+#define REST(TYPE) finish_rows(l, item, room, row, feature, count, TYPE)
     if (count == LINEAR_FEATURES) FA_FOR_RESULT(l->type, WHOLE);
     else FA_FOR_RESULT(l->type, REST);
 #undef WHOLE
@@ -178,7 +178,7 @@ FA_APART void TILE(finish_block)(const fa_linear *l, const fa_linear_item *item,
 
 /* Brings near where the results of a group of rows will be put, while its last products are made: stores to memory that is far
  * wait for each other, and each row is another page. 1.3 times as fast with 384->1536 for 4096 rows. */
-FA_INLINE void TILE(expect_rows)(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row, ptrdiff_t feature,
+FA_INLINE void expect_rows(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row, ptrdiff_t feature,
                                  ptrdiff_t count) {
     const ptrdiff_t begin = feature * fa_size_of(l->type), end = begin + count * fa_size_of(l->type);
     if (!l->plain_out || (item->residual && !l->plain_residual)) return;
@@ -190,7 +190,7 @@ FA_INLINE void TILE(expect_rows)(const fa_linear *l, const fa_linear_item *item,
 }
 
 /* The sums of a block of features: a part of the weight's rows at a time, for all rows of x. */
-static void TILE(sum_features)(const fa_linear *l, const fa_linear_item *item, const TILE(by_rows_room) *room,
+static void sum_features(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room,
                                ptrdiff_t feature, ptrdiff_t count) {
     const ptrdiff_t units = UNITS(l->in_features), along = (units + 15) / 16;
     memset(room->total, 0, LINEAR_FEATURES * sizeof(I));
@@ -198,35 +198,35 @@ static void TILE(sum_features)(const fa_linear *l, const fa_linear_item *item, c
         run = fa_clamp(along - u, 0, BY_ROWS_RUN);
         const int last = u + run == along;
         const ptrdiff_t run_units = fa_clamp(units - 16 * u, 0, 16 * run);
-        TILE(weights) weights = TILE(weights_at)(l, feature, count, 16 * u, run_units, room->panel);
-        TILE(pack)(weights.rows, count, run_units, room->packed, room->total);
+        weight_block weights = weights_at(l, feature, count, 16 * u, run_units, room->panel);
+        pack_weights(weights.rows, count, run_units, room->packed, room->total);
         for (ptrdiff_t row = 0; row < item->rows; row += BY_ROWS_GROUP) {
             const ptrdiff_t tiles = fa_clamp((item->rows - row + 15) / 16, 0, 2);
-            if (last) TILE(expect_rows)(l, item, row, feature, count);
+            if (last) expect_rows(l, item, row, feature, count);
             for (ptrdiff_t j = 0; 16 * j < count; j += 2) {
-                TILE(tiles_at) rows = PACKED(room->x + (row / 16 * along + u) * TILE_REALS, 1, along);
-                TILE(tiles_at) lanes = PACKED(room->packed + j * BY_ROWS_RUN * TILE_REALS, 1, BY_ROWS_RUN);
-                TILE(tiles_at) sums = PACKED(room->sums + (row / 16 * BLOCK_TILES + j) * TILE_REALS, BLOCK_TILES, 1);
-                TILE(multiply_swapped)(&rows, tiles, &lanes, run, &sums, u > 0);
+                tile_operand rows = PACKED(room->x + (row / 16 * along + u) * TILE_REALS, 1, along);
+                tile_operand lanes = PACKED(room->packed + j * BY_ROWS_RUN * TILE_REALS, 1, BY_ROWS_RUN);
+                tile_operand sums = PACKED(room->sums + (row / 16 * BLOCK_TILES + j) * TILE_REALS, BLOCK_TILES, 1);
+                multiply_swapped(&rows, tiles, &lanes, run, &sums, u > 0);
             }
-            if (last) TILE(finish_block)(l, item, room, row, feature, count);
+            if (last) finish_block(l, item, room, row, feature, count);
         }
     }
 }
 
 /* Whether the item was done. */
-static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const ptrdiff_t units = UNITS(l->in_features);
     if (item->rows < BY_ROWS_LEAST || !units || units > LINEAR_MOST_UNITS) return 0;
-    TILE(by_rows_room) room;
-    TILE(lay_out_by_rows)(l, &room, scratch);
-    if (!item->same_rows) TILE(take_x)(l, item, &room);
-    TILE(take_registers)();
+    by_rows_memory room;
+    lay_out_by_rows(l, &room, scratch);
+    if (!item->same_rows) gather_x(l, item, &room);
+    configure_registers();
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, LINEAR_FEATURES);
-        TILE(sum_features)(l, item, &room, f, n);
+        sum_features(l, item, &room, f, n);
     }
-    TILE(give_registers)();
+    release_registers();
     return 1;
 }
 

@@ -6,59 +6,59 @@
 #define FA_ARITHMETIC FA_BFLOAT16
 #define FA_TARGET avx512_bf16
 #endif
-#include "attention/interval.h"
 #include "linear/sizes.h"
 #include "products/bf16_pairs.h"
 #include "products/products.h"
 #include "products/rows_into_lanes.h"
+#include "storage/elements.h"
 
 #define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
 
-typedef struct { TILE(rows) rows; } TILE(weights);
-typedef struct { char none; } TILE(quantised);
+typedef struct { unit_rows rows; } weight_block;
+typedef struct { char none; } row_quantisation;
 
-static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
+static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = WHOLE_TILES(units);
     const int fits = l->weight_element == 2 && size >= UNIT * units && l->weight_row % (ptrdiff_t)sizeof(R) == 0;
     if (fits && whole == units && !(WHOLE_TILES(count) - count))
-        return (TILE(weights)){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
+        return (weight_block){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
     for (ptrdiff_t i = 0; i < WHOLE_TILES(count); i++) {
         R *to = panel + i * whole;
         ptrdiff_t u = i < count && l->weight_element == 2 ? fa_clamp(size / UNIT, 0, units) : 0;
         memcpy(to, from + fa_clamp(i, 0, count - 1) * l->weight_row, (size_t)u * sizeof(R));
-        for (; i < count && u < units; u++) to[u] = TILE(unit)(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
+        for (; i < count && u < units; u++) to[u] = read_unit(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
         memset(to + u, 0, (size_t)(whole - u) * sizeof(R));
     }
-    return (TILE(weights)){{panel, whole}};
+    return (weight_block){{panel, whole}};
 }
 
-FA_INLINE void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
+FA_INLINE void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {
     (void)weights, (void)count, (void)units;
 }
 
-static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
-                            TILE(quantised) *quantised, ptrdiff_t j) {
+static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
+                            row_quantisation *quantised, ptrdiff_t j) {
     (void)bytes, (void)quantised, (void)j;
-    TILE(rows_into_lanes)(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
+    rows_into_lanes(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
 }
 
-FA_INLINE V TILE(real)(V sum, const TILE(weights) *weights, ptrdiff_t row, const TILE(quantised) *quantised, int j) {
+FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
     (void)weights, (void)row, (void)quantised, (void)j;
     return sum;
 }
 
 /* The sum of products of two rows by multiply-adds. */
-static R TILE(exact_sum)(const fa_linear *l, const char *x, const char *weight) {
+static R exact_sum(const fa_linear *l, const char *x, const char *weight) {
     R sum = 0;
     for (ptrdiff_t k = 0; k < l->in_features; k++)
-        sum += OP(element)(x + k * l->x_element, FA_BF16) * OP(element)(weight + k * l->weight_element, FA_BF16);
+        sum += read_element(x + k * l->x_element, FA_BF16) * read_element(weight + k * l->weight_element, FA_BF16);
     return sum;
 }
 
-static int TILE(is_zero)(const char *row, ptrdiff_t element, ptrdiff_t size) {
+static int row_is_zero(const char *row, ptrdiff_t element, ptrdiff_t size) {
     uint16_t bits = 0, x;
     for (ptrdiff_t k = 0; k < size; k++) {
         memcpy(&x, row + k * element, sizeof x);
@@ -69,16 +69,16 @@ static int TILE(is_zero)(const char *row, ptrdiff_t element, ptrdiff_t size) {
 
 /* Sums so small that the instruction's flushing of subnormals would show (FA_LEAST_SUM) are made again, one by one: what else
  * is in the call must not tell. Rare, unless a row is all 0, where there is nothing to make. */
-static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
+static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
                        V *sums) {
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
-        VI lost = (sums[lane] < OP(splat)(FA_LEAST_SUM)) & (sums[lane] > OP(splat)(-FA_LEAST_SUM));
+        VI lost = (sums[lane] < splat(FA_LEAST_SUM)) & (sums[lane] > splat(-FA_LEAST_SUM));
         if (!any_lane(lost)) continue;
-        if (TILE(is_zero)(x[lane], l->x_element, l->in_features)) continue;
+        if (row_is_zero(x[lane], l->x_element, l->in_features)) continue;
         for (ptrdiff_t i = 0; i < features; i++) {
             const char *weight = l->weight + (feature + i) * l->weight_row;
-            if (lost[i] && !TILE(is_zero)(weight, l->weight_element, l->in_features))
-                sums[lane][i] = TILE(exact_sum)(l, x[lane], weight);
+            if (lost[i] && !row_is_zero(weight, l->weight_element, l->in_features))
+                sums[lane][i] = exact_sum(l, x[lane], weight);
         }
     }
 }
@@ -87,20 +87,20 @@ static void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes
 #define LINEAR_MOST_UNITS PTRDIFF_MAX
 
 /* A row of x as units, zeros behind it: as it lies, or in `room`. */
-FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
     (void)scale, (void)zero;
     if (l->plain_x && l->in_features == UNIT * units) return (const R *)from;
     const ptrdiff_t whole = l->x_element == 2 ? l->in_features / UNIT : 0;
     ptrdiff_t u = whole;
     memcpy(room, from, (size_t)whole * sizeof(R));
-    for (; u < UNITS(l->in_features); u++) room[u] = TILE(unit)(from, l->x_element, u, l->in_features, l->type);
+    for (; u < UNITS(l->in_features); u++) room[u] = read_unit(from, l->x_element, u, l->in_features, l->type);
     memset(room + u, 0, (size_t)(units - u) * sizeof(R));
     return room;
 }
-FA_INLINE V TILE(lesser)(V a, V b) { return smaller_magnitude(a, b); }
-FA_INLINE int TILE(any_below)(V x, R least) { return any_lane(x < OP(splat)(least)); }
-FA_INLINE VI TILE(add_weights)(VI total, V weights) { (void)weights; return total; }
-FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
+FA_INLINE V smaller(V a, V b) { return smaller_magnitude(a, b); }
+FA_INLINE int any_below(V x, R least) { return any_lane(x < splat(least)); }
+FA_INLINE VI add_weights(VI total, V weights) { (void)weights; return total; }
+FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) {
     (void)total, (void)scale, (void)zero;
     return sum;
 }

@@ -16,21 +16,21 @@
 #define SUMS_ROWS LINEAR_FEATURES
 
 /* acc[MR][NV] += `steps` units of MR rows of W times those of x. */
-FA_INLINE void TILE(add_products)(V acc[][LINEAR_WIDEST], const R *weight, ptrdiff_t stride, const R *x, const int steps,
+FA_INLINE void add_products(V acc[][LINEAR_WIDEST], const R *weight, ptrdiff_t stride, const R *x, const int steps,
                                   const int MR, const int NV) {
     FA_UNROLL for (int u = 0; u < steps; u++) {
         V q[LINEAR_WIDEST];
-        FA_UNROLL for (int j = 0; j < NV; j++) q[j] = OP(load)(x + (u * NV + j) * LANES);
+        FA_UNROLL for (int j = 0; j < NV; j++) q[j] = load(x + (u * NV + j) * LANES);
         FA_UNROLL for (int i = 0; i < MR; i++) {
-            V w = TILE(spread)(weight + i * stride + u);
-            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = TILE(product)(acc[i][j], w, q[j]);
+            V w = spread_unit(weight + i * stride + u);
+            FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], w, q[j]);
         }
     }
 }
 
 /* sums[MR][NV] (+)= MR rows of W times the transposed rows of x. Chains are short, and four units at a time leave a loop whose
  * end is foreseen. */
-FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, const TILE(linear_tile) *tile, ptrdiff_t first,
+FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linear_tile *tile, ptrdiff_t first,
                                ptrdiff_t units, const int MR, const int NV) {
     const ptrdiff_t stride = weights->rows.stride;
     const R *weight = weights->rows.data + row * stride, *x = tile->units + first * NV * LANES;
@@ -38,14 +38,14 @@ FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, cons
     V acc[16][LINEAR_WIDEST];
     ptrdiff_t u = 0;
     FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
-    for (; u + 4 <= units; u += 4) TILE(add_products)(acc, weight + u, stride, x + u * NV * LANES, 4, MR, NV);
-    for (; u < units; u++) TILE(add_products)(acc, weight + u, stride, x + u * NV * LANES, 1, MR, NV);
+    for (; u + 4 <= units; u += 4) add_products(acc, weight + u, stride, x + u * NV * LANES, 4, MR, NV);
+    for (; u < units; u++) add_products(acc, weight + u, stride, x + u * NV * LANES, 1, MR, NV);
     FA_UNROLL for (int i = 0; i < MR; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             R *at = sums + (i * NV + j) * LANES;
-            V sum = TILE(real)(acc[i][j], weights, row + i, tile->quantised, j);
-            if (first) sum += OP(load)(at);
-            OP(store)(at, sum);
+            V sum = as_real(acc[i][j], weights, row + i, tile->quantised, j);
+            if (first) sum += load(at);
+            store(at, sum);
         }
 }
 
@@ -57,7 +57,7 @@ FA_INLINE void TILE(sum_block)(const TILE(weights) *weights, ptrdiff_t row, cons
 #define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
 
 /* sums[MR] (+)= those of rows of x with LANES rows of W, `last` being the last one; the next ones are read meanwhile. */
-FA_INLINE void TILE(few_sums)(const TILE(weights) *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
+FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
                               ptrdiff_t units, V *sums, const int MR) {
     V acc[FEW_MOST];
     FA_UNROLL for (int r = 0; r < MR; r++) acc[r] = (V){0};
@@ -66,13 +66,13 @@ FA_INLINE void TILE(few_sums)(const TILE(weights) *weights, ptrdiff_t last, cons
         V w[LANES];
         FA_UNROLL for (int i = 0; i < LANES; i++) {
             const R *from = weights->rows.data + fa_clamp(i, 0, last) * weights->rows.stride + u;
-            w[i] = n == LANES ? OP(load)(from) : OP(load_some)(from, n);
+            w[i] = n == LANES ? load(from) : load_some(from, n);
             __builtin_prefetch(from + LANES * weights->rows.stride, 0, 2);
         }
-        OP(transpose)(w);
+        transpose(w);
 #define ADD(k)                                                                                                         \
     FA_UNROLL for (int r = 0; r < MR; r++)                                                                             \
-        acc[r] = TILE(product)(acc[r], w[k], TILE(spread)(x[r] + first + u + (k)))
+        acc[r] = add_product(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
         if (n == LANES) FA_UNROLL for (int k = 0; k < LANES; k++) ADD(k);
         else for (ptrdiff_t k = 0; k < n; k++) ADD(k);
 #undef ADD
@@ -84,75 +84,75 @@ FA_INLINE void TILE(few_sums)(const TILE(weights) *weights, ptrdiff_t last, cons
 }
 
 #define FEW_SUMS(MR)                                                                                                   \
-    FA_APART void TILE(few_sums_##MR)(const TILE(weights) *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first, \
+    FA_NOINLINE void few_rows_sums_##MR(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first, \
                                       ptrdiff_t units, V *sums) {                                                      \
-        TILE(few_sums)(weights, last, x, first, units, sums, MR);                                                      \
+        few_rows_sums(weights, last, x, first, units, sums, MR);                                                      \
     }
 FEW_SUMS(1)
 FEW_SUMS(2)
 FEW_SUMS(4)
 FEW_SUMS(8)
 
-typedef struct { R *panel, *x[FEW_MOST]; } TILE(few_room);
+typedef struct { R *panel, *x[FEW_MOST]; } few_rows_memory;
 
-static ptrdiff_t TILE(lay_out_few_rows)(const fa_linear *l, TILE(few_room) *room, char *at) {
+static ptrdiff_t lay_out_few_rows(const fa_linear *l, few_rows_memory *room, char *at) {
     const char *begin = at;
-    room->panel = OP(carve)(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
-    for (int r = 0; r < FEW_MOST; r++) room->x[r] = OP(carve)(&at, UNITS(l->in_features));
+    room->panel = take_scratch(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
+    for (int r = 0; r < FEW_MOST; r++) room->x[r] = take_scratch(&at, UNITS(l->in_features));
     return at - begin;
 }
 
-static ptrdiff_t TILE(by_rows_scratch)(const fa_linear *l) {
-    TILE(few_room) room;
-    return TILE(lay_out_few_rows)(l, &room, NULL);
+static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
+    few_rows_memory room;
+    return lay_out_few_rows(l, &room, NULL);
 }
 
 /* Whether the item was done. Not for int8, whose unsigned numbers must be the lanes'. */
-static int TILE(by_rows)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const ptrdiff_t units = UNITS(l->in_features), rows = item->rows;
     if (UNIT == 4 || rows > FEW_ROWS || !units) return 0;
-    TILE(linear_tile) tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
-    TILE(few_room) room;
+    linear_tile tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
+    few_rows_memory room;
     const R *x[FEW_MOST];
-    TILE(lay_out_few_rows)(l, &room, scratch);
+    lay_out_few_rows(l, &room, scratch);
     for (ptrdiff_t r = 0; r < FEW_MOST; r++)
-        x[r] = r < rows ? TILE(take_row)(l, item->x[r], room.x[r], units, NULL, NULL) : x[rows - 1];
+        x[r] = r < rows ? gather_row(l, item->x[r], room.x[r], units, NULL, NULL) : x[rows - 1];
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         V sums[FEW_MOST];
         n = fa_clamp(end - f, 0, LANES);
         for (ptrdiff_t u = 0, run; u < units; u += run) {
             run = fa_clamp(units - u, 0, LINEAR_RUN(l));
-            TILE(weights) weights = TILE(weights_at)(l, f, n, u, run, room.panel);
-            if (rows == 1) TILE(few_sums_1)(&weights, n - 1, x, u, run, sums);
-            else if (rows == 2) TILE(few_sums_2)(&weights, n - 1, x, u, run, sums);
-            else if (rows <= 4) TILE(few_sums_4)(&weights, n - 1, x, u, run, sums);
-            else TILE(few_sums_8)(&weights, n - 1, x, u, run, sums);
+            weight_block weights = weights_at(l, f, n, u, run, room.panel);
+            if (rows == 1) few_rows_sums_1(&weights, n - 1, x, u, run, sums);
+            else if (rows == 2) few_rows_sums_2(&weights, n - 1, x, u, run, sums);
+            else if (rows <= 4) few_rows_sums_4(&weights, n - 1, x, u, run, sums);
+            else few_rows_sums_8(&weights, n - 1, x, u, run, sums);
         }
-        TILE(put_sums)(l, &tile, 0, rows, sums, f, n);
+        put_sums(l, &tile, 0, rows, sums, f, n);
     }
     return 1;
 }
 
 #define FA_LINEAR_SUMS(MR, NV)                                                                                         \
-    FA_APART void TILE(linear_##NV)(const TILE(weights) *weights, ptrdiff_t count, const TILE(linear_tile) *tile,      \
+    FA_NOINLINE void linear_##NV(const weight_block *weights, ptrdiff_t count, const linear_tile *tile,      \
                                     ptrdiff_t first, ptrdiff_t units) {                                                \
         FA_IN_TILES(count, MR, CALL_##NV);                                                                             \
     }
-#define CALL_1(M) TILE(sum_block)(weights, i, tile, first, units, M, 1)
-#define CALL_2(M) TILE(sum_block)(weights, i, tile, first, units, M, 2)
-#define CALL_3(M) TILE(sum_block)(weights, i, tile, first, units, M, 3)
-#define CALL_4(M) TILE(sum_block)(weights, i, tile, first, units, M, 4)
+#define CALL_1(M) sum_block(weights, i, tile, first, units, M, 1)
+#define CALL_2(M) sum_block(weights, i, tile, first, units, M, 2)
+#define CALL_3(M) sum_block(weights, i, tile, first, units, M, 3)
+#define CALL_4(M) sum_block(weights, i, tile, first, units, M, 4)
 FA_LINEAR_SUMS(LINEAR_ALONE, 1)
 FA_LINEAR_SUMS(FA_TILE_ROWS_2, 2)
 #if LINEAR_WIDEST == 4
 FA_LINEAR_SUMS(8, 3)
 FA_LINEAR_SUMS(6, 4)
-#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : NV == 2 ? TILE(linear_2) : NV == 3 ? TILE(linear_3) : TILE(linear_4))
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : NV == 2 ? linear_2 : NV == 3 ? linear_3 : linear_4)
 #elif LINEAR_WIDEST == 3
 FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
-#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : NV == 2 ? TILE(linear_2) : TILE(linear_3))
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : NV == 2 ? linear_2 : linear_3)
 #else
-#define FA_LINEAR_OF(NV) (NV == 1 ? TILE(linear_1) : TILE(linear_2))
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : linear_2)
 #endif
 
 #endif

@@ -7,57 +7,57 @@
 #include "products/rows_into_lanes.h"
 #include "storage/rows.h"
 
-#define LINEAR_RUN(l) TILE(run)((l)->in_features)
+#define LINEAR_RUN(l) linear_run((l)->in_features)
 
-typedef struct { TILE(rows) rows; } TILE(weights);
-typedef struct { char none; } TILE(quantised);
+typedef struct { unit_rows rows; } weight_block;
+typedef struct { char none; } row_quantisation;
 
 /* Units whose products are added up in one chain. About as many as there are chains leave the smallest error, twice as many take
  * 3 % less time. NumPy makes several sums of a product of few rows and so must we: one chain of 128 was up to twice as far off as
  * allowed. */
-static ptrdiff_t TILE(run)(ptrdiff_t in_features) {
+static ptrdiff_t linear_run(ptrdiff_t in_features) {
     ptrdiff_t run = FA_TILE_RUN < 32 ? FA_TILE_RUN : 32;
     while (run * run < 2 * in_features) run *= 2;
     return run;
 }
 
-static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
+static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + unit * l->weight_element;
     if (l->plain_weight && l->weight_type == STORED)
-        return (TILE(weights)){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
+        return (weight_block){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
     for (ptrdiff_t i = 0; i < count; i++)
-        OP(widen)(panel + i * units, from + i * l->weight_row, l->weight_type, l->weight_element, units);
-    return (TILE(weights)){{panel, units}};
+        widen(panel + i * units, from + i * l->weight_row, l->weight_type, l->weight_element, units);
+    return (weight_block){{panel, units}};
 }
 
-FA_INLINE void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
+FA_INLINE void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {
     (void)weights, (void)count, (void)units;
 }
 
 /* Rows of x as the products take them. */
-static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
-                            TILE(quantised) *quantised, ptrdiff_t j) {
+static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
+                            row_quantisation *quantised, ptrdiff_t j) {
     (void)bytes, (void)quantised, (void)j;
-    TILE(rows_into_lanes)(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
+    rows_into_lanes(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
 }
 
 /* A sum of products as a real. */
-FA_INLINE V TILE(real)(V sum, const TILE(weights) *weights, ptrdiff_t row, const TILE(quantised) *quantised, int j) {
+FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
     (void)weights, (void)row, (void)quantised, (void)j;
     return sum;
 }
 
-FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
+FA_INLINE void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
                           V *sums) {
     (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
 }
 
 /* A row of x as reals: as it lies, or in `room`. */
-FA_INLINE const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+FA_INLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
     (void)scale, (void)zero;
     if (l->plain_x && l->type == STORED) return (const R *)from;
-    OP(widen)(room, from, l->type, l->x_element, units);
+    widen(room, from, l->type, l->x_element, units);
     return room;
 }
 

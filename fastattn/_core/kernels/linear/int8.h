@@ -8,7 +8,6 @@
 #define FA_ARITHMETIC FA_INT8
 #define FA_TARGET avx512_bf16
 #endif
-#include "attention/interval.h"
 #include "linear/sizes.h"
 #include "products/products.h"
 #include "products/rows_into_lanes.h"
@@ -17,18 +16,18 @@
 #define LINEAR_RUN(l) 16384
 
 typedef struct {
-    TILE(rows) rows;
-    I sum[LINEAR_FEATURES]; /* of each row: TILE(sum_weights) */
-} TILE(weights);
-typedef struct { V scale[FA_TILE_WIDEST]; VI zero[FA_TILE_WIDEST]; } TILE(quantised);
+    unit_rows rows;
+    I sum[LINEAR_FEATURES]; /* of each row: sum_weights */
+} weight_block;
+typedef struct { V scale[FA_TILE_WIDEST]; VI zero[FA_TILE_WIDEST]; } row_quantisation;
 
-static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
+static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = WHOLE_TILES(units);
     const int fits = l->weight_element == 1 && size >= UNIT * units && l->weight_row % UNIT == 0;
-    TILE(weights) weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
+    weight_block weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
     if (!fits || whole != units || WHOLE_TILES(count) - count) {
         memset(panel, 0, (size_t)(WHOLE_TILES(count) * whole) * sizeof(R));
         for (ptrdiff_t i = 0; i < count; i++) {
@@ -39,62 +38,62 @@ static TILE(weights) TILE(weights_at)(const fa_linear *l, ptrdiff_t feature, ptr
             else
                 for (ptrdiff_t k = 0; k < bytes; k++) to[k] = row[k * l->weight_element];
         }
-        weights.rows = (TILE(rows)){panel, whole};
+        weights.rows = (unit_rows){panel, whole};
     }
     return weights;
 }
 
-static void TILE(sum_weights)(TILE(weights) *weights, ptrdiff_t count, ptrdiff_t units) {
+static void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {
     for (ptrdiff_t i = 0; i < count; i++)
         weights->sum[i] = sum_of_bytes((const int8_t *)(weights->rows.data + i * weights->rows.stride), UNIT * units);
 }
 
 /* The largest of a row's elements and of their negatives, 0 at least, and whether all are finite. Several chains at a time:
  * one alone took as long as the row's products. */
-FA_INLINE void TILE(find_range)(const char *x, ptrdiff_t size, const fa_type type, R *top, R *bottom, int *finite) {
+FA_INLINE void find_range(const char *x, ptrdiff_t size, const fa_type type, R *top, R *bottom, int *finite) {
     V high[4] = {{0}}, low[4] = {{0}}, noughts[4] = {{0}};
     ptrdiff_t k = 0;
 #define TAKE(i, PART)                                                                                                  \
     do {                                                                                                               \
         V part = PART;                                                                                                 \
-        high[i] = OP(max)(part, high[i]);                                                                              \
-        low[i] = OP(max)(-part, low[i]);                                                                               \
+        high[i] = maximum(part, high[i]);                                                                              \
+        low[i] = maximum(-part, low[i]);                                                                               \
         noughts[i] += part * (R)0;                                                                                     \
     } while (0)
     for (; k + 4 * LANES <= size; k += 4 * LANES)
-        FA_UNROLL for (int i = 0; i < 4; i++) TAKE(i, OP(load_as)(x + (k + i * LANES) * fa_size_of(type), type));
+        FA_UNROLL for (int i = 0; i < 4; i++) TAKE(i, load_as(x + (k + i * LANES) * fa_size_of(type), type));
     for (; k < size; k += LANES)
-        TAKE(0, OP(load_some_as)(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES)));
+        TAKE(0, load_some_as(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES)));
 #undef TAKE
     FA_UNROLL for (int i = 1; i < 4; i++) {
-        high[0] = OP(max)(high[0], high[i]);
-        low[0] = OP(max)(low[0], low[i]);
+        high[0] = maximum(high[0], high[i]);
+        low[0] = maximum(low[0], low[i]);
         noughts[0] += noughts[i];
     }
-    OP(two_lane_maxima)(high[0], low[0], top, bottom);
+    two_lane_maxima(high[0], low[0], top, bottom);
     *finite = !any_nan(noughts[0]);
 }
 
-FA_INLINE void TILE(put_units)(const char *x, ptrdiff_t size, const fa_type type, R inverse, I zero, uint8_t *to) {
+FA_INLINE void put_units(const char *x, ptrdiff_t size, const fa_type type, R inverse, I zero, uint8_t *to) {
     for (ptrdiff_t k = 0; k < size; k += LANES) {
-        V part = OP(load_some_as)(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES));
+        V part = load_some_as(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES));
         store_quantised(to + k, part, inverse, (float)zero);
     }
 }
 
 /* A row of x as units, padded with whatever its last unit needs: the weights there are 0. Elements that do not lie side by side
  * go through `row`. */
-static void TILE(quantise)(const fa_linear *l, const char *x, R *row, uint8_t *to, R *scale, I *zero) {
+static void quantise(const fa_linear *l, const char *x, R *row, uint8_t *to, R *scale, I *zero) {
     const ptrdiff_t size = l->in_features;
     fa_type type = l->type;
     R top = 0, bottom = 0, inverse;
     int finite = 1;
     if (!l->plain_x) {
-        OP(widen)(row, x, type, l->x_element, size);
+        widen(row, x, type, l->x_element, size);
         x = (const char *)row;
         type = STORED;
     }
-#define FIND(TYPE) TILE(find_range)(x, size, TYPE, &top, &bottom, &finite)
+#define FIND(TYPE) find_range(x, size, TYPE, &top, &bottom, &finite)
     FA_FOR_RESULT(type, FIND);
 #undef FIND
     /* What is not finite makes all of the row's results NaN: its scale is. Below 2^-128 a scale has no inverse. */
@@ -102,13 +101,13 @@ static void TILE(quantise)(const fa_linear *l, const char *x, R *row, uint8_t *t
     *scale = finite ? (step > 0x1p-126f ? step : 0x1p-126f) : (R)NAN;
     inverse = finite ? 1 / *scale : 0;
     *zero = (I)lrintf(bottom * inverse);
-#define PUT(TYPE) TILE(put_units)(x, size, TYPE, inverse, *zero, to)
+#define PUT(TYPE) put_units(x, size, TYPE, inverse, *zero, to)
     FA_FOR_RESULT(type, PUT);
 #undef PUT
 }
 
-static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
-                            TILE(quantised) *quantised, ptrdiff_t j) {
+static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
+                            row_quantisation *quantised, ptrdiff_t j) {
     const ptrdiff_t padded = (l->in_features + LANES - 1) / LANES * LANES;
     uint8_t *units = (uint8_t *)(bytes + padded);
     const char *rows[LANES];
@@ -117,19 +116,19 @@ static void TILE(take_rows)(const fa_linear *l, const char *const *from, R *to, 
     for (ptrdiff_t lane = 0; lane < LANES; lane++) {
         rows[lane] = (const char *)units + lane * padded;
         if (lane && from[lane] == from[lane - 1]) rows[lane] = rows[lane - 1]; /* repeated, as at the last tile's end */
-        else TILE(quantise)(l, from[lane], bytes, units + lane * padded, &scale, &zero);
+        else quantise(l, from[lane], bytes, units + lane * padded, &scale, &zero);
         quantised->scale[j][lane] = scale;
         quantised->zero[j][lane] = zero;
     }
-    TILE(rows_into_lanes)(rows, 1, FA_I8, l->in_features, 1, to, vectors);
+    rows_into_lanes(rows, 1, FA_I8, l->in_features, 1, to, vectors);
 }
 
-FA_INLINE V TILE(real)(V sum, const TILE(weights) *weights, ptrdiff_t row, const TILE(quantised) *quantised, int j) {
+FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
     VI whole = (VI)sum - quantised->zero[j] * weights->sum[row];
     return __builtin_convertvector(whole, V) * quantised->scale[j];
 }
 
-FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
+FA_INLINE void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
                           V *sums) {
     (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
 }
@@ -137,18 +136,18 @@ FA_INLINE void TILE(mend)(const fa_linear *l, const char *const *x, ptrdiff_t la
 /* What the way by rows wants to know of x and of its sums: the same numbers. */
 #define LINEAR_MOST_UNITS LINEAR_RUN(l)
 
-FA_APART const R *TILE(take_row)(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
     const ptrdiff_t filled = (l->in_features + LANES - 1) / LANES * LANES;
-    TILE(quantise)(l, from, room + units, (uint8_t *)room, scale, zero);
+    quantise(l, from, room + units, (uint8_t *)room, scale, zero);
     memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
     return room;
 }
-FA_INLINE V TILE(lesser)(V a, V b) { (void)b; return a; }
-FA_INLINE int TILE(any_below)(V x, R least) { (void)x, (void)least; return 0; }
-FA_INLINE VI TILE(add_weights)(VI total, V weights) {
+FA_INLINE V smaller(V a, V b) { (void)b; return a; }
+FA_INLINE int any_below(V x, R least) { (void)x, (void)least; return 0; }
+FA_INLINE VI add_weights(VI total, V weights) {
     return add_bytes(total, (VI)weights);
 }
-FA_INLINE V TILE(row_real)(V sum, const I *total, const R *scale, const I *zero) {
+FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) {
     VI whole = (VI)sum - *zero * *(const VI *)total;
     return __builtin_convertvector(whole, V) * *scale;
 }

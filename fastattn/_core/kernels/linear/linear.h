@@ -16,42 +16,42 @@
 #endif
 
 /* Sums of a block of features back to rows. */
-static void TILE(finish)(const fa_linear *l, const TILE(linear_tile) *tile, ptrdiff_t feature, ptrdiff_t count) {
+static void finish_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t feature, ptrdiff_t count) {
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++)
         for (ptrdiff_t d = 0; d < count; d += LANES) {
             V y[LANES];
-            FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = OP(load)(tile->sums + ((d + i) * tile->vectors + j) * LANES);
-            OP(transpose)(y);
-            TILE(put_sums)(l, tile, j * LANES, fa_clamp(tile->rows - j * LANES, 0, LANES), y, feature + d,
+            FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = load(tile->sums + ((d + i) * tile->vectors + j) * LANES);
+            transpose(y);
+            put_sums(l, tile, j * LANES, fa_clamp(tile->rows - j * LANES, 0, LANES), y, feature + d,
                            fa_clamp(count - d, 0, LANES));
         }
 }
 
 /* An item's tiles and panels in scratch memory; the size of it where `at` is NULL. */
-static ptrdiff_t TILE(lay_out_linear)(const fa_linear *l, TILE(linear_tile) *tiles, ptrdiff_t rows, R **panel, R **bytes,
+static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_t rows, R **panel, R **bytes,
                                       char *at) {
     const char *begin = at;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, units = UNITS(l->in_features);
-    *panel = OP(carve)(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
-    *bytes = OP(carve)(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
+    *panel = take_scratch(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
+    *bytes = take_scratch(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
         tiles[i].rows = fa_clamp(rows - i * widest, 0, widest);
         tiles[i].vectors = (tiles[i].rows + LANES - 1) / LANES;
-        tiles[i].units = OP(carve)(&at, WHOLE_TILES(units) * tiles[i].vectors * LANES);
-        tiles[i].sums = OP(carve)(&at, SUMS_ROWS * tiles[i].vectors * LANES);
-        tiles[i].quantised = (TILE(quantised) *)OP(carve)(&at, (sizeof(TILE(quantised)) + sizeof(R) - 1) / sizeof(R));
+        tiles[i].units = take_scratch(&at, WHOLE_TILES(units) * tiles[i].vectors * LANES);
+        tiles[i].sums = take_scratch(&at, SUMS_ROWS * tiles[i].vectors * LANES);
+        tiles[i].quantised = (row_quantisation *)take_scratch(&at, (sizeof(row_quantisation) + sizeof(R) - 1) / sizeof(R));
     }
     return at - begin;
 }
 
 static ptrdiff_t EXPORT(linear_scratch)(const fa_linear *l) {
-    TILE(linear_tile) tiles[TILE_MOST];
+    linear_tile tiles[TILE_MOST];
     R *panel, *bytes;
-    ptrdiff_t other = TILE(by_rows_scratch)(l), own = TILE(lay_out_linear)(l, tiles, l->item_rows, &panel, &bytes, NULL);
+    ptrdiff_t other = linear_by_rows_scratch(l), own = lay_out_linear(l, tiles, l->item_rows, &panel, &bytes, NULL);
     return own > other ? own : other;
 }
 
-static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE(linear_tile) *tile, ptrdiff_t first,
+static void gather_tile(const fa_linear *l, const fa_linear_item *item, linear_tile *tile, ptrdiff_t first,
                             R *bytes) {
     tile->from = item->x + first;
     tile->residual = item->residual ? item->residual + first : NULL;
@@ -60,34 +60,34 @@ static void TILE(take_tile)(const fa_linear *l, const fa_linear_item *item, TILE
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         const char *from[LANES];
         for (ptrdiff_t lane = 0; lane < LANES; lane++) from[lane] = tile->from[fa_clamp(j * LANES + lane, 0, tile->rows - 1)];
-        TILE(take_rows)(l, from, tile->units + j * LANES, tile->vectors, bytes, tile->quantised, j);
+        gather_rows(l, from, tile->units + j * LANES, tile->vectors, bytes, tile->quantised, j);
     }
     const ptrdiff_t units = UNITS(l->in_features), filled = units * tile->vectors * LANES;
     memset(tile->units + filled, 0, (size_t)(WHOLE_TILES(units) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
 static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
-    TILE(linear_tile) tiles[TILE_MOST];
+    linear_tile tiles[TILE_MOST];
     R *panel, *bytes;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
     const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
-    if (TILE(by_rows)(l, item, scratch)) return;
-    TILE(lay_out_linear)(l, tiles, item->rows, &panel, &bytes, scratch);
-    for (ptrdiff_t i = 0; i < count; i++) TILE(take_tile)(l, item, &tiles[i], i * widest, bytes);
-    TILE(take_registers)();
+    if (linear_by_rows(l, item, scratch)) return;
+    lay_out_linear(l, tiles, item->rows, &panel, &bytes, scratch);
+    for (ptrdiff_t i = 0; i < count; i++) gather_tile(l, item, &tiles[i], i * widest, bytes);
+    configure_registers();
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, block);
         ptrdiff_t u = 0;
         do { /* no inputs: sums of nothing, 0 */
             ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN(l));
-            TILE(weights) weights = TILE(weights_at)(l, f, n, u, run, panel);
-            TILE(sum_weights)(&weights, n, run);
+            weight_block weights = weights_at(l, f, n, u, run, panel);
+            sum_weights(&weights, n, run);
             for (ptrdiff_t i = 0; i < count; i++) FA_LINEAR_OF(tiles[i].vectors)(&weights, n, &tiles[i], u, run);
             u += run;
         } while (u < units);
-        for (ptrdiff_t i = 0; i < count; i++) TILE(finish)(l, &tiles[i], f, n);
+        for (ptrdiff_t i = 0; i < count; i++) finish_sums(l, &tiles[i], f, n);
     }
-    TILE(give_registers)();
+    release_registers();
 }
 
 const fa_linear_kernel EXPORT(linear_kernel) = {

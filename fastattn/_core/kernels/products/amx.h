@@ -16,7 +16,7 @@
 
 #define WHOLE_TILES(count) (((count) + 15) / 16 * 16)
 
-static void TILE(take_registers)(void) {
+static void configure_registers(void) {
     static const struct {
         uint8_t palette, first_row, unused[14];
         uint16_t bytes[16];
@@ -25,16 +25,16 @@ static void TILE(take_registers)(void) {
     tiles_configure(&shapes);
 }
 
-static void TILE(give_registers)(void) { tiles_release(); }
+static void release_registers(void) { tiles_release(); }
 
 /* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
  * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other,
  * 1 KB each: at other distances they may compete for few lines of L1. */
-typedef struct { char *first; ptrdiff_t row, along, across; } TILE(tiles_at);
+typedef struct { char *first; ptrdiff_t row, along, across; } tile_operand;
 
 #define TILE_REALS (16 * LANES)
 #define PACKED(first, along, across)                                                                                   \
-    ((TILE(tiles_at)){(char *)(first), FA_VECTOR_BYTES, (along) * FA_VECTOR_BYTES * 16, (across) * FA_VECTOR_BYTES * 16})
+    ((tile_operand){(char *)(first), FA_VECTOR_BYTES, (along) * FA_VECTOR_BYTES * 16, (across) * FA_VECTOR_BYTES * 16})
 
 #define MULTIPLY(sum, row, lane)                                                                                       \
     do {                                                                                                               \
@@ -53,7 +53,7 @@ typedef struct { char *first; ptrdiff_t row, along, across; } TILE(tiles_at);
 
 /* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is there.
  * `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
-FA_INLINE void TILE(multiply_block)(TILE(tiles_at) rows, TILE(tiles_at) lanes, ptrdiff_t count, TILE(tiles_at) sums, int more,
+FA_INLINE void multiply_block(tile_operand rows, tile_operand lanes, ptrdiff_t count, tile_operand sums, int more,
                                     const int NR, const int NL, const int swapped) {
     if (more) { FOUR_TILES(LOAD); }
     else { FOUR_TILES(ZERO); }
@@ -77,15 +77,15 @@ FA_INLINE void TILE(multiply_block)(TILE(tiles_at) rows, TILE(tiles_at) lanes, p
 /* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What is
  * passed by address is read field by field: as a value it went through memory, and its load waited for several stores. */
 #define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
-    FA_APART void TILE(NAME)(const TILE(tiles_at) *from, ptrdiff_t row_tiles, const TILE(tiles_at) *units,             \
-                             ptrdiff_t count, const TILE(tiles_at) *to, int more) {                                    \
-        TILE(tiles_at) rows = {from->first, from->row, from->along, from->across};                                     \
-        TILE(tiles_at) sums = {to->first, to->row, to->along, to->across};                                             \
-        const TILE(tiles_at) lanes = {units->first, units->row, units->along, units->across};                          \
+    FA_NOINLINE void NAME(const tile_operand *from, ptrdiff_t row_tiles, const tile_operand *units,             \
+                             ptrdiff_t count, const tile_operand *to, int more) {                                    \
+        tile_operand rows = {from->first, from->row, from->along, from->across};                                     \
+        tile_operand sums = {to->first, to->row, to->along, to->across};                                             \
+        const tile_operand lanes = {units->first, units->row, units->along, units->across};                          \
         tile_barrier();                                                                                                \
         for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
-            TILE(multiply_block)(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
-        if (row_tiles) TILE(multiply_block)(rows, lanes, count, sums, more, 1, NL, SWAPPED);                           \
+            multiply_block(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
+        if (row_tiles) multiply_block(rows, lanes, count, sums, more, 1, NL, SWAPPED);                           \
         tile_barrier();                                                                                                \
     }
 FA_MULTIPLY(multiply_1, 1, 0)
@@ -93,19 +93,19 @@ FA_MULTIPLY(multiply_2, 2, 0)
 FA_MULTIPLY(multiply_swapped, 2, 1)
 
 /* sums[rows][NV] = those of so many rows with `count` units [count][NV] of NV vectors. */
-FA_INLINE void TILE(multiply)(TILE(tiles_at) from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,
+FA_INLINE void multiply_tiles(tile_operand from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,
                               const int NV) {
     const ptrdiff_t row = NV * FA_VECTOR_BYTES;
-    const TILE(tiles_at) lanes = {(char *)units, row, 16 * row, FA_VECTOR_BYTES};
-    const TILE(tiles_at) to = {(char *)sums, row, 16 * row, FA_VECTOR_BYTES};
-    if (NV == 1) TILE(multiply_1)(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
-    else TILE(multiply_2)(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
+    const tile_operand lanes = {(char *)units, row, 16 * row, FA_VECTOR_BYTES};
+    const tile_operand to = {(char *)sums, row, 16 * row, FA_VECTOR_BYTES};
+    if (NV == 1) multiply_1(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
+    else multiply_2(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
 }
 
 /* Rows as they lie. */
-FA_INLINE TILE(tiles_at) TILE(in_place)(TILE(rows) rows) {
+FA_INLINE tile_operand tiles_in_place(unit_rows rows) {
     const ptrdiff_t row = rows.stride * (ptrdiff_t)sizeof(R);
-    return (TILE(tiles_at)){(char *)rows.data, row, 16 * (ptrdiff_t)sizeof(R), 16 * row};
+    return (tile_operand){(char *)rows.data, row, 16 * (ptrdiff_t)sizeof(R), 16 * row};
 }
 
 #endif

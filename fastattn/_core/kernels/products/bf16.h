@@ -13,16 +13,16 @@
 #define MULTIPLY_TILES tile_multiply_bf16
 #define MULTIPLY_SWAPPED tile_multiply_bf16
 
-typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in units */
+typedef struct { const R *data; ptrdiff_t stride; } unit_rows; /* stride in units */
 
-FA_INLINE V TILE(product)(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
-FA_INLINE V TILE(spread)(const R *unit) {
+FA_INLINE V add_product(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
+FA_INLINE V spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
     return splat_bits(bits);
 }
 
-FA_INLINE R TILE(pair)(const char *low, const char *high) {
+FA_INLINE R unit_of_halves(const char *low, const char *high) {
     uint16_t halves[2] = {0, 0};
     R unit;
     memcpy(&halves[0], low, sizeof halves[0]);
@@ -31,14 +31,14 @@ FA_INLINE R TILE(pair)(const char *low, const char *high) {
     return unit;
 }
 
-FA_INLINE V TILE(load_units)(const char *from, ptrdiff_t unit, fa_type type) {
+FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     (void)type;
-    return OP(load)((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
+    return load((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
 }
-FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
+FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
     (void)type;
     const char *low = from + 2 * unit * element;
-    return TILE(pair)(low, 2 * unit + 1 < size ? low + element : NULL);
+    return unit_of_halves(low, 2 * unit + 1 < size ? low + element : NULL);
 }
 
 #endif

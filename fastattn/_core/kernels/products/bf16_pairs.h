@@ -10,37 +10,37 @@
 #include "products/units.h"
 
 /* Half `half` of a unit, as a number. */
-FA_INLINE R TILE(half_of)(const R *unit, ptrdiff_t half) {
+FA_INLINE R read_half(const R *unit, ptrdiff_t half) {
     uint16_t bits;
     memcpy(&bits, (const char *)unit + 2 * half, sizeof bits);
     return bf16_to_float(bits);
 }
-FA_INLINE void TILE(put_half)(R *unit, ptrdiff_t half, R x) {
+FA_INLINE void write_half(R *unit, ptrdiff_t half, R x) {
     uint16_t bits[2] = {float_to_bf16(x), 0};
     memcpy((char *)unit + half * 2, bits, half ? 2 : 4);
 }
-FA_INLINE R TILE(weight_at)(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
-    return TILE(half_of)(weights + t / 2 * lanes + lane, t % 2);
+FA_INLINE R weight_at(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
+    return read_half(weights + t / 2 * lanes + lane, t % 2);
 }
 
 /* Whether some half of a vector of units is infinite or NaN. */
-FA_INLINE VI TILE(special)(V units) {
+FA_INLINE VI has_special(V units) {
     const VW_f32 low = (VW_f32){0} + 0x7f80, high = low << 16, bits = (VW_f32)units;
     return ((bits & low) == low) | ((bits & high) == high);
 }
 
 /* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell; and
  * NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
-static int TILE(is_lost)(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
+static int is_flushed(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
     for (ptrdiff_t j = 0; j < vectors; j++) {
         V top = {0};
         for (ptrdiff_t d = 0; d < value_size; d++) {
-            V x = OP(load)(out + (d * vectors + j) * LANES);
-            top = OP(max)(x, OP(max)(-x, top));
+            V x = load(out + (d * vectors + j) * LANES);
+            top = maximum(x, maximum(-x, top));
         }
-        VI lost = (top < OP(splat)(FA_LEAST_SUM)) & (sum[j] > (V){0});
+        VI lost = (top < splat(FA_LEAST_SUM)) & (sum[j] > (V){0});
         for (ptrdiff_t d = 0; any_lane(lost) && d < value_size; d++) {
-            V x = OP(load)(out + (d * vectors + j) * LANES);
+            V x = load(out + (d * vectors + j) * LANES);
             lost &= x == x;
         }
         if (any_lane(lost)) return 1;

@@ -6,18 +6,18 @@
 
 #define UNIT 1 /* elements along the sum of a product that one lane takes at a time */
 
-typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in R */
+typedef struct { const R *data; ptrdiff_t stride; } unit_rows; /* stride in R */
 
-FA_INLINE V TILE(product)(V sum, V a, V b) { return sum + a * b; }
-FA_INLINE V TILE(spread)(const R *unit) { return OP(splat)(*unit); }
+FA_INLINE V add_product(V sum, V a, V b) { return sum + a * b; }
+FA_INLINE V spread_unit(const R *unit) { return splat(*unit); }
 
 /* Units of a row in memory: a vector of them, and one. */
-FA_INLINE V TILE(load_units)(const char *from, ptrdiff_t unit, fa_type type) {
-    return OP(load_as)(from + unit * fa_size_of(type), type);
+FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
+    return load_as(from + unit * fa_size_of(type), type);
 }
-FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
+FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
     (void)size;
-    return OP(element)(from + unit * element, type);
+    return read_element(from + unit * element, type);
 }
 
 #endif

@@ -13,22 +13,22 @@
 #define MULTIPLY_TILES tile_multiply_s8_u8
 #define MULTIPLY_SWAPPED tile_multiply_u8_s8
 
-typedef struct { const R *data; ptrdiff_t stride; } TILE(rows); /* stride in units */
+typedef struct { const R *data; ptrdiff_t stride; } unit_rows; /* stride in units */
 
-FA_INLINE V TILE(product)(V sum, V spread, V lanes) {
+FA_INLINE V add_product(V sum, V spread, V lanes) {
     return (V)add_products_u8((VI)sum, (VI)lanes, (VI)spread);
 }
-FA_INLINE V TILE(spread)(const R *unit) {
+FA_INLINE V spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
     return splat_bits(bits);
 }
 
-FA_INLINE V TILE(load_units)(const char *from, ptrdiff_t unit, fa_type type) {
+FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     (void)type;
-    return OP(load)((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
+    return load((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
 }
-FA_INLINE R TILE(unit)(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
+FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
     (void)element, (void)size, (void)type; /* rows of bytes are padded to whole units */
     R bits;
     memcpy(&bits, from + unit * (ptrdiff_t)sizeof(R), sizeof bits);

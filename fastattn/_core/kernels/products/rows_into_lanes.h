@@ -6,18 +6,18 @@
 #include "products/units.h"
 #include "simd/lanes.h"
 
-static void TILE(rows_into_lanes)(const char *const *from, ptrdiff_t element, fa_type type, ptrdiff_t size, int plain, R *to,
+static void rows_into_lanes(const char *const *from, ptrdiff_t element, fa_type type, ptrdiff_t size, int plain, R *to,
                                   ptrdiff_t step) {
     ptrdiff_t u = 0;
     for (; plain && u + LANES <= size / UNIT; u += LANES) {
         V x[LANES];
-        FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = TILE(load_units)(from[lane], u, type);
-        OP(transpose)(x);
-        FA_UNROLL for (int i = 0; i < LANES; i++) OP(store)(to + (u + i) * step * LANES, x[i]);
+        FA_UNROLL for (int lane = 0; lane < LANES; lane++) x[lane] = load_units(from[lane], u, type);
+        transpose(x);
+        FA_UNROLL for (int i = 0; i < LANES; i++) store(to + (u + i) * step * LANES, x[i]);
     }
     for (; u < UNITS(size); u++)
         for (int lane = 0; lane < LANES; lane++)
-            to[u * step * LANES + lane] = TILE(unit)(from[lane], element, u, size, type);
+            to[u * step * LANES + lane] = read_unit(from[lane], element, u, size, type);
 }
 
 #endif

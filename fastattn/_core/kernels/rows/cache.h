@@ -12,22 +12,22 @@
 
 #if FA_REAL_IS_FLOAT
 /* The scale of a row padded with zeros to whole vectors; not finite where an element is not. */
-FA_INLINE R OP(scale_of)(const R *row, ptrdiff_t size) {
+FA_INLINE R scale_of(const R *row, ptrdiff_t size) {
     V most = {0}, nothing = {0};
     for (ptrdiff_t i = 0; i < size; i += LANES) {
-        V x = OP(load)(row + i);
+        V x = load(row + i);
         nothing += x * 0; /* NaN from infinity and NaN */
-        most = OP(max)(OP(max)(x, -x), most);
+        most = maximum(maximum(x, -x), most);
     }
-    return OP(lane_max)(most) / 127 + OP(lane_sum)(nothing);
+    return lane_max(most) / 127 + lane_sum(nothing);
 }
 
 /* Rounding by the magic constant: the sum's low byte is the integer. Clamped, for a subnormal scale is itself rounded. */
-FA_INLINE void OP(quantise)(int8_t *out, const R *row, R scale, ptrdiff_t size) {
-    const V most = OP(splat)(127), divisor = OP(splat)(scale == 0 ? 1 : scale), magic = OP(splat)(0x1.8p23f);
+FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
+    const V most = splat(127), divisor = splat(scale == 0 ? 1 : scale), magic = splat(0x1.8p23f);
     for (ptrdiff_t i = 0; i < size; i += LANES) {
-        V x = OP(load)(row + i) / divisor;
-        x = OP(select)(x > most, most, OP(select)(x < -most, -most, x));
+        V x = load(row + i) / divisor;
+        x = choose(x > most, most, choose(x < -most, -most, x));
         if (scale == 0) x = (V){0};
         VB_f32 bytes = __builtin_convertvector((VI)(x + magic), VB_f32);
         if (i + LANES <= size) memcpy(out + i, &bytes, sizeof bytes);
@@ -35,27 +35,27 @@ FA_INLINE void OP(quantise)(int8_t *out, const R *row, R scale, ptrdiff_t size) 
     }
 }
 #else
-FA_INLINE R OP(scale_of)(const R *row, ptrdiff_t size) { (void)row, (void)size; return 0; }
-FA_INLINE void OP(quantise)(int8_t *out, const R *row, R scale, ptrdiff_t size) {
+FA_INLINE R scale_of(const R *row, ptrdiff_t size) { (void)row, (void)size; return 0; }
+FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
     (void)out, (void)row, (void)scale, (void)size;
 }
 #endif
 
-FA_INLINE ptrdiff_t OP(whole_vectors)(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
+FA_INLINE ptrdiff_t whole_vectors(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
 
 /* A row as it is stored but for its type, in memory for R. */
-FA_INLINE void OP(read_row)(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, R *row, R *cos_row,
+FA_INLINE void read_row(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, R *row, R *cos_row,
                             R *sin_row) {
-    OP(widen)(row, x, c->x_type, c->x_element, c->size);
+    widen(row, x, c->x_type, c->x_element, c->size);
     if (!c->pairs) return;
-    OP(widen)(cos_row, cos, c->table_type, c->cos_element, c->pairs);
-    OP(widen)(sin_row, sin, c->table_type, c->sin_element, c->pairs);
-    if (c->interleaved) OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 1);
-    else OP(turn_row)((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 0);
+    widen(cos_row, cos, c->table_type, c->cos_element, c->pairs);
+    widen(sin_row, sin, c->table_type, c->sin_element, c->pairs);
+    if (c->interleaved) turn_row((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 1);
+    else turn_row((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 0);
 }
 
 /* The least magnitude that is stored as infinity, or was made infinity by the reading of float64; 0: there is none. */
-FA_INLINE R OP(overflow)(const fa_cache_rows *c) {
+FA_INLINE R overflow_limit(const fa_cache_rows *c) {
 #if FA_REAL_IS_FLOAT
     if (c->stored == FA_F16) return 65520;
     if (c->stored == FA_BF16) return 0x1.ffp127f;
@@ -66,38 +66,38 @@ FA_INLINE R OP(overflow)(const fa_cache_rows *c) {
 }
 
 /* All bits in a lane where a number of the row reaches the limit, or is NaN. */
-FA_INLINE VI OP(reaching)(const R *row, R limit, ptrdiff_t size) {
-    const V most = OP(splat)(limit);
+FA_INLINE VI lanes_reaching(const R *row, R limit, ptrdiff_t size) {
+    const V most = splat(limit);
     VI found = {0};
     ptrdiff_t i = 0;
     for (; i + LANES <= size; i += LANES) {
-        V x = OP(load)(row + i);
+        V x = load(row + i);
         found |= ~((x < most) & (x > -most));
     }
     if (i < size) {
-        V x = OP(load_some)(row + i, size - i);
+        V x = load_some(row + i, size - i);
         found |= ~((x < most) & (x > -most));
     }
     return found;
 }
 
-FA_INLINE int OP(is_finite_in)(const char *from, fa_type type) {
+FA_INLINE int is_finite_in(const char *from, fa_type type) {
     double x;
     if (type == FA_F64) memcpy(&x, from, sizeof x);
-    else x = (double)OP(element)(from, type);
+    else x = (double)read_element(from, type);
     return isfinite(x);
 }
 
 /* Whether a row has a number that reaches the limit and was made of finite ones. Seldom asked. */
-FA_APART int OP(has_overflown)(const fa_cache_rows *c, const char *x, const R *row, const R *cos_row, const R *sin_row,
+FA_NOINLINE int has_overflown(const fa_cache_rows *c, const char *x, const R *row, const R *cos_row, const R *sin_row,
                                R limit) {
     for (ptrdiff_t i = 0; i < c->size; i++) {
         if (row[i] < limit && row[i] > -limit) continue;
-        int finite = OP(is_finite_in)(x + i * c->x_element, c->x_type);
+        int finite = is_finite_in(x + i * c->x_element, c->x_type);
         if (i < 2 * c->pairs) {
             const ptrdiff_t pair = c->interleaved ? i / 2 : i % c->pairs;
             const ptrdiff_t other = c->interleaved ? i ^ 1 : i < c->pairs ? i + c->pairs : i - c->pairs;
-            finite = finite && OP(is_finite_in)(x + other * c->x_element, c->x_type) && isfinite(cos_row[pair]) &&
+            finite = finite && is_finite_in(x + other * c->x_element, c->x_type) && isfinite(cos_row[pair]) &&
                      isfinite(sin_row[pair]);
         }
         if (finite) return 1;
@@ -117,40 +117,40 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
         return 1;
     }
     char *free_scratch = scratch;
-    R *row = OP(carve)(&free_scratch, OP(whole_vectors)(c->size));
-    R *cos_row = OP(carve)(&free_scratch, c->pairs), *sin_row = OP(carve)(&free_scratch, c->pairs);
-    for (ptrdiff_t i = c->size; i < OP(whole_vectors)(c->size); i++) row[i] = 0;
-    const R limit = OP(overflow)(c);
+    R *row = take_scratch(&free_scratch, whole_vectors(c->size));
+    R *cos_row = take_scratch(&free_scratch, c->pairs), *sin_row = take_scratch(&free_scratch, c->pairs);
+    for (ptrdiff_t i = c->size; i < whole_vectors(c->size); i++) row[i] = 0;
+    const R limit = overflow_limit(c);
     const int as_they_lie =
-        c->x_type == STORED && OP(plain)(x, c->x_row, c->x_element) && !c->pairs && c->stored != FA_I8;
+        c->x_type == STORED && is_contiguous(x, c->x_row, c->x_element) && !c->pairs && c->stored != FA_I8;
     VI reaching = {0};
     for (ptrdiff_t i = 0; i < rows; i++) {
         const char *given = x + i * c->x_row;
         const R *read = as_they_lie ? (const R *)given : row;
-        if (!as_they_lie) OP(read_row)(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
+        if (!as_they_lie) read_row(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
         if (c->stored != FA_I8) {
-            if (limit) reaching |= OP(reaching)(read, limit, c->size);
-            if (out) OP(narrow)(out + i * bytes, c->stored, itemsize, read, c->size);
+            if (limit) reaching |= lanes_reaching(read, limit, c->size);
+            if (out) narrow(out + i * bytes, c->stored, itemsize, read, c->size);
             continue;
         }
-        const R scale = OP(scale_of)(row, c->size);
+        const R scale = scale_of(row, c->size);
         if (!isfinite(scale)) return 0;
         if (out) {
             scales[i] = (float)scale;
-            OP(quantise)((int8_t *)out + i * bytes, row, scale, c->size);
+            quantise((int8_t *)out + i * bytes, row, scale, c->size);
         }
     }
-    if (!(OP(lane_max)(OP(select)(reaching, OP(splat)(1), (V){0})) > 0)) return 1;
+    if (!(lane_max(choose(reaching, splat(1), (V){0})) > 0)) return 1;
     for (ptrdiff_t i = 0; i < rows; i++) {
         const char *given = x + i * c->x_row;
-        OP(read_row)(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
-        if (OP(has_overflown)(c, given, row, cos_row, sin_row, limit)) return 0;
+        read_row(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
+        if (has_overflown(c, given, row, cos_row, sin_row, limit)) return 0;
     }
     return 1;
 }
 
 static ptrdiff_t EXPORT(cache_scratch)(const fa_cache_rows *c) {
-    return (OP(whole_vectors)(c->size) + 2 * c->pairs) * (ptrdiff_t)sizeof(R) + 3 * 64;
+    return (whole_vectors(c->size) + 2 * c->pairs) * (ptrdiff_t)sizeof(R) + 3 * 64;
 }
 
 #endif

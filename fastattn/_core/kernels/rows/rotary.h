@@ -10,32 +10,32 @@
 #include "storage/rows.h"
 
 /* Pairs [i, i + n) of a row, n <= LANES. */
-FA_INLINE void OP(turn_halves)(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
+FA_INLINE void turn_halves(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
                                ptrdiff_t i, ptrdiff_t n) {
     const ptrdiff_t size = fa_size_of(type), first = i * size, second = (pairs + i) * size;
-    V a = OP(load_some_as)(x + first, type, n), b = OP(load_some_as)(x + second, type, n);
-    V c = OP(load_some)(cos + i, n), s = OP(load_some)(sin + i, n);
-    OP(store_some_as)(out + first, type, a * c - b * s, n);
-    OP(store_some_as)(out + second, type, a * s + b * c, n);
+    V a = load_some_as(x + first, type, n), b = load_some_as(x + second, type, n);
+    V c = load_some(cos + i, n), s = load_some(sin + i, n);
+    store_some_as(out + first, type, a * c - b * s, n);
+    store_some_as(out + second, type, a * s + b * c, n);
 }
 
-FA_INLINE void OP(turn_neighbours)(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t i,
+FA_INLINE void turn_neighbours(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t i,
                                    ptrdiff_t n) {
     ptrdiff_t first = 2 * n < LANES ? 2 * n : LANES, rest = 2 * n - first; /* elements in either vector */
     const ptrdiff_t size = fa_size_of(type), low_at = 2 * i * size, high_at = (2 * i + LANES) * size;
-    V low = OP(load_some_as)(x + low_at, type, first), high = rest ? OP(load_some_as)(x + high_at, type, rest) : (V){0};
-    V a = OP(even_places)(low, high), b = OP(odd_places)(low, high);
-    V c = OP(load_some)(cos + i, n), s = OP(load_some)(sin + i, n);
+    V low = load_some_as(x + low_at, type, first), high = rest ? load_some_as(x + high_at, type, rest) : (V){0};
+    V a = even_places(low, high), b = odd_places(low, high);
+    V c = load_some(cos + i, n), s = load_some(sin + i, n);
     V turned_a = a * c - b * s, turned_b = a * s + b * c;
-    OP(store_some_as)(out + low_at, type, OP(interleave_low)(turned_a, turned_b), first);
-    if (rest) OP(store_some_as)(out + high_at, type, OP(interleave_high)(turned_a, turned_b), rest);
+    store_some_as(out + low_at, type, interleave_low(turned_a, turned_b), first);
+    if (rest) store_some_as(out + high_at, type, interleave_high(turned_a, turned_b), rest);
 }
 
-FA_INLINE void OP(turn_row)(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
+FA_INLINE void turn_row(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
                             const int interleaved) {
 #define TURN(n)                                                                                                        \
-    (interleaved ? OP(turn_neighbours)(x, cos, sin, out, type, i, n)                                                   \
-                 : OP(turn_halves)(x, cos, sin, out, type, pairs, i, n))
+    (interleaved ? turn_neighbours(x, cos, sin, out, type, i, n)                                                   \
+                 : turn_halves(x, cos, sin, out, type, pairs, i, n))
     ptrdiff_t i = 0;
     for (; i + LANES <= pairs; i += LANES) TURN(LANES);
     if (i < pairs) TURN(pairs - i);
@@ -43,33 +43,33 @@ FA_INLINE void OP(turn_row)(const char *x, const R *cos, const R *sin, char *out
 }
 
 /* Elements copied as they are, `to_step` and `from_step` bytes apart. */
-FA_INLINE void OP(copy_elements)(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, const fa_type type,
+FA_INLINE void copy_elements(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, const fa_type type,
                                  ptrdiff_t count) {
     for (ptrdiff_t i = 0; i < count; i++) memcpy(to + i * to_step, from + i * from_step, (size_t)fa_size_of(type));
 }
 
-FA_INLINE void OP(rotate)(const fa_rotary *r, const char *x, const char *cos, const char *sin, const char *positions,
+FA_INLINE void rotate(const fa_rotary *r, const char *x, const char *cos, const char *sin, const char *positions,
                           char *out, ptrdiff_t rows, R *scratch, const fa_type type, const int interleaved) {
     const ptrdiff_t size = fa_size_of(type), turned = 2 * r->pairs * size, rest = r->length * size - turned;
-    const int plain_x = OP(side_by_side)(x, r->x_row, r->x_element, type);
-    const int plain_out = OP(side_by_side)(out, r->out_row, r->out_element, type);
-    const int plain_cos = r->table_type == STORED && OP(plain)(cos, r->cos_row, r->cos_element);
-    const int plain_sin = r->table_type == STORED && OP(plain)(sin, r->sin_row, r->sin_element);
+    const int plain_x = are_side_by_side(x, r->x_row, r->x_element, type);
+    const int plain_out = are_side_by_side(out, r->out_row, r->out_element, type);
+    const int plain_cos = r->table_type == STORED && is_contiguous(cos, r->cos_row, r->cos_element);
+    const int plain_sin = r->table_type == STORED && is_contiguous(sin, r->sin_row, r->sin_element);
     R *cos_copy = scratch, *sin_copy = cos_copy + r->pairs;
     char *row = (char *)(sin_copy + r->pairs), *result = row + r->length * size;
     for (ptrdiff_t i = 0; i < rows; i++) {
         ptrdiff_t at = positions ? *(const intptr_t *)(positions + i * r->position) : i;
         const char *c = cos + at * r->cos_row, *s = sin + at * r->sin_row;
-        if (!plain_cos) OP(widen)(cos_copy, c, r->table_type, r->cos_element, r->pairs);
-        if (!plain_sin) OP(widen)(sin_copy, s, r->table_type, r->sin_element, r->pairs);
-        if (!plain_x) OP(copy_elements)(row, size, x, r->x_element, type, r->length);
+        if (!plain_cos) widen(cos_copy, c, r->table_type, r->cos_element, r->pairs);
+        if (!plain_sin) widen(sin_copy, s, r->table_type, r->sin_element, r->pairs);
+        if (!plain_x) copy_elements(row, size, x, r->x_element, type, r->length);
 
         const char *from = plain_x ? x : row;
         char *to = plain_out ? out : result;
-        OP(turn_row)(from, plain_cos ? (const R *)c : cos_copy, plain_sin ? (const R *)s : sin_copy, to, type, r->pairs,
+        turn_row(from, plain_cos ? (const R *)c : cos_copy, plain_sin ? (const R *)s : sin_copy, to, type, r->pairs,
                      interleaved);
         if (rest && to != from) memcpy(to + turned, from + turned, (size_t)rest);
-        if (!plain_out) OP(copy_elements)(out, r->out_element, result, size, type, r->length);
+        if (!plain_out) copy_elements(out, r->out_element, result, size, type, r->length);
         x += r->x_row;
         out += r->out_row;
     }
@@ -78,8 +78,8 @@ FA_INLINE void OP(rotate)(const fa_rotary *r, const char *x, const char *cos, co
 static void EXPORT(rotate_rows)(const fa_rotary *r, const char *x, const char *cos, const char *sin,
                                 const char *positions, char *out, ptrdiff_t rows, void *scratch) {
 #define ROTATE(TYPE)                                                                                                   \
-    (r->interleaved ? OP(rotate)(r, x, cos, sin, positions, out, rows, scratch, TYPE, 1)                               \
-                    : OP(rotate)(r, x, cos, sin, positions, out, rows, scratch, TYPE, 0))
+    (r->interleaved ? rotate(r, x, cos, sin, positions, out, rows, scratch, TYPE, 1)                               \
+                    : rotate(r, x, cos, sin, positions, out, rows, scratch, TYPE, 0))
     FA_FOR_RESULT(r->type, ROTATE);
 #undef ROTATE
 }

@@ -13,16 +13,16 @@
 #define FA_HAS_WORD_PERMUTATION
 #include "simd/vector.h"
 
-FA_INLINE V_f32 load_f16_f32(const uint16_t *p) {
+FA_INLINE V_f32 load_f16(const uint16_t *p) {
     return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 /* Each word to the upper half of its lane: one instruction, where widening and shifting are two. */
-FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) {
+FA_INLINE V_f32 load_bf16(const uint16_t *p) {
     const __m512i places = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
     __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
     return (V_f32)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, words);
 }
-FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
+FA_INLINE V_f32 load_i8(const int8_t *p) {
     return (V_f32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
@@ -34,11 +34,11 @@ FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
     return sum + (VI_f32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
 #endif
-FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) {
+FA_INLINE void store_f16(uint16_t *p, V_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
-FA_INLINE void store_rounded_bf16_f32(uint16_t *p, V_f32 x) {
+FA_INLINE void store_rounded_bf16(uint16_t *p, V_f32 x) {
     __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
@@ -46,70 +46,77 @@ FA_INLINE void store_rounded_bf16_f32(uint16_t *p, V_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 #ifndef FA_HAS_DOT
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_rounded_bf16_f32(p, x); }
+FA_INLINE void store_bf16(uint16_t *p, V_f32 x) { store_rounded_bf16(p, x); }
 #endif
 
+FA_INLINE void nontemporal_fence(void) { _mm_sfence(); }
+
+#if FA_REAL_IS_FLOAT
+
 /* Bytes as integers of the elements' width. */
-FA_INLINE VI_f32 load_bytes_f32(const uint8_t *p) {
-    return (VI_f32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+FA_INLINE VI load_bytes(const uint8_t *p) {
+    return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
-FA_INLINE VI_f64 load_bytes_f64(const uint8_t *p) {
-    return (VI_f64)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p));
+FA_INLINE V maximum(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+FA_INLINE V load_part(const R *p, int n) {
+    return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
-
-FA_INLINE V_f32 max_f32(V_f32 a, V_f32 b) { return (V_f32)_mm512_max_ps((__m512)a, (__m512)b); }
-FA_INLINE V_f64 max_f64(V_f64 a, V_f64 b) { return (V_f64)_mm512_max_pd((__m512d)a, (__m512d)b); }
-
-FA_INLINE V_f32 load_part_f32(const float *p, int n) {
-    return (V_f32)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
-}
-FA_INLINE V_f64 load_part_f64(const double *p, int n) {
-    return (V_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
-}
-FA_INLINE void store_part_f32(float *p, V_f32 x, int n) {
+FA_INLINE void store_part(R *p, V x, int n) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
 }
-FA_INLINE void store_part_f64(double *p, V_f64 x, int n) {
-    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x);
-}
+
 /* The first n lanes of a, then those of b. */
-FA_INLINE V_f32 join_f32(V_f32 a, V_f32 b, int n) {
-    return (V_f32)_mm512_mask_expand_ps((__m512)a, (__mmask16)~((1u << n) - 1), (__m512)b);
+FA_INLINE V join_lanes(V a, V b, int n) {
+    return (V)_mm512_mask_expand_ps((__m512)a, (__mmask16)~((1u << n) - 1), (__m512)b);
 }
-FA_INLINE V_f64 join_f64(V_f64 a, V_f64 b, int n) {
-    return (V_f64)_mm512_mask_expand_pd((__m512d)a, (__mmask8)~((1u << n) - 1), (__m512d)b);
-}
-FA_INLINE void stream_f32(float *p, V_f32 x) { _mm512_stream_ps(p, (__m512)x); }
-FA_INLINE void stream_f64(double *p, V_f64 x) { _mm512_stream_pd(p, (__m512d)x); }
-FA_INLINE void stream_end(void) { _mm_sfence(); }
+FA_INLINE void store_nontemporal(R *p, V x) { _mm512_stream_ps(p, (__m512)x); }
 
 /* 2^x = 2^floor(x) · 2^(x - floor(x)): the fraction is one instruction and so is the scaling; -inf gives 0, NaN stays. Subnormal
  * results are 0: multiplied, one in a vector takes a hundred times as long, and one attention layer of MiniLM has them: there it
  * took 4 times as long in all. */
-FA_INLINE V_f32 scaled_f32(V_f32 fraction, V_f32 x) {
+FA_INLINE V scaled(V fraction, V x) {
     __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
-    return (V_f32)_mm512_maskz_scalef_ps(normal, (__m512)fraction, (__m512)x);
+    return (V)_mm512_maskz_scalef_ps(normal, (__m512)fraction, (__m512)x);
 }
-FA_INLINE V_f32 exp2_f32(V_f32 x) {
-    V_f32 f = (V_f32)_mm512_reduce_ps((__m512)x, 0x09);
-    return scaled_f32(exp2_unit_f32(f), x);
-}
-FA_INLINE V_f64 exp2_f64(V_f64 x) {
-    V_f64 f = (V_f64)_mm512_reduce_pd((__m512d)x, 0x09);
-    __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(-1022), _CMP_NLT_UQ);
-    return (V_f64)_mm512_maskz_scalef_pd(normal, (__m512d)exp2_unit_f64(f), (__m512d)x);
+FA_INLINE V vector_exp2(V x) {
+    V f = (V)_mm512_reduce_ps((__m512)x, 0x09);
+    return scaled(exp2_unit(f), x);
 }
 
 /* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
-FA_INLINE V_f32 exp_f32(V_f32 x) {
-    x = max_f32(splat_f32(-110.0f), x);
-    V_f32 n = (V_f32)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0x08);
-    return (V_f32)_mm512_scalef_ps((__m512)exp_half_f32(exp_rest_f32(x, n)), (__m512)n);
+FA_INLINE V vector_exp(V x) {
+    x = maximum(splat(-110.0f), x);
+    V n = (V)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0x08);
+    return (V)_mm512_scalef_ps((__m512)exp_half(exp_rest(x, n)), (__m512)n);
 }
-FA_INLINE V_f64 exp_f64(V_f64 x) {
-    x = max_f64(splat_f64(-760.0), x);
-    V_f64 n = (V_f64)_mm512_roundscale_pd((__m512d)(x * 1.4426950408889634), 0x08);
-    return (V_f64)_mm512_scalef_pd((__m512d)exp_half_f64(exp_rest_f64(x, n)), (__m512d)n);
+
+#else
+
+FA_INLINE VI load_bytes(const uint8_t *p) {
+    return (VI)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p));
 }
+FA_INLINE V maximum(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
+FA_INLINE V load_part(const R *p, int n) {
+    return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+FA_INLINE void store_part(R *p, V x, int n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x);
+}
+FA_INLINE V join_lanes(V a, V b, int n) {
+    return (V)_mm512_mask_expand_pd((__m512d)a, (__mmask8)~((1u << n) - 1), (__m512d)b);
+}
+FA_INLINE void store_nontemporal(R *p, V x) { _mm512_stream_pd(p, (__m512d)x); }
+FA_INLINE V vector_exp2(V x) {
+    V f = (V)_mm512_reduce_pd((__m512d)x, 0x09);
+    __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(-1022), _CMP_NLT_UQ);
+    return (V)_mm512_maskz_scalef_pd(normal, (__m512d)exp2_unit(f), (__m512d)x);
+}
+FA_INLINE V vector_exp(V x) {
+    x = maximum(splat(-760.0), x);
+    V n = (V)_mm512_roundscale_pd((__m512d)(x * 1.4426950408889634), 0x08);
+    return (V)_mm512_scalef_pd((__m512d)exp_half(exp_rest(x, n)), (__m512d)n);
+}
+
+#endif
 
 #endif

@@ -3,7 +3,7 @@
 #define FA_SIMD_AVX512_DOT_H
 
 #include <immintrin.h>
-#include "simd/compiler.h"
+#include "simd/common.h"
 #ifdef FA_EMULATE
 #include "simd/emulation.h"
 #endif
@@ -12,10 +12,10 @@
 #include "simd/avx512.h"
 
 /* The instruction for it, one instead of six, takes subnormal numbers for 0: it is for vectors that hold none. */
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) {
+FA_INLINE void store_bf16(uint16_t *p, V_f32 x) {
     if (__builtin_expect(!_mm512_fpclass_ps_mask((__m512)x, 0x20), 1))
         _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-    else store_rounded_bf16_f32(p, x);
+    else store_rounded_bf16(p, x);
 }
 
 /* Two vectors side by side. */
@@ -24,8 +24,8 @@ FA_INLINE void store_two_bf16(uint16_t *p, V_f32 low, V_f32 high) {
         _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
         return;
     }
-    store_bf16_f32(p, low);
-    store_bf16_f32(p + 16, high);
+    store_bf16(p, low);
+    store_bf16(p + 16, high);
 }
 
 /* sum + the products of both integers of each lane. */
@@ -36,16 +36,6 @@ FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
 /* sum + the products of both bfloat16 of each lane. */
 FA_INLINE V_f32 add_products_bf16(V_f32 sum, V_f32 a, V_f32 b) {
     return (V_f32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
-
-/* 2^x as above by a polynomial of degree 3, exact where x is whole: error 8.6e-5, a 23rd of the rounding to 8 bits that
- * follows. */
-FA_INLINE V_f32 exp2_rough_f32(V_f32 x) {
-    V_f32 f = (V_f32)_mm512_reduce_ps((__m512)x, 0x09);
-    V_f32 p = f * 0.0770670437f + 0.227644993f;
-    p = p * f + 0.695116793f;
-    p = p * f + 1.0f;
-    return scaled_f32(p, x);
 }
 
 /* sum + the four products of unsigned and signed bytes of each lane. */
@@ -96,5 +86,19 @@ FA_INLINE void interleave_words_by_16_bytes(const void *a, const void *b, V_f32 
     *low = (V_f32)_mm512_unpacklo_epi16(even, odd);
     *high = (V_f32)_mm512_unpackhi_epi16(even, odd);
 }
+
+#if FA_REAL_IS_FLOAT
+
+/* 2^x by a polynomial of degree 3, exact where x is whole: error 8.6e-5, a 23rd of the rounding to 8 bits that
+ * follows. */
+FA_INLINE V exp2_rough(V x) {
+    V f = (V)_mm512_reduce_ps((__m512)x, 0x09);
+    V p = f * 0.0770670437f + 0.227644993f;
+    p = p * f + 0.695116793f;
+    p = p * f + 1.0f;
+    return scaled(p, x);
+}
+
+#endif
 
 #endif

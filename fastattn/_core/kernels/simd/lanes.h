@@ -40,20 +40,20 @@
 #define FA_ROUNDS 1
 #endif
 
-FA_INLINE V OP(interleave_low)(V a, V b) { return __builtin_shufflevector(a, b, FA_LOW); }
-FA_INLINE V OP(interleave_high)(V a, V b) { return __builtin_shufflevector(a, b, FA_HIGH); }
+FA_INLINE V interleave_low(V a, V b) { return __builtin_shufflevector(a, b, FA_LOW); }
+FA_INLINE V interleave_high(V a, V b) { return __builtin_shufflevector(a, b, FA_HIGH); }
 
 /* The elements at even and at odd places of a and b side by side. */
-FA_INLINE V OP(even_places)(V a, V b) { return __builtin_shufflevector(a, b, FA_EVEN); }
-FA_INLINE V OP(odd_places)(V a, V b) { return __builtin_shufflevector(a, b, FA_ODD); }
+FA_INLINE V even_places(V a, V b) { return __builtin_shufflevector(a, b, FA_EVEN); }
+FA_INLINE V odd_places(V a, V b) { return __builtin_shufflevector(a, b, FA_ODD); }
 
 /* log2(LANES) rounds of interleaving vector i with vector i + LANES/2: a permutation for each vector and round. */
-FA_INLINE void OP(transpose)(V x[LANES]) {
+FA_INLINE void transpose(V x[LANES]) {
     FA_UNROLL for (int round = 0; round < FA_ROUNDS; round++) {
         V y[LANES];
         FA_UNROLL for (int i = 0; i < LANES / 2; i++) {
-            y[2 * i] = OP(interleave_low)(x[i], x[i + LANES / 2]);
-            y[2 * i + 1] = OP(interleave_high)(x[i], x[i + LANES / 2]);
+            y[2 * i] = interleave_low(x[i], x[i + LANES / 2]);
+            y[2 * i + 1] = interleave_high(x[i], x[i + LANES / 2]);
         }
         FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = y[i];
     }
@@ -61,13 +61,13 @@ FA_INLINE void OP(transpose)(V x[LANES]) {
 
 /* The sum over the lanes of x[i], for i < FOLD, in lane i of the result. */
 #define FOLD (LANES < 4 ? LANES : 4)
-FA_INLINE V OP(fold)(const V *x) {
+FA_INLINE V fold(const V *x) {
 #if LANES == 2
-    return OP(interleave_low)(x[0], x[1]) + OP(interleave_high)(x[0], x[1]);
+    return interleave_low(x[0], x[1]) + interleave_high(x[0], x[1]);
 #else
-    V even = OP(interleave_low)(x[0], x[2]) + OP(interleave_high)(x[0], x[2]);
-    V odd = OP(interleave_low)(x[1], x[3]) + OP(interleave_high)(x[1], x[3]);
-    V sum = OP(interleave_low)(even, odd) + OP(interleave_high)(even, odd);
+    V even = interleave_low(x[0], x[2]) + interleave_high(x[0], x[2]);
+    V odd = interleave_low(x[1], x[3]) + interleave_high(x[1], x[3]);
+    V sum = interleave_low(even, odd) + interleave_high(even, odd);
 #if LANES >= 16
     sum += __builtin_shufflevector(sum, sum, FA_ROTATE_8);
 #endif
@@ -79,15 +79,15 @@ FA_INLINE V OP(fold)(const V *x) {
 }
 
 /* The same for as many vectors as there are lanes. */
-FA_INLINE V OP(fold_all)(V x[LANES]) {
+FA_INLINE V fold_all(V x[LANES]) {
     FA_UNROLL for (int count = LANES / 2; count; count /= 2)
         FA_UNROLL for (int i = 0; i < count; i++)
-            x[i] = OP(interleave_low)(x[i], x[i + count]) + OP(interleave_high)(x[i], x[i + count]);
+            x[i] = interleave_low(x[i], x[i + count]) + interleave_high(x[i], x[i + count]);
     return x[0];
 }
 
 /* A tree: log2(LANES) dependent steps. */
-FA_INLINE R OP(lane_sum)(V x) {
+FA_INLINE R lane_sum(V x) {
 #ifdef FA_ROTATE_8
     x += __builtin_shufflevector(x, x, FA_ROTATE_8);
 #endif
@@ -102,28 +102,28 @@ FA_INLINE R OP(lane_sum)(V x) {
 }
 
 /* In the first two lanes the maxima of those at even and at odd places. */
-FA_INLINE V OP(max_by_twos)(V x) {
+FA_INLINE V max_by_twos(V x) {
 #ifdef FA_ROTATE_8
-    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_8));
+    x = maximum(x, __builtin_shufflevector(x, x, FA_ROTATE_8));
 #endif
 #ifdef FA_ROTATE_4
-    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_4));
+    x = maximum(x, __builtin_shufflevector(x, x, FA_ROTATE_4));
 #endif
 #ifdef FA_ROTATE_2
-    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_2));
+    x = maximum(x, __builtin_shufflevector(x, x, FA_ROTATE_2));
 #endif
     return x;
 }
 
-FA_INLINE R OP(lane_max)(V x) {
-    x = OP(max_by_twos)(x);
-    x = OP(max)(x, __builtin_shufflevector(x, x, FA_ROTATE_1));
+FA_INLINE R lane_max(V x) {
+    x = max_by_twos(x);
+    x = maximum(x, __builtin_shufflevector(x, x, FA_ROTATE_1));
     return x[0];
 }
 
 /* The maxima of two vectors, a step after the interleaving for both. */
-FA_INLINE void OP(two_lane_maxima)(V a, V b, R *of_a, R *of_b) {
-    V both = OP(max_by_twos)(OP(max)(OP(interleave_low)(a, b), OP(interleave_high)(a, b)));
+FA_INLINE void two_lane_maxima(V a, V b, R *of_a, R *of_b) {
+    V both = max_by_twos(maximum(interleave_low(a, b), interleave_high(a, b)));
     *of_a = both[0];
     *of_b = both[1];
 }

@@ -2,9 +2,9 @@
  * few operations that they lack.
  *
  * A machine's own header sets the register width, includes this one, and adds what the machine does better than plain C.
- * Every operation exists for float32 and float64 and is spelled name_f32 and name_f64; kernels write OP(name).
+ * Operations on V are those of the instance's reals, float32 or float64; what is spelled with V_f32 is of float32 in all.
  *
- * NaN: max(a, b) is `a > b ? a : b`, so it returns b where either is NaN. Callers order the operands by that.
+ * NaN: maximum(a, b) is `a > b ? a : b`, so it returns b where either is NaN. Callers order the operands by that.
  */
 #ifndef FA_VECTOR_BYTES
 #include "instance.h" /* opened alone: the target's vocabulary includes this header */
@@ -17,23 +17,34 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "simd/compiler.h"
+#include "simd/common.h"
+#include "simd/real.h"
 
 /* V: a register of reals. VU: the same in memory, at any element's address. VI: integers of the same width. */
-#define FA_DECLARE_VECTOR(F, R, I)                                                                                     \
-    typedef R V_##F __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));                                          \
-    typedef R VU_##F __attribute__((vector_size(FA_VECTOR_BYTES), aligned(sizeof(R)), may_alias));                     \
-    typedef I VI_##F __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));                                         \
-    FA_INLINE V_##F splat_##F(R x) { return x - (V_##F){0}; }                                                          \
-    FA_INLINE VI_##F splat_int_##F(I x) { return x - (VI_##F){0}; }                                                    \
-    FA_INLINE V_##F load_##F(const R *p) { return *(const VU_##F *)p; }                                                \
-    FA_INLINE void store_##F(R *p, V_##F x) { *(VU_##F *)p = x; }                                                      \
-    FA_INLINE V_##F select_##F(VI_##F mask, V_##F a, V_##F b) {                                                        \
-        return (V_##F)((mask & (VI_##F)a) | (~mask & (VI_##F)b));                                                      \
-    }
+typedef float V_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
+typedef float VU_f32 __attribute__((vector_size(FA_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t VI_f32 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
+typedef double V_f64 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
+typedef double VU_f64 __attribute__((vector_size(FA_VECTOR_BYTES), aligned(8), may_alias));
+typedef int64_t VI_f64 __attribute__((vector_size(FA_VECTOR_BYTES), may_alias));
 
-FA_DECLARE_VECTOR(f32, float, int32_t)
-FA_DECLARE_VECTOR(f64, double, int64_t)
+/* Those of the instance's reals. */
+#if FA_REAL_IS_FLOAT
+typedef V_f32 V;
+typedef VU_f32 VU;
+typedef VI_f32 VI;
+#else
+typedef V_f64 V;
+typedef VU_f64 VU;
+typedef VI_f64 VI;
+#endif
+#define LANES (FA_VECTOR_BYTES / FA_REAL_BYTES)
+
+FA_INLINE V splat(R x) { return x - (V){0}; }
+FA_INLINE VI splat_int(I x) { return x - (VI){0}; }
+FA_INLINE V load(const R *p) { return *(const VU *)p; }
+FA_INLINE void store(R *p, V x) { *(VU *)p = x; }
+FA_INLINE V choose(VI mask, V a, V b) { return (V)((mask & (VI)a) | (~mask & (VI)b)); }
 
 /* --- narrower storage --- */
 
@@ -73,9 +84,9 @@ FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
 FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
 FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
 #ifdef FA_HAS_WORD_PERMUTATION
-FA_INLINE V_f32 load_bf16_f32(const uint16_t *p);
+FA_INLINE V_f32 load_bf16(const uint16_t *p);
 #else
-FA_INLINE V_f32 load_bf16_f32(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
+FA_INLINE V_f32 load_bf16(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
 #endif
 
 /* Two 16-bit integers to a lane. Elements of a and b side by side, those of the first and of the second half. */
@@ -96,15 +107,15 @@ FA_INLINE VS_f32 interleave_words_high(VS_f32 a, VS_f32 b) { return __builtin_sh
 
 /* What a target with FA_HAS_CONVERSIONS does in fewer instructions. */
 #ifdef FA_HAS_CONVERSIONS
-FA_INLINE V_f32 load_f16_f32(const uint16_t *p);
-FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x);
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x);
-FA_INLINE V_f32 load_i8_f32(const int8_t *p);
+FA_INLINE V_f32 load_f16(const uint16_t *p);
+FA_INLINE void store_f16(uint16_t *p, V_f32 x);
+FA_INLINE void store_bf16(uint16_t *p, V_f32 x);
+FA_INLINE V_f32 load_i8(const int8_t *p);
 #else
-FA_INLINE V_f32 load_f16_f32(const uint16_t *p) { return f16_of_bits(load_halves(p)); }
-FA_INLINE void store_f16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_f16(x)); }
-FA_INLINE void store_bf16_f32(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
-FA_INLINE V_f32 load_i8_f32(const int8_t *p) {
+FA_INLINE V_f32 load_f16(const uint16_t *p) { return f16_of_bits(load_halves(p)); }
+FA_INLINE void store_f16(uint16_t *p, V_f32 x) { store_halves(p, bits_of_f16(x)); }
+FA_INLINE void store_bf16(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
+FA_INLINE V_f32 load_i8(const int8_t *p) {
     V_f32 x;
     FA_UNROLL for (int lane = 0; lane < FA_VECTOR_BYTES / 4; lane++) x[lane] = (float)p[lane];
     return x;
@@ -129,18 +140,76 @@ FA_INLINE uint16_t float_to_f16(float x) { return (uint16_t)bits_of_f16((V_f32){
 
 /* --- exponentials --- */
 
+#if FA_REAL_IS_FLOAT
+
 /* 2^f for f in [0, 1): minimax in relative error with the constant term fixed at 1, so that 2^0 is exact.
  * Error before rounding 2.0e-9 (float32) and 3.2e-18 (float64). */
-FA_INLINE V_f32 exp2_unit_f32(V_f32 f) {
-    V_f32 p = f * 0.000216129163f + 0.00124678458f;
+FA_INLINE V exp2_unit(V f) {
+    V p = f * 0.000216129163f + 0.00124678458f;
     p = p * f + 0.00967545155f;
     p = p * f + 0.0554852821f;
     p = p * f + 0.240229309f;
     p = p * f + 0.693147063f;
     return p * f + 1.0f;
 }
-FA_INLINE V_f64 exp2_unit_f64(V_f64 f) {
-    V_f64 p = f * 6.263464252221697e-10 + 6.559530413441016e-09;
+
+/* 2^f - 1, and 2^f, for f in [-1/2, 1/2]: error 1.9746e-9 and 3.4e-18. */
+FA_INLINE V exp2_less(V f) {
+    V p = f * 0.000153533547f + 0.00133988739f;
+    p = p * f + 0.00961843692f;
+    p = p * f + 0.0555033237f;
+    p = p * f + 0.240226477f;
+    return (p * f + 0.693147182f) * f;
+}
+FA_INLINE V exp2_half(V f) { return exp2_less(f) + 1.0f; }
+
+/* e^r for r in [-log(2)/2, log(2)/2]: error 1.1e-7 and 1.1e-17. One degree less in float32
+ * than above: softmax is bound by it. */
+FA_INLINE V exp_half(V r) {
+    V p = r * 8.29031877e-3f + 4.18979302e-2f;
+    p = p * r + 1.66676357e-1f;
+    p = p * r + 4.99991506e-1f;
+    p = p * r + 9.99999762e-1f;
+    return p * r + 1.0f;
+}
+
+/* x / log 2 rounded, and what remains of x; log 2 in two parts, the first short enough for an exact product. */
+FA_INLINE V exp_rest(V x, V n) { return x - n * 0.693359375f + n * 2.12194440e-4f; }
+
+/* 2^x and e^x for x <= 0 on machines without an instruction for the scaling. `floored` is x, but at least -bias (or
+ * -bias log 2). n is rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n; at
+ * n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
+#define FA_MAGIC (0x1.8p23f + 127.0f)
+#define FA_EXP_FLOOR -88.029694f
+FA_INLINE V exp2_bits(V floored) {
+    V t = floored + FA_MAGIC;
+    return exp2_half(floored - (t - FA_MAGIC)) * (V)((VI)t << 23);
+}
+FA_INLINE V exp_bits(V floored) {
+    V t = floored * 1.44269504f + FA_MAGIC;
+    return exp_half(exp_rest(floored, t - FA_MAGIC)) * (V)((VI)t << 23);
+}
+
+/* The same to half a unit and a little: for single weights, which no sum follows. */
+FA_INLINE V exp_exact_bits(V floored) {
+    V t = floored * 1.44269504f + FA_MAGIC;
+    return exp2_half(exp_rest(floored, t - FA_MAGIC) * 1.44269504f) * (V)((VI)t << 23);
+}
+
+/* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error small
+ * near 0 as well. Beyond the clamp it is +-1. */
+FA_INLINE V tanh_half(V t) {
+    const V most = splat(30.0f);
+    t = choose(t > most, most, choose(t < -most, -most, t));
+    V magic = t + FA_MAGIC, power = (V)((VI)magic << 23);
+    V less = exp2_less(t - (magic - FA_MAGIC)) * power + (power - 1.0f);
+    return less / (less + 2.0f);
+}
+
+#else
+
+FA_INLINE V exp2_unit(V f) {
+    V p = f * 6.263464252221697e-10 + 6.559530413441016e-09;
     p = p * f + 1.0253212163172274e-07;
     p = p * f + 1.3208367327571748e-06;
     p = p * f + 1.5253175052149782e-05;
@@ -152,17 +221,8 @@ FA_INLINE V_f64 exp2_unit_f64(V_f64 f) {
     p = p * f + 0.693147180559946;
     return p * f + 1.0;
 }
-
-/* 2^f - 1, and 2^f, for f in [-1/2, 1/2]: error 1.9746e-9 and 3.4e-18. */
-FA_INLINE V_f32 exp2_less_f32(V_f32 f) {
-    V_f32 p = f * 0.000153533547f + 0.00133988739f;
-    p = p * f + 0.00961843692f;
-    p = p * f + 0.0555033237f;
-    p = p * f + 0.240226477f;
-    return (p * f + 0.693147182f) * f;
-}
-FA_INLINE V_f64 exp2_less_f64(V_f64 f) {
-    V_f64 p = f * 4.4347712665481056e-10 + 7.073783248498184e-09;
+FA_INLINE V exp2_less(V f) {
+    V p = f * 4.4347712665481056e-10 + 7.073783248498184e-09;
     p = p * f + 1.0178199572026883e-07;
     p = p * f + 1.321543528230637e-06;
     p = p * f + 1.5252733493127124e-05;
@@ -173,20 +233,9 @@ FA_INLINE V_f64 exp2_less_f64(V_f64 f) {
     p = p * f + 0.2402265069591013;
     return (p * f + 0.6931471805599453) * f;
 }
-FA_INLINE V_f32 exp2_half_f32(V_f32 f) { return exp2_less_f32(f) + 1.0f; }
-FA_INLINE V_f64 exp2_half_f64(V_f64 f) { return exp2_less_f64(f) + 1.0; }
-
-/* e^r for r in [-log(2)/2, log(2)/2]: error 1.1e-7 and 1.1e-17. One degree less in float32
- * than above: softmax is bound by it. */
-FA_INLINE V_f32 exp_half_f32(V_f32 r) {
-    V_f32 p = r * 8.29031877e-3f + 4.18979302e-2f;
-    p = p * r + 1.66676357e-1f;
-    p = p * r + 4.99991506e-1f;
-    p = p * r + 9.99999762e-1f;
-    return p * r + 1.0f;
-}
-FA_INLINE V_f64 exp_half_f64(V_f64 r) {
-    V_f64 p = r * 2.4991432676936897e-08 + 2.7631034033848393e-07;
+FA_INLINE V exp2_half(V f) { return exp2_less(f) + 1.0; }
+FA_INLINE V exp_half(V r) {
+    V p = r * 2.4991432676936897e-08 + 2.7631034033848393e-07;
     p = p * r + 2.755762669692093e-06;
     p = p * r + 2.48014906365034e-05;
     p = p * r + 0.00019841269436798092;
@@ -198,62 +247,31 @@ FA_INLINE V_f64 exp_half_f64(V_f64 r) {
     p = p * r + 1.0;
     return p * r + 1.0;
 }
-
-/* x / log 2 rounded, and what remains of x; log 2 in two parts, the first short enough for an exact product. */
-FA_INLINE V_f32 exp_rest_f32(V_f32 x, V_f32 n) { return x - n * 0.693359375f + n * 2.12194440e-4f; }
-FA_INLINE V_f64 exp_rest_f64(V_f64 x, V_f64 n) {
+FA_INLINE V exp_rest(V x, V n) {
     return x - n * 0x1.62e42fefp-1 - n * 7.440617110012397e-11;
 }
-
-/* 2^x and e^x for x <= 0 on machines without an instruction for the scaling. `floored` is x, but at least -bias (or
- * -bias log 2). n is rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n; at
- * n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
-#define FA_MAGIC_F32 (0x1.8p23f + 127.0f)
-#define FA_MAGIC_F64 (0x1.8p52 + 1023.0)
-#define FA_EXP_FLOOR_F32 -88.029694f
-#define FA_EXP_FLOOR_F64 -709.0895657128241
-FA_INLINE V_f32 exp2_bits_f32(V_f32 floored) {
-    V_f32 t = floored + FA_MAGIC_F32;
-    return exp2_half_f32(floored - (t - FA_MAGIC_F32)) * (V_f32)((VI_f32)t << 23);
+#define FA_MAGIC (0x1.8p52 + 1023.0)
+#define FA_EXP_FLOOR -709.0895657128241
+FA_INLINE V exp2_bits(V floored) {
+    V t = floored + FA_MAGIC;
+    return exp2_half(floored - (t - FA_MAGIC)) * (V)((VI)t << 52);
 }
-FA_INLINE V_f64 exp2_bits_f64(V_f64 floored) {
-    V_f64 t = floored + FA_MAGIC_F64;
-    return exp2_half_f64(floored - (t - FA_MAGIC_F64)) * (V_f64)((VI_f64)t << 52);
+FA_INLINE V exp_bits(V floored) {
+    V t = floored * 1.4426950408889634 + FA_MAGIC;
+    return exp_half(exp_rest(floored, t - FA_MAGIC)) * (V)((VI)t << 52);
 }
-FA_INLINE V_f32 exp_bits_f32(V_f32 floored) {
-    V_f32 t = floored * 1.44269504f + FA_MAGIC_F32;
-    return exp_half_f32(exp_rest_f32(floored, t - FA_MAGIC_F32)) * (V_f32)((VI_f32)t << 23);
+FA_INLINE V exp_exact_bits(V floored) {
+    V t = floored * 1.4426950408889634 + FA_MAGIC;
+    return exp2_half(exp_rest(floored, t - FA_MAGIC) * 1.4426950408889634) * (V)((VI)t << 52);
 }
-FA_INLINE V_f64 exp_bits_f64(V_f64 floored) {
-    V_f64 t = floored * 1.4426950408889634 + FA_MAGIC_F64;
-    return exp_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64)) * (V_f64)((VI_f64)t << 52);
-}
-
-/* The same to half a unit and a little: for single weights, which no sum follows. */
-FA_INLINE V_f32 exp_exact_bits_f32(V_f32 floored) {
-    V_f32 t = floored * 1.44269504f + FA_MAGIC_F32;
-    return exp2_half_f32(exp_rest_f32(floored, t - FA_MAGIC_F32) * 1.44269504f) * (V_f32)((VI_f32)t << 23);
-}
-FA_INLINE V_f64 exp_exact_bits_f64(V_f64 floored) {
-    V_f64 t = floored * 1.4426950408889634 + FA_MAGIC_F64;
-    return exp2_half_f64(exp_rest_f64(floored, t - FA_MAGIC_F64) * 1.4426950408889634) * (V_f64)((VI_f64)t << 52);
-}
-
-/* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error small
- * near 0 as well. Beyond the clamp it is +-1. */
-FA_INLINE V_f32 tanh_half_f32(V_f32 t) {
-    const V_f32 most = splat_f32(30.0f);
-    t = select_f32(t > most, most, select_f32(t < -most, -most, t));
-    V_f32 magic = t + FA_MAGIC_F32, power = (V_f32)((VI_f32)magic << 23);
-    V_f32 less = exp2_less_f32(t - (magic - FA_MAGIC_F32)) * power + (power - 1.0f);
-    return less / (less + 2.0f);
-}
-FA_INLINE V_f64 tanh_half_f64(V_f64 t) {
-    const V_f64 most = splat_f64(60.0);
-    t = select_f64(t > most, most, select_f64(t < -most, -most, t));
-    V_f64 magic = t + FA_MAGIC_F64, power = (V_f64)((VI_f64)magic << 52);
-    V_f64 less = exp2_less_f64(t - (magic - FA_MAGIC_F64)) * power + (power - 1.0);
+FA_INLINE V tanh_half(V t) {
+    const V most = splat(60.0);
+    t = choose(t > most, most, choose(t < -most, -most, t));
+    V magic = t + FA_MAGIC, power = (V)((VI)magic << 52);
+    V less = exp2_less(t - (magic - FA_MAGIC)) * power + (power - 1.0);
     return less / (less + 2.0);
 }
+
+#endif
 
 #endif

@@ -8,7 +8,7 @@
 #include "instance.h"
 
 /* One element. */
-FA_INLINE R OP(element)(const char *from, fa_type type) {
+FA_INLINE R read_element(const char *from, fa_type type) {
     switch (type) {
     case FA_F32: { float x; memcpy(&x, from, sizeof x); return (R)x; }
     case FA_F64: { double x; memcpy(&x, from, sizeof x); return (R)x; }
@@ -19,7 +19,7 @@ FA_INLINE R OP(element)(const char *from, fa_type type) {
 }
 
 /* No type wider than R is ever stored. */
-FA_INLINE void OP(put_element)(char *to, fa_type type, R value) {
+FA_INLINE void write_element(char *to, fa_type type, R value) {
     if (type == STORED) memcpy(to, &value, sizeof value);
     else {
         uint16_t x = type == FA_BF16 ? float_to_bf16((float)value) : float_to_f16((float)value);
@@ -28,23 +28,23 @@ FA_INLINE void OP(put_element)(char *to, fa_type type, R value) {
 }
 
 /* A vector of elements side by side, of a type in FA_FOR_STORED. */
-FA_INLINE V OP(load_as)(const char *from, fa_type type) {
+FA_INLINE V load_as(const char *from, fa_type type) {
 #if FA_REAL_IS_FLOAT
-    if (type == FA_BF16) return load_bf16_f32((const uint16_t *)from);
-    if (type == FA_F16) return load_f16_f32((const uint16_t *)from);
-    if (type == FA_I8) return load_i8_f32((const int8_t *)from);
+    if (type == FA_BF16) return load_bf16((const uint16_t *)from);
+    if (type == FA_F16) return load_f16((const uint16_t *)from);
+    if (type == FA_I8) return load_i8((const int8_t *)from);
 #endif
     (void)type;
-    return OP(load)((const R *)from);
+    return load((const R *)from);
 }
 
-FA_INLINE void OP(store_as)(char *to, fa_type type, V x) {
+FA_INLINE void store_as(char *to, fa_type type, V x) {
 #if FA_REAL_IS_FLOAT
-    if (type == FA_BF16) { store_bf16_f32((uint16_t *)to, x); return; }
-    if (type == FA_F16) { store_f16_f32((uint16_t *)to, x); return; }
+    if (type == FA_BF16) { store_bf16((uint16_t *)to, x); return; }
+    if (type == FA_F16) { store_f16((uint16_t *)to, x); return; }
 #endif
     (void)type;
-    OP(store)((R *)to, x);
+    store((R *)to, x);
 }
 
 /* CALL(TYPE) with the type as a constant, where vectors of it can be loaded. */
@@ -64,23 +64,23 @@ FA_INLINE void OP(store_as)(char *to, fa_type type, V x) {
 #endif
 
 /* to[i] = element i of `from`, for i < count; `step` bytes apart. */
-static void OP(widen)(R *to, const char *from, fa_type type, ptrdiff_t step, ptrdiff_t count) {
+static void widen(R *to, const char *from, fa_type type, ptrdiff_t step, ptrdiff_t count) {
     ptrdiff_t i = 0;
 #define WHOLE(TYPE)                                                                                                    \
-    for (; i + LANES <= count; i += LANES) OP(store)(to + i, OP(load_as)(from + i * fa_size_of(TYPE), TYPE))
+    for (; i + LANES <= count; i += LANES) store(to + i, load_as(from + i * fa_size_of(TYPE), TYPE))
     if (step == fa_size_of(type)) FA_FOR_STORED(type, WHOLE);
 #undef WHOLE
-    for (; i < count; i++) to[i] = OP(element)(from + i * step, type);
+    for (; i < count; i++) to[i] = read_element(from + i * step, type);
 }
 
 /* Element i of `to` = from[i], for i < count; `step` bytes apart. */
-static void OP(narrow)(char *to, fa_type type, ptrdiff_t step, const R *from, ptrdiff_t count) {
+static void narrow(char *to, fa_type type, ptrdiff_t step, const R *from, ptrdiff_t count) {
     ptrdiff_t i = 0;
 #define WHOLE(TYPE)                                                                                                    \
-    for (; i + LANES <= count; i += LANES) OP(store_as)(to + i * fa_size_of(TYPE), TYPE, OP(load)(from + i))
+    for (; i + LANES <= count; i += LANES) store_as(to + i * fa_size_of(TYPE), TYPE, load(from + i))
     if (step == fa_size_of(type)) FA_FOR_STORED(type, WHOLE);
 #undef WHOLE
-    for (; i < count; i++) OP(put_element)(to + i * step, type, from[i]);
+    for (; i < count; i++) write_element(to + i * step, type, from[i]);
 }
 
 #endif

@@ -3,7 +3,7 @@
 
 #include "targets/dispatch.h"
 
-#include "simd/compiler.h"
+#include "simd/common.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>

@@ -16,7 +16,7 @@
 #include "targets/dispatch.h"
 
 ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
-    ptrdiff_t tiles = OP(many_scratch)(a), few = OP(few_scratch)(a);
+    ptrdiff_t tiles = tiled_scratch(a), few = rowwise_scratch(a);
     return tiles > few ? tiles : few;
 }
 

@@ -11,24 +11,24 @@
 
 double EXPORT(probe_dot)(ptrdiff_t rounds) {
 #if FA_HAS_TILES
-    TILE(take_registers)();
+    configure_registers();
     for (ptrdiff_t n = 0; n < rounds / 8; n++) {
         tile_multiply_bf16(0, 4, 6);
         tile_multiply_bf16(1, 4, 7);
         tile_multiply_bf16(2, 5, 6);
         tile_multiply_bf16(3, 5, 7);
     }
-    TILE(give_registers)();
+    release_registers();
     return 4.0 * 2 * 16 * 16 * 32 * (double)(rounds / 8);
 #else
     V acc[10];
     const V factor = splat_bits(0x3f803f80); /* pairs of 1 */
-    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = OP(splat)((R)i);
+    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = splat((R)i);
     for (ptrdiff_t n = 0; n < rounds; n++) {
         FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
     }
     FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
-    return 4.0 * 10 * LANES * (double)rounds + 0 * (double)OP(lane_sum)(acc[0]);
+    return 4.0 * 10 * LANES * (double)rounds + 0 * (double)lane_sum(acc[0]);
 #endif
 }
 
