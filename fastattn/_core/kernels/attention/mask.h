@@ -9,6 +9,9 @@
 #include "attention/rows.h"
 #include "storage/elements.h"
 
+/* What some elements of a block of the mask do. */
+enum { BLOCK_EXCLUDES = 1, BLOCK_ADMITS = 2, BLOCK_BIASES = 4 };
+
 /* What the elements looked at so far do, a bit for each: see BLOCK_EXCLUDES. */
 typedef struct { VI excludes, admits, biases; } mask_kinds;
 
@@ -63,27 +66,6 @@ FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t
 /* Where row `row` of the item has its mask. */
 FA_INLINE const char *mask_of(const fa_attention *a, const fa_attention_item *item, ptrdiff_t row) {
     return item->mask + row_offset(a, row, a->mask_head, a->mask_row);
-}
-
-/* What becomes of scores before exclusion. */
-typedef struct {
-    R cap, factor; /* the cap, 0 for none; and what takes scores to the argument of tanh_half, in one rounding */
-} softcap_terms;
-
-FA_INLINE softcap_terms softcap_of(const fa_attention *a) {
-    return (softcap_terms){(R)a->softcap, a->softcap == 0 ? 0 : (R)(2.885390081777926815 / a->softcap)};
-}
-
-FA_INLINE V softcapped(V score, softcap_terms cap) { return cap.cap * tanh_half(score * cap.factor); }
-
-FA_INLINE V alibi_distance(V position, V key) {
-    V apart = position - key;
-    return maximum(apart, -apart);
-}
-
-FA_INLINE V with_bias(V score, V bias) {
-    const V nothing = splat((R)-INFINITY);
-    return choose(bias == nothing, nothing, score + bias); /* even a score of NaN or +inf is excluded */
 }
 
 #endif

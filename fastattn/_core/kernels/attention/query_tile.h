@@ -10,7 +10,9 @@
 #ifndef FA_ATTENTION_QUERY_TILE_H
 #define FA_ATTENTION_QUERY_TILE_H
 
+#include "attention/interval.h"
 #include "attention/mask.h"
+#include "attention/options.h"
 #include "attention/products.h"
 #include "simd/lanes.h"
 

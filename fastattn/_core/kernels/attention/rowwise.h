@@ -6,8 +6,16 @@
 #ifndef FA_ATTENTION_ROWWISE_H
 #define FA_ATTENTION_ROWWISE_H
 
+#include "attention/interval.h"
+#include "attention/mask.h"
+#include "attention/options.h"
+#include "attention/pages.h"
 #include "attention/query_tile.h"
 #include "attention/rowwise_products.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
+#include "storage/scratch.h"
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */

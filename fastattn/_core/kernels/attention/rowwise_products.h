@@ -6,7 +6,7 @@
 
 #include "attention/rows.h"
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/elements.h"
 
 #define FEW_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
 #define FEW_KEYS_PER_RUN 16

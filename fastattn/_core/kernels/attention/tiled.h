@@ -5,9 +5,13 @@
 #ifndef FA_ATTENTION_TILED_H
 #define FA_ATTENTION_TILED_H
 
+#include "attention/interval.h"
 #include "attention/query_tile.h"
 #include "products/rows_into_lanes.h"
-#include "storage/rows.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
+#include "storage/scratch.h"
 
 typedef struct {
     ptrdiff_t count;

@@ -14,11 +14,12 @@
 #define FA_TARGET amx
 #endif
 #include "attention/interval.h"
+#include "attention/pages.h"
 #include "attention/rows.h"
 #include "products/amx.h"
 #include "products/bf16_pairs.h"
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/partial.h"
 
 #define KEY_GROUP 32
 #define STEP_GROUP 32

@@ -12,9 +12,10 @@
 #define FA_TARGET avx512_bf16
 #endif
 #include "attention/interval.h"
+#include "attention/pages.h"
 #include "attention/rows.h"
 #include "products/bf16_pairs.h"
-#include "storage/rows.h"
+#include "storage/partial.h"
 
 static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {

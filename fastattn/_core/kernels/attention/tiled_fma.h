@@ -6,10 +6,12 @@
 #define FA_ATTENTION_TILED_FMA_H
 
 #include "attention/interval.h"
+#include "attention/pages.h"
 #include "attention/rows.h"
 #include "products/fma.h"
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
 
 static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
                                 const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,

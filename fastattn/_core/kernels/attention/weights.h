@@ -3,7 +3,9 @@
 #ifndef FA_ATTENTION_WEIGHTS_H
 #define FA_ATTENTION_WEIGHTS_H
 
+#include "attention/mask.h"
 #include "attention/tiled.h"
+#include "storage/elements.h"
 
 /* weights[key][lane] to rows; `to` is where each lane's row begins. */
 static void scatter_weights(const fa_attention *a, const query_tile *tile, key_step step, char **to) {

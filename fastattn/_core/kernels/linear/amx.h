@@ -8,6 +8,10 @@
 #endif
 #include "linear/tile.h"
 #include "products/amx.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/partial.h"
+#include "storage/scratch.h"
 
 #define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
 #define LINEAR_WIDEST 2

@@ -4,6 +4,9 @@
 
 #include "linear/tile.h"
 #include "products/broadcast.h"
+#include "simd/lanes.h"
+#include "storage/partial.h"
+#include "storage/scratch.h"
 
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave no
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */

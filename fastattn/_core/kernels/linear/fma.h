@@ -5,7 +5,7 @@
 
 #include "linear/sizes.h"
 #include "products/rows_into_lanes.h"
-#include "storage/rows.h"
+#include "storage/elements.h"
 
 #define LINEAR_RUN(l) linear_run((l)->in_features)
 

@@ -11,7 +11,9 @@
 #include "linear/sizes.h"
 #include "products/products.h"
 #include "products/rows_into_lanes.h"
-#include "storage/rows.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/partial.h"
 
 #define LINEAR_RUN(l) 16384
 

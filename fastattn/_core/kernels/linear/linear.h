@@ -9,6 +9,8 @@
 #define FA_LINEAR_LINEAR_H
 
 #include "linear/tile.h"
+#include "simd/lanes.h"
+#include "storage/scratch.h"
 #if FA_TILE_PRODUCTS
 #include "linear/amx.h"
 #else

@@ -4,7 +4,9 @@
 
 #include "linear/activation.h"
 #include "linear/products.h"
-#include "storage/rows.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/partial.h"
 
 typedef struct {
     ptrdiff_t rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */

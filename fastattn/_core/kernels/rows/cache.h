@@ -9,6 +9,11 @@
 #define FA_ROWS_CACHE_H
 
 #include "rows/rotary.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
+#include "storage/partial.h"
+#include "storage/scratch.h"
 
 #if FA_REAL_IS_FLOAT
 /* The scale of a row padded with zeros to whole vectors; not finite where an element is not. */

@@ -5,8 +5,11 @@
 #ifndef FA_ROWS_NORMALIZATION_H
 #define FA_ROWS_NORMALIZATION_H
 
+#include "rows/passes.h"
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/elements.h"
+#include "storage/partial.h"
+#include "storage/streaming.h"
 
 typedef struct { R mean, spread; } row_moments;
 

@@ -7,7 +7,9 @@
 #define FA_ROWS_ROTARY_H
 
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
+#include "storage/partial.h"
 
 /* Pairs [i, i + n) of a row, n <= LANES. */
 FA_INLINE void turn_halves(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,

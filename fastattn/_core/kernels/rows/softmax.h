@@ -6,8 +6,12 @@
 #ifndef FA_ROWS_SOFTMAX_H
 #define FA_ROWS_SOFTMAX_H
 
+#include "rows/passes.h"
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
+#include "storage/partial.h"
+#include "storage/streaming.h"
 
 #define SPAN 32768 /* elements; 128 KB of float32 and as much scratch stay in L2 */
 

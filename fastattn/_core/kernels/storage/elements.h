@@ -83,4 +83,20 @@ static void narrow(char *to, fa_type type, ptrdiff_t step, const R *from, ptrdif
     for (; i < count; i++) write_element(to + i * step, type, from[i]);
 }
 
+/* CALL(TYPE) with the type of a result as a constant. */
+#if FA_REAL_IS_FLOAT
+#define FA_FOR_RESULT(type, CALL)                                                                                      \
+    do {                                                                                                               \
+        if ((type) == FA_F32) CALL(FA_F32);                                                                            \
+        else if ((type) == FA_BF16) CALL(FA_BF16);                                                                     \
+        else CALL(FA_F16);                                                                                             \
+    } while (0)
+#else
+#define FA_FOR_RESULT(type, CALL)                                                                                      \
+    do {                                                                                                               \
+        (void)(type);                                                                                                  \
+        CALL(FA_F64);                                                                                                  \
+    } while (0)
+#endif
+
 #endif

@@ -2,8 +2,10 @@
 #ifndef FA_TARGETS_PROBE_H
 #define FA_TARGETS_PROBE_H
 
+#include "rows/passes.h"
 #include "simd/lanes.h"
-#include "storage/rows.h"
+#include "storage/partial.h"
+#include "storage/streaming.h"
 
 /* Independent chains of multiply-add; the FLOPs done. */
 static double EXPORT(probe_fma)(ptrdiff_t rounds) {
