@@ -140,7 +140,7 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
 FA_INLINE void tile_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                 const int NV) {
     V max[FA_TILE_WIDEST];
-    ptrdiff_t run = UNIT == 1 && tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
+    ptrdiff_t run = FA_MULTIPLY_ADD && tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
     int kinds = tile_scores_of(a, item, tile, step, max, run, NV);
     if (kinds == BLOCK_EXCLUDES) return;
     int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !all_finite(step.value, step.count, a->value_size);

@@ -216,7 +216,6 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *few, ptrdiff_t row
 #undef BF16
     return single;
 #else
-    (void)few, (void)value, (void)count, (void)ahead;
     return (1u << rows) - 1;
 #endif
 }
@@ -327,7 +326,6 @@ static void choose_pairs(const fa_attention *a, rowwise_state *few, ptrdiff_t ro
         }
     }
 #else
-    (void)a, (void)few, (void)rows;
 #endif
 }
 

@@ -185,9 +185,9 @@ static key_step block_from(const fa_attention *a, const fa_attention_item *item,
     ptrdiff_t step_end = key + KEYS_PER_STEP - (key - item->key_begin) % KEYS_PER_STEP;
     ptrdiff_t end = fa_clamp(step_end, key, tiles->any.end);
     key_step block = {.first_key = key, .count = end - key};
-    block.key = TILE_KEYS_AT(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size,
+    block.key = keys_at(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size,
                              tiles->key_panel);
-    block.value = TILE_VALUES_AT(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
+    block.value = values_at(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
                                  tiles->value_panel);
     block.finite = item->mask && all_finite(block.value, block.count, a->value_size); /* once for all tiles */
     return block;

@@ -32,7 +32,6 @@ static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, c
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
     const ptrdiff_t units = TILE_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
-    (void)scales;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     const int fits = whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0;
     if (fits && fa_in_a_row(a, item, first, count))
@@ -68,7 +67,6 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
                                   const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
                                   R *panel) {
     const char *from[KEYS_PER_STEP];
-    (void)scales;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     for (ptrdiff_t t = 0; t < count; t += KEY_GROUP) {
         R *to = panel + t / 2;
@@ -86,10 +84,7 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
     return (unit_rows){panel, VALUE_PITCH};
 }
 
-#define TILE_KEYS_AT keys_at
-#define TILE_VALUES_AT values_at
-
-/* The values from key `count` of a block on. */
+#define values_from values_from
 FA_INLINE unit_rows values_from(unit_rows value, ptrdiff_t count) {
     return (unit_rows){value.data + count / 2, value.stride};
 }
@@ -117,17 +112,17 @@ static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size,
     return (unit_rows){panel, VALUE_PITCH};
 }
 
-/* Scores in natural units are `factor` times those that are stored. */
+#define factor_of factor_of
+#define in_natural_units in_natural_units
+#define keeps_order keeps_order
 FA_INLINE R factor_of(const fa_attention *a) { return (R)a->scale; }
 FA_INLINE V in_natural_units(V score, R factor) { return score * factor; }
-/* Whether the largest score in natural units is the largest stored one. */
 FA_INLINE int keeps_order(const fa_attention *a) { return a->scale > 0; }
 
 #define FA_AMX_PRODUCTS(NV)                                                                                            \
     FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale,         \
                                     R *scores, V *max, ptrdiff_t run) {                                                \
         V top[NV];                                                                                                     \
-        (void)run;                                                                                                     \
         multiply_tiles(tiles_in_place(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                         \
         FA_UNROLL for (int j = 0; j < NV; j++) top[j] = splat((R)-INFINITY);                                       \
         for (ptrdiff_t t = 0; t < count; t++)                                                                          \
@@ -194,7 +189,6 @@ FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V
                                 const int exact) {
     V from[FA_TILE_WIDEST];
     VI far[FA_TILE_WIDEST], some = {0};
-    (void)exact;
     FA_UNROLL for (int j = 0; j < NV; j++) {
         from[j] = shift[j] * 1.44269504f;
         some |= far[j] = (from[j] > 0x1p13f) | (from[j] < -0x1p13f);

@@ -21,7 +21,6 @@ static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, c
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
     ptrdiff_t units = (size + 1) / 2;
-    (void)scales;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     if (rows->element == 2 && size % 2 == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0 && fa_in_a_row(a, item, first, count))
         return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
@@ -35,7 +34,6 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
                                   const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
                                   R *panel) {
     const char *from[KEYS_PER_STEP + 1];
-    (void)scales;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     from[count] = NULL;
     for (ptrdiff_t t = 0; t < count; t += 2) {
@@ -48,9 +46,6 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
     }
     return (unit_rows){panel, size};
 }
-
-#define TILE_KEYS_AT keys_at
-#define TILE_VALUES_AT values_at
 
 static int all_finite(unit_rows rows, ptrdiff_t count, ptrdiff_t size) {
     VI special = {0};
@@ -72,7 +67,6 @@ FA_INLINE void put_value(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x
 FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
     const V nothing = splat((R)-INFINITY), log2_e = splat(1.44269504f);
-    (void)factor, (void)exact;
     for (ptrdiff_t t = 0; t < count; t += 2)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             V weight[2];

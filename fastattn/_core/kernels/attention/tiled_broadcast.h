@@ -12,22 +12,6 @@
 #include "products/broadcast.h"
 #include "products/units.h"
 
-/* Keys that a step takes at a time, and to whole ones of which its ends are cut: a rest of one key costs as much as four. */
-#define KEY_GROUP UNIT
-#define STEP_GROUP FA_TILE_ROWS_1
-#define TILE_UNITS(size) UNITS(size)
-#define TILE_COMPONENTS(size) (size)
-
-/* Scores come in natural units, and keep their order. */
-FA_INLINE R factor_of(const fa_attention *a) { (void)a; return 1; }
-FA_INLINE V in_natural_units(V score, R factor) { (void)factor; return score; }
-FA_INLINE int keeps_order(const fa_attention *a) { (void)a; return 1; }
-
-/* The values from key `count` of a block on. */
-FA_INLINE unit_rows values_from(unit_rows value, ptrdiff_t count) {
-    return (unit_rows){value.data + count / UNIT * value.stride, value.stride};
-}
-
 /* Values whose non-finite elements are 0, in a panel of their own. */
 static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size, R *panel) {
     for (ptrdiff_t t = 0; t < count; t++)

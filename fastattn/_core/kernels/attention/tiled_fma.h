@@ -29,8 +29,8 @@ static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, c
     return (unit_rows){panel, size};
 }
 
-#define TILE_KEYS_AT rows_at
-#define TILE_VALUES_AT rows_at
+#define keys_at rows_at
+#define values_at rows_at
 
 static int all_finite(unit_rows rows, ptrdiff_t count, ptrdiff_t size) {
     V noughts = {0};
@@ -50,16 +50,9 @@ FA_INLINE R weight_at(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t 
     return weights[t * lanes + lane];
 }
 
-/* Whether a tile's results are to be made again. */
-FA_INLINE int is_flushed(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
-    (void)out, (void)sum, (void)vectors, (void)value_size;
-    return 0;
-}
-
 /* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
 FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
                                 const int exact) {
-    (void)factor;
     const V nothing = splat((R)-INFINITY);
     V run[FA_TILE_WIDEST];
     for (ptrdiff_t t = 0; t < count;) {

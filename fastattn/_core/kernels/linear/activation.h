@@ -9,7 +9,7 @@
 /* 1 / (1 + e^-x), by the exponential that cannot overflow. */
 FA_INLINE V sigmoid(V x) {
     V away = choose(x > (V){0}, x, -x), small = vector_exp(-away), share = (R)1 / ((R)1 + small);
-    small = choose(away > splat(sizeof(R) == 4 ? (R)87.33 : (R)708.39), (V){0}, small);
+    small = choose(away > splat(FA_REAL_IS_FLOAT ? (R)87.33 : (R)708.39), (V){0}, small);
     return choose(x < (V){0}, small * share, share);
 }
 
@@ -46,7 +46,6 @@ FA_INLINE V gelu(V x, int rough) {
     }
     return relu(x) - a * vector_exp2(power * a - 1);
 #else
-    (void)rough;
     for (int lane = 0; lane < LANES; lane++)
         x[lane] = x[lane] < -37.5 ? 0 : x[lane] * 0.5 * erfc(-x[lane] * 0.7071067811865476);
     return x;

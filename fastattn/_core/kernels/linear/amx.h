@@ -15,18 +15,18 @@
 
 #define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
 #define LINEAR_WIDEST 2
-#define LEAST_TILES (UNIT == 4 ? 8 : TILE_MOST)    /* of an item: each packs the weight, or quantises x, for itself */
+#define LEAST_TILES (FA_QUANTISED ? 8 : TILE_MOST)    /* of an item: each packs the weight, or quantises x, for itself */
 #define DEAR_TILES 4                               /* packing takes as long as the products of 80 rows */
-#define SUMS_ROWS (LINEAR_FEATURES * (UNIT == 4 ? 2 : 1)) /* whole numbers have room of their own behind the sums */
+#define SUMS_ROWS (LINEAR_FEATURES * (FA_QUANTISED ? 2 : 1)) /* whole numbers have room of their own behind the sums */
 
 /* A block of W's rows times `units` units of a tile from `first` on, added to the tile's sums. */
 FA_INLINE void linear_sums(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
                                  ptrdiff_t units, const int NV) {
     const ptrdiff_t size = LINEAR_FEATURES * NV * LANES;
-    R *sums = tile->sums, *products = UNIT == 4 ? sums + size : sums;
+    R *sums = tile->sums, *products = FA_QUANTISED ? sums + size : sums;
     multiply_tiles(tiles_in_place(weights->rows), count, tile->units + first * NV * LANES, units, products,
-                   UNIT != 4 && first, NV);
-    for (ptrdiff_t i = 0; UNIT == 4 && i < count; i++)
+                   !FA_QUANTISED && first, NV);
+    for (ptrdiff_t i = 0; FA_QUANTISED && i < count; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;
             V sum = as_real(load(products + at), weights, i, tile->quantised, j);
@@ -68,7 +68,7 @@ static ptrdiff_t lay_out_by_rows(const fa_linear *l, by_rows_memory *room, char 
     room->packed = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
     room->sums = take_scratch(&at, rows * LINEAR_FEATURES);
     room->x = take_scratch(&at, rows * units);
-    room->reals = take_scratch(&at, units + (UNIT == 4 ? l->in_features + LANES : 0));
+    room->reals = take_scratch(&at, units + (FA_QUANTISED ? l->in_features + LANES : 0));
     room->scale = take_scratch(&at, rows);
     room->zero = (I *)take_scratch(&at, rows);
     room->total = (I *)take_scratch(&at, LINEAR_FEATURES);

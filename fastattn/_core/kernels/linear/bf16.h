@@ -6,16 +6,13 @@
 #define FA_ARITHMETIC FA_BFLOAT16
 #define FA_TARGET avx512_bf16
 #endif
-#include "linear/sizes.h"
+#include "linear/block.h"
 #include "products/bf16_pairs.h"
 #include "products/products.h"
 #include "products/rows_into_lanes.h"
 #include "storage/elements.h"
 
 #define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
-
-typedef struct { unit_rows rows; } weight_block;
-typedef struct { char none; } row_quantisation;
 
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {
@@ -33,21 +30,6 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
         memset(to + u, 0, (size_t)(whole - u) * sizeof(R));
     }
     return (weight_block){{panel, whole}};
-}
-
-FA_INLINE void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {
-    (void)weights, (void)count, (void)units;
-}
-
-static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
-                            row_quantisation *quantised, ptrdiff_t j) {
-    (void)bytes, (void)quantised, (void)j;
-    rows_into_lanes(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
-}
-
-FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
-    (void)weights, (void)row, (void)quantised, (void)j;
-    return sum;
 }
 
 /* The sum of products of two rows by multiply-adds. */
@@ -69,6 +51,7 @@ static int row_is_zero(const char *row, ptrdiff_t element, ptrdiff_t size) {
 
 /* Sums so small that the instruction's flushing of subnormals would show (FA_LEAST_SUM) are made again, one by one: what else
  * is in the call must not tell. Rare, unless a row is all 0, where there is nothing to make. */
+#define recompute_flushed recompute_flushed
 static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
                        V *sums) {
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
@@ -83,12 +66,8 @@ static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_
     }
 }
 
-/* What the way by rows wants to know of x and of its sums. */
-#define LINEAR_MOST_UNITS PTRDIFF_MAX
-
 /* A row of x as units, zeros behind it: as it lies, or in `room`. */
 FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
-    (void)scale, (void)zero;
     if (l->plain_x && l->in_features == UNIT * units) return (const R *)from;
     const ptrdiff_t whole = l->x_element == 2 ? l->in_features / UNIT : 0;
     ptrdiff_t u = whole;
@@ -97,12 +76,9 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, p
     memset(room + u, 0, (size_t)(units - u) * sizeof(R));
     return room;
 }
+#define smaller smaller
+#define any_below any_below
 FA_INLINE V smaller(V a, V b) { return smaller_magnitude(a, b); }
 FA_INLINE int any_below(V x, R least) { return any_lane(x < splat(least)); }
-FA_INLINE VI add_weights(VI total, V weights) { (void)weights; return total; }
-FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) {
-    (void)total, (void)scale, (void)zero;
-    return sum;
-}
 
 #endif

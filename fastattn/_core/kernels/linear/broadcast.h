@@ -13,7 +13,7 @@
 #define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_TILE_ROWS_1)
 /* Vectors of rows of x. Sums of float32 go to memory and back so often that tiles as large as the registers allow are 7 to 11 %
  * faster than 8 rows by 2 vectors. */
-#define LINEAR_WIDEST (UNIT == 1 && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_WIDEST)
+#define LINEAR_WIDEST (FA_MULTIPLY_ADD && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_WIDEST)
 #define LEAST_TILES 2 /* of an item: so many make up for reading the weight once more */
 #define DEAR_TILES 2
 #define SUMS_ROWS LINEAR_FEATURES
@@ -113,7 +113,7 @@ static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
 /* Whether the item was done. Not for int8, whose unsigned numbers must be the lanes'. */
 static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const ptrdiff_t units = UNITS(l->in_features), rows = item->rows;
-    if (UNIT == 4 || rows > FEW_ROWS || !units) return 0;
+    if (FA_QUANTISED || rows > FEW_ROWS || !units) return 0;
     linear_tile tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
     few_rows_memory room;
     const R *x[FEW_MOST];

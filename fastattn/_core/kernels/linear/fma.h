@@ -3,14 +3,11 @@
 #ifndef FA_LINEAR_FMA_H
 #define FA_LINEAR_FMA_H
 
-#include "linear/sizes.h"
+#include "linear/block.h"
 #include "products/rows_into_lanes.h"
 #include "storage/elements.h"
 
 #define LINEAR_RUN(l) linear_run((l)->in_features)
-
-typedef struct { unit_rows rows; } weight_block;
-typedef struct { char none; } row_quantisation;
 
 /* Units whose products are added up in one chain. About as many as there are chains leave the smallest error, twice as many take
  * 3 % less time. NumPy makes several sums of a product of few rows and so must we: one chain of 128 was up to twice as far off as
@@ -31,31 +28,8 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
     return (weight_block){{panel, units}};
 }
 
-FA_INLINE void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {
-    (void)weights, (void)count, (void)units;
-}
-
-/* Rows of x as the products take them. */
-static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
-                            row_quantisation *quantised, ptrdiff_t j) {
-    (void)bytes, (void)quantised, (void)j;
-    rows_into_lanes(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
-}
-
-/* A sum of products as a real. */
-FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
-    (void)weights, (void)row, (void)quantised, (void)j;
-    return sum;
-}
-
-FA_INLINE void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
-                          V *sums) {
-    (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
-}
-
 /* A row of x as reals: as it lies, or in `room`. */
 FA_INLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
-    (void)scale, (void)zero;
     if (l->plain_x && l->type == STORED) return (const R *)from;
     widen(room, from, l->type, l->x_element, units);
     return room;

@@ -8,7 +8,7 @@
 #define FA_ARITHMETIC FA_INT8
 #define FA_TARGET avx512_bf16
 #endif
-#include "linear/sizes.h"
+#include "linear/block.h"
 #include "products/products.h"
 #include "products/rows_into_lanes.h"
 #include "simd/lanes.h"
@@ -16,12 +16,6 @@
 #include "storage/partial.h"
 
 #define LINEAR_RUN(l) 16384
-
-typedef struct {
-    unit_rows rows;
-    I sum[LINEAR_FEATURES]; /* of each row: sum_weights */
-} weight_block;
-typedef struct { V scale[FA_TILE_WIDEST]; VI zero[FA_TILE_WIDEST]; } row_quantisation;
 
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
                                       ptrdiff_t units, R *panel) {
@@ -45,6 +39,7 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
     return weights;
 }
 
+#define sum_weights sum_weights
 static void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {
     for (ptrdiff_t i = 0; i < count; i++)
         weights->sum[i] = sum_of_bytes((const int8_t *)(weights->rows.data + i * weights->rows.stride), UNIT * units);
@@ -108,6 +103,7 @@ static void quantise(const fa_linear *l, const char *x, R *row, uint8_t *to, R *
 #undef PUT
 }
 
+#define gather_rows gather_rows
 static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
                             row_quantisation *quantised, ptrdiff_t j) {
     const ptrdiff_t padded = (l->in_features + LANES - 1) / LANES * LANES;
@@ -125,14 +121,10 @@ static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrd
     rows_into_lanes(rows, 1, FA_I8, l->in_features, 1, to, vectors);
 }
 
+#define as_real as_real
 FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
     VI whole = (VI)sum - quantised->zero[j] * weights->sum[row];
     return __builtin_convertvector(whole, V) * quantised->scale[j];
-}
-
-FA_INLINE void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
-                          V *sums) {
-    (void)l, (void)x, (void)lanes, (void)feature, (void)features, (void)sums;
 }
 
 /* What the way by rows wants to know of x and of its sums: the same numbers. */
@@ -144,8 +136,8 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, p
     memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
     return room;
 }
-FA_INLINE V smaller(V a, V b) { (void)b; return a; }
-FA_INLINE int any_below(V x, R least) { (void)x, (void)least; return 0; }
+#define add_weights add_weights
+#define row_as_real row_as_real
 FA_INLINE VI add_weights(VI total, V weights) {
     return add_bytes(total, (VI)weights);
 }

@@ -35,7 +35,7 @@ static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_
     const char *begin = at;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, units = UNITS(l->in_features);
     *panel = take_scratch(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
-    *bytes = take_scratch(&at, UNIT == 4 ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
+    *bytes = take_scratch(&at, FA_QUANTISED ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
         tiles[i].rows = fa_clamp(rows - i * widest, 0, widest);
         tiles[i].vectors = (tiles[i].rows + LANES - 1) / LANES;

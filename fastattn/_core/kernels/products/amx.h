@@ -16,6 +16,7 @@
 
 #define WHOLE_TILES(count) (((count) + 15) / 16 * 16)
 
+#define configure_registers configure_registers
 static void configure_registers(void) {
     static const struct {
         uint8_t palette, first_row, unused[14];
@@ -25,6 +26,7 @@ static void configure_registers(void) {
     tiles_configure(&shapes);
 }
 
+#define release_registers release_registers
 static void release_registers(void) { tiles_release(); }
 
 /* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next

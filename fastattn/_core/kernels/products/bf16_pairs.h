@@ -31,6 +31,7 @@ FA_INLINE VI has_special(V units) {
 
 /* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell; and
  * NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
+#define is_flushed is_flushed
 static int is_flushed(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
     for (ptrdiff_t j = 0; j < vectors; j++) {
         V top = {0};

@@ -4,12 +4,6 @@
 
 #include "instance.h"
 
-#define WHOLE_TILES(count) (count) /* rows and units may be of any number */
-
-/* No registers but the compiler's own. */
-FA_INLINE void configure_registers(void) {}
-FA_INLINE void release_registers(void) {}
-
 /* CALL(rows at a time) for rows in register tiles of MR, then 4, 2, 1 for what remains. */
 #define FA_IN_TILES(count, MR, CALL)                                                                                   \
     do {                                                                                                               \

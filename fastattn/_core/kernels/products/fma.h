@@ -16,7 +16,6 @@ FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     return load_as(from + unit * fa_size_of(type), type);
 }
 FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
-    (void)size;
     return read_element(from + unit * element, type);
 }
 

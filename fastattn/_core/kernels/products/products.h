@@ -1,4 +1,8 @@
-/* How sums of products are made in this instance: in vector registers or in tile registers. */
+/* How sums of products are made in this instance: in vector registers or in tile registers.
+ *
+ *   WHOLE_TILES(count)   count     rows or units, padded to what is multiplied at a time
+ *   configure_registers  nothing   before the first product of an item
+ *   release_registers    nothing   after the last */
 #ifndef FA_PRODUCTS_PRODUCTS_H
 #define FA_PRODUCTS_PRODUCTS_H
 
@@ -16,6 +20,16 @@
 #else
 #define TILE_MOST FA_BROADCAST_TILES
 #include "products/broadcast.h"
+#endif
+
+#ifndef WHOLE_TILES
+#define WHOLE_TILES(count) (count)
+#endif
+#ifndef configure_registers
+FA_INLINE void configure_registers(void) {}
+#endif
+#ifndef release_registers
+FA_INLINE void release_registers(void) {}
 #endif
 
 #endif

@@ -1,4 +1,14 @@
-/* What a product multiplies in the arithmetic of this instance. */
+/* What a product multiplies in the arithmetic of this instance, and the contract of what says so.
+ *
+ *   UNIT                            elements along the sum of a product that one lane takes at a time: 1, 2 or 4
+ *   unit_rows {data, stride}        rows of units in memory; the stride in units
+ *   V add_product(sum, spread, lanes)
+ *   V spread_unit(unit)             a unit in every lane
+ *   V load_units(from, unit, type)  a vector of the units of a row of that stored type, whose elements lie side by side
+ *   R read_unit(from, element, unit, size, type)
+ *                                   one of them, at any distance of elements; 0 for elements beyond `size`
+ *   MULTIPLY_TILES, MULTIPLY_SWAPPED(sums, rows, lanes)
+ *                                   with tile registers: what is unsigned stands in the lanes, or in the rows */
 #ifndef FA_PRODUCTS_UNITS_H
 #define FA_PRODUCTS_UNITS_H
 

@@ -40,9 +40,8 @@ FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
     }
 }
 #else
-FA_INLINE R scale_of(const R *row, ptrdiff_t size) { (void)row, (void)size; return 0; }
+FA_INLINE R scale_of(const R *row, ptrdiff_t size) { return 0; }
 FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
-    (void)out, (void)row, (void)scale, (void)size;
 }
 #endif
 
@@ -66,7 +65,6 @@ FA_INLINE R overflow_limit(const fa_cache_rows *c) {
     if (c->stored == FA_BF16) return 0x1.ffp127f;
     if (c->stored == FA_F32 && c->x_type == FA_F64) return INFINITY;
 #endif
-    (void)c;
     return 0;
 }
 

@@ -121,9 +121,9 @@ static const R *normalization_row(const fa_normalization *n, const char *x, cons
 }
 
 /* Whether squares overflowed, or all but vanished with nothing added to them. */
-#define LEAST_SPREAD (sizeof(R) == 4 ? 0x1p-100 : 0x1p-960)
+#define LEAST_SPREAD (FA_REAL_IS_FLOAT ? 0x1p-100 : 0x1p-960)
 FA_INLINE int is_out_of_range(R spread, double eps) {
-    return !(spread <= (sizeof(R) == 4 ? (R)FLT_MAX : (R)DBL_MAX)) || (double)spread + eps < LEAST_SPREAD;
+    return !(spread <= (FA_REAL_IS_FLOAT ? (R)FLT_MAX : (R)DBL_MAX)) || (double)spread + eps < LEAST_SPREAD;
 }
 
 /* A sum in runs: in one chain over all of a row its rounding errors grow. */

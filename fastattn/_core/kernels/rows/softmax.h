@@ -250,7 +250,6 @@ FA_INLINE void softmax_lanes(const fa_softmax *s, const char *x, char *out, cons
 
 static void EXPORT(softmax_columns)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                     void *scratch) {
-    (void)where, (void)scratch;
 #define COLUMNS(TYPE)                                                                                                  \
     do {                                                                                                               \
         const ptrdiff_t size = fa_size_of(TYPE);                                                                       \

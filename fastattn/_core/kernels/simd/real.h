@@ -16,6 +16,7 @@
 
 #define FA_REAL_IS_FLOAT (FA_ARITHMETIC != FA_FLOAT64)
 /* Products are multiply-adds of reals; otherwise dot products of pairs of bfloat16 or of four int8. */
+#define FA_QUANTISED (FA_ARITHMETIC == FA_INT8)
 #define FA_MULTIPLY_ADD (FA_ARITHMETIC == FA_FLOAT32 || FA_ARITHMETIC == FA_FLOAT64)
 
 /* R: the reals. I: integers of their width. */

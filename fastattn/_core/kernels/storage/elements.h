@@ -34,7 +34,6 @@ FA_INLINE V load_as(const char *from, fa_type type) {
     if (type == FA_F16) return load_f16((const uint16_t *)from);
     if (type == FA_I8) return load_i8((const int8_t *)from);
 #endif
-    (void)type;
     return load((const R *)from);
 }
 
@@ -43,7 +42,6 @@ FA_INLINE void store_as(char *to, fa_type type, V x) {
     if (type == FA_BF16) { store_bf16((uint16_t *)to, x); return; }
     if (type == FA_F16) { store_f16((uint16_t *)to, x); return; }
 #endif
-    (void)type;
     store((R *)to, x);
 }
 
@@ -94,7 +92,6 @@ static void narrow(char *to, fa_type type, ptrdiff_t step, const R *from, ptrdif
 #else
 #define FA_FOR_RESULT(type, CALL)                                                                                      \
     do {                                                                                                               \
-        (void)(type);                                                                                                  \
         CALL(FA_F64);                                                                                                  \
     } while (0)
 #endif
