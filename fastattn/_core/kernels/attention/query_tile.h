@@ -75,29 +75,23 @@ static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     return kinds_noted(kinds);
 }
 
-/* What stands between the products and the weights, in the contract's order: softcap, ALiBi, mask, and -inf for keys
- * outside a lane's own interval. Raises the lanes' maximum. */
-FA_INLINE void apply_options(const fa_attention *a, const query_tile *tile, int has_slopes, key_step step, int biased,
-                          int edge, V *max, const int NV) {
-    const softcap_terms cap = softcap_of(a);
+/* The options on a step's scores. Raises the lanes' maximum. */
+FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile, score_options options, key_step step, V *max,
+                                  const int NV) {
     const R factor = factor_of(a);
     for (int j = 0; j < NV; j++) {
-        VI begin, end, key = {0};
-        V top = max[j], position = tile->position[j] - (R)step.first_key, at_key = {0};
+        score_rows rows = {.position = tile->position[j] - (R)step.first_key, .slope = tile->slope[j]};
+        V top = max[j], real_key = {0};
+        VI key = {0};
         for (int lane = 0; lane < LANES; lane++) {
-            begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - step.first_key, 0, step.count);
-            end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - step.first_key, 0, step.count);
+            rows.begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - step.first_key, 0, step.count);
+            rows.end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - step.first_key, 0, step.count);
         }
-        for (ptrdiff_t t = 0; t < step.count; t++, key += 1, at_key += 1) {
+        for (ptrdiff_t t = 0; t < step.count; t++, key += 1, real_key += 1) {
             R *at = tile->scores + (t * NV + j) * LANES;
-            V score = load(at);
-            score = in_natural_units(score, factor);
-            if (cap.cap != 0) score = softcapped(score, cap);
-            if (has_slopes) score -= tile->slope[j] * alibi_distance(position, at_key);
-            if (biased)
-                score = with_bias(score, tile->one_mask ? splat(tile->mask_rows[t])
-                                                         : load(tile->bias + (t * NV + j) * LANES));
-            if (edge) score = choose((key >= begin) & (key < end), score, splat((R)-INFINITY));
+            const R *bias = tile->one_mask ? tile->mask_rows + t : tile->bias + (t * NV + j) * LANES;
+            V score = in_natural_units(load(at), factor);
+            score = apply_options(options, score, rows, key, real_key, bias, tile->one_mask);
             store(at, score);
             top = maximum(score, top);
         }
@@ -124,8 +118,8 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
                                  V *max, ptrdiff_t run, const int NV) {
     int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
-    int biased = kinds != BLOCK_ADMITS;
-    int plain = !(edge || biased || item->slopes || a->softcap != 0) && keeps_order(a);
+    score_options options = options_of(a, item, kinds != BLOCK_ADMITS, edge);
+    int plain = !any_options(options) && keeps_order(a);
     V unused[FA_TILE_WIDEST];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
@@ -133,7 +127,7 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
     tile->factor = plain ? factor_of(a) : 1;
     FA_SCORES(NV)(step.key, step.count, tile->query, UNITS(a->head_size), (R)a->scale, tile->scores,
                   plain ? max : unused, run);
-    if (!plain) apply_options(a, tile, item->slopes != NULL, step, biased, edge, max, NV);
+    if (!plain) apply_tile_options(a, tile, options, step, max, NV);
     return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
 }
 

@@ -64,31 +64,23 @@ FA_INLINE void multiply_by(R *x, const R *factors, ptrdiff_t count) {
     for (ptrdiff_t t = 0; t < count; t += LANES) store(x + t, load(x + t) * load(factors + t));
 }
 
-/* What stands between a row's products and its weights, in the contract's order: softcap, ALiBi, mask, and -inf for
- * keys that are not its own and for what fills up the last vector. */
-static void apply_row_options(const fa_attention *a, const rowwise_state *few, int has_slopes, ptrdiff_t row,
-                           ptrdiff_t first_key, ptrdiff_t count) {
-    const softcap_terms cap = softcap_of(a);
-    R *scores = few->scores + row * FEW_KEYS;
-    int biased = few->kinds[row] != BLOCK_ADMITS;
-    V key;
-    FA_UNROLL for (int lane = 0; lane < LANES; lane++) key[lane] = (R)lane;
-    if (cap.cap != 0 || has_slopes || biased)
-        for (ptrdiff_t t = 0; t < count; t += LANES) {
-            V score = load(scores + t);
-            if (cap.cap != 0) score = softcapped(score, cap);
-            if (has_slopes) {
-                V apart = alibi_distance(splat(few->position[row] - (R)first_key), key + (R)t);
-                score -= few->slope[row] * apart;
-            }
-            if (biased) score = with_bias(score, load(few->bias + row * FEW_KEYS + t));
-            store(scores + t, score);
-        }
-    ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
-    ptrdiff_t end = fa_clamp(few->keys[row].end - first_key, begin, count);
-    ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
-    for (ptrdiff_t t = 0; t < begin; t++) scores[t] = (R)-INFINITY;
-    for (ptrdiff_t t = end; t < whole; t++) scores[t] = (R)-INFINITY;
+/* The options on a row's scores, and -inf for what fills up the last vector. */
+static void apply_row_options(const fa_attention *a, const fa_attention_item *item, const rowwise_state *few, ptrdiff_t row,
+                              ptrdiff_t first_key, ptrdiff_t count) {
+    const ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
+    const ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
+    const ptrdiff_t end = fa_clamp(few->keys[row].end - first_key, begin, count);
+    const score_options options = options_of(a, item, few->kinds[row] != BLOCK_ADMITS, begin > 0 || end < whole);
+    const score_rows rows = {splat(few->position[row] - (R)first_key), splat(few->slope[row]), splat_int((I)begin),
+                             splat_int((I)end)};
+    V real_key;
+    VI key;
+    if (!any_options(options)) return;
+    FA_UNROLL for (int lane = 0; lane < LANES; lane++) real_key[lane] = (R)(key[lane] = lane);
+    for (ptrdiff_t t = 0; t < whole; t += LANES, key += LANES, real_key += LANES) {
+        R *at = few->scores + row * FEW_KEYS + t;
+        store(at, apply_options(options, load(at), rows, key, real_key, few->bias + row * FEW_KEYS + t, 0));
+    }
 }
 
 /* One row's scores become weights; that of an excluded key is -0.0. */
@@ -277,7 +269,7 @@ static void rowwise_step(const fa_attention *a, const fa_attention_item *item, r
 
     int edge = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
-        apply_row_options(a, few, item->slopes != NULL, row, first_key, count);
+        apply_row_options(a, item, few, row, first_key, count);
         exponentiate_row(few, row, count);
         edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
     }
