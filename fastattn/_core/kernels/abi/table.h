@@ -8,12 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How an array stores its elements; the order of fa_target.kernels. Keys and values of a cache may be int8. */
-typedef enum { FA_F32, FA_F64, FA_BF16, FA_F16, FA_TYPES, FA_I8 = FA_TYPES } fa_type;
-
-static inline ptrdiff_t fa_size_of(fa_type type) {
-    return type == FA_F64 ? 8 : type == FA_F32 ? 4 : type == FA_I8 ? 1 : 2;
-}
+#include "abi/types.h"
 
 /* How the keys or the values of a kv head lie. Rows stand one behind the other or in pages; int8 rows have a scale each. */
 typedef struct {

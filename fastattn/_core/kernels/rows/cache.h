@@ -59,14 +59,16 @@ FA_INLINE void read_row(const fa_cache_rows *c, const char *x, const char *cos, 
 }
 
 /* The least magnitude that is stored as infinity, or was made infinity by the reading of float64; 0: there is none. */
+#define FA_ROW(_, NAME, bits, REALS, ROLE, decode, encode, load_vector, store_vector, infinite)                        \
+    FA_IF_##REALS(case FA_##NAME : return infinite;)
 FA_INLINE R overflow_limit(const fa_cache_rows *c) {
-#if FA_REAL_IS_FLOAT
-    if (c->stored == FA_F16) return 65520;
-    if (c->stored == FA_BF16) return 0x1.ffp127f;
-    if (c->stored == FA_F32 && c->x_type == FA_F64) return INFINITY;
-#endif
-    return 0;
+    if (c->stored == FA_F32 && c->x_type != FA_F64) return 0;
+    switch (c->stored) {
+        FA_EACH_TYPE(FA_ROW, )
+    default: __builtin_trap();
+    }
 }
+#undef FA_ROW
 
 /* All bits in a lane where a number of the row reaches the limit, or is NaN. */
 FA_INLINE VI lanes_reaching(const R *row, R limit, ptrdiff_t size) {

@@ -8,58 +8,83 @@
 #include "instance.h"
 
 /* One element. */
+#define FA_ROW(_, NAME, bits, REALS, ROLE, decode, ...)                                                                \
+    case FA_##NAME: {                                                                                                  \
+        bits x;                                                                                                        \
+        memcpy(&x, from, sizeof x);                                                                                    \
+        return (R)decode(x);                                                                                           \
+    }
 FA_INLINE R read_element(const char *from, fa_type type) {
     switch (type) {
-    case FA_F32: { float x; memcpy(&x, from, sizeof x); return (R)x; }
-    case FA_F64: { double x; memcpy(&x, from, sizeof x); return (R)x; }
-    case FA_BF16: { uint16_t x; memcpy(&x, from, sizeof x); return (R)bf16_to_float(x); }
-    case FA_F16: { uint16_t x; memcpy(&x, from, sizeof x); return (R)f16_to_float(x); }
-    default: return (R)*(const int8_t *)from;
+        FA_EACH_TYPE(FA_ROW, )
+    case FA_TYPES: break;
     }
+    __builtin_trap();
 }
+#undef FA_ROW
 
-/* No type wider than R is ever stored. */
-FA_INLINE void write_element(char *to, fa_type type, R value) {
-    if (type == STORED) memcpy(to, &value, sizeof value);
-    else {
-        uint16_t x = type == FA_BF16 ? float_to_bf16((float)value) : float_to_f16((float)value);
-        memcpy(to, &x, sizeof x);
-    }
-}
-
-/* A vector of elements side by side, of a type in FA_FOR_STORED. */
-FA_INLINE V load_as(const char *from, fa_type type) {
+/* What follows is for the types that kernels of these reals read, or write, in vectors. */
 #if FA_REAL_IS_FLOAT
-    if (type == FA_BF16) return load_bf16((const uint16_t *)from);
-    if (type == FA_F16) return load_f16((const uint16_t *)from);
-    if (type == FA_I8) return load_i8((const int8_t *)from);
-#endif
-    return load((const R *)from);
-}
-
-FA_INLINE void store_as(char *to, fa_type type, V x) {
-#if FA_REAL_IS_FLOAT
-    if (type == FA_BF16) { store_bf16((uint16_t *)to, x); return; }
-    if (type == FA_F16) { store_f16((uint16_t *)to, x); return; }
-#endif
-    store((R *)to, x);
-}
-
-/* CALL(TYPE) with the type as a constant, where vectors of it can be loaded. */
-#if FA_REAL_IS_FLOAT
-#define FA_FOR_STORED(type, CALL)                                                                                      \
-    do {                                                                                                               \
-        if ((type) == FA_F32) CALL(FA_F32);                                                                            \
-        else if ((type) == FA_BF16) CALL(FA_BF16);                                                                     \
-        else if ((type) == FA_F16) CALL(FA_F16);                                                                       \
-        else if ((type) == FA_I8) CALL(FA_I8);                                                                         \
-    } while (0)
+#define FA_IF_FLOAT(...) __VA_ARGS__
+#define FA_IF_DOUBLE(...)
 #else
+#define FA_IF_FLOAT(...)
+#define FA_IF_DOUBLE(...) __VA_ARGS__
+#endif
+#define FA_IF_RESULT(...) __VA_ARGS__
+#define FA_IF_INPUT(...)
+
+#define FA_ROW(_, NAME, bits, REALS, ROLE, decode, encode, ...)                                                        \
+    FA_IF_##REALS(FA_IF_##ROLE(case FA_##NAME : {                                                                      \
+        const bits x = encode(value);                                                                                  \
+        memcpy(to, &x, sizeof x);                                                                                      \
+        return;                                                                                                        \
+    }))
+FA_INLINE void write_element(char *to, fa_type type, R value) {
+    switch (type) {
+        FA_EACH_TYPE(FA_ROW, )
+    default: __builtin_trap();
+    }
+}
+#undef FA_ROW
+
+/* A vector of elements side by side. */
+FA_INLINE V load_reals(const R *from) { return load(from); }
+FA_INLINE void store_reals(R *to, V x) { store(to, x); }
+
+#define FA_ROW(_, NAME, bits, REALS, ROLE, decode, encode, load_vector, ...)                                           \
+    FA_IF_##REALS(case FA_##NAME : return load_vector((const bits *)from);)
+FA_INLINE V load_as(const char *from, fa_type type) {
+    switch (type) {
+        FA_EACH_TYPE(FA_ROW, )
+    default: __builtin_trap();
+    }
+}
+#undef FA_ROW
+
+#define FA_ROW(_, NAME, bits, REALS, ROLE, decode, encode, load_vector, store_vector, ...)                             \
+    FA_IF_##REALS(FA_IF_##ROLE(case FA_##NAME : store_vector((bits *)to, x); return;))
+FA_INLINE void store_as(char *to, fa_type type, V x) {
+    switch (type) {
+        FA_EACH_TYPE(FA_ROW, )
+    default: __builtin_trap();
+    }
+}
+#undef FA_ROW
+
+/* CALL(TYPE) with the type as a constant, if vectors of it can be loaded; and with that of a result. */
 #define FA_FOR_STORED(type, CALL)                                                                                      \
     do {                                                                                                               \
-        if ((type) == FA_F64) CALL(FA_F64);                                                                            \
+        FA_EACH_TYPE(FA_TRY_STORED, type, CALL) {}                                                                     \
     } while (0)
-#endif
+#define FA_FOR_RESULT(type, CALL)                                                                                      \
+    do {                                                                                                               \
+        FA_EACH_TYPE(FA_TRY_RESULT, type, CALL) __builtin_trap();                                                      \
+    } while (0)
+#define FA_TRY_STORED(type, CALL, NAME, bits, REALS, ...)                                                              \
+    FA_IF_##REALS(if ((type) == FA_##NAME) { CALL(FA_##NAME); } else)
+#define FA_TRY_RESULT(type, CALL, NAME, bits, REALS, ROLE, ...)                                                        \
+    FA_IF_##REALS(FA_IF_##ROLE(if ((type) == FA_##NAME) { CALL(FA_##NAME); } else))
 
 /* to[i] = element i of `from`, for i < count; `step` bytes apart. */
 static void widen(R *to, const char *from, fa_type type, ptrdiff_t step, ptrdiff_t count) {
@@ -80,20 +105,5 @@ static void narrow(char *to, fa_type type, ptrdiff_t step, const R *from, ptrdif
 #undef WHOLE
     for (; i < count; i++) write_element(to + i * step, type, from[i]);
 }
-
-/* CALL(TYPE) with the type of a result as a constant. */
-#if FA_REAL_IS_FLOAT
-#define FA_FOR_RESULT(type, CALL)                                                                                      \
-    do {                                                                                                               \
-        if ((type) == FA_F32) CALL(FA_F32);                                                                            \
-        else if ((type) == FA_BF16) CALL(FA_BF16);                                                                     \
-        else CALL(FA_F16);                                                                                             \
-    } while (0)
-#else
-#define FA_FOR_RESULT(type, CALL)                                                                                      \
-    do {                                                                                                               \
-        CALL(FA_F64);                                                                                                  \
-    } while (0)
-#endif
 
 #endif
