@@ -59,7 +59,7 @@ typedef struct {
     ptrdiff_t length;
     ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element;
     int logarithm; /* log_softmax */
-    int streaming; /* store around the cache */
+    int streaming; /* use non-temporal stores */
 } fa_softmax;
 
 typedef struct {

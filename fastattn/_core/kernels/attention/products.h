@@ -20,9 +20,9 @@
  *                                        the values in `panel`, with 0 for what is not finite
  *
  *   KEY_GROUP        UNIT                keys come in whole groups, counted from the item's first one
- *   STEP_GROUP       FA_TILE_ROWS_1      and ends of steps are cut to groups of this: a rest of one key costs as much as four
- *   TILE_UNITS       UNITS(size)         units of a query's or a key's row, padded
- *   TILE_COMPONENTS  size                components of a value's row, padded
+ *   STEP_GROUP       FA_BLOCK_ROWS_1      and ends of steps are cut to groups of this: a rest of one key costs as much as four
+ *   PADDED_UNITS       UNITS(size)         units of a query's or a key's row, padded
+ *   PADDED_COMPONENTS  size                components of a value's row, padded
  *   values_from      by rows of units    the values from key `count` of a block on
  *   factor_of        1                   scores in natural units are `factor` times those that are stored
  *   in_natural_units the score
@@ -43,13 +43,13 @@
 #define KEY_GROUP UNIT
 #endif
 #ifndef STEP_GROUP
-#define STEP_GROUP FA_TILE_ROWS_1
+#define STEP_GROUP FA_BLOCK_ROWS_1
 #endif
-#ifndef TILE_UNITS
-#define TILE_UNITS(size) UNITS(size)
+#ifndef PADDED_UNITS
+#define PADDED_UNITS(size) UNITS(size)
 #endif
-#ifndef TILE_COMPONENTS
-#define TILE_COMPONENTS(size) (size)
+#ifndef PADDED_COMPONENTS
+#define PADDED_COMPONENTS(size) (size)
 #endif
 #ifndef values_from
 FA_INLINE unit_rows values_from(unit_rows value, ptrdiff_t count) {

@@ -18,16 +18,16 @@
 
 typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
-    R *query, *out; /* [TILE_UNITS(head_size)][vectors][LANES], [TILE_COMPONENTS(value_size)][vectors][LANES] */
+    R *query, *out; /* [PADDED_UNITS(head_size)][vectors][LANES], [PADDED_COMPONENTS(value_size)][vectors][LANES] */
     R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
-    R *clean;                           /* values without what is not finite, likewise */
+    R *finite;                           /* values without what is not finite, likewise */
     R *mask_rows, *bias;                /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
-    const char *mask[FA_TILE_WIDEST * LANES]; /* each lane's row of the mask */
+    const char *mask[FA_TILE_VECTORS * LANES]; /* each lane's row of the mask */
     int one_mask;                       /* all lanes have the same row */
-    V position[FA_TILE_WIDEST], slope[FA_TILE_WIDEST];
-    V max[FA_TILE_WIDEST], sum[FA_TILE_WIDEST], decay[FA_TILE_WIDEST];
+    V position[FA_TILE_VECTORS], slope[FA_TILE_VECTORS];
+    V max[FA_TILE_VECTORS], sum[FA_TILE_VECTORS], decay[FA_TILE_VECTORS];
     R factor; /* takes the scores of a step to natural units */
-    ptrdiff_t begin[FA_TILE_WIDEST * LANES], end[FA_TILE_WIDEST * LANES]; /* the keys of each lane */
+    ptrdiff_t begin[FA_TILE_VECTORS * LANES], end[FA_TILE_VECTORS * LANES]; /* the keys of each lane */
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } query_tile;
 
@@ -100,16 +100,16 @@ FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile,
 }
 
 /* Scores become weights; the running maximum, sum and decay follow. `exact` is for who looks at single weights. */
-FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int unclean, const int exact) {
+FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int has_nonfinite, const int exact) {
     const V nothing = splat((R)-INFINITY);
-    V shift[FA_TILE_WIDEST];
+    V shift[FA_TILE_VECTORS];
     FA_UNROLL for (int j = 0; j < NV; j++) {
         shift[j] = choose(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
         tile->decay[j] = exact ? exp_exact(tile->max[j] - shift[j]) : exp_by_exp2(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
         tile->sum[j] *= tile->decay[j];
     }
-    exponentiate_scores(tile->scores, count, tile->factor, shift, tile->sum, NV, unclean, exact);
+    exponentiate_scores(tile->scores, count, tile->factor, shift, tile->sum, NV, has_nonfinite, exact);
 }
 
 /* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
@@ -120,7 +120,7 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     score_options options = options_of(a, item, kinds != BLOCK_ADMITS, edge);
     int plain = !any_options(options) && keeps_order(a);
-    V unused[FA_TILE_WIDEST];
+    V unused[FA_TILE_VECTORS];
     FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
@@ -133,19 +133,19 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
 
 FA_INLINE void tile_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                 const int NV) {
-    V max[FA_TILE_WIDEST];
-    ptrdiff_t run = FA_MULTIPLY_ADD && tile->rows < FA_TILE_WIDEST * LANES ? FA_SHORT_RUN : FA_TILE_RUN;
+    V max[FA_TILE_VECTORS];
+    ptrdiff_t run = FA_MULTIPLY_ADD && tile->rows < FA_TILE_VECTORS * LANES ? FA_SHORT_CHAIN : FA_CHAIN;
     int kinds = tile_scores_of(a, item, tile, step, max, run, NV);
     if (kinds == BLOCK_EXCLUDES) return;
-    int unclean = kinds & BLOCK_EXCLUDES && !step.finite && !all_finite(step.value, step.count, a->value_size);
-    unit_rows value = unclean ? finite_values(step.value, step.count, a->value_size, tile->clean) : step.value;
-    exponentiate(tile, max, step.count, NV, unclean, 0);
+    int has_nonfinite = kinds & BLOCK_EXCLUDES && !step.finite && !all_finite(step.value, step.count, a->value_size);
+    unit_rows value = has_nonfinite ? finite_values(step.value, step.count, a->value_size, tile->finite) : step.value;
+    exponentiate(tile, max, step.count, NV, has_nonfinite, 0);
     FA_VALUES(NV)(value, UNITS(step.count), tile->scores, a->value_size, tile->out, tile->decay);
-    if (unclean) add_nonfinite(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
+    if (has_nonfinite) add_nonfinite(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
 }
 
 /* One instantiation for each width of a tile. */
-#if FA_TILE_WIDEST >= 3
+#if FA_TILE_VECTORS >= 3
 #define FA_FOR_WIDTH(vectors, CALL)                                                                                    \
     switch (vectors) {                                                                                                 \
     case 1: CALL(1); break;                                                                                            \

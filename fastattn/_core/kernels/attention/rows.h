@@ -5,10 +5,10 @@
 #include "instance.h"
 
 #define KEYS_PER_STEP 128 /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
-#define KEYS_PER_SUM (FA_TILE_RUN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
+#define KEYS_PER_SUM (FA_CHAIN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
 #define KEYS_PER_RUN 16   /* and whose weights are: long chains of additions gather rounding errors */
 /* Of few queries NumPy makes several sums and adds them, and so must we; tiles that are not full can afford it. */
-#define FA_SHORT_RUN (FA_TILE_RUN < 16 ? FA_TILE_RUN : 16)
+#define FA_SHORT_CHAIN (FA_CHAIN < 16 ? FA_CHAIN : 16)
 
 /* Where row `row` of the call stands: query row / group of the group's head row % group. */
 FA_INLINE ptrdiff_t row_offset(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {

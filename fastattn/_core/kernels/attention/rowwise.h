@@ -19,8 +19,8 @@
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
-    R *query, *scores, *bias, *factors, *clean, *out, *key_panel, *value_panel; /* scores and biases: [rows][FEW_KEYS] */
-    uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][FEW_KEYS] */
+    R *query, *scores, *bias, *factors, *finite, *out, *key_panel, *value_panel; /* scores and biases: [rows][ROWWISE_KEYS] */
+    uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][ROWWISE_KEYS] */
     fa_type words; /* of the rows that are multiplied in pairs; FA_F32 for none */
     int single[FA_FEW_MOST]; /* rows whose query cannot be had so: their scores are made one by one */
     R factor[FA_FEW_MOST]; /* of each row's scores: scaling the queries would round every component */
@@ -52,12 +52,12 @@ static void block_rows_at(const fa_attention *a, const fa_attention_item *item, 
 /* The factors of int8 rows, side by side. */
 static void read_scales(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *scales,
                             ptrdiff_t first, ptrdiff_t count, R *factors) {
-    const char *from[FEW_KEYS];
+    const char *from[ROWWISE_KEYS];
     fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, from);
     if (fa_in_a_row(a, item, first, count)) widen(factors, from[0], FA_F32, rows->scale_row, count);
     else
         for (ptrdiff_t t = 0; t < count; t++) factors[t] = read_element(from[t], FA_F32);
-    for (ptrdiff_t t = count; t < FEW_KEYS; t++) factors[t] = 0;
+    for (ptrdiff_t t = count; t < ROWWISE_KEYS; t++) factors[t] = 0;
 }
 
 FA_INLINE void multiply_by(R *x, const R *factors, ptrdiff_t count) {
@@ -65,29 +65,29 @@ FA_INLINE void multiply_by(R *x, const R *factors, ptrdiff_t count) {
 }
 
 /* The options on a row's scores, and -inf for what fills up the last vector. */
-static void apply_row_options(const fa_attention *a, const fa_attention_item *item, const rowwise_state *few, ptrdiff_t row,
+static void apply_row_options(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state, ptrdiff_t row,
                               ptrdiff_t first_key, ptrdiff_t count) {
     const ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
-    const ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
-    const ptrdiff_t end = fa_clamp(few->keys[row].end - first_key, begin, count);
-    const score_options options = options_of(a, item, few->kinds[row] != BLOCK_ADMITS, begin > 0 || end < whole);
-    const score_rows rows = {splat(few->position[row] - (R)first_key), splat(few->slope[row]), splat_int((I)begin),
+    const ptrdiff_t begin = fa_clamp(state->keys[row].begin - first_key, 0, count);
+    const ptrdiff_t end = fa_clamp(state->keys[row].end - first_key, begin, count);
+    const score_options options = options_of(a, item, state->kinds[row] != BLOCK_ADMITS, begin > 0 || end < whole);
+    const score_rows rows = {splat(state->position[row] - (R)first_key), splat(state->slope[row]), splat_int((I)begin),
                              splat_int((I)end)};
     V real_key;
     VI key;
     if (!any_options(options)) return;
     FA_UNROLL for (int lane = 0; lane < LANES; lane++) real_key[lane] = (R)(key[lane] = lane);
     for (ptrdiff_t t = 0; t < whole; t += LANES, key += LANES, real_key += LANES) {
-        R *at = few->scores + row * FEW_KEYS + t;
-        store(at, apply_options(options, load(at), rows, key, real_key, few->bias + row * FEW_KEYS + t, 0));
+        R *at = state->scores + row * ROWWISE_KEYS + t;
+        store(at, apply_options(options, load(at), rows, key, real_key, state->bias + row * ROWWISE_KEYS + t, 0));
     }
 }
 
 /* One row's scores become weights; that of an excluded key is -0.0. */
-static void exponentiate_row(rowwise_state *few, ptrdiff_t row, ptrdiff_t count) {
+static void exponentiate_row(rowwise_state *state, ptrdiff_t row, ptrdiff_t count) {
     const V nothing = splat((R)-INFINITY);
-    R *scores = few->scores + row * FEW_KEYS;
-    V top = splat(few->max[row]), sum = {0};
+    R *scores = state->scores + row * ROWWISE_KEYS;
+    V top = splat(state->max[row]), sum = {0};
     for (ptrdiff_t t = 0; t < count; t += LANES) top = maximum(load(scores + t), top);
     R max = lane_max(top), shift = max == (R)-INFINITY ? 0 : max;
     for (ptrdiff_t t = 0; t < count; t += LANES) {
@@ -95,60 +95,60 @@ static void exponentiate_row(rowwise_state *few, ptrdiff_t row, ptrdiff_t count)
         sum += weight;
         store(scores + t, choose(score == nothing, splat((R)-0.0), weight));
     }
-    few->decay[row] = exp_by_exp2(splat(few->max[row] - shift))[0];
-    few->sum[row] = few->sum[row] * few->decay[row] + lane_sum(sum);
-    few->max[row] = max;
+    state->decay[row] = exp_by_exp2(splat(state->max[row] - shift))[0];
+    state->sum[row] = state->sum[row] * state->decay[row] + lane_sum(sum);
+    state->max[row] = max;
 }
 
 /* CALL(rows at a time) for all rows of the item. */
 #define FA_IN_ROWS(rows, CALL)                                                                                         \
     do {                                                                                                               \
         ptrdiff_t row = 0;                                                                                             \
-        for (; row + FA_FEW_ROWS <= (rows); row += FA_FEW_ROWS) CALL(FA_FEW_ROWS);                                     \
+        for (; row + FA_ROWWISE_ROWS <= (rows); row += FA_ROWWISE_ROWS) CALL(FA_ROWWISE_ROWS);                                     \
         for (; row + 2 <= (rows); row += 2) CALL(2);                                                                   \
         for (; row < (rows); row++) CALL(1);                                                                           \
     } while (0)
 
 /* Whether rows of that type are multiplied in pairs. */
-FA_INLINE int in_pairs(const rowwise_state *few, fa_type type) { return few->words != FA_F32 && few->words == type; }
+FA_INLINE int in_pairs(const rowwise_state *state, fa_type type) { return state->words != FA_F32 && state->words == type; }
 
 #if FA_REAL_IS_FLOAT
 /* Scores of one row, without pairs. */
-FA_NOINLINE void rowwise_score_single(const rowwise_state *few, ptrdiff_t row, const block_rows *key, ptrdiff_t count,
+FA_NOINLINE void rowwise_score_single(const rowwise_state *state, ptrdiff_t row, const block_rows *key, ptrdiff_t count,
                                    const block_rows *ahead) {
 #define CALL(TYPE)                                                                                                     \
-    rowwise_scores(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
-                   few->factor + row, ahead->row, TYPE, 1)
+    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width, state->scores + row * ROWWISE_KEYS,   \
+                   state->factor + row, ahead->row, TYPE, 1)
     FA_FOR_STORED(key->type, CALL);
 #undef CALL
 }
 #endif
 
 /* Scores of all rows for a block of keys. */
-FA_NOINLINE void rowwise_score_rows(const rowwise_state *few, ptrdiff_t rows, const block_rows *key, ptrdiff_t count,
+FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, const block_rows *key, ptrdiff_t count,
                                const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
 #define I8(NR)                                                                                                         \
-    pair_scores_i8(key->row, count, few->query_words + row * few->key_width, few->key_width,                       \
-                       few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
+    pair_scores_i8(key->row, count, state->query_words + row * state->key_width, state->key_width,                       \
+                       state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, NR)
 #define BF16(NR)                                                                                                       \
-    pair_scores_bf16(key->row, count, few->query_words + row * few->key_width, few->key_width,                     \
-                         few->scores + row * FEW_KEYS, few->factor + row, ahead->row, NR)
-    if (in_pairs(few, key->type)) {
+    pair_scores_bf16(key->row, count, state->query_words + row * state->key_width, state->key_width,                     \
+                         state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, NR)
+    if (in_pairs(state, key->type)) {
         if (key->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
         else FA_IN_ROWS(rows, BF16);
 #endif
         for (ptrdiff_t row = 0; row < rows; row++)
-            if (few->single[row]) rowwise_score_single(few, row, key, count, ahead);
+            if (state->single[row]) rowwise_score_single(state, row, key, count, ahead);
         return;
     }
 #undef I8
 #undef BF16
 #endif
 #define SINGLES(NR)                                                                                                    \
-    rowwise_scores(key->row, count, few->query + row * few->key_width, few->key_width, few->scores + row * FEW_KEYS,   \
-                   few->factor + row, ahead->row, TYPE, NR)
+    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width, state->scores + row * ROWWISE_KEYS,   \
+                   state->factor + row, ahead->row, TYPE, NR)
 #define CALL(STORED_AS)                                                                                                \
     do {                                                                                                               \
         const fa_type TYPE = STORED_AS;                                                                                \
@@ -160,15 +160,15 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *few, ptrdiff_t rows, co
 }
 
 /* One row's weights times the values of the keys in `keys`; or with NR, those of several rows. */
-FA_INLINE void rowwise_value_singles(const rowwise_state *few, const block_rows *value, fa_interval keys, ptrdiff_t row,
+FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_rows *value, fa_interval keys, ptrdiff_t row,
                                      const block_rows *ahead, const int NR, const int NC) {
-    const R *decay = few->decay + row, *weights = few->scores + row * FEW_KEYS;
-    R *out = few->out + row * few->value_width;
+    const R *decay = state->decay + row, *weights = state->scores + row * ROWWISE_KEYS;
+    R *out = state->out + row * state->value_width;
     ptrdiff_t t = keys.begin, end;
     do { /* a run's sum is made on its own: rounding errors grow with the length of a chain of additions */
-        end = keys.end - t < FEW_KEYS_PER_RUN ? keys.end : t + FEW_KEYS_PER_RUN;
+        end = keys.end - t < ROWWISE_KEYS_PER_RUN ? keys.end : t + ROWWISE_KEYS_PER_RUN;
 #define CALL(TYPE)                                                                                                     \
-    rowwise_values(value->row, t, end, weights, out, few->value_width, decay, ahead->row, TYPE, NR, NC)
+    rowwise_values(value->row, t, end, weights, out, state->value_width, decay, ahead->row, TYPE, NR, NC)
         FA_FOR_STORED(value->type, CALL);
 #undef CALL
         decay = NULL;
@@ -178,16 +178,16 @@ FA_INLINE void rowwise_value_singles(const rowwise_state *few, const block_rows 
 
 /* The same for all rows and all keys of a block, in pairs. Returns the rows, a bit for each, whose weights cannot be had so:
  * nothing was done for them, whatever was done for the others. */
-FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *few, ptrdiff_t rows, const block_rows *value, ptrdiff_t count,
+FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t rows, const block_rows *value, ptrdiff_t count,
                                const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
     R factor[FA_FEW_MOST], decay[FA_FEW_MOST];
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
     unsigned single = 0;
     for (ptrdiff_t row = 0; row < rows; row++) {
-        uint16_t *words = few->weight_words + row * FEW_KEYS;
-        decay[row] = few->decay[row];
-        if (as_words(few->scores + row * FEW_KEYS, whole, value->type, WORDS_MOST, words, factor + row)) continue;
+        uint16_t *words = state->weight_words + row * ROWWISE_KEYS;
+        decay[row] = state->decay[row];
+        if (as_words(state->scores + row * ROWWISE_KEYS, whole, value->type, WORDS_MOST, words, factor + row)) continue;
         single |= 1u << row;
         memset(words, 0, (size_t)whole * sizeof *words);
         factor[row] = 0;
@@ -195,11 +195,11 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *few, ptrdiff_t row
     }
     if (single == (1u << rows) - 1) return single;
 #define I8(NR)                                                                                                         \
-    pair_values_i8(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,       \
-                       few->value_width, decay + row, factor + row, ahead->row, NR, 2)
+    pair_values_i8(value->row, count, state->weight_words + row * ROWWISE_KEYS, state->out + row * state->value_width,       \
+                       state->value_width, decay + row, factor + row, ahead->row, NR, 2)
 #define BF16(NR)                                                                                                       \
-    pair_values_bf16(value->row, count, few->weight_words + row * FEW_KEYS, few->out + row * few->value_width,     \
-                         few->value_width, decay + row, factor + row, ahead->row, NR, 2)
+    pair_values_bf16(value->row, count, state->weight_words + row * ROWWISE_KEYS, state->out + row * state->value_width,     \
+                         state->value_width, decay + row, factor + row, ahead->row, NR, 2)
     if (value->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
     else FA_IN_ROWS(rows, BF16);
@@ -213,94 +213,94 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *few, ptrdiff_t row
 }
 
 /* Each row's mask for a step; returns what kinds there are. */
-static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, ptrdiff_t first_key,
+static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *state, ptrdiff_t first_key,
                          ptrdiff_t count) {
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
         const mask_kinds none = {{0}, {0}, {0}};
-        few->kinds[row] = BLOCK_ADMITS;
-        if (mask) few->kinds[row] = kinds_noted(mask_row(a, mask, count, few->bias + row * FEW_KEYS, none));
-        kinds |= few->kinds[row];
+        state->kinds[row] = BLOCK_ADMITS;
+        if (mask) state->kinds[row] = kinds_noted(mask_row(a, mask, count, state->bias + row * ROWWISE_KEYS, none));
+        kinds |= state->kinds[row];
     }
     return kinds;
 }
 
-/* The values of a block without what is not finite, where some row excludes such a one; see finite_values. `unclean` are
+/* The values of a block without what is not finite, where some row excludes such a one; see finite_values. `has_nonfinite` are
  * they all as reals. What is multiplied in pairs still is, so that no bit of another row differs. */
-static int finite_block(const fa_attention *a, const rowwise_state *few, ptrdiff_t count, block_rows *value,
-                         unit_rows *unclean) {
+static int finite_block(const fa_attention *a, const rowwise_state *state, ptrdiff_t count, block_rows *value,
+                         unit_rows *has_nonfinite) {
     if (value->type == FA_I8) return 0;
-    *unclean = (unit_rows){few->value_panel, few->value_width};
+    *has_nonfinite = (unit_rows){state->value_panel, state->value_width};
     for (ptrdiff_t t = 0; t < count; t++) {
-        R *at = few->value_panel + t * few->value_width;
+        R *at = state->value_panel + t * state->value_width;
         if (value->row[t] != (const char *)at)
-            widen(at, value->row[t], value->type, fa_size_of(value->type), few->value_width);
+            widen(at, value->row[t], value->type, fa_size_of(value->type), state->value_width);
     }
-    if (all_finite(*unclean, count, a->value_size)) return 0;
-    finite_values(*unclean, count, few->value_width, few->clean);
-    const int pairs = in_pairs(few, value->type);
+    if (all_finite(*has_nonfinite, count, a->value_size)) return 0;
+    finite_values(*has_nonfinite, count, state->value_width, state->finite);
+    const int pairs = in_pairs(state, value->type);
     if (!pairs) value->type = STORED;
     for (ptrdiff_t t = 0; t < count; t++) {
-        R *at = few->clean + t * few->value_width;
-        if (pairs) narrow((char *)at, value->type, fa_size_of(value->type), at, few->value_width); /* as it was: exact */
+        R *at = state->finite + t * state->value_width;
+        if (pairs) narrow((char *)at, value->type, fa_size_of(value->type), at, state->value_width); /* as it was: exact */
         value->row[t] = (const char *)at;
     }
     return 1;
 }
 
 /* One block of keys. `ahead` holds the next one's, and what it holds of this one on entry has been prefetched. */
-static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, ptrdiff_t first_key,
+static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *state, ptrdiff_t first_key,
                          ptrdiff_t count) {
-    int kinds = rowwise_masks(a, item, few, first_key, count);
+    int kinds = rowwise_masks(a, item, state, first_key, count);
     if (kinds == BLOCK_EXCLUDES) return;
     block_rows key, value, next;
-    block_rows_at(a, item, &a->key, item->key, first_key, count, a->head_size, few->key_width, few->key_panel, &key);
-    block_rows_at(a, item, &a->value, item->value, first_key, count, a->value_size, few->value_width,
-                    few->value_panel, &value);
-    ptrdiff_t more = fa_clamp(few->any.end - first_key - count, 0, count);
+    block_rows_at(a, item, &a->key, item->key, first_key, count, a->head_size, state->key_width, state->key_panel, &key);
+    block_rows_at(a, item, &a->value, item->value, first_key, count, a->value_size, state->value_width,
+                    state->value_panel, &value);
+    ptrdiff_t more = fa_clamp(state->any.end - first_key - count, 0, count);
     fa_addresses(a, item, item->key, a->key.row, a->key.page, first_key + count, more, next.row);
     for (ptrdiff_t t = more; t < count; t++) next.row[t] = key.row[t];
-    rowwise_score_rows(few, item->rows, &key, count, &value);
+    rowwise_score_rows(state, item->rows, &key, count, &value);
 
-    if (item->key_scale) read_scales(a, item, &a->key, item->key_scale, first_key, count, few->factors);
+    if (item->key_scale) read_scales(a, item, &a->key, item->key_scale, first_key, count, state->factors);
     for (ptrdiff_t row = 0; item->key_scale && row < item->rows; row++)
-        multiply_by(few->scores + row * FEW_KEYS, few->factors, count);
+        multiply_by(state->scores + row * ROWWISE_KEYS, state->factors, count);
 
     int edge = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
-        apply_row_options(a, item, few, row, first_key, count);
-        exponentiate_row(few, row, count);
-        edge |= few->keys[row].begin > first_key || few->keys[row].end < first_key + count;
+        apply_row_options(a, item, state, row, first_key, count);
+        exponentiate_row(state, row, count);
+        edge |= state->keys[row].begin > first_key || state->keys[row].end < first_key + count;
     }
-    unit_rows unclean_value = {NULL, 0};
+    unit_rows nonfinite_value = {NULL, 0};
     /* Alone, a row does not multiply keys that it does not see; in pairs it does, by 0, and 0 · NaN is NaN. */
-    int excludes = kinds & BLOCK_EXCLUDES || (edge && in_pairs(few, value.type));
-    int unclean = excludes && finite_block(a, few, count, &value, &unclean_value);
-    if (item->value_scale) read_scales(a, item, &a->value, item->value_scale, first_key, count, few->factors);
+    int excludes = kinds & BLOCK_EXCLUDES || (edge && in_pairs(state, value.type));
+    int has_nonfinite = excludes && finite_block(a, state, count, &value, &nonfinite_value);
+    if (item->value_scale) read_scales(a, item, &a->value, item->value_scale, first_key, count, state->factors);
     for (ptrdiff_t row = 0; item->value_scale && row < item->rows; row++)
-        multiply_by(few->scores + row * FEW_KEYS, few->factors, count);
+        multiply_by(state->scores + row * ROWWISE_KEYS, state->factors, count);
 
     const unsigned all = (1u << item->rows) - 1;
-    unsigned single = in_pairs(few, value.type) ? rowwise_value_pairs(few, item->rows, &value, count, &next) : all;
+    unsigned single = in_pairs(state, value.type) ? rowwise_value_pairs(state, item->rows, &value, count, &next) : all;
     if (single) {
         ptrdiff_t row = 0;
-        for (; !edge && single == all && row + FA_FEW_ROWS <= item->rows; row += FA_FEW_ROWS)
-            rowwise_value_singles(few, &value, (fa_interval){0, count}, row, &next, FA_FEW_ROWS, FA_FEW_COLUMNS);
+        for (; !edge && single == all && row + FA_ROWWISE_ROWS <= item->rows; row += FA_ROWWISE_ROWS)
+            rowwise_value_singles(state, &value, (fa_interval){0, count}, row, &next, FA_ROWWISE_ROWS, FA_ROWWISE_VECTORS);
         for (; row < item->rows; row++) {
             if (!(single >> row & 1)) continue;
-            ptrdiff_t begin = fa_clamp(few->keys[row].begin - first_key, 0, count);
-            fa_interval keys = {begin, fa_clamp(few->keys[row].end - first_key, begin, count)};
-            rowwise_value_singles(few, &value, keys, row, &next, 1, 8);
+            ptrdiff_t begin = fa_clamp(state->keys[row].begin - first_key, 0, count);
+            fa_interval keys = {begin, fa_clamp(state->keys[row].end - first_key, begin, count)};
+            rowwise_value_singles(state, &value, keys, row, &next, 1, 8);
         }
     }
-    for (ptrdiff_t row = 0; unclean && row < item->rows; row++)
-        add_nonfinite(unclean_value, count, few->scores + row * FEW_KEYS, few->value_width,
-                        few->out + row * few->value_width, 1);
+    for (ptrdiff_t row = 0; has_nonfinite && row < item->rows; row++)
+        add_nonfinite(nonfinite_value, count, state->scores + row * ROWWISE_KEYS, state->value_width,
+                        state->out + row * state->value_width, 1);
 }
 
 /* Which rows can be multiplied in pairs, and the queries in that form. */
-static void choose_pairs(const fa_attention *a, rowwise_state *few, ptrdiff_t rows) {
+static void choose_pairs(const fa_attention *a, rowwise_state *state, ptrdiff_t rows) {
 #if FA_REAL_IS_FLOAT
     int bf16 = FA_PAIRS_OF_BF16 && a->type == FA_BF16 && a->key.type == FA_BF16 && a->value.type == FA_BF16;
     int i8 = a->key.type == FA_I8 && a->value.type == FA_I8;
@@ -308,118 +308,118 @@ static void choose_pairs(const fa_attention *a, rowwise_state *few, ptrdiff_t ro
     /* int8 by this, head_size times, stays below 2^31. */
     R most = 16e6f / (R)a->head_size < WORDS_MOST ? 16e6f / (R)a->head_size : WORDS_MOST, factor;
     for (ptrdiff_t row = 0; row < rows; row++) {
-        uint16_t *words = few->query_words + row * few->key_width;
-        few->single[row] = !as_words(few->query + row * few->key_width, few->key_width, a->key.type, floorf(most), words,
+        uint16_t *words = state->query_words + row * state->key_width;
+        state->single[row] = !as_words(state->query + row * state->key_width, state->key_width, a->key.type, floorf(most), words,
                                          &factor);
-        if (few->single[row]) memset(words, 0, (size_t)few->key_width * sizeof *words);
+        if (state->single[row]) memset(words, 0, (size_t)state->key_width * sizeof *words);
         else {
-            few->factor[row] = (R)a->scale * factor;
-            few->words = a->key.type;
+            state->factor[row] = (R)a->scale * factor;
+            state->words = a->key.type;
         }
     }
 #else
 #endif
 }
 
-static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, int pairs) {
-    few->any = (fa_interval){item->key_end, item->key_begin};
+static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, rowwise_state *state, int pairs) {
+    state->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
         const char *from = item->query + row_offset(a, at, a->query_head, a->query_row);
-        R *to = few->query + row * few->key_width;
+        R *to = state->query + row * state->key_width;
         widen(to, from, a->type, a->query_element, a->head_size);
-        memset(to + a->head_size, 0, (size_t)(few->key_width - a->head_size) * sizeof(R));
-        few->factor[row] = (R)a->scale;
-        fa_interval keys = few->keys[row] = fa_keys_of(item, at / a->group);
-        few->position[row] = (R)((double)(at / a->group) + (double)item->q_offset);
-        few->slope[row] = item->slopes ? ((const R *)item->slopes)[at % a->group] : 0;
-        few->max[row] = item->sinks ? ((const R *)item->sinks)[at % a->group] : (R)-INFINITY;
-        few->sum[row] = few->max[row] == (R)-INFINITY ? 0 : 1;
+        memset(to + a->head_size, 0, (size_t)(state->key_width - a->head_size) * sizeof(R));
+        state->factor[row] = (R)a->scale;
+        fa_interval keys = state->keys[row] = fa_keys_of(item, at / a->group);
+        state->position[row] = (R)((double)(at / a->group) + (double)item->q_offset);
+        state->slope[row] = item->slopes ? ((const R *)item->slopes)[at % a->group] : 0;
+        state->max[row] = item->sinks ? ((const R *)item->sinks)[at % a->group] : (R)-INFINITY;
+        state->sum[row] = state->max[row] == (R)-INFINITY ? 0 : 1;
         if (keys.begin == keys.end) continue;
-        if (keys.begin < few->any.begin) few->any.begin = keys.begin;
-        if (keys.end > few->any.end) few->any.end = keys.end;
+        if (keys.begin < state->any.begin) state->any.begin = keys.begin;
+        if (keys.end > state->any.end) state->any.end = keys.end;
     }
-    few->words = FA_F32;
-    if (pairs) choose_pairs(a, few, item->rows);
-    memset(few->out, 0, (size_t)(item->rows * few->value_width) * sizeof(R));
+    state->words = FA_F32;
+    if (pairs) choose_pairs(a, state, item->rows);
+    memset(state->out, 0, (size_t)(item->rows * state->value_width) * sizeof(R));
 }
 
-static void finish_rowwise(const fa_attention *a, const fa_attention_item *item, const rowwise_state *few) {
+static void finish_rowwise(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state) {
     int part = item->part_sum != NULL;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row, element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
         char *to = part ? (char *)((R *)item->part_out + row * a->value_size)
                         : item->out + row_offset(a, at, a->out_head, a->out_row);
-        R sum = few->sum[row] == 0 ? 1 : few->sum[row];
-        R *out = few->out + row * few->value_width;
+        R sum = state->sum[row] == 0 ? 1 : state->sum[row];
+        R *out = state->out + row * state->value_width;
         for (ptrdiff_t d = 0; d < a->value_size; d++) out[d] /= sum;
         narrow(to, part ? STORED : a->type, element, out, a->value_size);
         if (part) {
-            ((R *)item->part_max)[row] = few->max[row];
-            ((R *)item->part_sum)[row] = few->sum[row];
+            ((R *)item->part_max)[row] = state->max[row];
+            ((R *)item->part_sum)[row] = state->sum[row];
         } else if (item->lse) {
-            R lse = log_sum(few->max[row], few->sum[row]);
+            R lse = log_sum(state->max[row], state->sum[row]);
             memcpy(item->lse + row_offset(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
         }
     }
 }
 
 /* Scratch of `rows` rows; its size where `at` is NULL. */
-static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *few, char *at, ptrdiff_t rows) {
+static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *state, char *at, ptrdiff_t rows) {
     const char *begin = at;
-    few->key_width = (a->head_size + LANES - 1) / LANES * LANES;
-    few->value_width = (a->value_size + LANES - 1) / LANES * LANES;
-    few->query = take_scratch(&at, rows * few->key_width);
-    few->scores = take_scratch(&at, rows * FEW_KEYS);
-    few->bias = take_scratch(&at, rows * FEW_KEYS);
-    few->query_words = (uint16_t *)take_scratch(&at, rows * few->key_width);
-    few->weight_words = (uint16_t *)take_scratch(&at, rows * FEW_KEYS);
-    few->factors = take_scratch(&at, FEW_KEYS);
-    few->clean = take_scratch(&at, FEW_KEYS * few->value_width);
-    few->out = take_scratch(&at, rows * few->value_width);
-    few->key_panel = take_scratch(&at, FEW_KEYS * few->key_width);
-    few->value_panel = take_scratch(&at, FEW_KEYS * few->value_width);
+    state->key_width = (a->head_size + LANES - 1) / LANES * LANES;
+    state->value_width = (a->value_size + LANES - 1) / LANES * LANES;
+    state->query = take_scratch(&at, rows * state->key_width);
+    state->scores = take_scratch(&at, rows * ROWWISE_KEYS);
+    state->bias = take_scratch(&at, rows * ROWWISE_KEYS);
+    state->query_words = (uint16_t *)take_scratch(&at, rows * state->key_width);
+    state->weight_words = (uint16_t *)take_scratch(&at, rows * ROWWISE_KEYS);
+    state->factors = take_scratch(&at, ROWWISE_KEYS);
+    state->finite = take_scratch(&at, ROWWISE_KEYS * state->value_width);
+    state->out = take_scratch(&at, rows * state->value_width);
+    state->key_panel = take_scratch(&at, ROWWISE_KEYS * state->key_width);
+    state->value_panel = take_scratch(&at, ROWWISE_KEYS * state->value_width);
     return at - begin;
 }
 
 static ptrdiff_t rowwise_scratch(const fa_attention *a) {
-    rowwise_state few;
-    return lay_out_rowwise(a, &few, NULL, FA_FEW_MOST);
+    rowwise_state state;
+    return lay_out_rowwise(a, &state, NULL, FA_FEW_MOST);
 }
 
-static int row_is_nan(const rowwise_state *few, ptrdiff_t row) {
-    const R *out = few->out + row * few->value_width;
+static int row_is_nan(const rowwise_state *state, ptrdiff_t row) {
+    const R *out = state->out + row * state->value_width;
     int found = 0;
-    for (ptrdiff_t d = 0; d < few->value_width; d++) found |= out[d] != out[d];
+    for (ptrdiff_t d = 0; d < state->value_width; d++) found |= out[d] != out[d];
     return found;
 }
 
 /* Whether a row's results are to be made again: see FA_LEAST_SUM. NaN, which is no magnitude, is nothing lost: other rows
  * would be made again with it. */
-static int rowwise_is_flushed(const rowwise_state *few, ptrdiff_t rows) {
-    for (ptrdiff_t row = 0; few->words == FA_BF16 && row < rows; row++) {
+static int rowwise_is_flushed(const rowwise_state *state, ptrdiff_t rows) {
+    for (ptrdiff_t row = 0; state->words == FA_BF16 && row < rows; row++) {
         V top = {0};
-        for (ptrdiff_t d = 0; d < few->value_width; d += LANES) {
-            V x = load(few->out + row * few->value_width + d);
+        for (ptrdiff_t d = 0; d < state->value_width; d += LANES) {
+            V x = load(state->out + row * state->value_width + d);
             top = maximum(x, maximum(-x, top));
         }
-        if (lane_max(top) < (R)FA_LEAST_SUM && few->sum[row] > 0 && !row_is_nan(few, row)) return 1;
+        if (lane_max(top) < (R)FA_LEAST_SUM && state->sum[row] > 0 && !row_is_nan(state, row)) return 1;
     }
     return 0;
 }
 
-static void attend_rowwise(const fa_attention *a, const fa_attention_item *item, rowwise_state *few, int pairs) {
-    begin_rowwise(a, item, few, pairs);
-    for (ptrdiff_t key = few->any.begin; key < few->any.end; key += FEW_KEYS)
-        rowwise_step(a, item, few, key, fa_clamp(few->any.end - key, 0, FEW_KEYS));
+static void attend_rowwise(const fa_attention *a, const fa_attention_item *item, rowwise_state *state, int pairs) {
+    begin_rowwise(a, item, state, pairs);
+    for (ptrdiff_t key = state->any.begin; key < state->any.end; key += ROWWISE_KEYS)
+        rowwise_step(a, item, state, key, fa_clamp(state->any.end - key, 0, ROWWISE_KEYS));
 }
 
-static void EXPORT(attention_few)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
-    rowwise_state few;
-    lay_out_rowwise(a, &few, scratch, item->rows);
-    attend_rowwise(a, item, &few, 1);
-    if (rowwise_is_flushed(&few, item->rows)) attend_rowwise(a, item, &few, 0);
-    finish_rowwise(a, item, &few);
+static void EXPORT(attention_rowwise)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+    rowwise_state state;
+    lay_out_rowwise(a, &state, scratch, item->rows);
+    attend_rowwise(a, item, &state, 1);
+    if (rowwise_is_flushed(&state, item->rows)) attend_rowwise(a, item, &state, 0);
+    finish_rowwise(a, item, &state);
 }
 
 #endif

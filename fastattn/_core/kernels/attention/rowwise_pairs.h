@@ -18,10 +18,10 @@
 
 FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const uint16_t *query, ptrdiff_t width,
                                   R *scores, const R *factor, const char *const *ahead, const int NR) {
-    R factors[FA_FEW_ROWS * FOLD];
+    R factors[FA_ROWWISE_ROWS * FOLD];
     for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
-        SUM acc[FA_FEW_ROWS][FOLD];
+        SUM acc[FA_ROWWISE_ROWS][FOLD];
         const char *row[FOLD], *next[FOLD];
         FA_UNROLL for (int i = 0; i < FOLD; i++) {
             ptrdiff_t at = t + i < count ? t + i : count - 1;
@@ -40,7 +40,7 @@ FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const
                 FA_UNROLL for (int i = 0; i < FOLD; i++) acc[r][i] = ADD_PRODUCTS(acc[r][i], q, k[i]);
             }
         }
-        V sum[FA_FEW_ROWS][FOLD];
+        V sum[FA_ROWWISE_ROWS][FOLD];
         FA_UNROLL for (int r = 0; r < NR; r++)
             FA_UNROLL for (int i = 0; i < FOLD; i++) sum[r][i] = AS_REAL(acc[r][i]);
         store_scores(sum, factors, scores + t, NR);
@@ -69,7 +69,7 @@ FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, pt
         }
         FA_UNROLL for (int r = 0; r < NR; r++) {
             int32_t both;
-            memcpy(&both, weights + r * FEW_KEYS + t, sizeof both);
+            memcpy(&both, weights + r * ROWWISE_KEYS + t, sizeof both);
             VS_f32 p = (VS_f32)splat_int(both);
             FA_UNROLL for (int c = 0; c < NC; c++) {
                 acc[r][c][0] = ADD_PRODUCTS(acc[r][c][0], low[c], p);

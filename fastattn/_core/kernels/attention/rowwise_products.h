@@ -8,8 +8,8 @@
 #include "simd/lanes.h"
 #include "storage/elements.h"
 
-#define FEW_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
-#define FEW_KEYS_PER_RUN 16
+#define ROWWISE_KEYS 128 /* keys a block: 64 KB of keys at 128 float32 components, in L2 */
+#define ROWWISE_KEYS_PER_RUN 16
 
 /* Into L2, which has room and buffers for a block ahead: one core reads 18 to 20 GB/s from memory so, 8 to 15 with
  * prefetching into L1 and 10 to 14 with none; its limit is 27. */
@@ -17,7 +17,7 @@
 
 /* Key or value rows of a block, one by one; elements of the type side by side, whole vectors of them. */
 typedef struct {
-    const char *row[FEW_KEYS];
+    const char *row[ROWWISE_KEYS];
     fa_type type;
 } block_rows;
 
@@ -32,20 +32,20 @@ FA_INLINE void store_scores(V acc[][FOLD], const R *factors, R *scores, const in
     if (NR * FOLD == LANES) {
         R sum[LANES];
         store(sum, fold_all(&acc[0][0]) * load(factors));
-        FA_UNROLL for (int r = 0; r < NR; r++) memcpy(scores + r * FEW_KEYS, sum + r * FOLD, FOLD * sizeof(R));
+        FA_UNROLL for (int r = 0; r < NR; r++) memcpy(scores + r * ROWWISE_KEYS, sum + r * FOLD, FOLD * sizeof(R));
         return;
     }
     FA_UNROLL for (int r = 0; r < NR; r++)
-        store_part(scores + r * FEW_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
+        store_part(scores + r * ROWWISE_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
 }
 
 /* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
 FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
                               const R *factor, const char *const *ahead, const fa_type TYPE, const int NR) {
-    R factors[FA_FEW_ROWS * FOLD];
+    R factors[FA_ROWWISE_ROWS * FOLD];
     for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
-        V acc[FA_FEW_ROWS][FOLD];
+        V acc[FA_ROWWISE_ROWS][FOLD];
         const char *row[FOLD], *next[FOLD];
         FA_UNROLL for (int i = 0; i < FOLD; i++) {
             ptrdiff_t at = t + i < count ? t + i : count - 1;
@@ -77,7 +77,7 @@ FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdif
             if (BEGINS_LINE(c * LANES)) PREFETCH(ELEMENT_AT(next, c * LANES));
         }
         FA_UNROLL for (int r = 0; r < NR; r++) {
-            V p = splat(weights[r * FEW_KEYS + t]);
+            V p = splat(weights[r * ROWWISE_KEYS + t]);
             FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] += p * v[c];
         }
     }

@@ -1,6 +1,6 @@
 /* Attention for many rows of one kv head: an item's rows stand in tiles, and the tiles take each step of keys in turn.
  *
- * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. TILE_MOST says
+ * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. ITEM_TILES says
  * how many tiles an item has at most. */
 #ifndef FA_ATTENTION_TILED_H
 #define FA_ATTENTION_TILED_H
@@ -15,7 +15,7 @@
 
 typedef struct {
     ptrdiff_t count;
-    query_tile tile[TILE_MOST];
+    query_tile tile[ITEM_TILES];
     R *key_panel, *value_panel;
     fa_interval any; /* keys that some row of the item sees */
 } query_tiles;
@@ -71,7 +71,7 @@ static void gather_queries(const fa_attention *a, const fa_attention_item *item,
         rows_into_lanes(from, a->query_element, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
     }
     const ptrdiff_t filled = UNITS(a->head_size) * tile->vectors * LANES;
-    memset(tile->query + filled, 0, (size_t)(TILE_UNITS(a->head_size) * tile->vectors * LANES - filled) * sizeof(R));
+    memset(tile->query + filled, 0, (size_t)(PADDED_UNITS(a->head_size) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
 /* Where the rows of a tile go. A part's maxima and sums, or the rows' lse, are written on the way. */
@@ -95,7 +95,7 @@ static void address_rows(const fa_attention *a, const fa_attention_item *item, c
 
 /* Results, normalised, back to rows. */
 static void scatter_out(const fa_attention *a, const fa_attention_item *item, const query_tile *tile) {
-    char *to[FA_TILE_WIDEST * LANES];
+    char *to[FA_TILE_VECTORS * LANES];
     address_rows(a, item, tile, to);
     fa_type type = item->part_sum ? STORED : a->type;
     ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_element, size = fa_size_of(type);
@@ -125,11 +125,11 @@ static void scatter_out(const fa_attention *a, const fa_attention_item *item, co
 /* Scratch of an item of so many rows; its size where `at` is NULL. */
 static ptrdiff_t lay_out_tiles(const fa_attention *a, query_tiles *tiles, char *at, ptrdiff_t rows) {
     const char *begin = at;
-    const ptrdiff_t widest = FA_TILE_WIDEST * LANES;
+    const ptrdiff_t widest = FA_TILE_VECTORS * LANES;
     R *scores = take_scratch(&at, KEYS_PER_STEP * widest), *bias = take_scratch(&at, KEYS_PER_STEP * widest);
-    const ptrdiff_t values = UNITS(KEYS_PER_STEP) * TILE_COMPONENTS(a->value_size);
-    R *mask_rows = take_scratch(&at, KEYS_PER_STEP * LANES), *clean = take_scratch(&at, values);
-    tiles->key_panel = take_scratch(&at, KEYS_PER_STEP * TILE_UNITS(a->head_size));
+    const ptrdiff_t values = UNITS(KEYS_PER_STEP) * PADDED_COMPONENTS(a->value_size);
+    R *mask_rows = take_scratch(&at, KEYS_PER_STEP * LANES), *finite = take_scratch(&at, values);
+    tiles->key_panel = take_scratch(&at, KEYS_PER_STEP * PADDED_UNITS(a->head_size));
     tiles->value_panel = take_scratch(&at, values);
     tiles->count = (rows + widest - 1) / widest;
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
@@ -138,28 +138,28 @@ static ptrdiff_t lay_out_tiles(const fa_attention *a, query_tiles *tiles, char *
         tile->vectors = (tile->rows + LANES - 1) / LANES;
         tile->scores = scores;
         tile->bias = bias;
-        tile->clean = clean;
+        tile->finite = finite;
         tile->mask_rows = mask_rows;
-        tile->query = take_scratch(&at, TILE_UNITS(a->head_size) * tile->vectors * LANES);
-        tile->out = take_scratch(&at, TILE_COMPONENTS(a->value_size) * tile->vectors * LANES);
+        tile->query = take_scratch(&at, PADDED_UNITS(a->head_size) * tile->vectors * LANES);
+        tile->out = take_scratch(&at, PADDED_COMPONENTS(a->value_size) * tile->vectors * LANES);
     }
     return at - begin;
 }
 
 FA_INLINE ptrdiff_t tiled_scratch(const fa_attention *a) {
     query_tiles tiles;
-    return lay_out_tiles(a, &tiles, NULL, TILE_MOST * FA_TILE_WIDEST * LANES);
+    return lay_out_tiles(a, &tiles, NULL, ITEM_TILES * FA_TILE_VECTORS * LANES);
 }
 
 static void begin_tiles(const fa_attention *a, const fa_attention_item *item, query_tiles *tiles) {
     tiles->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
         query_tile *tile = &tiles->tile[i];
-        tile->first_row = item->first_row + i * FA_TILE_WIDEST * LANES;
+        tile->first_row = item->first_row + i * FA_TILE_VECTORS * LANES;
         find_intervals(a, item, tile);
         find_options(a, item, tile);
         gather_queries(a, item, tile);
-        memset(tile->out, 0, (size_t)(TILE_COMPONENTS(a->value_size) * tile->vectors * LANES) * sizeof(R));
+        memset(tile->out, 0, (size_t)(PADDED_COMPONENTS(a->value_size) * tile->vectors * LANES) * sizeof(R));
         if (tile->any.begin < tiles->any.begin) tiles->any.begin = tile->any.begin;
         if (tile->any.end > tiles->any.end) tiles->any.end = tile->any.end;
     }
@@ -225,15 +225,15 @@ FA_INLINE fa_attention_item item_of(const fa_attention *a, const fa_attention_it
 
 /* What makes a tile's results again. */
 #if FA_MULTIPLY_ADD
-#define ATTENTION_BY_MULTIPLY_ADDS EXPORT(attention_many)
+#define ATTENTION_BY_MULTIPLY_ADDS EXPORT(attention_tiled)
 #else
-#define ATTENTION_BY_MULTIPLY_ADDS FA_SYMBOL(attention_many, f32)
+#define ATTENTION_BY_MULTIPLY_ADDS FA_SYMBOL(attention_tiled, f32)
 void ATTENTION_BY_MULTIPLY_ADDS(const fa_attention *a, const fa_attention_item *item, void *scratch);
 #endif
 
-void EXPORT(attention_many)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
+void EXPORT(attention_tiled)(const fa_attention *a, const fa_attention_item *item, void *scratch) {
     query_tiles tiles;
-    fa_attention_item again[TILE_MOST];
+    fa_attention_item again[ITEM_TILES];
     ptrdiff_t repeated = 0;
     lay_out_tiles(a, &tiles, scratch, item->rows);
     begin_tiles(a, item, &tiles);

@@ -23,20 +23,20 @@
 
 #define KEY_GROUP 32
 #define STEP_GROUP 32
-#define TILE_UNITS(size) WHOLE_TILES(UNITS(size))
-#define TILE_COMPONENTS(size) WHOLE_TILES(size)
+#define PADDED_UNITS(size) PADDED(UNITS(size))
+#define PADDED_COMPONENTS(size) PADDED(size)
 #define VALUE_PITCH (KEYS_PER_STEP / 2) /* units of a component's row of the panel */
-#define WHOLE_GROUPS(keys) (((keys) + KEY_GROUP - 1) / KEY_GROUP * KEY_GROUP)
+#define PADDED_KEYS(keys) (((keys) + KEY_GROUP - 1) / KEY_GROUP * KEY_GROUP)
 
 static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                                 const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
-    const ptrdiff_t units = TILE_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
+    const ptrdiff_t units = PADDED_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     const int fits = whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0;
     if (fits && fa_in_a_row(a, item, first, count))
         return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
-    for (ptrdiff_t t = 0; t < WHOLE_GROUPS(count); t++) {
+    for (ptrdiff_t t = 0; t < PADDED_KEYS(count); t++) {
         R *to = panel + t * units;
         ptrdiff_t u = t < count ? whole : 0;
         memcpy(to, from[t < count ? t : 0], (size_t)u * sizeof(R));
@@ -73,7 +73,7 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
         ptrdiff_t d = 0;
         for (; rows->element == 2 && t + KEY_GROUP <= count && d + 32 <= size; d += 32)
             transpose_values(from + t, d, to);
-        for (; d < TILE_COMPONENTS(size); d++)
+        for (; d < PADDED_COMPONENTS(size); d++)
             for (ptrdiff_t u = 0; u < KEY_GROUP / 2; u++) {
                 const ptrdiff_t even = t + 2 * u, odd = even + 1, at = d * rows->element;
                 R *pair = to + d * VALUE_PITCH + u;
@@ -103,7 +103,7 @@ FA_INLINE R value_at(unit_rows value, ptrdiff_t t, ptrdiff_t d) {
 
 /* Values whose non-finite elements are 0, in a panel of their own; zeros for what is missing from the last group. */
 static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size, R *panel) {
-    memset(panel, 0, (size_t)(TILE_COMPONENTS(size) * VALUE_PITCH) * sizeof(R));
+    memset(panel, 0, (size_t)(PADDED_COMPONENTS(size) * VALUE_PITCH) * sizeof(R));
     for (ptrdiff_t d = 0; d < size; d++)
         for (ptrdiff_t t = 0; t < count; t++) {
             R x = value_at(value, t, d);
@@ -123,7 +123,7 @@ FA_INLINE int keeps_order(const fa_attention *a) { return a->scale > 0; }
     FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale,         \
                                     R *scores, V *max, ptrdiff_t run) {                                                \
         V top[NV];                                                                                                     \
-        multiply_tiles(tiles_in_place(key), WHOLE_GROUPS(count), query, units, scores, 0, NV);                         \
+        multiply_tiles(operand_in_place(key), PADDED_KEYS(count), query, units, scores, 0, NV);                         \
         FA_UNROLL for (int j = 0; j < NV; j++) top[j] = splat((R)-INFINITY);                                       \
         for (ptrdiff_t t = 0; t < count; t++)                                                                          \
             FA_UNROLL for (int j = 0; j < NV; j++) top[j] = maximum(load(scores + (t * NV + j) * LANES), top[j]);  \
@@ -132,14 +132,14 @@ FA_INLINE int keeps_order(const fa_attention *a) { return a->scale > 0; }
     FA_NOINLINE void values_##NV(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out, \
                                     const V *decay) {                                                                  \
         VI changes = {0};                                                                                              \
-        const ptrdiff_t components = TILE_COMPONENTS(value_size);                                                      \
+        const ptrdiff_t components = PADDED_COMPONENTS(value_size);                                                      \
         FA_UNROLL for (int j = 0; j < NV; j++) changes |= decay[j] != splat(1);                                    \
         for (ptrdiff_t d = 0; any_lane(changes) && d < components; d++)                                          \
             FA_UNROLL for (int j = 0; j < NV; j++) {                                                                   \
                 R *at = out + (d * NV + j) * LANES;                                                                    \
                 store(at, load(at) * decay[j]);                                                                \
             }                                                                                                          \
-        multiply_tiles(tiles_in_place(value), components, weights, count, out, 1, NV);                                 \
+        multiply_tiles(operand_in_place(value), components, weights, count, out, 1, NV);                                 \
     }
 FA_AMX_PRODUCTS(1)
 FA_AMX_PRODUCTS(2)
@@ -160,7 +160,7 @@ FA_INLINE V exponentiate_score(V score, V scale, V from, R factor, V shift, VI f
 
 /* A step's weights, in pairs in the place of the scores, zeros behind the last; and their sums. */
 FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *shift, const V *from, const VI *far, V *sum,
-                                  const int NV, int unclean, const int some_far) {
+                                  const int NV, int has_nonfinite, const int some_far) {
     const V nothing = splat((R)-INFINITY), scale = splat(factor * 1.44269504f);
     ptrdiff_t t = 0;
     for (; t + 2 <= count; t += 2)
@@ -170,7 +170,7 @@ FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *
                 V score = load(scores + ((t + half) * NV + j) * LANES);
                 weight[half] = exponentiate_score(score, scale, from[j], factor, shift[j], far[j], some_far);
                 sum[j] += weight[half];
-                if (unclean) weight[half] = choose(score == nothing, splat((R)-0.0), weight[half]);
+                if (has_nonfinite) weight[half] = choose(score == nothing, splat((R)-0.0), weight[half]);
             }
             store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }
@@ -179,23 +179,23 @@ FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *
             V score = load(scores + (t * NV + j) * LANES);
             V weight = exponentiate_score(score, scale, from[j], factor, shift[j], far[j], some_far);
             sum[j] += weight;
-            if (unclean) weight = choose(score == nothing, splat((R)-0.0), weight);
+            if (has_nonfinite) weight = choose(score == nothing, splat((R)-0.0), weight);
             store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight, (V){0}));
         }
-    memset(scores + t / 2 * NV * LANES, 0, (size_t)((WHOLE_GROUPS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
+    memset(scores + t / 2 * NV * LANES, 0, (size_t)((PADDED_KEYS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
 }
 
-FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int has_nonfinite,
                                 const int exact) {
-    V from[FA_TILE_WIDEST];
-    VI far[FA_TILE_WIDEST], some = {0};
+    V from[FA_TILE_VECTORS];
+    VI far[FA_TILE_VECTORS], some = {0};
     FA_UNROLL for (int j = 0; j < NV; j++) {
         from[j] = shift[j] * 1.44269504f;
         some |= far[j] = (from[j] > 0x1p13f) | (from[j] < -0x1p13f);
     }
     if (__builtin_expect(any_lane(some), 0))
-        exponentiate_from(scores, count, factor, shift, from, far, sum, NV, unclean, 1);
-    else exponentiate_from(scores, count, factor, shift, from, far, sum, NV, unclean, 0);
+        exponentiate_from(scores, count, factor, shift, from, far, sum, NV, has_nonfinite, 1);
+    else exponentiate_from(scores, count, factor, shift, from, far, sum, NV, has_nonfinite, 0);
 }
 
 #endif

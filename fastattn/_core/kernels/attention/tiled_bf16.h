@@ -64,7 +64,7 @@ FA_INLINE void put_value(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x
 
 /* A step's weights, in pairs in the place of the scores, and their sums. What is rounded to 8 bits need not be exact: an
  * exponential of degree 4. */
-FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int has_nonfinite,
                                 const int exact) {
     const V nothing = splat((R)-INFINITY), log2_e = splat(1.44269504f);
     for (ptrdiff_t t = 0; t < count; t += 2)
@@ -74,7 +74,7 @@ FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V
                 V score = t + half < count ? load(scores + ((t + half) * NV + j) * LANES) : nothing;
                 weight[half] = exp2_rough((score - shift[j]) * log2_e);
                 sum[j] += weight[half];
-                if (unclean) weight[half] = choose(score == nothing, splat((R)-0.0), weight[half]);
+                if (has_nonfinite) weight[half] = choose(score == nothing, splat((R)-0.0), weight[half]);
             }
             store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }

@@ -26,12 +26,12 @@ static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size,
  * maximum. */
 FA_INLINE void score_block(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
                                V *max, ptrdiff_t run, const int MR, const int NV) {
-    V acc[8][FA_TILE_WIDEST] = {{{0}}};
+    V acc[8][FA_TILE_VECTORS] = {{{0}}};
     for (ptrdiff_t d = 0, end; d < head_size; d = end) {
         end = head_size - d < run ? head_size : d + run;
         FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
         for (ptrdiff_t c = d; c < end; c++) {
-            V q[FA_TILE_WIDEST];
+            V q[FA_TILE_VECTORS];
             FA_UNROLL for (int j = 0; j < NV; j++) q[j] = load(query + (c * NV + j) * LANES);
             FA_UNROLL for (int i = 0; i < MR; i++) {
                 V k = spread_unit(key + i * stride + c);
@@ -54,10 +54,10 @@ FA_INLINE void score_block(const R *key, ptrdiff_t stride, const R *query, ptrdi
  * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy's formula. */
 FA_INLINE void value_block(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out,
                                const V *decay, const int MR, const int NV) {
-    V acc[8][FA_TILE_WIDEST];
+    V acc[8][FA_TILE_VECTORS];
     FA_UNROLL for (int i = 0; i < MR; i++) FA_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};
     for (ptrdiff_t t = 0; t < count; t++) {
-        V p[FA_TILE_WIDEST];
+        V p[FA_TILE_VECTORS];
         FA_UNROLL for (int j = 0; j < NV; j++) p[j] = load(weights + (t * NV + j) * LANES);
         FA_UNROLL for (int i = 0; i < MR; i++) {
             V v = spread_unit(value + t * stride + i);
@@ -76,20 +76,20 @@ FA_INLINE void scores_of(unit_rows key, ptrdiff_t count, const R *query, ptrdiff
 #define CALL(M)                                                                                                        \
     score_block(key.data + i * key.stride, key.stride, query, head_size, scale, scores + i * NV * LANES, max,      \
                     run, M, NV)
-    FA_IN_TILES(count, MR, CALL);
+    FA_IN_BLOCKS(count, MR, CALL);
 #undef CALL
 }
 
 FA_INLINE void values_of(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,
                              const V *decay, const int MR, const int NV) {
-    V one[FA_TILE_WIDEST];
+    V one[FA_TILE_VECTORS];
     FA_UNROLL for (int j = 0; j < NV; j++) one[j] = splat(1);
     for (ptrdiff_t t = 0; t < count; t += KEYS_PER_SUM) {
         const R *first = value.data + t * value.stride, *weight = weights + t * NV * LANES;
         const V *factor = t ? one : decay;
         ptrdiff_t keys = count - t < KEYS_PER_SUM ? count - t : KEYS_PER_SUM;
 #define CALL(M) value_block(first + i, value.stride, weight, keys, out + i * NV * LANES, factor, M, NV)
-        FA_IN_TILES(value_size, MR, CALL);
+        FA_IN_BLOCKS(value_size, MR, CALL);
 #undef CALL
     }
 }
@@ -105,10 +105,10 @@ FA_INLINE void values_of(unit_rows value, ptrdiff_t count, const R *weights, ptr
                                   const V *decay) {                                                                    \
         values_of(value, count, weights, value_size, out, decay, MR, NV);                                          \
     }
-FA_PRODUCTS(FA_TILE_ROWS_1, 1)
-FA_PRODUCTS(FA_TILE_ROWS_2, 2)
-#if FA_TILE_WIDEST >= 3
-FA_PRODUCTS(FA_TILE_ROWS_3, 3)
+FA_PRODUCTS(FA_BLOCK_ROWS_1, 1)
+FA_PRODUCTS(FA_BLOCK_ROWS_2, 2)
+#if FA_TILE_VECTORS >= 3
+FA_PRODUCTS(FA_BLOCK_ROWS_3, 3)
 #define FA_SCORES(NV) (NV == 1 ? scores_1 : NV == 2 ? scores_2 : scores_3)
 #define FA_VALUES(NV) (NV == 1 ? values_1 : NV == 2 ? values_2 : values_3)
 #else

@@ -51,10 +51,10 @@ FA_INLINE R weight_at(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t 
 }
 
 /* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
-FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int unclean,
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int has_nonfinite,
                                 const int exact) {
     const V nothing = splat((R)-INFINITY);
-    V run[FA_TILE_WIDEST];
+    V run[FA_TILE_VECTORS];
     for (ptrdiff_t t = 0; t < count;) {
         ptrdiff_t end = count - t < KEYS_PER_RUN ? count : t + KEYS_PER_RUN;
         FA_UNROLL for (int j = 0; j < NV; j++) run[j] = (V){0};
@@ -63,7 +63,7 @@ FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V
                 R *at = scores + (t * NV + j) * LANES;
                 V score = load(at), weight = exact ? exp_exact(score - shift[j]) : exp_by_exp2(score - shift[j]);
                 run[j] += weight;
-                if (unclean) weight = choose(score == nothing, splat((R)-0.0), weight);
+                if (has_nonfinite) weight = choose(score == nothing, splat((R)-0.0), weight);
                 store(at, weight);
             }
         FA_UNROLL for (int j = 0; j < NV; j++) sum[j] += run[j];

@@ -21,8 +21,8 @@ static void scatter_weights(const fa_attention *a, const query_tile *tile, key_s
 FA_INLINE void weights_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                    char **to, const int NV) {
     const V nothing = splat((R)-INFINITY);
-    V max[FA_TILE_WIDEST];
-    if (tile_scores_of(a, item, tile, step, max, FA_SHORT_RUN, NV) == BLOCK_EXCLUDES) return;
+    V max[FA_TILE_VECTORS];
+    if (tile_scores_of(a, item, tile, step, max, FA_SHORT_CHAIN, NV) == BLOCK_EXCLUDES) return;
     if (!to) {
         exponentiate(tile, max, step.count, NV, 0, 1);
         return;
@@ -57,7 +57,7 @@ static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_
         for (ptrdiff_t i = 0; i < tiles.count; i++)
             FA_FOR_STEPS(step, &tiles.tile[i], block) weights_step(a, item, &tiles.tile[i], step, NULL);
 
-    char *to[TILE_MOST][FA_TILE_WIDEST * LANES];
+    char *to[ITEM_TILES][FA_TILE_VECTORS * LANES];
     for (ptrdiff_t i = 0; i < tiles.count; i++) {
         address_rows(a, item, &tiles.tile[i], to[i]);
         for (ptrdiff_t row = 0; row < tiles.tile[i].rows; row++) clear_row(a, to[i][row]);

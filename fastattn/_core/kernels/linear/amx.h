@@ -15,16 +15,16 @@
 
 #define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
 #define LINEAR_WIDEST 2
-#define LEAST_TILES (FA_QUANTISED ? 8 : TILE_MOST)    /* of an item: each packs the weight, or quantises x, for itself */
-#define DEAR_TILES 4                               /* packing takes as long as the products of 80 rows */
-#define SUMS_ROWS (LINEAR_FEATURES * (FA_QUANTISED ? 2 : 1)) /* whole numbers have room of their own behind the sums */
+#define LEAST_TILES (FA_QUANTISED ? 8 : ITEM_TILES)    /* of an item: each packs the weight, or quantises x, for itself */
+#define PREFERRED_TILES 4                               /* packing takes as long as the products of 80 rows */
+#define SUMS_ROWS (LINEAR_FEATURES * (FA_QUANTISED ? 2 : 1)) /* whole numbers have memory of their own behind the sums */
 
 /* A block of W's rows times `units` units of a tile from `first` on, added to the tile's sums. */
 FA_INLINE void linear_sums(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
                                  ptrdiff_t units, const int NV) {
     const ptrdiff_t size = LINEAR_FEATURES * NV * LANES;
     R *sums = tile->sums, *products = FA_QUANTISED ? sums + size : sums;
-    multiply_tiles(tiles_in_place(weights->rows), count, tile->units + first * NV * LANES, units, products,
+    multiply_tiles(operand_in_place(weights->rows), count, tile->units + first * NV * LANES, units, products,
                    !FA_QUANTISED && first, NV);
     for (ptrdiff_t i = 0; FA_QUANTISED && i < count; i++)
         FA_UNROLL for (int j = 0; j < NV; j++) {
@@ -61,37 +61,37 @@ typedef struct {
     I *zero, *total;          /* and zero; sums of the weight's rows */
 } by_rows_memory;
 
-static ptrdiff_t lay_out_by_rows(const fa_linear *l, by_rows_memory *room, char *at) {
+static ptrdiff_t lay_out_by_rows(const fa_linear *l, by_rows_memory *memory, char *at) {
     const char *begin = at;
-    const ptrdiff_t rows = WHOLE_TILES(l->item_rows), units = WHOLE_TILES(UNITS(l->in_features));
-    room->panel = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
-    room->packed = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * TILE_REALS);
-    room->sums = take_scratch(&at, rows * LINEAR_FEATURES);
-    room->x = take_scratch(&at, rows * units);
-    room->reals = take_scratch(&at, units + (FA_QUANTISED ? l->in_features + LANES : 0));
-    room->scale = take_scratch(&at, rows);
-    room->zero = (I *)take_scratch(&at, rows);
-    room->total = (I *)take_scratch(&at, LINEAR_FEATURES);
+    const ptrdiff_t rows = PADDED(l->item_rows), units = PADDED(UNITS(l->in_features));
+    memory->panel = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * AMX_TILE_REALS);
+    memory->packed = take_scratch(&at, BLOCK_TILES * BY_ROWS_RUN * AMX_TILE_REALS);
+    memory->sums = take_scratch(&at, rows * LINEAR_FEATURES);
+    memory->x = take_scratch(&at, rows * units);
+    memory->reals = take_scratch(&at, units + (FA_QUANTISED ? l->in_features + LANES : 0));
+    memory->scale = take_scratch(&at, rows);
+    memory->zero = (I *)take_scratch(&at, rows);
+    memory->total = (I *)take_scratch(&at, LINEAR_FEATURES);
     return at - begin;
 }
 
 static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
-    by_rows_memory room;
-    return lay_out_by_rows(l, &room, NULL);
+    by_rows_memory memory;
+    return lay_out_by_rows(l, &memory, NULL);
 }
 
 /* Rows of x into tiles; zeros where there are no more rows. */
-FA_NOINLINE void gather_x(const fa_linear *l, const fa_linear_item *item, by_rows_memory *room) {
-    const ptrdiff_t units = WHOLE_TILES(UNITS(l->in_features));
-    for (ptrdiff_t i = 0; i < WHOLE_TILES(item->rows); i++) {
-        const R *from = room->reals;
-        if (i < item->rows) from = gather_row(l, item->x[i], room->reals, units, room->scale + i, room->zero + i);
+FA_NOINLINE void gather_x(const fa_linear *l, const fa_linear_item *item, by_rows_memory *memory) {
+    const ptrdiff_t units = PADDED(UNITS(l->in_features));
+    for (ptrdiff_t i = 0; i < PADDED(item->rows); i++) {
+        const R *from = memory->reals;
+        if (i < item->rows) from = gather_row(l, item->x[i], memory->reals, units, memory->scale + i, memory->zero + i);
         else {
-            memset(room->reals, 0, (size_t)units * sizeof(R));
-            room->scale[i] = 0;
-            room->zero[i] = 0;
+            memset(memory->reals, 0, (size_t)units * sizeof(R));
+            memory->scale[i] = 0;
+            memory->zero[i] = 0;
         }
-        R *to = room->x + i / 16 * 16 * units + i % 16 * LANES;
+        R *to = memory->x + i / 16 * 16 * units + i % 16 * LANES;
         for (ptrdiff_t u = 0; u < units; u += LANES) store(to + u * 16, load(from + u));
     }
 }
@@ -105,7 +105,7 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
             FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = load(rows.data + (16 * f + i) * rows.stride + 16 * u);
             transpose(x);
             FA_UNROLL for (int i = 0; i < LANES; i++) {
-                store(to + (f * BY_ROWS_RUN + u) * TILE_REALS + i * LANES, x[i]);
+                store(to + (f * BY_ROWS_RUN + u) * AMX_TILE_REALS + i * LANES, x[i]);
                 sum[i % 2] = add_weights(sum[i % 2], x[i]);
             }
         }
@@ -115,7 +115,7 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
 
 /* A tile's sums in place: reals, scaled, with bias. The smallest magnitude tells whether one is to be made again: see
  * recompute_flushed. */
-FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room, ptrdiff_t row,
+FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
                                ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
     V scale, bias, least[4];
     find_shift(l, feature, count, &scale, &bias);
@@ -125,7 +125,7 @@ FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, cons
     if (any_below(least[0], FA_LEAST_SUM))
         recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
     FA_UNROLL for (int i = 0; i < 16; i++) {
-        V y = row_as_real(load(sums + i * LANES), total, room->scale + row + i, room->zero + row + i);
+        V y = row_as_real(load(sums + i * LANES), total, memory->scale + row + i, memory->zero + row + i);
         store(sums + i * LANES, shifted(l, y, scale, bias));
     }
     remake_overflows(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);
@@ -152,28 +152,28 @@ FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low
 }
 
 /* The sums of two tiles of rows and of `count` features, tile by tile, to where they belong. */
-FA_INLINE void finish_rows(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room, ptrdiff_t row,
+FA_INLINE void finish_rows(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
                                  ptrdiff_t feature, ptrdiff_t count, const fa_type type) {
     const int tiles = (int)((count + LANES - 1) / LANES);
     for (ptrdiff_t end = fa_clamp(item->rows, row, row + BY_ROWS_GROUP); row < end; row += 16) {
-        R *sums = room->sums + row * LINEAR_FEATURES;
+        R *sums = memory->sums + row * LINEAR_FEATURES;
         for (int j = 0; j < tiles; j++)
-            shift_tile(l, item, room, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
-                             sums + j * TILE_REALS, room->total + j * LANES);
+            shift_tile(l, item, memory, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
+                             sums + j * AMX_TILE_REALS, memory->total + j * LANES);
         activate((V *)sums, 16 * tiles, l->activation, type != FA_F32);
         for (ptrdiff_t i = 0; i < fa_clamp(end - row, 0, 16); i++)
             for (int j = 0; j < tiles; j += 2) {
-                const R *at = sums + j * TILE_REALS + i * LANES;
+                const R *at = sums + j * AMX_TILE_REALS + i * LANES;
                 put_two(l, item->residual ? item->residual[row + i] : NULL, item->out[row + i], load(at),
-                              load(at + TILE_REALS), feature + j * LANES, count - j * LANES, type);
+                              load(at + AMX_TILE_REALS), feature + j * LANES, count - j * LANES, type);
             }
     }
 }
 
-FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room, ptrdiff_t row,
+FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
                                  ptrdiff_t feature, ptrdiff_t count) {
-#define WHOLE(TYPE) finish_rows(l, item, room, row, feature, LINEAR_FEATURES, TYPE)
-#define REST(TYPE) finish_rows(l, item, room, row, feature, count, TYPE)
+#define WHOLE(TYPE) finish_rows(l, item, memory, row, feature, LINEAR_FEATURES, TYPE)
+#define REST(TYPE) finish_rows(l, item, memory, row, feature, count, TYPE)
     if (count == LINEAR_FEATURES) FA_FOR_RESULT(l->type, WHOLE);
     else FA_FOR_RESULT(l->type, REST);
 #undef WHOLE
@@ -194,26 +194,26 @@ FA_INLINE void expect_rows(const fa_linear *l, const fa_linear_item *item, ptrdi
 }
 
 /* The sums of a block of features: a part of the weight's rows at a time, for all rows of x. */
-static void sum_features(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *room,
+static void sum_features(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory,
                                ptrdiff_t feature, ptrdiff_t count) {
     const ptrdiff_t units = UNITS(l->in_features), along = (units + 15) / 16;
-    memset(room->total, 0, LINEAR_FEATURES * sizeof(I));
+    memset(memory->total, 0, LINEAR_FEATURES * sizeof(I));
     for (ptrdiff_t u = 0, run; u < along; u += run) {
         run = fa_clamp(along - u, 0, BY_ROWS_RUN);
         const int last = u + run == along;
         const ptrdiff_t run_units = fa_clamp(units - 16 * u, 0, 16 * run);
-        weight_block weights = weights_at(l, feature, count, 16 * u, run_units, room->panel);
-        pack_weights(weights.rows, count, run_units, room->packed, room->total);
+        weight_block weights = weights_at(l, feature, count, 16 * u, run_units, memory->panel);
+        pack_weights(weights.rows, count, run_units, memory->packed, memory->total);
         for (ptrdiff_t row = 0; row < item->rows; row += BY_ROWS_GROUP) {
             const ptrdiff_t tiles = fa_clamp((item->rows - row + 15) / 16, 0, 2);
             if (last) expect_rows(l, item, row, feature, count);
             for (ptrdiff_t j = 0; 16 * j < count; j += 2) {
-                tile_operand rows = PACKED(room->x + (row / 16 * along + u) * TILE_REALS, 1, along);
-                tile_operand lanes = PACKED(room->packed + j * BY_ROWS_RUN * TILE_REALS, 1, BY_ROWS_RUN);
-                tile_operand sums = PACKED(room->sums + (row / 16 * BLOCK_TILES + j) * TILE_REALS, BLOCK_TILES, 1);
+                amx_operand rows = PACKED(memory->x + (row / 16 * along + u) * AMX_TILE_REALS, 1, along);
+                amx_operand lanes = PACKED(memory->packed + j * BY_ROWS_RUN * AMX_TILE_REALS, 1, BY_ROWS_RUN);
+                amx_operand sums = PACKED(memory->sums + (row / 16 * BLOCK_TILES + j) * AMX_TILE_REALS, BLOCK_TILES, 1);
                 multiply_swapped(&rows, tiles, &lanes, run, &sums, u > 0);
             }
-            if (last) finish_block(l, item, room, row, feature, count);
+            if (last) finish_block(l, item, memory, row, feature, count);
         }
     }
 }
@@ -222,13 +222,13 @@ static void sum_features(const fa_linear *l, const fa_linear_item *item, const b
 static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const ptrdiff_t units = UNITS(l->in_features);
     if (item->rows < BY_ROWS_LEAST || !units || units > LINEAR_MOST_UNITS) return 0;
-    by_rows_memory room;
-    lay_out_by_rows(l, &room, scratch);
-    if (!item->same_rows) gather_x(l, item, &room);
+    by_rows_memory memory;
+    lay_out_by_rows(l, &memory, scratch);
+    if (!item->same_rows) gather_x(l, item, &memory);
     configure_registers();
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, LINEAR_FEATURES);
-        sum_features(l, item, &room, f, n);
+        sum_features(l, item, &memory, f, n);
     }
     release_registers();
     return 1;

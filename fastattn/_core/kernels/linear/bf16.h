@@ -18,11 +18,11 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
-    const ptrdiff_t whole = WHOLE_TILES(units);
+    const ptrdiff_t whole = PADDED(units);
     const int fits = l->weight_element == 2 && size >= UNIT * units && l->weight_row % (ptrdiff_t)sizeof(R) == 0;
-    if (fits && whole == units && !(WHOLE_TILES(count) - count))
+    if (fits && whole == units && !(PADDED(count) - count))
         return (weight_block){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
-    for (ptrdiff_t i = 0; i < WHOLE_TILES(count); i++) {
+    for (ptrdiff_t i = 0; i < PADDED(count); i++) {
         R *to = panel + i * whole;
         ptrdiff_t u = i < count && l->weight_element == 2 ? fa_clamp(size / UNIT, 0, units) : 0;
         memcpy(to, from + fa_clamp(i, 0, count - 1) * l->weight_row, (size_t)u * sizeof(R));
@@ -66,15 +66,15 @@ static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_
     }
 }
 
-/* A row of x as units, zeros behind it: as it lies, or in `room`. */
-FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+/* A row of x as units, zeros behind it: as it lies, or in `memory`. */
+FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory, ptrdiff_t units, R *scale, I *zero) {
     if (l->plain_x && l->in_features == UNIT * units) return (const R *)from;
     const ptrdiff_t whole = l->x_element == 2 ? l->in_features / UNIT : 0;
     ptrdiff_t u = whole;
-    memcpy(room, from, (size_t)whole * sizeof(R));
-    for (; u < UNITS(l->in_features); u++) room[u] = read_unit(from, l->x_element, u, l->in_features, l->type);
-    memset(room + u, 0, (size_t)(units - u) * sizeof(R));
-    return room;
+    memcpy(memory, from, (size_t)whole * sizeof(R));
+    for (; u < UNITS(l->in_features); u++) memory[u] = read_unit(from, l->x_element, u, l->in_features, l->type);
+    memset(memory + u, 0, (size_t)(units - u) * sizeof(R));
+    return memory;
 }
 #define smaller smaller
 #define any_below any_below

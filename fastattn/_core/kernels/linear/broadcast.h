@@ -10,12 +10,12 @@
 
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave no
  * multiply-add waiting for the one before; 8 of them are 10 % slower. */
-#define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_TILE_ROWS_1)
+#define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_BLOCK_ROWS_1)
 /* Vectors of rows of x. Sums of float32 go to memory and back so often that tiles as large as the registers allow are 7 to 11 %
  * faster than 8 rows by 2 vectors. */
-#define LINEAR_WIDEST (FA_MULTIPLY_ADD && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_WIDEST)
+#define LINEAR_WIDEST (FA_MULTIPLY_ADD && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_VECTORS)
 #define LEAST_TILES 2 /* of an item: so many make up for reading the weight once more */
-#define DEAR_TILES 2
+#define PREFERRED_TILES 2
 #define SUMS_ROWS LINEAR_FEATURES
 
 /* acc[MR][NV] += `steps` units of MR rows of W times those of x. */
@@ -98,16 +98,16 @@ FEW_SUMS(8)
 
 typedef struct { R *panel, *x[FEW_MOST]; } few_rows_memory;
 
-static ptrdiff_t lay_out_few_rows(const fa_linear *l, few_rows_memory *room, char *at) {
+static ptrdiff_t lay_out_few_rows(const fa_linear *l, few_rows_memory *memory, char *at) {
     const char *begin = at;
-    room->panel = take_scratch(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
-    for (int r = 0; r < FEW_MOST; r++) room->x[r] = take_scratch(&at, UNITS(l->in_features));
+    memory->panel = take_scratch(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
+    for (int r = 0; r < FEW_MOST; r++) memory->x[r] = take_scratch(&at, UNITS(l->in_features));
     return at - begin;
 }
 
 static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
-    few_rows_memory room;
-    return lay_out_few_rows(l, &room, NULL);
+    few_rows_memory memory;
+    return lay_out_few_rows(l, &memory, NULL);
 }
 
 /* Whether the item was done. Not for int8, whose unsigned numbers must be the lanes'. */
@@ -115,17 +115,17 @@ static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *
     const ptrdiff_t units = UNITS(l->in_features), rows = item->rows;
     if (FA_QUANTISED || rows > FEW_ROWS || !units) return 0;
     linear_tile tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
-    few_rows_memory room;
+    few_rows_memory memory;
     const R *x[FEW_MOST];
-    lay_out_few_rows(l, &room, scratch);
+    lay_out_few_rows(l, &memory, scratch);
     for (ptrdiff_t r = 0; r < FEW_MOST; r++)
-        x[r] = r < rows ? gather_row(l, item->x[r], room.x[r], units, NULL, NULL) : x[rows - 1];
+        x[r] = r < rows ? gather_row(l, item->x[r], memory.x[r], units, NULL, NULL) : x[rows - 1];
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         V sums[FEW_MOST];
         n = fa_clamp(end - f, 0, LANES);
         for (ptrdiff_t u = 0, run; u < units; u += run) {
             run = fa_clamp(units - u, 0, LINEAR_RUN(l));
-            weight_block weights = weights_at(l, f, n, u, run, room.panel);
+            weight_block weights = weights_at(l, f, n, u, run, memory.panel);
             if (rows == 1) few_rows_sums_1(&weights, n - 1, x, u, run, sums);
             else if (rows == 2) few_rows_sums_2(&weights, n - 1, x, u, run, sums);
             else if (rows <= 4) few_rows_sums_4(&weights, n - 1, x, u, run, sums);
@@ -139,20 +139,20 @@ static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *
 #define FA_LINEAR_SUMS(MR, NV)                                                                                         \
     FA_NOINLINE void linear_##NV(const weight_block *weights, ptrdiff_t count, const linear_tile *tile,      \
                                     ptrdiff_t first, ptrdiff_t units) {                                                \
-        FA_IN_TILES(count, MR, CALL_##NV);                                                                             \
+        FA_IN_BLOCKS(count, MR, CALL_##NV);                                                                             \
     }
 #define CALL_1(M) sum_block(weights, i, tile, first, units, M, 1)
 #define CALL_2(M) sum_block(weights, i, tile, first, units, M, 2)
 #define CALL_3(M) sum_block(weights, i, tile, first, units, M, 3)
 #define CALL_4(M) sum_block(weights, i, tile, first, units, M, 4)
 FA_LINEAR_SUMS(LINEAR_ALONE, 1)
-FA_LINEAR_SUMS(FA_TILE_ROWS_2, 2)
+FA_LINEAR_SUMS(FA_BLOCK_ROWS_2, 2)
 #if LINEAR_WIDEST == 4
 FA_LINEAR_SUMS(8, 3)
 FA_LINEAR_SUMS(6, 4)
 #define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : NV == 2 ? linear_2 : NV == 3 ? linear_3 : linear_4)
 #elif LINEAR_WIDEST == 3
-FA_LINEAR_SUMS(FA_TILE_ROWS_3, 3)
+FA_LINEAR_SUMS(FA_BLOCK_ROWS_3, 3)
 #define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : NV == 2 ? linear_2 : linear_3)
 #else
 #define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : linear_2)

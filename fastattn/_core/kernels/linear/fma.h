@@ -13,7 +13,7 @@
  * 3 % less time. NumPy makes several sums of a product of few rows and so must we: one chain of 128 was up to twice as far off as
  * allowed. */
 static ptrdiff_t linear_run(ptrdiff_t in_features) {
-    ptrdiff_t run = FA_TILE_RUN < 32 ? FA_TILE_RUN : 32;
+    ptrdiff_t run = FA_CHAIN < 32 ? FA_CHAIN : 32;
     while (run * run < 2 * in_features) run *= 2;
     return run;
 }
@@ -28,11 +28,11 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
     return (weight_block){{panel, units}};
 }
 
-/* A row of x as reals: as it lies, or in `room`. */
-FA_INLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+/* A row of x as reals: as it lies, or in `memory`. */
+FA_INLINE const R *gather_row(const fa_linear *l, const char *from, R *memory, ptrdiff_t units, R *scale, I *zero) {
     if (l->plain_x && l->type == STORED) return (const R *)from;
-    widen(room, from, l->type, l->x_element, units);
-    return room;
+    widen(memory, from, l->type, l->x_element, units);
+    return memory;
 }
 
 #endif

@@ -21,11 +21,11 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
                                       ptrdiff_t units, R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
-    const ptrdiff_t whole = WHOLE_TILES(units);
+    const ptrdiff_t whole = PADDED(units);
     const int fits = l->weight_element == 1 && size >= UNIT * units && l->weight_row % UNIT == 0;
     weight_block weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
-    if (!fits || whole != units || WHOLE_TILES(count) - count) {
-        memset(panel, 0, (size_t)(WHOLE_TILES(count) * whole) * sizeof(R));
+    if (!fits || whole != units || PADDED(count) - count) {
+        memset(panel, 0, (size_t)(PADDED(count) * whole) * sizeof(R));
         for (ptrdiff_t i = 0; i < count; i++) {
             char *to = (char *)(panel + i * whole);
             const char *row = from + i * l->weight_row;
@@ -130,11 +130,11 @@ FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row
 /* What the way by rows wants to know of x and of its sums: the same numbers. */
 #define LINEAR_MOST_UNITS LINEAR_RUN(l)
 
-FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *room, ptrdiff_t units, R *scale, I *zero) {
+FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory, ptrdiff_t units, R *scale, I *zero) {
     const ptrdiff_t filled = (l->in_features + LANES - 1) / LANES * LANES;
-    quantise(l, from, room + units, (uint8_t *)room, scale, zero);
-    memset((char *)room + filled, 0, (size_t)(units * UNIT - filled));
-    return room;
+    quantise(l, from, memory + units, (uint8_t *)memory, scale, zero);
+    memset((char *)memory + filled, 0, (size_t)(units * UNIT - filled));
+    return memory;
 }
 #define add_weights add_weights
 #define row_as_real row_as_real

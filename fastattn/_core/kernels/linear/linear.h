@@ -34,12 +34,12 @@ static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_
                                       char *at) {
     const char *begin = at;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, units = UNITS(l->in_features);
-    *panel = take_scratch(&at, LINEAR_FEATURES * WHOLE_TILES(fa_clamp(units, 1, LINEAR_RUN(l))));
+    *panel = take_scratch(&at, LINEAR_FEATURES * PADDED(fa_clamp(units, 1, LINEAR_RUN(l))));
     *bytes = take_scratch(&at, FA_QUANTISED ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
         tiles[i].rows = fa_clamp(rows - i * widest, 0, widest);
         tiles[i].vectors = (tiles[i].rows + LANES - 1) / LANES;
-        tiles[i].units = take_scratch(&at, WHOLE_TILES(units) * tiles[i].vectors * LANES);
+        tiles[i].units = take_scratch(&at, PADDED(units) * tiles[i].vectors * LANES);
         tiles[i].sums = take_scratch(&at, SUMS_ROWS * tiles[i].vectors * LANES);
         tiles[i].quantised = (row_quantisation *)take_scratch(&at, (sizeof(row_quantisation) + sizeof(R) - 1) / sizeof(R));
     }
@@ -47,7 +47,7 @@ static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_
 }
 
 static ptrdiff_t EXPORT(linear_scratch)(const fa_linear *l) {
-    linear_tile tiles[TILE_MOST];
+    linear_tile tiles[ITEM_TILES];
     R *panel, *bytes;
     ptrdiff_t other = linear_by_rows_scratch(l), own = lay_out_linear(l, tiles, l->item_rows, &panel, &bytes, NULL);
     return own > other ? own : other;
@@ -65,11 +65,11 @@ static void gather_tile(const fa_linear *l, const fa_linear_item *item, linear_t
         gather_rows(l, from, tile->units + j * LANES, tile->vectors, bytes, tile->quantised, j);
     }
     const ptrdiff_t units = UNITS(l->in_features), filled = units * tile->vectors * LANES;
-    memset(tile->units + filled, 0, (size_t)(WHOLE_TILES(units) * tile->vectors * LANES - filled) * sizeof(R));
+    memset(tile->units + filled, 0, (size_t)(PADDED(units) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
 static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
-    linear_tile tiles[TILE_MOST];
+    linear_tile tiles[ITEM_TILES];
     R *panel, *bytes;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
     const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
@@ -93,7 +93,7 @@ static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void 
 }
 
 const fa_linear_kernel EXPORT(linear_kernel) = {
-    UNIT, TILE_MOST * FA_TILE_WIDEST * LANES, LEAST_TILES * FA_TILE_WIDEST * LANES, DEAR_TILES * FA_TILE_WIDEST * LANES,
+    UNIT, ITEM_TILES * FA_TILE_VECTORS * LANES, LEAST_TILES * FA_TILE_VECTORS * LANES, PREFERRED_TILES * FA_TILE_VECTORS * LANES,
     EXPORT(linear_scratch), EXPORT(linear)};
 
 #endif

@@ -14,7 +14,7 @@
 #endif
 #include "products/units.h"
 
-#define WHOLE_TILES(count) (((count) + 15) / 16 * 16)
+#define PADDED(count) (((count) + 15) / 16 * 16)
 
 #define configure_registers configure_registers
 static void configure_registers(void) {
@@ -32,11 +32,11 @@ static void release_registers(void) { tiles_release(); }
 /* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
  * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other,
  * 1 KB each: at other distances they may compete for few lines of L1. */
-typedef struct { char *first; ptrdiff_t row, along, across; } tile_operand;
+typedef struct { char *first; ptrdiff_t row, along, across; } amx_operand;
 
-#define TILE_REALS (16 * LANES)
+#define AMX_TILE_REALS (16 * LANES)
 #define PACKED(first, along, across)                                                                                   \
-    ((tile_operand){(char *)(first), FA_VECTOR_BYTES, (along) * FA_VECTOR_BYTES * 16, (across) * FA_VECTOR_BYTES * 16})
+    ((amx_operand){(char *)(first), FA_VECTOR_BYTES, (along) * FA_VECTOR_BYTES * 16, (across) * FA_VECTOR_BYTES * 16})
 
 #define MULTIPLY(sum, row, lane)                                                                                       \
     do {                                                                                                               \
@@ -55,7 +55,7 @@ typedef struct { char *first; ptrdiff_t row, along, across; } tile_operand;
 
 /* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is there.
  * `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
-FA_INLINE void multiply_block(tile_operand rows, tile_operand lanes, ptrdiff_t count, tile_operand sums, int more,
+FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t count, amx_operand sums, int more,
                                     const int NR, const int NL, const int swapped) {
     if (more) { FOUR_TILES(LOAD); }
     else { FOUR_TILES(ZERO); }
@@ -79,11 +79,11 @@ FA_INLINE void multiply_block(tile_operand rows, tile_operand lanes, ptrdiff_t c
 /* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What is
  * passed by address is read field by field: as a value it went through memory, and its load waited for several stores. */
 #define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
-    FA_NOINLINE void NAME(const tile_operand *from, ptrdiff_t row_tiles, const tile_operand *units,             \
-                             ptrdiff_t count, const tile_operand *to, int more) {                                    \
-        tile_operand rows = {from->first, from->row, from->along, from->across};                                     \
-        tile_operand sums = {to->first, to->row, to->along, to->across};                                             \
-        const tile_operand lanes = {units->first, units->row, units->along, units->across};                          \
+    FA_NOINLINE void NAME(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units,             \
+                             ptrdiff_t count, const amx_operand *to, int more) {                                    \
+        amx_operand rows = {from->first, from->row, from->along, from->across};                                     \
+        amx_operand sums = {to->first, to->row, to->along, to->across};                                             \
+        const amx_operand lanes = {units->first, units->row, units->along, units->across};                          \
         tile_barrier();                                                                                                \
         for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
             multiply_block(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
@@ -95,19 +95,19 @@ FA_MULTIPLY(multiply_2, 2, 0)
 FA_MULTIPLY(multiply_swapped, 2, 1)
 
 /* sums[rows][NV] = those of so many rows with `count` units [count][NV] of NV vectors. */
-FA_INLINE void multiply_tiles(tile_operand from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,
+FA_INLINE void multiply_tiles(amx_operand from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,
                               const int NV) {
     const ptrdiff_t row = NV * FA_VECTOR_BYTES;
-    const tile_operand lanes = {(char *)units, row, 16 * row, FA_VECTOR_BYTES};
-    const tile_operand to = {(char *)sums, row, 16 * row, FA_VECTOR_BYTES};
+    const amx_operand lanes = {(char *)units, row, 16 * row, FA_VECTOR_BYTES};
+    const amx_operand to = {(char *)sums, row, 16 * row, FA_VECTOR_BYTES};
     if (NV == 1) multiply_1(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
     else multiply_2(&from, (rows + 15) / 16, &lanes, (count + 15) / 16, &to, more);
 }
 
 /* Rows as they lie. */
-FA_INLINE tile_operand tiles_in_place(unit_rows rows) {
+FA_INLINE amx_operand operand_in_place(unit_rows rows) {
     const ptrdiff_t row = rows.stride * (ptrdiff_t)sizeof(R);
-    return (tile_operand){(char *)rows.data, row, 16 * (ptrdiff_t)sizeof(R), 16 * row};
+    return (amx_operand){(char *)rows.data, row, 16 * (ptrdiff_t)sizeof(R), 16 * row};
 }
 
 #endif

@@ -5,7 +5,7 @@
 #include "instance.h"
 
 /* CALL(rows at a time) for rows in register tiles of MR, then 4, 2, 1 for what remains. */
-#define FA_IN_TILES(count, MR, CALL)                                                                                   \
+#define FA_IN_BLOCKS(count, MR, CALL)                                                                                   \
     do {                                                                                                               \
         ptrdiff_t i = 0;                                                                                               \
         for (; i + (MR) <= (count); i += (MR)) CALL(MR);                                                               \

@@ -1,6 +1,6 @@
 /* How sums of products are made in this instance: in vector registers or in tile registers.
  *
- *   WHOLE_TILES(count)   count     rows or units, padded to what is multiplied at a time
+ *   PADDED(count)   count     rows or units, padded to what is multiplied at a time
  *   configure_registers  nothing   before the first product of an item
  *   release_registers    nothing   after the last */
 #ifndef FA_PRODUCTS_PRODUCTS_H
@@ -15,15 +15,15 @@
 
 #define FA_TILE_PRODUCTS (FA_HAS_TILES && !FA_MULTIPLY_ADD)
 #if FA_TILE_PRODUCTS
-#define TILE_MOST FA_AMX_TILES
+#define ITEM_TILES FA_AMX_TILES
 #include "products/amx.h"
 #else
-#define TILE_MOST FA_BROADCAST_TILES
+#define ITEM_TILES FA_BROADCAST_TILES
 #include "products/broadcast.h"
 #endif
 
-#ifndef WHOLE_TILES
-#define WHOLE_TILES(count) (count)
+#ifndef PADDED
+#define PADDED(count) (count)
 #endif
 #ifndef configure_registers
 FA_INLINE void configure_registers(void) {}

@@ -65,16 +65,16 @@ FA_INLINE V normalized_affine(V x, R mean, R factor, V weight, V bias) { return 
 
 /* out = that; weight and bias may be absent. */
 FA_INLINE void normalize(const R *x, const R *weight, const R *bias, char *out, const fa_type type, ptrdiff_t count,
-                             R mean, R factor, const char *ahead, nontemporal_line *around) {
+                             R mean, R factor, const char *ahead, nontemporal_line *nontemporal) {
 #define X(i, n) (prefetch_l2(ahead + i * fa_size_of(type)), load_some(x + i, n))
 #define CENTRED(i, n) normalized(X(i, n), mean, factor)
 #define WEIGHTED(i, n) normalized_weighted(X(i, n), mean, factor, load_some(weight + i, n))
 #define BIASED(i, n) normalized_biased(X(i, n), mean, factor, load_some(bias + i, n))
 #define BOTH(i, n) normalized_affine(X(i, n), mean, factor, load_some(weight + i, n), load_some(bias + i, n))
-    if (weight && bias) FA_MAP(out, type, count, around, BOTH);
-    else if (weight) FA_MAP(out, type, count, around, WEIGHTED);
-    else if (bias) FA_MAP(out, type, count, around, BIASED);
-    else FA_MAP(out, type, count, around, CENTRED);
+    if (weight && bias) FA_MAP(out, type, count, nontemporal, BOTH);
+    else if (weight) FA_MAP(out, type, count, nontemporal, WEIGHTED);
+    else if (bias) FA_MAP(out, type, count, nontemporal, BIASED);
+    else FA_MAP(out, type, count, nontemporal, CENTRED);
 #undef X
 #undef CENTRED
 #undef WEIGHTED
@@ -174,7 +174,7 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
     R *work = scratch, *result = work + 2 * n->length, *parameters = result + n->length;
     const R *weight = widened_parameter(n->weight, n->weight_type, n->length, parameters);
     const R *bias = widened_parameter(n->bias, n->bias_type, n->length, parameters + n->length);
-    nontemporal_line around = {.filled = 0};
+    nontemporal_line nontemporal = {.filled = 0};
     int streaming = n->streaming && n->plain_x && n->plain_out && n->type == STORED, joined = n->out_row == bytes;
     for (ptrdiff_t row = 0; row < rows; row++) {
         const R *in = normalization_row(n, x, residual, total, work);
@@ -185,15 +185,15 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
         char *to = n->plain_out ? out : (char *)result;
         int done = 0;
         if (__builtin_expect(is_out_of_range(s.spread, n->eps), 0)) {
-            if (streaming) end_nontemporal_row(&around, (R *)out, 0);
+            if (streaming) end_nontemporal_row(&nontemporal, (R *)out, 0);
             done = normalize_scaled(in, weight, bias, to, out_type, n->length, s.spread, n->eps,
                                         n->centred);
         }
 #define NORMALIZE(TYPE)                                                                                                \
-    normalize(in, weight, bias, to, TYPE, n->length, s.mean, factor, ahead, streaming ? &around : NULL)
+    normalize(in, weight, bias, to, TYPE, n->length, s.mean, factor, ahead, streaming ? &nontemporal : NULL)
         if (!done) FA_FOR_RESULT(out_type, NORMALIZE);
 #undef NORMALIZE
-        if (streaming) end_nontemporal_row(&around, (R *)out + n->length, joined && row + 1 < rows);
+        if (streaming) end_nontemporal_row(&nontemporal, (R *)out + n->length, joined && row + 1 < rows);
         if (!n->plain_out) narrow(out, n->type, n->out_element, result, n->length);
         x += n->x_row;
         residual = residual ? residual + n->residual_row : NULL;

@@ -86,15 +86,15 @@ FA_INLINE R last_factor(const fa_softmax *s, R sum) {
 /* The last pass over a span. softmax: terms · factor; or, from x itself, e^(x - shift) · factor.
  * log_softmax: x - shift - factor, the factor then being the logarithm of the sum. */
 FA_INLINE void span_finish(const fa_softmax *s, const R *x, int terms, char *out, fa_type type, ptrdiff_t count,
-                               R shift, R factor, nontemporal_line *around) {
+                               R shift, R factor, nontemporal_line *nontemporal) {
 #define SCALED(i, n) (load_some(x + i, n) * factor)
 #define TERMS(i, n) (vector_exp(load_some(x + i, n) - shift) * factor)
 #define LOGARITHM(i, n) (load_some(x + i, n) - shift - factor)
 #define FINISH(TYPE)                                                                                                   \
     do {                                                                                                               \
-        if (s->logarithm) FA_MAP(out, TYPE, count, around, LOGARITHM);                                                 \
-        else if (terms) FA_MAP(out, TYPE, count, around, SCALED);                                                      \
-        else FA_MAP(out, TYPE, count, around, TERMS);                                                                  \
+        if (s->logarithm) FA_MAP(out, TYPE, count, nontemporal, LOGARITHM);                                                 \
+        else if (terms) FA_MAP(out, TYPE, count, nontemporal, SCALED);                                                      \
+        else FA_MAP(out, TYPE, count, nontemporal, TERMS);                                                                  \
     } while (0)
     FA_FOR_RESULT(type, FINISH);
 #undef FINISH
@@ -108,7 +108,7 @@ typedef struct {
     int plain, plain_out; /* rows can be read as they lie, and be written to where they belong */
     fa_type out_type;     /* how they are written there, or to `result` */
     int joined;           /* a row begins where the one before ends */
-    nontemporal_line *around;   /* NULL: plain stores */
+    nontemporal_line *nontemporal;   /* NULL: plain stores */
     R *scratch, *result;
 } softmax_memory;
 
@@ -126,7 +126,7 @@ FA_INLINE softmax_row begin_row(const fa_softmax *s, const char *x, const char *
     row.ahead = memory->plain ? (const R *)row_ahead(x, s->x_row, s->length * (ptrdiff_t)sizeof(R), left) : row.x;
     /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed or too
      * narrow. */
-    row.terms = memory->plain_out && memory->out_type == STORED && !memory->around ? (R *)out : scratch;
+    row.terms = memory->plain_out && memory->out_type == STORED && !memory->nontemporal ? (R *)out : scratch;
     row.to = memory->plain_out ? out : (char *)memory->result;
     row.shift = finite_shift(span_max(row.x, s->length));
     return row;
@@ -142,7 +142,7 @@ FA_INLINE void row_results(const fa_softmax *s, const softmax_row *row, ptrdiff_
                                const softmax_memory *memory) {
     const R *from = s->logarithm ? row->x : row->terms;
     char *to = row->to + i * fa_size_of(memory->out_type);
-    span_finish(s, from + i, !s->logarithm, to, memory->out_type, count, row->shift, row->factor, memory->around);
+    span_finish(s, from + i, !s->logarithm, to, memory->out_type, count, row->shift, row->factor, memory->nontemporal);
 }
 
 /* Rows that fit the cache, three of them on their way: while the exponentials of one are computed, the results of the row
@@ -166,7 +166,7 @@ static void softmax_short_rows(const fa_softmax *s, const char *x, const char *w
         if (middle) middle->factor = last_factor(s, lane_sum(sum));
         if (last && !memory->plain_out)
             narrow(out + (r - 2) * s->out_row, s->type, s->out_element, memory->result, s->length);
-        if (last && memory->around) end_nontemporal_row(memory->around, (R *)last->to + s->length, memory->joined);
+        if (last && memory->nontemporal) end_nontemporal_row(memory->nontemporal, (R *)last->to + s->length, memory->joined);
     }
 }
 
@@ -188,16 +188,16 @@ static void softmax_long_row(const fa_softmax *s, const char *x, const char *whe
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
         const R *span = softmax_span(s, x, where, first, count, memory->plain, memory->scratch);
         char *to = memory->plain_out ? out + first * s->out_element : (char *)memory->result;
-        span_finish(s, span, 0, to, memory->out_type, count, shift, factor, memory->around);
+        span_finish(s, span, 0, to, memory->out_type, count, shift, factor, memory->nontemporal);
         if (!memory->plain_out)
             narrow(out + first * s->out_element, s->type, s->out_element, memory->result, count);
     }
-    if (memory->around) end_nontemporal_row(memory->around, (R *)out + s->length, memory->joined);
+    if (memory->nontemporal) end_nontemporal_row(memory->nontemporal, (R *)out + s->length, memory->joined);
 }
 
 static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                  void *scratch) {
-    nontemporal_line around = {.filled = 0};
+    nontemporal_line nontemporal = {.filled = 0};
     int plain_out = are_side_by_side(out, s->out_row, s->out_element, s->type);
     softmax_memory memory = {
         .plain = !where && s->type == STORED && is_contiguous(x, s->x_row, s->x_element),
@@ -207,14 +207,14 @@ static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char 
         .scratch = scratch,
         .result = (R *)scratch + 3 * span_of(s),
     };
-    if (s->streaming && memory.plain && plain_out) memory.around = &around;
+    if (s->streaming && memory.plain && plain_out) memory.nontemporal = &nontemporal;
     if (s->length <= SPAN) softmax_short_rows(s, x, where, out, rows, &memory);
     else
         for (ptrdiff_t row = 0; row < rows; row++)
             softmax_long_row(s, x + row * s->x_row, where ? where + row * s->where_row : NULL,
                                  out + row * s->out_row, &memory);
-    if (memory.around) {
-        end_nontemporal_row(&around, (R *)(out + (rows - 1) * s->out_row) + s->length, 0);
+    if (memory.nontemporal) {
+        end_nontemporal_row(&nontemporal, (R *)(out + (rows - 1) * s->out_row) + s->length, 0);
         nontemporal_fence();
     }
 }

@@ -16,6 +16,6 @@
 #define FA_TARGET_NEEDS (FA_CPU_AVX512 | FA_CPU_AVX512_VNNI | FA_CPU_AVX512_BF16 | FA_CPU_AMX)
 #endif
 
-#define FA_FEW_BEST_BF16 4 /* tiles of 16 rows are the faster way even with 5 */
+#define FA_ROWWISE_UP_TO_BF16 4 /* tiles of 16 rows are the faster way even with 5 */
 
 #endif

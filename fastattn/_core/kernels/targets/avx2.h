@@ -11,14 +11,14 @@
 #define FA_TARGET_NEEDS (FA_CPU_FMA | FA_CPU_F16C | FA_CPU_AVX | FA_CPU_AVX2)
 
 /* 16 registers: 12 accumulators, the query vectors and one broadcast. */
-#define FA_TILE_ROWS_1 8
-#define FA_TILE_ROWS_2 6
-#define FA_TILE_ROWS_3 4
-#define FA_TILE_WIDEST 3
-#define FA_TILE_RUN 128 /* components whose products are added up in one chain */
+#define FA_BLOCK_ROWS_1 8
+#define FA_BLOCK_ROWS_2 6
+#define FA_BLOCK_ROWS_3 4
+#define FA_TILE_VECTORS 3
+#define FA_CHAIN 128 /* components whose products are added up in one chain */
 
-#define FA_FEW_ROWS 2
-#define FA_FEW_COLUMNS 4
-#define FA_FEW_BEST 4
+#define FA_ROWWISE_ROWS 2
+#define FA_ROWWISE_VECTORS 4
+#define FA_ROWWISE_UP_TO 4
 
 #endif

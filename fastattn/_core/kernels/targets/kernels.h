@@ -16,14 +16,14 @@
 #include "targets/dispatch.h"
 
 ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
-    ptrdiff_t tiles = tiled_scratch(a), few = rowwise_scratch(a);
-    return tiles > few ? tiles : few;
+    ptrdiff_t tiled = tiled_scratch(a), rowwise = rowwise_scratch(a);
+    return tiled > rowwise ? tiled : rowwise;
 }
 
 /* What all tables of this instance share. */
 #define FA_OWN_KERNELS                                                                                                 \
-    .itemsize = sizeof(R), .lanes = LANES, .tile_rows = FA_TILE_WIDEST * LANES,                                        \
-    .attention_few = EXPORT(attention_few), .attention_merge = EXPORT(attention_merge),                                \
+    .itemsize = sizeof(R), .lanes = LANES, .tile_rows = FA_TILE_VECTORS * LANES,                                        \
+    .attention_few = EXPORT(attention_rowwise), .attention_merge = EXPORT(attention_merge),                                \
     .attention_weights = EXPORT(attention_weights),                                                                    \
     .softmax_scratch = EXPORT(softmax_scratch), .softmax_rows = EXPORT(softmax_rows),                                  \
     .softmax_columns = EXPORT(softmax_columns),                                                                        \
@@ -35,7 +35,7 @@ ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
 #if FA_HAS_DOT && FA_REAL_IS_FLOAT
 extern const fa_linear_kernel FA_SYMBOL(linear_kernel, bf16), FA_SYMBOL(linear_kernel, int8);
 ptrdiff_t FA_SYMBOL(attention_scratch, bf16)(const fa_attention *);
-void FA_SYMBOL(attention_many, bf16)(const fa_attention *, const fa_attention_item *, void *);
+void FA_SYMBOL(attention_tiled, bf16)(const fa_attention *, const fa_attention_item *, void *);
 double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
 #define FA_INT8_LINEAR FA_SYMBOL(linear_kernel, int8)
 #else
@@ -43,10 +43,10 @@ double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
 #endif
 
 const fa_kernels EXPORT(kernels) = {
-    .most_rows = TILE_MOST * FA_TILE_WIDEST * LANES,
-    .few_rows = FA_FEW_BEST,
+    .most_rows = ITEM_TILES * FA_TILE_VECTORS * LANES,
+    .few_rows = FA_ROWWISE_UP_TO,
     .attention_scratch = EXPORT(attention_scratch),
-    .attention_many = EXPORT(attention_many),
+    .attention_many = EXPORT(attention_tiled),
     .linear = &EXPORT(linear_kernel),
     .linear_int8 = &FA_INT8_LINEAR,
     FA_OWN_KERNELS,
@@ -55,10 +55,10 @@ const fa_kernels EXPORT(kernels) = {
 #if FA_REAL_IS_FLOAT
 #if FA_HAS_DOT
 static const fa_kernels bf16_kernels = {
-    .most_rows = FA_BF16_TILES * FA_TILE_WIDEST * LANES,
-    .few_rows = FA_FEW_BEST_BF16,
+    .most_rows = FA_BF16_TILES * FA_TILE_VECTORS * LANES,
+    .few_rows = FA_ROWWISE_UP_TO_BF16,
     .attention_scratch = FA_SYMBOL(attention_scratch, bf16),
-    .attention_many = FA_SYMBOL(attention_many, bf16),
+    .attention_many = FA_SYMBOL(attention_tiled, bf16),
     .linear = &FA_SYMBOL(linear_kernel, bf16),
     .linear_int8 = &FA_INT8_LINEAR,
     .probe_dot = FA_SYMBOL(probe_dot, bf16),

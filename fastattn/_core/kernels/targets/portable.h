@@ -10,19 +10,19 @@
 
 #define FA_TARGET_NEEDS FA_CPU_ANY
 
-#define FA_TILE_ROWS_1 8
+#define FA_BLOCK_ROWS_1 8
 #if defined(__aarch64__)
-#define FA_TILE_ROWS_2 8
-#define FA_TILE_ROWS_3 8
-#define FA_TILE_RUN 128
+#define FA_BLOCK_ROWS_2 8
+#define FA_BLOCK_ROWS_3 8
+#define FA_CHAIN 128
 #else
-#define FA_TILE_ROWS_2 6
-#define FA_TILE_ROWS_3 4
-#define FA_TILE_RUN 8 /* products are rounded as well: shorter chains keep the accuracy */
+#define FA_BLOCK_ROWS_2 6
+#define FA_BLOCK_ROWS_3 4
+#define FA_CHAIN 8 /* products are rounded as well: shorter chains keep the accuracy */
 #endif
-#define FA_TILE_WIDEST 3
-#define FA_FEW_ROWS 2
-#define FA_FEW_COLUMNS 4
-#define FA_FEW_BEST 2
+#define FA_TILE_VECTORS 3
+#define FA_ROWWISE_ROWS 2
+#define FA_ROWWISE_VECTORS 4
+#define FA_ROWWISE_UP_TO 2
 
 #endif

@@ -30,11 +30,11 @@ static double EXPORT(probe_read)(const void *memory, ptrdiff_t bytes) {
 
 static void EXPORT(probe_copy)(void *to, const void *from, ptrdiff_t bytes) {
     const R *x = from;
-    nontemporal_line state = {.filled = 0}, *around = &state;
+    nontemporal_line state = {.filled = 0}, *nontemporal = &state;
 #define SAME(i, n) (prefetch_l2(x + 2048 + i), load_some(x + i, n))
-    FA_MAP((char *)to, STORED, bytes / (ptrdiff_t)sizeof(R), around, SAME);
+    FA_MAP((char *)to, STORED, bytes / (ptrdiff_t)sizeof(R), nontemporal, SAME);
 #undef SAME
-    end_nontemporal_row(around, (R *)to + bytes / (ptrdiff_t)sizeof(R), 0);
+    end_nontemporal_row(nontemporal, (R *)to + bytes / (ptrdiff_t)sizeof(R), 0);
     nontemporal_fence();
 }
 
