@@ -1,125 +1,14 @@
-/* What the compiled half knows of a kernel: its arguments, and one table of function pointers for each target and type.
+/* What the compiled half knows of the kernels: their arguments, and one table of function pointers for each target and type.
  *
  * Kernels never thread, allocate, raise or see Python. Strides are in bytes, sizes in elements. `scratch` belongs to the
  * calling thread, is aligned to 64 bytes and at least as large as the operation's own *_scratch says. */
-#ifndef FA_TABLE_H
-#define FA_TABLE_H
+#ifndef FA_ABI_TABLE_H
+#define FA_ABI_TABLE_H
 
-#include <stddef.h>
-#include <stdint.h>
-
+#include "abi/attention.h"
+#include "abi/linear.h"
+#include "abi/rows.h"
 #include "abi/types.h"
-
-/* How the keys or the values of a kv head lie. Rows stand one behind the other or in pages; int8 rows have a scale each. */
-typedef struct {
-    fa_type type;
-    ptrdiff_t row, element, page;   /* to the next row of a page, element, page */
-    ptrdiff_t scale_row, scale_page;
-} fa_rows;
-
-/* Attention: what the items of one sequence share.
- *
- * A row is one query of one head. The rows of a kv head are numbered query by query, the heads of the group side by
- * side: row = query · group + head in group. So neighbouring rows stand at neighbouring positions, see nearly the same
- * keys, and one stream of keys serves the whole group. */
-typedef struct {
-    fa_type type; /* of query and result; the lse is in the kernel's own */
-    ptrdiff_t group, keys, head_size, value_size;
-    ptrdiff_t query_head, query_row, query_element;
-    fa_rows key, value;
-    ptrdiff_t page_rows; /* rows of a page, where the items have pages */
-    ptrdiff_t out_head, out_row, out_element, lse_head, lse_row;
-    ptrdiff_t mask_head, mask_row, mask_key;
-    int mask_type;         /* an fa_type, FA_MASK_BOOL or FA_NO_MASK */
-    double scale, softcap; /* softcap 0: none */
-} fa_attention;
-
-enum { FA_NO_MASK = -1, FA_MASK_BOOL = -2 };
-
-/* Rows [first_row, first_row + rows) of one kv head against the keys [key_begin, key_end).
- * Where part_sum is given the result is one part of several, left normalised in part_out (rows, value_size), with the
- * maximum and the sum of its weights (rows,) for attention_merge. */
-typedef struct {
-    const char *query, *key, *value, *mask; /* the kv head's first row, in pages that of page 0 */
-    const char *key_scale, *value_scale;    /* likewise */
-    const int64_t *pages;                   /* key j is row j % page_rows of page pages[j / page_rows]; or NULL */
-    char *out, *lse;                        /* likewise; lse may be NULL */
-    const void *sinks, *slopes;             /* of the group's heads, in the kernel's type; or NULL */
-    ptrdiff_t q_offset;                     /* query i stands at position i + q_offset: any number, for ALiBi alone */
-    ptrdiff_t begin_offset, end_offset;     /* and sees the keys i + begin_offset <= j < i + end_offset: saturated */
-    ptrdiff_t first_row, rows, key_begin, key_end;
-    void *part_out, *part_max, *part_sum;
-} fa_attention_item;
-
-enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16, FA_MOST_ROWS = 512 };
-
-/* The row operations. Arrays of rows, results included, are all stored in the same `type`. */
-typedef struct {
-    fa_type type;
-    ptrdiff_t length;
-    ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element;
-    int logarithm; /* log_softmax */
-    int streaming; /* use non-temporal stores */
-} fa_softmax;
-
-typedef struct {
-    fa_type type;
-    ptrdiff_t length;
-    ptrdiff_t x_row, x_element, residual_row, residual_element, out_row, out_element, total_row, total_element;
-    const void *weight, *bias; /* (length,) side by side; or NULL */
-    fa_type weight_type, bias_type;
-    double eps;
-    int centred;                                            /* layer_norm: the mean is subtracted */
-    int plain_x, plain_residual, plain_out, plain_total;    /* elements side by side and aligned */
-    int streaming;
-} fa_normalization;
-
-/* Rotary embedding: row i of x turns by the angles of row positions[i] of the tables or, without positions, of row i. */
-typedef struct {
-    fa_type type, table_type;
-    ptrdiff_t length, pairs; /* components of a row; how many pairs of them turn */
-    ptrdiff_t x_row, x_element, out_row, out_element;
-    ptrdiff_t cos_row, cos_element, sin_row, sin_element;
-    ptrdiff_t position; /* bytes from a row's position, an intptr_t, to the next row's */
-    int interleaved;    /* pairs are neighbours; otherwise their second halves follow all the first ones */
-} fa_rotary;
-
-/* Linear: rows of x, residual and out by their addresses, in one `type`; a weight with a row for each feature. */
-typedef struct {
-    fa_type type, weight_type, bias_type;
-    ptrdiff_t in_features, item_rows; /* item_rows: of the largest item */
-    ptrdiff_t x_element, residual_element, out_element, weight_row, weight_element;
-    const char *weight, *bias; /* bias (features,) side by side; or NULL */
-    const float *scales;       /* of the weight's rows; or NULL */
-    int activation;
-    int plain_x, plain_weight, plain_residual, plain_out; /* elements side by side and aligned */
-} fa_linear;
-
-enum { FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU };
-
-typedef struct {
-    const char *const *x, *const *residual; /* residual may be NULL */
-    char *const *out;
-    ptrdiff_t rows, first_feature, features;
-    int same_rows; /* as the item before, which has left them in this scratch memory as the kernel takes them */
-} fa_linear_item;
-
-typedef struct {
-    ptrdiff_t unit;       /* elements of a row that its product takes at a time, in as much memory as one real */
-    ptrdiff_t most_rows;  /* of an item: at most FA_MOST_ROWS */
-    ptrdiff_t least_rows; /* of an item, if it stays in the cache: so many make up for reading the weight once more */
-    ptrdiff_t dear_rows;  /* so many are worth more than half of a cache */
-    ptrdiff_t (*scratch)(const fa_linear *);
-    void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
-} fa_linear_kernel;
-
-/* Rows of new keys or values on their way into a cache, where they lie side by side. */
-typedef struct {
-    ptrdiff_t size, pairs; /* components of a row; how many pairs of them turn by a row of cos and sin */
-    ptrdiff_t x_row, x_element, cos_row, cos_element, sin_row, sin_element;
-    fa_type x_type, stored, table_type;
-    int interleaved;
-} fa_cache_rows;
 
 typedef struct {
     ptrdiff_t itemsize;       /* bytes of an element */
