@@ -239,7 +239,7 @@ class BuildExtensions(build_ext):
         # Cython does not see all modules that a changed .pxd concerns.
         sources = Path("setup.py"), *sorted(Path("fastattn").rglob("*.pxd"))
         texts = [path.read_text(encoding="utf-8") for path in sources]
-        return "\n".join(map(str, (compiler, macros, openmp, self.debug, Cython.__version__, *texts)))
+        return "\n".join(map(str, (compiler, macros, openmp, TARGETS, self.debug, Cython.__version__, *texts)))
 
     def write_c(self):
         """Let Cython write the modules' C. {name of the module: its C file}."""
