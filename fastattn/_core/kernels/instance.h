@@ -1,8 +1,8 @@
 /* What is compiled: all kernels of one target in one arithmetic.
  *
- * The build compiles instances/<arithmetic>.c once for each target, with -DFA_TARGET=<name> and the target's flags. So a
- * header is read once, by ordinary include guards, and means by R the real type of its instance. A header that is opened or
- * compiled alone is that of the target portable in float32, unless it says otherwise at its top. */
+ * The build compiles instances/<arithmetic>.c once for each target, with -DFA_TARGET=<name> and the target's flags. So
+ * a header is read once, by ordinary include guards, and means by R the real type of its instance. A header that is
+ * opened or compiled alone is that of the target portable in float32, unless it says otherwise at its top. */
 #ifndef FA_INSTANCE_H
 #define FA_INSTANCE_H
 
@@ -14,7 +14,9 @@
 #endif
 
 /* The vocabulary and the sizes of the target. */
+/* clang-format off */ /* which puts spaces into a file's name */
 #define FA_TARGET_HEADER FA_TEXT(targets/FA_TARGET.h)
+/* clang-format on */
 #include FA_TARGET_HEADER
 #ifndef FA_HAS_DOT
 #define FA_HAS_DOT 0 /* dot products of bfloat16 and of int8 */

@@ -4,10 +4,11 @@
 
 #include "abi/types.h"
 
-/* How the keys or the values of a kv head lie. Rows stand one behind the other or in pages; int8 rows have a scale each. */
+/* How the keys or the values of a kv head lie. Rows stand one behind the other or in pages; int8 rows have a scale
+ * each. */
 typedef struct {
     fa_type type;
-    ptrdiff_t row, element, page;   /* to the next row of a page, element, page */
+    ptrdiff_t row, element, page; /* to the next row of a page, element, page */
     ptrdiff_t scale_row, scale_page;
 } fa_rows;
 

@@ -20,12 +20,12 @@ typedef struct {
     const void *weight, *bias; /* (length,) side by side; or NULL */
     fa_type weight_type, bias_type;
     double eps;
-    int centred;                                            /* layer_norm: the mean is subtracted */
-    int plain_x, plain_residual, plain_out, plain_total;    /* elements side by side and aligned */
+    int centred;                                         /* layer_norm: the mean is subtracted */
+    int plain_x, plain_residual, plain_out, plain_total; /* elements side by side and aligned */
     int streaming;
 } fa_normalization;
 
-/* Rotary embedding: row i of x turns by the angles of row positions[i] of the tables or, without positions, of row i. */
+/* Rotary embedding: row i of x turns by the angles in row positions[i] of the tables; without positions, in row i. */
 typedef struct {
     fa_type type, table_type;
     ptrdiff_t length, pairs; /* components of a row; how many pairs of them turn */

@@ -1,7 +1,8 @@
-/* What the compiled half knows of the kernels: their arguments, and one table of function pointers for each target and type.
+/* What the compiled half knows of the kernels: their arguments, and one table of function pointers for each target and
+ * type.
  *
- * Kernels never thread, allocate, raise or see Python. Strides are in bytes, sizes in elements. `scratch` belongs to the
- * calling thread, is aligned to 64 bytes and at least as large as the operation's own *_scratch says. */
+ * Kernels never thread, allocate, raise or see Python. Strides are in bytes, sizes in elements. `scratch` belongs to
+ * the calling thread, is aligned to 64 bytes and at least as large as the operation's own *_scratch says. */
 #ifndef FA_ABI_TABLE_H
 #define FA_ABI_TABLE_H
 
@@ -11,11 +12,11 @@
 #include "abi/types.h"
 
 typedef struct {
-    ptrdiff_t itemsize;       /* bytes of an element */
-    ptrdiff_t lanes;          /* elements in a vector */
-    ptrdiff_t tile_rows;      /* rows of the widest tile */
-    ptrdiff_t most_rows;      /* rows that attention_many takes at a time */
-    ptrdiff_t few_rows;       /* up to this many rows a kv head attention_few is the faster one */
+    ptrdiff_t itemsize;  /* bytes of an element */
+    ptrdiff_t lanes;     /* elements in a vector */
+    ptrdiff_t tile_rows; /* rows of the widest tile */
+    ptrdiff_t most_rows; /* rows that attention_many takes at a time */
+    ptrdiff_t few_rows;  /* up to this many rows a kv head attention_few is the faster one */
     ptrdiff_t (*attention_scratch)(const fa_attention *);
     void (*attention_many)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_few)(const fa_attention *, const fa_attention_item *, void *scratch);
@@ -23,7 +24,8 @@ typedef struct {
     void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *scratch);
     const fa_linear_kernel *linear, *linear_int8; /* the latter for int8 weights */
     ptrdiff_t (*softmax_scratch)(const fa_softmax *);
-    void (*softmax_rows)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows, void *scratch);
+    void (*softmax_rows)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows,
+                         void *scratch);
     void (*softmax_columns)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows,
                             void *scratch);
     ptrdiff_t (*normalization_scratch)(const fa_normalization *);
@@ -55,7 +57,8 @@ int fa_is_supported(const fa_target *target);
 extern const fa_target *const fa_targets[];
 extern const int fa_target_count;
 
-/* Memory of the calling thread, aligned to 64 bytes; kept for its next call, freed when the thread ends. NULL: none left. */
+/* Memory of the calling thread, aligned to 64 bytes; kept for its next call, freed when the thread ends. NULL: none
+ * left. */
 void *fa_scratch(size_t bytes);
 
 #endif

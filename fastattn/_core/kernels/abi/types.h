@@ -10,18 +10,18 @@
  *   store     and to memory
  *   infinite  the least magnitude that becomes infinite when it is stored; 0 where none does
  *
- * A new type is a row here, its four functions in simd/vector.h, and the kernels that compute with it in targets/kernels.h. */
+ * A new type is a row here, its four functions in simd/vector.h, and its kernels in targets/kernels.h. */
 #ifndef FA_ABI_TYPES_H
 #define FA_ABI_TYPES_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define FA_EACH_TYPE(ROW, ...)                                                                                                \
-    ROW(__VA_ARGS__, F32, float, FLOAT, RESULT, FA_AS_IT_IS, FA_AS_IT_IS, load_reals, store_reals, INFINITY)                  \
-    ROW(__VA_ARGS__, F64, double, DOUBLE, RESULT, FA_AS_IT_IS, FA_AS_IT_IS, load_reals, store_reals, 0)                       \
-    ROW(__VA_ARGS__, BF16, uint16_t, FLOAT, RESULT, bf16_to_float, float_to_bf16, load_bf16, store_bf16, 0x1.ffp127f)         \
-    ROW(__VA_ARGS__, F16, uint16_t, FLOAT, RESULT, f16_to_float, float_to_f16, load_f16, store_f16, 65520)                    \
+#define FA_EACH_TYPE(ROW, ...)                                                                                         \
+    ROW(__VA_ARGS__, F32, float, FLOAT, RESULT, FA_AS_IT_IS, FA_AS_IT_IS, load_reals, store_reals, INFINITY)           \
+    ROW(__VA_ARGS__, F64, double, DOUBLE, RESULT, FA_AS_IT_IS, FA_AS_IT_IS, load_reals, store_reals, 0)                \
+    ROW(__VA_ARGS__, BF16, uint16_t, FLOAT, RESULT, bf16_to_float, float_to_bf16, load_bf16, store_bf16, 0x1.ffp127f)  \
+    ROW(__VA_ARGS__, F16, uint16_t, FLOAT, RESULT, f16_to_float, float_to_f16, load_f16, store_f16, 65520)             \
     ROW(__VA_ARGS__, I8, int8_t, FLOAT, INPUT, FA_AS_IT_IS, FA_NO_ENCODING, load_i8, FA_NO_STORE, 0)
 #define FA_AS_IT_IS(x) (x)
 

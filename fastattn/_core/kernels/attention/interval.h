@@ -5,7 +5,9 @@
 #include "abi/table.h"
 #include "simd/common.h"
 
-typedef struct { ptrdiff_t begin, end; } fa_interval;
+typedef struct {
+    ptrdiff_t begin, end;
+} fa_interval;
 
 /* Keys of `query` within those of the item; end >= begin always. */
 static inline fa_interval fa_keys_of(const fa_attention_item *item, ptrdiff_t query) {

@@ -1,7 +1,7 @@
 /* Masks as the attention kernels want them: a bias for each score; -inf excludes the key.
  *
- * A mask is read where it lies, at any strides, a block of keys of one row at a time. Most blocks of a bool mask, and of
- * padding, are either empty or full: those cost no arithmetic on scores and, when empty, no scores either. */
+ * A mask is read where it lies, at any strides, a block of keys of one row at a time. Most blocks of a bool mask, and
+ * of padding, are either empty or full: those cost no arithmetic on scores and, when empty, no scores either. */
 #ifndef FA_ATTENTION_MASK_H
 #define FA_ATTENTION_MASK_H
 
@@ -13,12 +13,14 @@
 enum { BLOCK_EXCLUDES = 1, BLOCK_ADMITS = 2, BLOCK_BIASES = 4 };
 
 /* What the elements looked at so far do, a bit for each: see BLOCK_EXCLUDES. */
-typedef struct { VI excludes, admits, biases; } mask_kinds;
+typedef struct {
+    VI excludes, admits, biases;
+} mask_kinds;
 
 FA_INLINE mask_kinds note_kinds(mask_kinds kinds, V bias) {
     VI excludes = bias == splat((R)-INFINITY);
     return (mask_kinds){kinds.excludes | excludes, kinds.admits | ~excludes,
-                       kinds.biases | (~excludes & (bias != (V){0}))};
+                        kinds.biases | (~excludes & (bias != (V){0}))};
 }
 
 FA_INLINE int kinds_noted(mask_kinds kinds) {
@@ -42,7 +44,8 @@ FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t
     ptrdiff_t t = 0, whole = (count + LANES - 1) / LANES * LANES;
     /* The next block of this row: with so many rows in turn the hardware does not see it coming, and a full bool mask
      * costs 40 % instead of 25 % (prefetched into L2: 37 %). */
-    for (ptrdiff_t at = 0; at < count * a->mask_key; at += 64) __builtin_prefetch(from + count * a->mask_key + at, 0, 3);
+    for (ptrdiff_t at = 0; at < count * a->mask_key; at += 64)
+        __builtin_prefetch(from + count * a->mask_key + at, 0, 3);
     if (a->mask_type == FA_MASK_BOOL && a->mask_key == 1)
         for (; t + LANES <= count; t += LANES) {
             VI admits = load_bytes((const uint8_t *)from + t) != (VI){0};

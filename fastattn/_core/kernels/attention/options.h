@@ -1,5 +1,6 @@
-/* The score stage: what stands between the products and the weights, in the contract's order. Softcap, ALiBi, mask; and -inf for
- * keys outside a row's interval. Tiles, with rows in the lanes, and rows, with keys in the lanes, both go through apply_options. */
+/* The score stage: what stands between the products and the weights, in the contract's order. Softcap, ALiBi, mask; and
+ * -inf for keys outside a row's interval. Tiles, with rows in the lanes, and rows, with keys in the lanes, both go
+ * through apply_options. */
 #ifndef FA_ATTENTION_OPTIONS_H
 #define FA_ATTENTION_OPTIONS_H
 
@@ -29,7 +30,8 @@ FA_INLINE V distance(V position, V key) {
     return maximum(difference, -difference);
 }
 
-/* A vector of scores of the keys `key`, also given as reals. `bias` is read where there is one: a vector, or one for all. */
+/* A vector of scores of the keys `key`, also given as reals. `bias` is read where there is one: a vector, or one for
+ * all. */
 FA_INLINE V apply_options(score_options o, V score, score_rows rows, VI key, V real_key, const R *bias, int one_bias) {
     const V excluded = splat((R)-INFINITY);
     if (o.cap != 0) score = o.cap * tanh_half(score * o.cap_factor);

@@ -1,12 +1,12 @@
 /* The products of attention in the arithmetic of this instance, and the contract of what makes them.
  *
- * A family of products, attention/tiled_*.h, defines the hooks below; where one has a default, only if it differs, and says so
- * by `#define hook hook`. R, V: one and a vector of reals, or units where they are only moved.
+ * A family of products, attention/tiled_*.h, defines the hooks below; those with a default only where it differs, and says
+ * so by `#define hook hook`. R, V: one and a vector of reals, or units where they are only moved.
  *
  *   unit_rows keys_at(a, item, rows, data, scales, first, count, size, panel)
- *   unit_rows values_at(the same)        the units of `count` keys or values from `first` on: in place, or copied to `panel`
+ *   unit_rows values_at(the same)        units of `count` keys or values from `first` on: in place, or in `panel`
  *   scores_<NV>(key, count, query, units, scale, scores, max, run)
- *                                        scores[count][NV] = keys times the queries in NV vectors; raises the lanes' maximum;
+ *                                        scores[count][NV] = keys times NV vectors of queries; raises the lanes' maximum;
  *                                        `run` components are added up in one chain
  *   values_<NV>(value, units, weights, value_size, out, decay)
  *                                        out[value_size][NV] = out · decay + values times weights
@@ -20,14 +20,14 @@
  *                                        the values in `panel`, with 0 for what is not finite
  *
  *   KEY_GROUP        UNIT                keys come in whole groups, counted from the item's first one
- *   STEP_GROUP       FA_BLOCK_ROWS_1      and ends of steps are cut to groups of this: a rest of one key costs as much as four
+ *   STEP_GROUP       FA_BLOCK_ROWS_1     ends of steps are cut to these: a rest of one key costs as much as four
  *   PADDED_UNITS       UNITS(size)         units of a query's or a key's row, padded
  *   PADDED_COMPONENTS  size                components of a value's row, padded
  *   values_from      by rows of units    the values from key `count` of a block on
  *   factor_of        1                   scores in natural units are `factor` times those that are stored
  *   in_natural_units the score
  *   keeps_order      1                   whether the largest score in natural units is the largest stored one
- *   is_flushed       0                   whether a tile's results are to be made again by multiply-adds: see FA_LEAST_SUM */
+ *   is_flushed       0                   whether multiply-adds must make a tile's results again: see FA_LEAST_SUM */
 #ifndef FA_ATTENTION_PRODUCTS_H
 #define FA_ATTENTION_PRODUCTS_H
 

@@ -19,11 +19,11 @@
 typedef struct {
     ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
     R *query, *out; /* [PADDED_UNITS(head_size)][vectors][LANES], [PADDED_COMPONENTS(value_size)][vectors][LANES] */
-    R *scores;                          /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
-    R *finite;                           /* values without what is not finite, likewise */
-    R *mask_rows, *bias;                /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
+    R *scores;      /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
+    R *finite;      /* values without what is not finite, likewise */
+    R *mask_rows, *bias;                       /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
     const char *mask[FA_TILE_VECTORS * LANES]; /* each lane's row of the mask */
-    int one_mask;                       /* all lanes have the same row */
+    int one_mask;                              /* all lanes have the same row */
     V position[FA_TILE_VECTORS], slope[FA_TILE_VECTORS];
     V max[FA_TILE_VECTORS], sum[FA_TILE_VECTORS], decay[FA_TILE_VECTORS];
     R factor; /* takes the scores of a step to natural units */
@@ -31,12 +31,12 @@ typedef struct {
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } query_tile;
 
-/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first ("cleaned").
- * Then it is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather than fast. */
+/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first
+ * ("cleaned"). Then it is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather
+ * than fast. */
 FA_INLINE int is_excluded(R weight) { return weight == 0 && signbit(weight); }
 
-static void add_nonfinite(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out,
-                              ptrdiff_t lanes) {
+static void add_nonfinite(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out, ptrdiff_t lanes) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
             R x = value_at(value, t, d);
@@ -58,26 +58,25 @@ typedef struct {
 static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
     mask_kinds kinds = {{0}, {0}, {0}};
-    if (tile->one_mask)
-        return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
+    if (tile->one_mask) return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
     for (ptrdiff_t j = 0; j < NV; j++) {
         for (int lane = 0; lane < LANES; lane++)
             kinds = mask_row(a, tile->mask[j * LANES + lane] + offset, step.count,
-                                 tile->mask_rows + lane * KEYS_PER_STEP, kinds);
+                             tile->mask_rows + lane * KEYS_PER_STEP, kinds);
         for (ptrdiff_t t = 0; t < step.count; t += LANES) {
             V x[LANES];
-            FA_UNROLL for (int lane = 0; lane < LANES; lane++)
+            FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++)
                 x[lane] = load(tile->mask_rows + lane * KEYS_PER_STEP + t);
             transpose(x);
-            FA_UNROLL for (int i = 0; i < LANES; i++) store(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
         }
     }
     return kinds_noted(kinds);
 }
 
 /* The options on a step's scores. Raises the lanes' maximum. */
-FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile, score_options options, key_step step, V *max,
-                                  const int NV) {
+FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile, score_options options, key_step step,
+                                  V *max, const int NV) {
     const R factor = factor_of(a);
     for (int j = 0; j < NV; j++) {
         score_rows rows = {.position = tile->position[j] - (R)step.first_key, .slope = tile->slope[j]};
@@ -100,10 +99,11 @@ FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile,
 }
 
 /* Scores become weights; the running maximum, sum and decay follow. `exact` is for who looks at single weights. */
-FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int has_nonfinite, const int exact) {
+FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int has_nonfinite,
+                            const int exact) {
     const V nothing = splat((R)-INFINITY);
     V shift[FA_TILE_VECTORS];
-    FA_UNROLL for (int j = 0; j < NV; j++) {
+    FA_UNROLL_FOR(int j = 0; j < NV; j++) {
         shift[j] = choose(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
         tile->decay[j] = exact ? exp_exact(tile->max[j] - shift[j]) : exp_by_exp2(tile->max[j] - shift[j]);
         tile->max[j] = max[j];
@@ -115,13 +115,13 @@ FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, con
 /* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
  * made. */
 FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
-                                 V *max, ptrdiff_t run, const int NV) {
+                             V *max, ptrdiff_t run, const int NV) {
     int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     score_options options = options_of(a, item, kinds != BLOCK_ADMITS, edge);
     int plain = !any_options(options) && keeps_order(a);
     V unused[FA_TILE_VECTORS];
-    FA_UNROLL for (int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
+    FA_UNROLL_FOR(int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
     if (kinds == BLOCK_EXCLUDES) return kinds;
 
     tile->factor = plain ? factor_of(a) : 1;
@@ -132,7 +132,7 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
 }
 
 FA_INLINE void tile_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
-                                const int NV) {
+                            const int NV) {
     V max[FA_TILE_VECTORS];
     ptrdiff_t run = FA_MULTIPLY_ADD && tile->rows < FA_TILE_VECTORS * LANES ? FA_SHORT_CHAIN : FA_CHAIN;
     int kinds = tile_scores_of(a, item, tile, step, max, run, NV);

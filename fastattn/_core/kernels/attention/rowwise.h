@@ -19,11 +19,12 @@
 
 typedef struct {
     ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
-    R *query, *scores, *bias, *factors, *finite, *out, *key_panel, *value_panel; /* scores and biases: [rows][ROWWISE_KEYS] */
+    R *query, *scores, *bias, *factors, *finite, *out, *key_panel,
+        *value_panel;                     /* scores and biases: [rows][ROWWISE_KEYS] */
     uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][ROWWISE_KEYS] */
-    fa_type words; /* of the rows that are multiplied in pairs; FA_F32 for none */
-    int single[FA_FEW_MOST]; /* rows whose query cannot be had so: their scores are made one by one */
-    R factor[FA_FEW_MOST]; /* of each row's scores: scaling the queries would round every component */
+    fa_type words;                        /* of the rows that are multiplied in pairs; FA_F32 for none */
+    int single[FA_FEW_MOST];              /* rows whose query cannot be had so: their scores are made one by one */
+    R factor[FA_FEW_MOST];                /* of each row's scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
     R position[FA_FEW_MOST], slope[FA_FEW_MOST];
     int kinds[FA_FEW_MOST]; /* of mask in this step */
@@ -32,8 +33,7 @@ typedef struct {
 
 /* Rows of a block as they lie or, where that does not serve, widened to `panel`. */
 static void block_rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
-                            ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, ptrdiff_t width, R *panel,
-                            block_rows *to) {
+                          ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, ptrdiff_t width, R *panel, block_rows *to) {
     int in_place = 0;
 #define STORES(TYPE) in_place = 1
     FA_FOR_STORED(rows->type, STORES);
@@ -51,7 +51,7 @@ static void block_rows_at(const fa_attention *a, const fa_attention_item *item, 
 
 /* The factors of int8 rows, side by side. */
 static void read_scales(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *scales,
-                            ptrdiff_t first, ptrdiff_t count, R *factors) {
+                        ptrdiff_t first, ptrdiff_t count, R *factors) {
     const char *from[ROWWISE_KEYS];
     fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, from);
     if (fa_in_a_row(a, item, first, count)) widen(factors, from[0], FA_F32, rows->scale_row, count);
@@ -65,8 +65,8 @@ FA_INLINE void multiply_by(R *x, const R *factors, ptrdiff_t count) {
 }
 
 /* The options on a row's scores, and -inf for what fills up the last vector. */
-static void apply_row_options(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state, ptrdiff_t row,
-                              ptrdiff_t first_key, ptrdiff_t count) {
+static void apply_row_options(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state,
+                              ptrdiff_t row, ptrdiff_t first_key, ptrdiff_t count) {
     const ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
     const ptrdiff_t begin = fa_clamp(state->keys[row].begin - first_key, 0, count);
     const ptrdiff_t end = fa_clamp(state->keys[row].end - first_key, begin, count);
@@ -76,7 +76,7 @@ static void apply_row_options(const fa_attention *a, const fa_attention_item *it
     V real_key;
     VI key;
     if (!any_options(options)) return;
-    FA_UNROLL for (int lane = 0; lane < LANES; lane++) real_key[lane] = (R)(key[lane] = lane);
+    FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) real_key[lane] = (R)(key[lane] = lane);
     for (ptrdiff_t t = 0; t < whole; t += LANES, key += LANES, real_key += LANES) {
         R *at = state->scores + row * ROWWISE_KEYS + t;
         store(at, apply_options(options, load(at), rows, key, real_key, state->bias + row * ROWWISE_KEYS + t, 0));
@@ -104,21 +104,23 @@ static void exponentiate_row(rowwise_state *state, ptrdiff_t row, ptrdiff_t coun
 #define FA_IN_ROWS(rows, CALL)                                                                                         \
     do {                                                                                                               \
         ptrdiff_t row = 0;                                                                                             \
-        for (; row + FA_ROWWISE_ROWS <= (rows); row += FA_ROWWISE_ROWS) CALL(FA_ROWWISE_ROWS);                                     \
+        for (; row + FA_ROWWISE_ROWS <= (rows); row += FA_ROWWISE_ROWS) CALL(FA_ROWWISE_ROWS);                         \
         for (; row + 2 <= (rows); row += 2) CALL(2);                                                                   \
         for (; row < (rows); row++) CALL(1);                                                                           \
     } while (0)
 
 /* Whether rows of that type are multiplied in pairs. */
-FA_INLINE int in_pairs(const rowwise_state *state, fa_type type) { return state->words != FA_F32 && state->words == type; }
+FA_INLINE int in_pairs(const rowwise_state *state, fa_type type) {
+    return state->words != FA_F32 && state->words == type;
+}
 
 #if FA_REAL_IS_FLOAT
 /* Scores of one row, without pairs. */
 FA_NOINLINE void rowwise_score_single(const rowwise_state *state, ptrdiff_t row, const block_rows *key, ptrdiff_t count,
-                                   const block_rows *ahead) {
+                                      const block_rows *ahead) {
 #define CALL(TYPE)                                                                                                     \
-    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width, state->scores + row * ROWWISE_KEYS,   \
-                   state->factor + row, ahead->row, TYPE, 1)
+    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width,                           \
+                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, TYPE, 1)
     FA_FOR_STORED(key->type, CALL);
 #undef CALL
 }
@@ -126,14 +128,14 @@ FA_NOINLINE void rowwise_score_single(const rowwise_state *state, ptrdiff_t row,
 
 /* Scores of all rows for a block of keys. */
 FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, const block_rows *key, ptrdiff_t count,
-                               const block_rows *ahead) {
+                                    const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
 #define I8(NR)                                                                                                         \
-    pair_scores_i8(key->row, count, state->query_words + row * state->key_width, state->key_width,                       \
-                       state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, NR)
+    pair_scores_i8(key->row, count, state->query_words + row * state->key_width, state->key_width,                     \
+                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, NR)
 #define BF16(NR)                                                                                                       \
-    pair_scores_bf16(key->row, count, state->query_words + row * state->key_width, state->key_width,                     \
-                         state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, NR)
+    pair_scores_bf16(key->row, count, state->query_words + row * state->key_width, state->key_width,                   \
+                     state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, NR)
     if (in_pairs(state, key->type)) {
         if (key->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
@@ -147,8 +149,8 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, 
 #undef BF16
 #endif
 #define SINGLES(NR)                                                                                                    \
-    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width, state->scores + row * ROWWISE_KEYS,   \
-                   state->factor + row, ahead->row, TYPE, NR)
+    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width,                           \
+                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, TYPE, NR)
 #define CALL(STORED_AS)                                                                                                \
     do {                                                                                                               \
         const fa_type TYPE = STORED_AS;                                                                                \
@@ -160,15 +162,14 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, 
 }
 
 /* One row's weights times the values of the keys in `keys`; or with NR, those of several rows. */
-FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_rows *value, fa_interval keys, ptrdiff_t row,
-                                     const block_rows *ahead, const int NR, const int NC) {
+FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_rows *value, fa_interval keys,
+                                     ptrdiff_t row, const block_rows *ahead, const int NR, const int NC) {
     const R *decay = state->decay + row, *weights = state->scores + row * ROWWISE_KEYS;
     R *out = state->out + row * state->value_width;
     ptrdiff_t t = keys.begin, end;
     do { /* a run's sum is made on its own: rounding errors grow with the length of a chain of additions */
         end = keys.end - t < ROWWISE_KEYS_PER_RUN ? keys.end : t + ROWWISE_KEYS_PER_RUN;
-#define CALL(TYPE)                                                                                                     \
-    rowwise_values(value->row, t, end, weights, out, state->value_width, decay, ahead->row, TYPE, NR, NC)
+#define CALL(TYPE) rowwise_values(value->row, t, end, weights, out, state->value_width, decay, ahead->row, TYPE, NR, NC)
         FA_FOR_STORED(value->type, CALL);
 #undef CALL
         decay = NULL;
@@ -176,10 +177,10 @@ FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_row
     } while (t < keys.end);
 }
 
-/* The same for all rows and all keys of a block, in pairs. Returns the rows, a bit for each, whose weights cannot be had so:
- * nothing was done for them, whatever was done for the others. */
-FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t rows, const block_rows *value, ptrdiff_t count,
-                               const block_rows *ahead) {
+/* The same for all rows and all keys of a block, in pairs. Returns the rows, a bit for each, whose weights cannot be
+ * had so: nothing was done for them, whatever was done for the others. */
+FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t rows, const block_rows *value,
+                                         ptrdiff_t count, const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
     R factor[FA_FEW_MOST], decay[FA_FEW_MOST];
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
@@ -195,11 +196,12 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t r
     }
     if (single == (1u << rows) - 1) return single;
 #define I8(NR)                                                                                                         \
-    pair_values_i8(value->row, count, state->weight_words + row * ROWWISE_KEYS, state->out + row * state->value_width,       \
-                       state->value_width, decay + row, factor + row, ahead->row, NR, 2)
+    pair_values_i8(value->row, count, state->weight_words + row * ROWWISE_KEYS, state->out + row * state->value_width, \
+                   state->value_width, decay + row, factor + row, ahead->row, NR, 2)
 #define BF16(NR)                                                                                                       \
-    pair_values_bf16(value->row, count, state->weight_words + row * ROWWISE_KEYS, state->out + row * state->value_width,     \
-                         state->value_width, decay + row, factor + row, ahead->row, NR, 2)
+    pair_values_bf16(value->row, count, state->weight_words + row * ROWWISE_KEYS,                                      \
+                     state->out + row * state->value_width, state->value_width, decay + row, factor + row, ahead->row, \
+                     NR, 2)
     if (value->type == FA_I8) FA_IN_ROWS(rows, I8);
 #if FA_PAIRS_OF_BF16
     else FA_IN_ROWS(rows, BF16);
@@ -213,8 +215,8 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t r
 }
 
 /* Each row's mask for a step; returns what kinds there are. */
-static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *state, ptrdiff_t first_key,
-                         ptrdiff_t count) {
+static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
+                         ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
@@ -226,10 +228,10 @@ static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, r
     return kinds;
 }
 
-/* The values of a block without what is not finite, where some row excludes such a one; see finite_values. `has_nonfinite` are
- * they all as reals. What is multiplied in pairs still is, so that no bit of another row differs. */
+/* The values of a block with 0 for what is not finite, where some row excludes such a value; see finite_values.
+ * `nonfinite` are all of them, as reals. What was multiplied in pairs still is: no bit of another row differs. */
 static int finite_block(const fa_attention *a, const rowwise_state *state, ptrdiff_t count, block_rows *value,
-                         unit_rows *has_nonfinite) {
+                        unit_rows *has_nonfinite) {
     if (value->type == FA_I8) return 0;
     *has_nonfinite = (unit_rows){state->value_panel, state->value_width};
     for (ptrdiff_t t = 0; t < count; t++) {
@@ -243,21 +245,23 @@ static int finite_block(const fa_attention *a, const rowwise_state *state, ptrdi
     if (!pairs) value->type = STORED;
     for (ptrdiff_t t = 0; t < count; t++) {
         R *at = state->finite + t * state->value_width;
-        if (pairs) narrow((char *)at, value->type, fa_size_of(value->type), at, state->value_width); /* as it was: exact */
+        if (pairs)
+            narrow((char *)at, value->type, fa_size_of(value->type), at, state->value_width); /* as it was: exact */
         value->row[t] = (const char *)at;
     }
     return 1;
 }
 
 /* One block of keys. `ahead` holds the next one's, and what it holds of this one on entry has been prefetched. */
-static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *state, ptrdiff_t first_key,
-                         ptrdiff_t count) {
+static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
+                         ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = rowwise_masks(a, item, state, first_key, count);
     if (kinds == BLOCK_EXCLUDES) return;
     block_rows key, value, next;
-    block_rows_at(a, item, &a->key, item->key, first_key, count, a->head_size, state->key_width, state->key_panel, &key);
+    block_rows_at(a, item, &a->key, item->key, first_key, count, a->head_size, state->key_width, state->key_panel,
+                  &key);
     block_rows_at(a, item, &a->value, item->value, first_key, count, a->value_size, state->value_width,
-                    state->value_panel, &value);
+                  state->value_panel, &value);
     ptrdiff_t more = fa_clamp(state->any.end - first_key - count, 0, count);
     fa_addresses(a, item, item->key, a->key.row, a->key.page, first_key + count, more, next.row);
     for (ptrdiff_t t = more; t < count; t++) next.row[t] = key.row[t];
@@ -286,7 +290,8 @@ static void rowwise_step(const fa_attention *a, const fa_attention_item *item, r
     if (single) {
         ptrdiff_t row = 0;
         for (; !edge && single == all && row + FA_ROWWISE_ROWS <= item->rows; row += FA_ROWWISE_ROWS)
-            rowwise_value_singles(state, &value, (fa_interval){0, count}, row, &next, FA_ROWWISE_ROWS, FA_ROWWISE_VECTORS);
+            rowwise_value_singles(state, &value, (fa_interval){0, count}, row, &next, FA_ROWWISE_ROWS,
+                                  FA_ROWWISE_VECTORS);
         for (; row < item->rows; row++) {
             if (!(single >> row & 1)) continue;
             ptrdiff_t begin = fa_clamp(state->keys[row].begin - first_key, 0, count);
@@ -296,7 +301,7 @@ static void rowwise_step(const fa_attention *a, const fa_attention_item *item, r
     }
     for (ptrdiff_t row = 0; has_nonfinite && row < item->rows; row++)
         add_nonfinite(nonfinite_value, count, state->scores + row * ROWWISE_KEYS, state->value_width,
-                        state->out + row * state->value_width, 1);
+                      state->out + row * state->value_width, 1);
 }
 
 /* Which rows can be multiplied in pairs, and the queries in that form. */
@@ -309,8 +314,8 @@ static void choose_pairs(const fa_attention *a, rowwise_state *state, ptrdiff_t 
     R most = 16e6f / (R)a->head_size < WORDS_MOST ? 16e6f / (R)a->head_size : WORDS_MOST, factor;
     for (ptrdiff_t row = 0; row < rows; row++) {
         uint16_t *words = state->query_words + row * state->key_width;
-        state->single[row] = !as_words(state->query + row * state->key_width, state->key_width, a->key.type, floorf(most), words,
-                                         &factor);
+        state->single[row] = !as_words(state->query + row * state->key_width, state->key_width, a->key.type,
+                                       floorf(most), words, &factor);
         if (state->single[row]) memset(words, 0, (size_t)state->key_width * sizeof *words);
         else {
             state->factor[row] = (R)a->scale * factor;
@@ -394,8 +399,8 @@ static int row_is_nan(const rowwise_state *state, ptrdiff_t row) {
     return found;
 }
 
-/* Whether a row's results are to be made again: see FA_LEAST_SUM. NaN, which is no magnitude, is nothing lost: other rows
- * would be made again with it. */
+/* Whether a row's results are to be made again: see FA_LEAST_SUM. NaN, which is no magnitude, is nothing lost: other
+ * rows would be made again with it. */
 static int rowwise_is_flushed(const rowwise_state *state, ptrdiff_t rows) {
     for (ptrdiff_t row = 0; state->words == FA_BF16 && row < rows; row++) {
         V top = {0};

@@ -26,17 +26,16 @@ typedef struct {
 /* Whether a cache line of such elements begins with element d. */
 #define BEGINS_LINE(d) ((d) * fa_size_of(TYPE) % 64 == 0)
 
-/* The sums of NR x FOLD products, each over the lanes of a vector, multiplied by their row's factor. All sums of a full set
- * together take 45 operations, row by row 72: more than the products of 64 components. */
+/* The sums of NR x FOLD products, each over the lanes of a vector, multiplied by their row's factor. All sums of a full
+ * set together take 45 operations, row by row 72: more than the products of 64 components. */
 FA_INLINE void store_scores(V acc[][FOLD], const R *factors, R *scores, const int NR) {
     if (NR * FOLD == LANES) {
         R sum[LANES];
         store(sum, fold_all(&acc[0][0]) * load(factors));
-        FA_UNROLL for (int r = 0; r < NR; r++) memcpy(scores + r * ROWWISE_KEYS, sum + r * FOLD, FOLD * sizeof(R));
+        FA_UNROLL_FOR(int r = 0; r < NR; r++) memcpy(scores + r * ROWWISE_KEYS, sum + r * FOLD, FOLD * sizeof(R));
         return;
     }
-    FA_UNROLL for (int r = 0; r < NR; r++)
-        store_part(scores + r * ROWWISE_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
+    FA_UNROLL_FOR(int r = 0; r < NR; r++) store_part(scores + r * ROWWISE_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
 }
 
 /* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
@@ -47,50 +46,51 @@ FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
         V acc[FA_ROWWISE_ROWS][FOLD];
         const char *row[FOLD], *next[FOLD];
-        FA_UNROLL for (int i = 0; i < FOLD; i++) {
+        FA_UNROLL_FOR(int i = 0; i < FOLD; i++) {
             ptrdiff_t at = t + i < count ? t + i : count - 1;
             row[i] = key[at];
             next[i] = ahead[at];
-            FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] = (V){0};
+            FA_UNROLL_FOR(int r = 0; r < NR; r++) acc[r][i] = (V){0};
         }
-        FA_UNROLL for (int i = 0; i < FOLD; i++) /* row by row, as they lie: see the order of prefetching */
+        FA_UNROLL_FOR(int i = 0; i < FOLD; i++) /* row by row, as they lie: see the order of prefetching */
             for (ptrdiff_t d = 0; d < width; d += LANES) {
                 V k = load_as(ELEMENT_AT(row[i], d), TYPE);
                 if (BEGINS_LINE(d)) PREFETCH(ELEMENT_AT(next[i], d));
-                FA_UNROLL for (int r = 0; r < NR; r++) acc[r][i] += load(query + r * width + d) * k;
+                FA_UNROLL_FOR(int r = 0; r < NR; r++) acc[r][i] += load(query + r * width + d) * k;
             }
         store_scores(acc, factors, scores + t, NR);
     }
 }
 
 /* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values from element d on. */
-FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end, const R *weights,
-                                   R *out, ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE,
-                                   const int NR, const int NC) {
+FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end,
+                                   const R *weights, R *out, ptrdiff_t width, const R *decay, const char *const *ahead,
+                                   const fa_type TYPE, const int NR, const int NC) {
     V acc[4][8];
-    FA_UNROLL for (int r = 0; r < NR; r++) FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] = (V){0};
+    FA_UNROLL_FOR(int r = 0; r < NR; r++)
+        FA_UNROLL_FOR(int c = 0; c < NC; c++) acc[r][c] = (V){0};
     for (ptrdiff_t t = begin; t < end; t++) {
         V v[8];
         const char *row = ELEMENT_AT(value[t], d), *next = ELEMENT_AT(ahead[t], d);
-        FA_UNROLL for (int c = 0; c < NC; c++) {
+        FA_UNROLL_FOR(int c = 0; c < NC; c++) {
             v[c] = load_as(ELEMENT_AT(row, c * LANES), TYPE);
             if (BEGINS_LINE(c * LANES)) PREFETCH(ELEMENT_AT(next, c * LANES));
         }
-        FA_UNROLL for (int r = 0; r < NR; r++) {
+        FA_UNROLL_FOR(int r = 0; r < NR; r++) {
             V p = splat(weights[r * ROWWISE_KEYS + t]);
-            FA_UNROLL for (int c = 0; c < NC; c++) acc[r][c] += p * v[c];
+            FA_UNROLL_FOR(int c = 0; c < NC; c++) acc[r][c] += p * v[c];
         }
     }
-    FA_UNROLL for (int r = 0; r < NR; r++)
-        FA_UNROLL for (int c = 0; c < NC; c++) {
+    FA_UNROLL_FOR(int r = 0; r < NR; r++)
+        FA_UNROLL_FOR(int c = 0; c < NC; c++) {
             R *at = out + r * width + d + c * LANES;
             store(at, decay ? load(at) * decay[r] + acc[r][c] : load(at) + acc[r][c]);
         }
 }
 
 FA_INLINE void rowwise_values(const char *const *value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
-                              ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE, const int NR,
-                              const int NC) {
+                              ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE,
+                              const int NR, const int NC) {
     ptrdiff_t d = 0;
 #define CALL(C) rowwise_value_block(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C)
     for (; d + NC * LANES <= width; d += NC * LANES) CALL(NC);
@@ -118,7 +118,8 @@ FA_INLINE VS_f32 load_words(const char *from, fa_type type) {
 #define AS_REAL(sum) __builtin_convertvector(sum, V)
 #include "attention/rowwise_pairs.h"
 
-/* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is faster. */
+/* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is
+ * faster. */
 #if FA_HAS_DOT && !FA_HAS_TILES
 #define FA_PAIRS_OF_BF16 1
 #define TYPE FA_BF16
@@ -131,8 +132,8 @@ FA_INLINE VS_f32 load_words(const char *from, fa_type type) {
 #define FA_PAIRS_OF_BF16 0
 #endif
 
-/* x, whole vectors, as 16-bit elements for products with rows of that type; the products are to be multiplied by `factor`.
- * 0 where x cannot be had so: it is not finite, or too small. */
+/* x, whole vectors, as 16-bit elements for products with rows of that type; the products are to be multiplied by
+ * `factor`. 0 where x cannot be had so: it is not finite, or too small. */
 static int as_words(const R *x, ptrdiff_t count, fa_type type, R most, uint16_t *to, R *factor) {
     *factor = 1;
     if (type == FA_BF16) {

@@ -1,7 +1,7 @@
 /* Attention for many rows of one kv head: an item's rows stand in tiles, and the tiles take each step of keys in turn.
  *
- * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. ITEM_TILES says
- * how many tiles an item has at most. */
+ * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. ITEM_TILES
+ * says how many tiles an item has at most. */
 #ifndef FA_ATTENTION_TILED_H
 #define FA_ATTENTION_TILED_H
 
@@ -105,12 +105,12 @@ static void scatter_out(const fa_attention *a, const fa_attention_item *item, co
         ptrdiff_t d = 0, lanes = fa_clamp(tile->rows - j * LANES, 0, LANES);
         for (; plain && d + LANES <= a->value_size; d += LANES) {
             V x[LANES];
-            FA_UNROLL for (int i = 0; i < LANES; i++)
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++)
                 x[i] = load(tile->out + ((d + i) * tile->vectors + j) * LANES) * inverse;
             transpose(x);
             char **at = to + j * LANES;
             if (lanes == LANES)
-                FA_UNROLL for (int lane = 0; lane < LANES; lane++) store_as(at[lane] + d * size, type, x[lane]);
+                FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) store_as(at[lane] + d * size, type, x[lane]);
             else
                 for (int lane = 0; lane < lanes; lane++) store_as(at[lane] + d * size, type, x[lane]);
         }
@@ -176,30 +176,32 @@ static key_step step_from(const query_tile *tile, key_step block, ptrdiff_t key)
                                                                     : last;
     ptrdiff_t skipped = key - block.first_key;
     return (key_step){{block.key.data + skipped * block.key.stride, block.key.stride},
-                        values_from(block.value, skipped), key, end - key, block.finite};
+                      values_from(block.value, skipped),
+                      key,
+                      end - key,
+                      block.finite};
 }
 
-/* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP from its first one. Empty at the end. */
+/* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP from its first one. Empty at the
+ * end. */
 static key_step block_from(const fa_attention *a, const fa_attention_item *item, const query_tiles *tiles,
-                               ptrdiff_t key) {
+                           ptrdiff_t key) {
     ptrdiff_t step_end = key + KEYS_PER_STEP - (key - item->key_begin) % KEYS_PER_STEP;
     ptrdiff_t end = fa_clamp(step_end, key, tiles->any.end);
     key_step block = {.first_key = key, .count = end - key};
-    block.key = keys_at(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size,
-                             tiles->key_panel);
+    block.key = keys_at(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size, tiles->key_panel);
     block.value = values_at(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
-                                 tiles->value_panel);
+                            tiles->value_panel);
     block.finite = item->mask && all_finite(block.value, block.count, a->value_size); /* once for all tiles */
     return block;
 }
 
 #define FA_FOR_BLOCKS(block, tiles)                                                                                    \
     for (key_step block = {.first_key = (tiles)->any.begin};                                                           \
-         block.first_key < (tiles)->any.end &&                                                                         \
-         (block = block_from(a, item, (tiles), block.first_key), block.count);                                     \
+         block.first_key < (tiles)->any.end && (block = block_from(a, item, (tiles), block.first_key), block.count);   \
          block.first_key += block.count)
 #define FA_FOR_STEPS(step, tile, block)                                                                                \
-    for (key_step step = step_from((tile), (block), (block).first_key); step.count > 0;                            \
+    for (key_step step = step_from((tile), (block), (block).first_key); step.count > 0;                                \
          step = step_from((tile), (block), step.first_key + step.count))
 
 /* Weights of all keys, and with them the weighted sums of the values. */

@@ -1,11 +1,12 @@
 /* The products of attention by tiles (AMX_BF16): queries, keys, values and weights are bfloat16, sums float32.
  *
  *   S' = K Q'             16 keys in rows, as they lie in memory, times pairs of components of 16 queries
- *   O' = O' + V' P'       16 components in rows, times pairs of keys' weights: the values' block is transposed once for all
- *                         rows of an item, which takes as long as the products of 16 of them
+ *   O' = O' + V' P'       16 components in rows, times pairs of keys' weights: the values' block is transposed once for
+ * all rows of an item, which takes as long as the products of 16 of them
  *
- * The products take less time than the exponentials. Scores are stored as they come; their scale goes into the argument of the
- * exponential. Keys come 32 at a time, counted from the item's first: what a step has fewer of has zeros for weights. */
+ * The products take less time than the exponentials. Scores are stored as they come; their scale goes into the argument
+ * of the exponential. Keys come 32 at a time, counted from the item's first: what a step has fewer of has zeros for
+ * weights. */
 #ifndef FA_ATTENTION_TILED_AMX_H
 #define FA_ATTENTION_TILED_AMX_H
 
@@ -29,7 +30,7 @@
 #define PADDED_KEYS(keys) (((keys) + KEY_GROUP - 1) / KEY_GROUP * KEY_GROUP)
 
 static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
-                                const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
+                         const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
     const ptrdiff_t units = PADDED_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
@@ -46,26 +47,25 @@ static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, c
     return (unit_rows){panel, units};
 }
 
-/* 32 components of 32 keys, transposed: `to` has a row of 16 pairs for each component. Neighbouring keys are interleaved
- * within each 16 bytes, so that a lane's component is not its number. */
+/* 32 components of 32 keys, transposed: `to` has a row of 16 pairs for each component. Neighbouring keys are
+ * interleaved within each 16 bytes, so that a lane's component is not its number. */
 FA_INLINE void transpose_values(const char *const *from, ptrdiff_t component, R *to) {
     V low[LANES], high[LANES];
-    FA_UNROLL for (int i = 0; i < LANES; i++) {
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) {
         const char *even = from[2 * i] + 2 * component, *odd = from[2 * i + 1] + 2 * component;
         interleave_words_by_16_bytes(even, odd, &low[i], &high[i]);
     }
     transpose(low);
     transpose(high);
-    FA_UNROLL for (int lane = 0; lane < LANES; lane++) {
+    FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) {
         R *at = to + (component + lane / 4 * 8 + lane % 4) * VALUE_PITCH;
         store(at, low[lane]);
         store(at + 4 * VALUE_PITCH, high[lane]);
     }
 }
 
-static unit_rows values_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
-                                  const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
-                                  R *panel) {
+static unit_rows values_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
+                           const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
     for (ptrdiff_t t = 0; t < count; t += KEY_GROUP) {
@@ -77,7 +77,8 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
             for (ptrdiff_t u = 0; u < KEY_GROUP / 2; u++) {
                 const ptrdiff_t even = t + 2 * u, odd = even + 1, at = d * rows->element;
                 R *pair = to + d * VALUE_PITCH + u;
-                if (d < size && even < count) *pair = unit_of_halves(from[even] + at, odd < count ? from[odd] + at : NULL);
+                if (d < size && even < count)
+                    *pair = unit_of_halves(from[even] + at, odd < count ? from[odd] + at : NULL);
                 else *pair = 0;
             }
     }
@@ -120,34 +121,35 @@ FA_INLINE V in_natural_units(V score, R factor) { return score * factor; }
 FA_INLINE int keeps_order(const fa_attention *a) { return a->scale > 0; }
 
 #define FA_AMX_PRODUCTS(NV)                                                                                            \
-    FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale,         \
-                                    R *scores, V *max, ptrdiff_t run) {                                                \
+    FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t units, R scale, R *scores,  \
+                                 V *max, ptrdiff_t run) {                                                              \
         V top[NV];                                                                                                     \
-        multiply_tiles(operand_in_place(key), PADDED_KEYS(count), query, units, scores, 0, NV);                         \
-        FA_UNROLL for (int j = 0; j < NV; j++) top[j] = splat((R)-INFINITY);                                       \
+        multiply_tiles(operand_in_place(key), PADDED_KEYS(count), query, units, scores, 0, NV);                        \
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) top[j] = splat((R)-INFINITY);                                            \
         for (ptrdiff_t t = 0; t < count; t++)                                                                          \
-            FA_UNROLL for (int j = 0; j < NV; j++) top[j] = maximum(load(scores + (t * NV + j) * LANES), top[j]);  \
-        FA_UNROLL for (int j = 0; j < NV; j++) max[j] = maximum(top[j] * scale, max[j]);                               \
+            FA_UNROLL_FOR(int j = 0; j < NV; j++) top[j] = maximum(load(scores + (t * NV + j) * LANES), top[j]);       \
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) max[j] = maximum(top[j] * scale, max[j]);                                \
     }                                                                                                                  \
-    FA_NOINLINE void values_##NV(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out, \
-                                    const V *decay) {                                                                  \
+    FA_NOINLINE void values_##NV(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t value_size, R *out,     \
+                                 const V *decay) {                                                                     \
         VI changes = {0};                                                                                              \
-        const ptrdiff_t components = PADDED_COMPONENTS(value_size);                                                      \
-        FA_UNROLL for (int j = 0; j < NV; j++) changes |= decay[j] != splat(1);                                    \
-        for (ptrdiff_t d = 0; any_lane(changes) && d < components; d++)                                          \
-            FA_UNROLL for (int j = 0; j < NV; j++) {                                                                   \
+        const ptrdiff_t components = PADDED_COMPONENTS(value_size);                                                    \
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) changes |= decay[j] != splat(1);                                         \
+        for (ptrdiff_t d = 0; any_lane(changes) && d < components; d++)                                                \
+            FA_UNROLL_FOR(int j = 0; j < NV; j++) {                                                                    \
                 R *at = out + (d * NV + j) * LANES;                                                                    \
-                store(at, load(at) * decay[j]);                                                                \
+                store(at, load(at) * decay[j]);                                                                        \
             }                                                                                                          \
-        multiply_tiles(operand_in_place(value), components, weights, count, out, 1, NV);                                 \
+        multiply_tiles(operand_in_place(value), components, weights, count, out, 1, NV);                               \
     }
 FA_AMX_PRODUCTS(1)
 FA_AMX_PRODUCTS(2)
 #define FA_SCORES(NV) (NV == 1 ? scores_1 : scores_2)
 #define FA_VALUES(NV) (NV == 1 ? values_1 : values_2)
 
-/* 2^(score · scale - from): one operation for the argument, whose error is that of `from`. In lanes where that is `far` from 0 the
- * score is rounded as the maximum was, so that their difference is exact; what the compiler does not see it does not fuse. */
+/* 2^(score · scale - from): one operation for the argument, whose error is that of `from`. In lanes where that is `far`
+ * from 0 the score is rounded as the maximum was, so that their difference is exact; what the compiler does not see it
+ * does not fuse. */
 FA_INLINE V exponentiate_score(V score, V scale, V from, R factor, V shift, VI far, const int some_far) {
     V power = multiply_subtract(score, scale, from);
     if (some_far) {
@@ -159,14 +161,14 @@ FA_INLINE V exponentiate_score(V score, V scale, V from, R factor, V shift, VI f
 }
 
 /* A step's weights, in pairs in the place of the scores, zeros behind the last; and their sums. */
-FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *shift, const V *from, const VI *far, V *sum,
-                                  const int NV, int has_nonfinite, const int some_far) {
+FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *shift, const V *from, const VI *far,
+                                 V *sum, const int NV, int has_nonfinite, const int some_far) {
     const V nothing = splat((R)-INFINITY), scale = splat(factor * 1.44269504f);
     ptrdiff_t t = 0;
     for (; t + 2 <= count; t += 2)
-        FA_UNROLL for (int j = 0; j < NV; j++) {
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) {
             V weight[2];
-            FA_UNROLL for (int half = 0; half < 2; half++) {
+            FA_UNROLL_FOR(int half = 0; half < 2; half++) {
                 V score = load(scores + ((t + half) * NV + j) * LANES);
                 weight[half] = exponentiate_score(score, scale, from[j], factor, shift[j], far[j], some_far);
                 sum[j] += weight[half];
@@ -175,7 +177,7 @@ FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *
             store(scores + (t / 2 * NV + j) * LANES, pair_bf16(weight[0], weight[1]));
         }
     for (; t < count; t += 2)
-        FA_UNROLL for (int j = 0; j < NV; j++) {
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) {
             V score = load(scores + (t * NV + j) * LANES);
             V weight = exponentiate_score(score, scale, from[j], factor, shift[j], far[j], some_far);
             sum[j] += weight;
@@ -185,11 +187,11 @@ FA_INLINE void exponentiate_from(R *scores, ptrdiff_t count, R factor, const V *
     memset(scores + t / 2 * NV * LANES, 0, (size_t)((PADDED_KEYS(count) - t) / 2 * NV) * FA_VECTOR_BYTES);
 }
 
-FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int has_nonfinite,
-                                const int exact) {
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV,
+                                   int has_nonfinite, const int exact) {
     V from[FA_TILE_VECTORS];
     VI far[FA_TILE_VECTORS], some = {0};
-    FA_UNROLL for (int j = 0; j < NV; j++) {
+    FA_UNROLL_FOR(int j = 0; j < NV; j++) {
         from[j] = shift[j] * 1.44269504f;
         some |= far[j] = (from[j] > 0x1p13f) | (from[j] < -0x1p13f);
     }

@@ -1,7 +1,7 @@
 /* The products of attention by multiply-add: keys, values, queries and weights are reals of the kernel's own type.
  *
- * Rows stored so are read in place, at any distance from row to row. Others (another type or element stride, unaligned, in
- * more than one page) are first copied to `panel`; the copy serves all rows of an item. */
+ * Rows stored so are read in place, at any distance from row to row. Others (another type or element stride, unaligned,
+ * in more than one page) are first copied to `panel`; the copy serves all rows of an item. */
 #ifndef FA_ATTENTION_TILED_FMA_H
 #define FA_ATTENTION_TILED_FMA_H
 
@@ -13,9 +13,8 @@
 #include "storage/elements.h"
 #include "storage/layout.h"
 
-static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows,
-                                const char *data, const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size,
-                                R *panel) {
+static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
+                         const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP], *scale[KEYS_PER_STEP];
     from[0] = data; /* for the compiler: `count` is never 0 */
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
@@ -51,22 +50,22 @@ FA_INLINE R weight_at(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t 
 }
 
 /* A step's weights, each in the place of its score, and their sums. `exact` is for who looks at single weights. */
-FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV, int has_nonfinite,
-                                const int exact) {
+FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV,
+                                   int has_nonfinite, const int exact) {
     const V nothing = splat((R)-INFINITY);
     V run[FA_TILE_VECTORS];
     for (ptrdiff_t t = 0; t < count;) {
         ptrdiff_t end = count - t < KEYS_PER_RUN ? count : t + KEYS_PER_RUN;
-        FA_UNROLL for (int j = 0; j < NV; j++) run[j] = (V){0};
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) run[j] = (V){0};
         for (; t < end; t++)
-            FA_UNROLL for (int j = 0; j < NV; j++) {
+            FA_UNROLL_FOR(int j = 0; j < NV; j++) {
                 R *at = scores + (t * NV + j) * LANES;
                 V score = load(at), weight = exact ? exp_exact(score - shift[j]) : exp_by_exp2(score - shift[j]);
                 run[j] += weight;
                 if (has_nonfinite) weight = choose(score == nothing, splat((R)-0.0), weight);
                 store(at, weight);
             }
-        FA_UNROLL for (int j = 0; j < NV; j++) sum[j] += run[j];
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) sum[j] += run[j];
     }
 }
 

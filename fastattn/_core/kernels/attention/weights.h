@@ -16,10 +16,10 @@ static void scatter_weights(const fa_attention *a, const query_tile *tile, key_s
         }
 }
 
-/* One step of the first pass, or (`to` given) of the second. Sums hide the rounding of single scores, weights show it: hence
- * the shorter chains. */
+/* One step of the first pass, or (`to` given) of the second. Sums hide the rounding of single scores, weights show it:
+ * hence the shorter chains. */
 FA_INLINE void weights_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
-                                   char **to, const int NV) {
+                               char **to, const int NV) {
     const V nothing = splat((R)-INFINITY);
     V max[FA_TILE_VECTORS];
     if (tile_scores_of(a, item, tile, step, max, FA_SHORT_CHAIN, NV) == BLOCK_EXCLUDES) return;
@@ -39,7 +39,7 @@ FA_INLINE void weights_step_of(const fa_attention *a, const fa_attention_item *i
 }
 
 static void weights_step(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
-                             char **to) {
+                         char **to) {
 #define CALL(NV) weights_step_of(a, item, tile, step, to, NV)
     FA_FOR_WIDTH(tile->vectors, CALL)
 #undef CALL

@@ -1,6 +1,6 @@
-/* Activations, a vector at a time. At -inf all of them are 0, their limit; NaN stays NaN. They are 0 as well where a factor would
- * be no normal number: the next layer multiplies what they give, and one such number in a vector makes that a hundred times as
- * slow. */
+/* Activations, a vector at a time. At -inf all of them are 0, their limit; NaN stays NaN. They are 0 as well where a
+ * factor would be no normal number: the next layer multiplies what they give, and one such number in a vector makes
+ * that a hundred times as slow. */
 #ifndef FA_LINEAR_ACTIVATION_H
 #define FA_LINEAR_ACTIVATION_H
 
@@ -25,24 +25,24 @@ FA_INLINE V gelu_tanh(V x) {
 
 FA_INLINE V relu(V x) { return choose(x < (V){0}, (V){0}, x); }
 
-/* x Phi(x) = max(x, 0) - |x| Phi(-|x|), Phi the normal distribution; log2 Phi(-a) is a polynomial, so one 2^x is all and the
- * tail keeps its sign and size. float32: largest error 4.2e-8; `rough`, for what is rounded to 16 bits, 9.7e-7. float64 asks
- * the C library. */
+/* x Phi(x) = max(x, 0) - |x| Phi(-|x|), Phi the normal distribution; log2 Phi(-a) is a polynomial, so one 2^x is all
+ * and the tail keeps its sign and size. float32: largest error 4.2e-8; `rough`, for what is rounded to 16 bits, 9.7e-7.
+ * float64 asks the C library. */
 FA_INLINE V gelu(V x, int rough) {
 #if FA_REAL_IS_FLOAT
-    static const float fine[] = {4.00347182e-10f, -2.41155789e-8f, 6.01535703e-7f, -8.01781516e-6f, 6.06496396e-5f,
-                                 -2.33539676e-4f, -7.68885147e-5f, 7.01990537e-3f, -5.24788052e-2f, -4.59211648e-1f,
-                                 -1.15110493f};
-    static const float coarse[] = {-8.20383832e-7f, 3.90461719e-5f, -7.54668028e-4f, 7.93023035e-3f,
+    static const float fine[] = {4.00347182e-10f, -2.41155789e-8f, 6.01535703e-7f,  -8.01781516e-6f,
+                                 6.06496396e-5f,  -2.33539676e-4f, -7.68885147e-5f, 7.01990537e-3f,
+                                 -5.24788052e-2f, -4.59211648e-1f, -1.15110493f};
+    static const float coarse[] = {-8.20383832e-7f, 3.90461719e-5f,  -7.54668028e-4f, 7.93023035e-3f,
                                    -5.30972406e-2f, -4.59026754e-1f, -1.15112221f};
     V a = choose(x < (V){0}, -x, x), power;
     a = choose(a > splat(12.9f), splat(15), a); /* 2^(log2 Phi(-15)) is 0 */
     if (rough) {
         power = splat(coarse[0]);
-        FA_UNROLL for (int i = 1; i < 7; i++) power = power * a + coarse[i];
+        FA_UNROLL_FOR(int i = 1; i < 7; i++) power = power * a + coarse[i];
     } else {
         power = splat(fine[0]);
-        FA_UNROLL for (int i = 1; i < 11; i++) power = power * a + fine[i];
+        FA_UNROLL_FOR(int i = 1; i < 11; i++) power = power * a + fine[i];
     }
     return relu(x) - a * vector_exp2(power * a - 1);
 #else

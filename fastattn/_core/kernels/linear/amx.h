@@ -13,21 +13,23 @@
 #include "storage/partial.h"
 #include "storage/scratch.h"
 
-#define LINEAR_ALONE 32                            /* rows of a block where there is one tile only */
+#define LINEAR_ALONE 32 /* rows of a block where there is one tile only */
 #define LINEAR_WIDEST 2
-#define LEAST_TILES (FA_QUANTISED ? 8 : ITEM_TILES)    /* of an item: each packs the weight, or quantises x, for itself */
-#define PREFERRED_TILES 4                               /* packing takes as long as the products of 80 rows */
-#define SUMS_ROWS (LINEAR_FEATURES * (FA_QUANTISED ? 2 : 1)) /* whole numbers have memory of their own behind the sums */
+/* Tiles of an item at least: each item packs the weight, or quantises x, for itself. */
+#define LEAST_TILES (FA_QUANTISED ? 8 : ITEM_TILES)
+#define PREFERRED_TILES 4 /* packing takes as long as the products of 80 rows */
+#define SUMS_ROWS                                                                                                      \
+    (LINEAR_FEATURES * (FA_QUANTISED ? 2 : 1)) /* whole numbers have memory of their own behind the sums */
 
 /* A block of W's rows times `units` units of a tile from `first` on, added to the tile's sums. */
 FA_INLINE void linear_sums(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
-                                 ptrdiff_t units, const int NV) {
+                           ptrdiff_t units, const int NV) {
     const ptrdiff_t size = LINEAR_FEATURES * NV * LANES;
     R *sums = tile->sums, *products = FA_QUANTISED ? sums + size : sums;
     multiply_tiles(operand_in_place(weights->rows), count, tile->units + first * NV * LANES, units, products,
                    !FA_QUANTISED && first, NV);
     for (ptrdiff_t i = 0; FA_QUANTISED && i < count; i++)
-        FA_UNROLL for (int j = 0; j < NV; j++) {
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;
             V sum = as_real(load(products + at), weights, i, tile->quantised, j);
             if (first) sum += load(sums + at);
@@ -36,22 +38,23 @@ FA_INLINE void linear_sums(const weight_block *weights, ptrdiff_t count, const l
 }
 
 static void linear_1(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
-                           ptrdiff_t units) {
+                     ptrdiff_t units) {
     linear_sums(weights, count, tile, first, units, 1);
 }
 static void linear_2(const weight_block *weights, ptrdiff_t count, const linear_tile *tile, ptrdiff_t first,
-                           ptrdiff_t units) {
+                     ptrdiff_t units) {
     linear_sums(weights, count, tile, first, units, 2);
 }
 #define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : linear_2)
 
-/* The other way round, for many rows: rows of x stand in the tiles' rows and the weight's block is transposed into the lanes,
- * once for all rows of the item, which takes as long as the products of 80 of them. Sums come as rows, so that neither x nor the
- * result needs transposing: with 384 inputs that costs as much as half of the products. The same numbers are added in the same
- * order. All tiles are packed. */
+/* The other way round, for many rows: rows of x stand in the tiles' rows and the weight's block is transposed into the
+ * lanes, once for all rows of the item, which takes as long as the products of 80 of them. Sums come as rows, so that
+ * neither x nor the result needs transposing: with 384 inputs that costs as much as half of the products. The same
+ * numbers are added in the same order. All tiles are packed. */
 
 #define BY_ROWS_LEAST 64 /* rows from which on it is the faster way */
-#define BY_ROWS_RUN 16   /* tiles along the sum, of a weight's block: 64 KB, in L2. With 8 of them, in L1, sums come and go too often */
+#define BY_ROWS_RUN                                                                                                    \
+    16 /* tiles along the sum, of a weight's block: 64 KB, in L2. With 8 of them, in L1, sums come and go too often */
 #define BY_ROWS_GROUP 32 /* rows that are finished while their sums are in L1 */
 #define BLOCK_TILES (LINEAR_FEATURES / 16)
 
@@ -102,9 +105,9 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
         VI sum[2] = {*(const VI *)(total + f * LANES), {0}}; /* two chains */
         for (ptrdiff_t u = 0; u < (units + 15) / 16; u++) {
             V x[LANES];
-            FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = load(rows.data + (16 * f + i) * rows.stride + 16 * u);
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(rows.data + (16 * f + i) * rows.stride + 16 * u);
             transpose(x);
-            FA_UNROLL for (int i = 0; i < LANES; i++) {
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) {
                 store(to + (f * BY_ROWS_RUN + u) * AMX_TILE_REALS + i * LANES, x[i]);
                 sum[i % 2] = add_weights(sum[i % 2], x[i]);
             }
@@ -116,15 +119,15 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
 /* A tile's sums in place: reals, scaled, with bias. The smallest magnitude tells whether one is to be made again: see
  * recompute_flushed. */
 FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
-                               ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
+                            ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
     V scale, bias, least[4];
     find_shift(l, feature, count, &scale, &bias);
-    FA_UNROLL for (int i = 0; i < 4; i++) least[i] = splat(1);
-    FA_UNROLL for (int i = 0; i < 16; i++) least[i % 4] = smaller(least[i % 4], load(sums + i * LANES));
-    FA_UNROLL for (int i = 1; i < 4; i++) least[0] = smaller(least[0], least[i]);
+    FA_UNROLL_FOR(int i = 0; i < 4; i++) least[i] = splat(1);
+    FA_UNROLL_FOR(int i = 0; i < 16; i++) least[i % 4] = smaller(least[i % 4], load(sums + i * LANES));
+    FA_UNROLL_FOR(int i = 1; i < 4; i++) least[0] = smaller(least[0], least[i]);
     if (any_below(least[0], FA_LEAST_SUM))
         recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
-    FA_UNROLL for (int i = 0; i < 16; i++) {
+    FA_UNROLL_FOR(int i = 0; i < 16; i++) {
         V y = row_as_real(load(sums + i * LANES), total, memory->scale + row + i, memory->zero + row + i);
         store(sums + i * LANES, shifted(l, y, scale, bias));
     }
@@ -132,8 +135,8 @@ FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, cons
 }
 
 /* Two vectors of a row, or parts of them, to where they belong, with their residual. */
-FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature, ptrdiff_t n,
-                             const fa_type type) {
+FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature,
+                       ptrdiff_t n, const fa_type type) {
     const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
     const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
     if (!l->plain_out || (residual && !l->plain_residual)) {
@@ -153,25 +156,25 @@ FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low
 
 /* The sums of two tiles of rows and of `count` features, tile by tile, to where they belong. */
 FA_INLINE void finish_rows(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
-                                 ptrdiff_t feature, ptrdiff_t count, const fa_type type) {
+                           ptrdiff_t feature, ptrdiff_t count, const fa_type type) {
     const int tiles = (int)((count + LANES - 1) / LANES);
     for (ptrdiff_t end = fa_clamp(item->rows, row, row + BY_ROWS_GROUP); row < end; row += 16) {
         R *sums = memory->sums + row * LINEAR_FEATURES;
         for (int j = 0; j < tiles; j++)
             shift_tile(l, item, memory, row, feature + j * LANES, fa_clamp(count - j * LANES, 0, LANES),
-                             sums + j * AMX_TILE_REALS, memory->total + j * LANES);
+                       sums + j * AMX_TILE_REALS, memory->total + j * LANES);
         activate((V *)sums, 16 * tiles, l->activation, type != FA_F32);
         for (ptrdiff_t i = 0; i < fa_clamp(end - row, 0, 16); i++)
             for (int j = 0; j < tiles; j += 2) {
                 const R *at = sums + j * AMX_TILE_REALS + i * LANES;
                 put_two(l, item->residual ? item->residual[row + i] : NULL, item->out[row + i], load(at),
-                              load(at + AMX_TILE_REALS), feature + j * LANES, count - j * LANES, type);
+                        load(at + AMX_TILE_REALS), feature + j * LANES, count - j * LANES, type);
             }
     }
 }
 
-FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
-                                 ptrdiff_t feature, ptrdiff_t count) {
+FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory,
+                              ptrdiff_t row, ptrdiff_t feature, ptrdiff_t count) {
 #define WHOLE(TYPE) finish_rows(l, item, memory, row, feature, LINEAR_FEATURES, TYPE)
 #define REST(TYPE) finish_rows(l, item, memory, row, feature, count, TYPE)
     if (count == LINEAR_FEATURES) FA_FOR_RESULT(l->type, WHOLE);
@@ -180,10 +183,10 @@ FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, co
 #undef REST
 }
 
-/* Brings near where the results of a group of rows will be put, while its last products are made: stores to memory that is far
- * wait for each other, and each row is another page. 1.3 times as fast with 384->1536 for 4096 rows. */
+/* Brings near where the results of a group of rows will be put, while its last products are made: stores to memory that
+ * is far wait for each other, and each row is another page. 1.3 times as fast with 384->1536 for 4096 rows. */
 FA_INLINE void expect_rows(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row, ptrdiff_t feature,
-                                 ptrdiff_t count) {
+                           ptrdiff_t count) {
     const ptrdiff_t begin = feature * fa_size_of(l->type), end = begin + count * fa_size_of(l->type);
     if (!l->plain_out || (item->residual && !l->plain_residual)) return;
     for (ptrdiff_t i = row; i < fa_clamp(item->rows, row, row + BY_ROWS_GROUP); i++)
@@ -195,7 +198,7 @@ FA_INLINE void expect_rows(const fa_linear *l, const fa_linear_item *item, ptrdi
 
 /* The sums of a block of features: a part of the weight's rows at a time, for all rows of x. */
 static void sum_features(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory,
-                               ptrdiff_t feature, ptrdiff_t count) {
+                         ptrdiff_t feature, ptrdiff_t count) {
     const ptrdiff_t units = UNITS(l->in_features), along = (units + 15) / 16;
     memset(memory->total, 0, LINEAR_FEATURES * sizeof(I));
     for (ptrdiff_t u = 0, run; u < along; u += run) {

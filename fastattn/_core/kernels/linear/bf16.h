@@ -14,8 +14,8 @@
 
 #define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
 
-static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
-                                      ptrdiff_t units, R *panel) {
+static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
+                               R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = PADDED(units);
@@ -26,7 +26,8 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
         R *to = panel + i * whole;
         ptrdiff_t u = i < count && l->weight_element == 2 ? fa_clamp(size / UNIT, 0, units) : 0;
         memcpy(to, from + fa_clamp(i, 0, count - 1) * l->weight_row, (size_t)u * sizeof(R));
-        for (; i < count && u < units; u++) to[u] = read_unit(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
+        for (; i < count && u < units; u++)
+            to[u] = read_unit(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
         memset(to + u, 0, (size_t)(whole - u) * sizeof(R));
     }
     return (weight_block){{panel, whole}};
@@ -49,11 +50,11 @@ static int row_is_zero(const char *row, ptrdiff_t element, ptrdiff_t size) {
     return !(bits & 0x7fff);
 }
 
-/* Sums so small that the instruction's flushing of subnormals would show (FA_LEAST_SUM) are made again, one by one: what else
- * is in the call must not tell. Rare, unless a row is all 0, where there is nothing to make. */
+/* Sums so small that the instruction's flushing of subnormals would show (FA_LEAST_SUM) are made again, one by one:
+ * what else is in the call must not tell. Rare, unless a row is all 0, where there is nothing to make. */
 #define recompute_flushed recompute_flushed
-static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature, ptrdiff_t features,
-                       V *sums) {
+static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature,
+                              ptrdiff_t features, V *sums) {
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < splat(FA_LEAST_SUM)) & (sums[lane] > splat(-FA_LEAST_SUM));
         if (!any_lane(lost)) continue;

@@ -11,10 +11,17 @@ typedef struct {
     unit_rows rows;
     I sum[LINEAR_FEATURES]; /* of each row: sum_weights */
 } weight_block;
-typedef struct { V scale[FA_TILE_VECTORS]; VI zero[FA_TILE_VECTORS]; } row_quantisation;
+typedef struct {
+    V scale[FA_TILE_VECTORS];
+    VI zero[FA_TILE_VECTORS];
+} row_quantisation;
 #else
-typedef struct { unit_rows rows; } weight_block;
-typedef struct { char none; } row_quantisation;
+typedef struct {
+    unit_rows rows;
+} weight_block;
+typedef struct {
+    char none;
+} row_quantisation;
 #endif
 
 #endif

@@ -1,6 +1,7 @@
-/* Linear by dot products of 8-bit integers: the weight is int8 with a scale for each row; rows of x are quantised as they come,
- * x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less zero times the sum
- * of the weights is exact; it becomes a real before it could overflow: 4 · 16384 · 255 · 127 < 2^31. */
+/* Linear by dot products of 8-bit integers: the weight is int8 with a scale for each row; rows of x are quantised as
+ * they come, x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less
+ * zero times the sum of the weights is exact, and becomes a real before it could overflow: 4 · 16384 · 255 · 127 <
+ * 2^31. */
 #ifndef FA_LINEAR_INT8_H
 #define FA_LINEAR_INT8_H
 
@@ -17,8 +18,8 @@
 
 #define LINEAR_RUN(l) 16384
 
-static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit,
-                                      ptrdiff_t units, R *panel) {
+static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
+                               R *panel) {
     const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = PADDED(units);
@@ -45,8 +46,8 @@ static void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units)
         weights->sum[i] = sum_of_bytes((const int8_t *)(weights->rows.data + i * weights->rows.stride), UNIT * units);
 }
 
-/* The largest of a row's elements and of their negatives, 0 at least, and whether all are finite. Several chains at a time:
- * one alone took as long as the row's products. */
+/* The largest of a row's elements and of their negatives, 0 at least, and whether all are finite. Several chains at a
+ * time: one alone took as long as the row's products. */
 FA_INLINE void find_range(const char *x, ptrdiff_t size, const fa_type type, R *top, R *bottom, int *finite) {
     V high[4] = {{0}}, low[4] = {{0}}, noughts[4] = {{0}};
     ptrdiff_t k = 0;
@@ -58,11 +59,10 @@ FA_INLINE void find_range(const char *x, ptrdiff_t size, const fa_type type, R *
         noughts[i] += part * (R)0;                                                                                     \
     } while (0)
     for (; k + 4 * LANES <= size; k += 4 * LANES)
-        FA_UNROLL for (int i = 0; i < 4; i++) TAKE(i, load_as(x + (k + i * LANES) * fa_size_of(type), type));
-    for (; k < size; k += LANES)
-        TAKE(0, load_some_as(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES)));
+        FA_UNROLL_FOR(int i = 0; i < 4; i++) TAKE(i, load_as(x + (k + i * LANES) * fa_size_of(type), type));
+    for (; k < size; k += LANES) TAKE(0, load_some_as(x + k * fa_size_of(type), type, fa_clamp(size - k, 0, LANES)));
 #undef TAKE
-    FA_UNROLL for (int i = 1; i < 4; i++) {
+    FA_UNROLL_FOR(int i = 1; i < 4; i++) {
         high[0] = maximum(high[0], high[i]);
         low[0] = maximum(low[0], low[i]);
         noughts[0] += noughts[i];
@@ -78,8 +78,8 @@ FA_INLINE void put_units(const char *x, ptrdiff_t size, const fa_type type, R in
     }
 }
 
-/* A row of x as units, padded with whatever its last unit needs: the weights there are 0. Elements that do not lie side by side
- * go through `row`. */
+/* A row of x as units, padded with whatever its last unit needs: the weights there are 0. Elements that do not lie side
+ * by side go through `row`. */
 static void quantise(const fa_linear *l, const char *x, R *row, uint8_t *to, R *scale, I *zero) {
     const ptrdiff_t size = l->in_features;
     fa_type type = l->type;
@@ -105,7 +105,7 @@ static void quantise(const fa_linear *l, const char *x, R *row, uint8_t *to, R *
 
 #define gather_rows gather_rows
 static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
-                            row_quantisation *quantised, ptrdiff_t j) {
+                        row_quantisation *quantised, ptrdiff_t j) {
     const ptrdiff_t padded = (l->in_features + LANES - 1) / LANES * LANES;
     uint8_t *units = (uint8_t *)(bytes + padded);
     const char *rows[LANES];
@@ -138,9 +138,7 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory,
 }
 #define add_weights add_weights
 #define row_as_real row_as_real
-FA_INLINE VI add_weights(VI total, V weights) {
-    return add_bytes(total, (VI)weights);
-}
+FA_INLINE VI add_weights(VI total, V weights) { return add_bytes(total, (VI)weights); }
 FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) {
     VI whole = (VI)sum - *zero * *(const VI *)total;
     return __builtin_convertvector(whole, V) * *scale;

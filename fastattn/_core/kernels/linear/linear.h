@@ -2,9 +2,10 @@
  *
  *   Y' = W X'    elements of W are broadcast from memory as they lie, rows of x stand transposed: a lane is a row
  *
- * Tiles of rows of x take each block of W's rows in turn: a block, LINEAR_FEATURES rows a run long, comes from memory once
- * for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block is a
- * register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands beside it. */
+ * Tiles of rows of x take each block of W's rows in turn: a block, LINEAR_FEATURES rows a run long, comes from memory
+ * once for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block
+ * is a register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands
+ * beside it. */
 #ifndef FA_LINEAR_LINEAR_H
 #define FA_LINEAR_LINEAR_H
 
@@ -22,16 +23,16 @@ static void finish_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t f
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++)
         for (ptrdiff_t d = 0; d < count; d += LANES) {
             V y[LANES];
-            FA_UNROLL for (int i = 0; i < LANES; i++) y[i] = load(tile->sums + ((d + i) * tile->vectors + j) * LANES);
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) y[i] = load(tile->sums + ((d + i) * tile->vectors + j) * LANES);
             transpose(y);
             put_sums(l, tile, j * LANES, fa_clamp(tile->rows - j * LANES, 0, LANES), y, feature + d,
-                           fa_clamp(count - d, 0, LANES));
+                     fa_clamp(count - d, 0, LANES));
         }
 }
 
 /* An item's tiles and panels in scratch memory; the size of it where `at` is NULL. */
 static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_t rows, R **panel, R **bytes,
-                                      char *at) {
+                                char *at) {
     const char *begin = at;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, units = UNITS(l->in_features);
     *panel = take_scratch(&at, LINEAR_FEATURES * PADDED(fa_clamp(units, 1, LINEAR_RUN(l))));
@@ -41,7 +42,8 @@ static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_
         tiles[i].vectors = (tiles[i].rows + LANES - 1) / LANES;
         tiles[i].units = take_scratch(&at, PADDED(units) * tiles[i].vectors * LANES);
         tiles[i].sums = take_scratch(&at, SUMS_ROWS * tiles[i].vectors * LANES);
-        tiles[i].quantised = (row_quantisation *)take_scratch(&at, (sizeof(row_quantisation) + sizeof(R) - 1) / sizeof(R));
+        tiles[i].quantised =
+            (row_quantisation *)take_scratch(&at, (sizeof(row_quantisation) + sizeof(R) - 1) / sizeof(R));
     }
     return at - begin;
 }
@@ -53,15 +55,15 @@ static ptrdiff_t EXPORT(linear_scratch)(const fa_linear *l) {
     return own > other ? own : other;
 }
 
-static void gather_tile(const fa_linear *l, const fa_linear_item *item, linear_tile *tile, ptrdiff_t first,
-                            R *bytes) {
+static void gather_tile(const fa_linear *l, const fa_linear_item *item, linear_tile *tile, ptrdiff_t first, R *bytes) {
     tile->from = item->x + first;
     tile->residual = item->residual ? item->residual + first : NULL;
     tile->to = item->out + first;
     if (item->same_rows) return;
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         const char *from[LANES];
-        for (ptrdiff_t lane = 0; lane < LANES; lane++) from[lane] = tile->from[fa_clamp(j * LANES + lane, 0, tile->rows - 1)];
+        for (ptrdiff_t lane = 0; lane < LANES; lane++)
+            from[lane] = tile->from[fa_clamp(j * LANES + lane, 0, tile->rows - 1)];
         gather_rows(l, from, tile->units + j * LANES, tile->vectors, bytes, tile->quantised, j);
     }
     const ptrdiff_t units = UNITS(l->in_features), filled = units * tile->vectors * LANES;
@@ -92,8 +94,11 @@ static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void 
     release_registers();
 }
 
-const fa_linear_kernel EXPORT(linear_kernel) = {
-    UNIT, ITEM_TILES * FA_TILE_VECTORS * LANES, LEAST_TILES * FA_TILE_VECTORS * LANES, PREFERRED_TILES * FA_TILE_VECTORS * LANES,
-    EXPORT(linear_scratch), EXPORT(linear)};
+const fa_linear_kernel EXPORT(linear_kernel) = {UNIT,
+                                                ITEM_TILES * FA_TILE_VECTORS * LANES,
+                                                LEAST_TILES * FA_TILE_VECTORS * LANES,
+                                                PREFERRED_TILES * FA_TILE_VECTORS * LANES,
+                                                EXPORT(linear_scratch),
+                                                EXPORT(linear)};
 
 #endif

@@ -1,22 +1,22 @@
-/* The products of linear in the arithmetic of this instance, and the contract of what prepares them and finishes their sums.
+/* The products of linear in the arithmetic of this instance, and the contract of what prepares and finishes them.
  *
  * linear/{fma,bf16,int8}.h define the hooks below; those with a default only where they differ, and say so by
  * `#define hook hook`.
  *
  *   LINEAR_RUN(l)                    units whose products are added up in one chain
  *   weight_block weights_at(l, feature, count, unit, units, panel)
- *                                    units [unit, unit + units) of `count` rows of the weight: in place, or copied to `panel`
+ *                                    units [unit, unit + units) of `count` rows of W: in place, or in `panel`
  *   const R *gather_row(l, from, memory, units, scale, zero)
  *                                    a row of x as units, zeros behind it: as it lies, or in `memory`
  *
  *   gather_rows        transposed    LANES rows of x into the lanes of vector j of a tile
  *   sum_weights        nothing       the sums of a block's rows
  *   as_real            the sum       a sum of products of row `row` of the block, of vector j of rows of x, as a real
- *   recompute_flushed  nothing       sums that the instruction may have flushed to 0, by multiply-adds: see FA_LEAST_SUM
+ *   recompute_flushed  nothing       sums that may have been flushed to 0, by multiply-adds: see FA_LEAST_SUM
  *
  * and, where rows of x stand in the tiles' rows:
  *   LINEAR_MOST_UNITS  any           units of a row at most
- *   smaller, any_below nothing       of two sums the one that is nearer to being flushed; whether one is below the least
+ *   smaller, any_below nothing       the sum nearer to 0 of two; whether one may have been flushed
  *   add_weights        nothing       a vector of weights added to the total of each feature
  *   row_as_real        the sum       a vector of sums of one row of x as reals */
 #ifndef FA_LINEAR_PRODUCTS_H

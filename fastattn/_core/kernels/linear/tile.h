@@ -34,11 +34,11 @@ FA_INLINE void find_shift(const fa_linear *l, ptrdiff_t feature, ptrdiff_t n, V 
 /* A sum with scale and bias: in one expression, so that it is rounded alike wherever it is made. */
 FA_INLINE V shifted(const fa_linear *l, V sum, V scale, V bias) { return l->scales ? sum * scale + bias : sum + bias; }
 
-/* int8 weights are multiplied before their scale is, so that with x of 1e36 products overflow where results would not. Those are
- * made again in float64, with the scale in their products. `y` has a vector of n features for each row; rows and parameters that
- * are not finite themselves keep what came of them. */
-FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t feature, ptrdiff_t n,
-                                      V bias, V *y) {
+/* int8 weights are multiplied before their scale is, so that with x of 1e36 products overflow where results would not.
+ * Those are made again in float64, with the scale in their products. `y` has a vector of n features for each row; rows
+ * and parameters that are not finite themselves keep what came of them. */
+FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t feature,
+                                   ptrdiff_t n, V bias, V *y) {
     for (ptrdiff_t row = 0; row < rows; row++) {
         int finite = -1;
         for (ptrdiff_t i = 0; i < n && finite; i++) {
@@ -56,8 +56,8 @@ FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptr
     }
 }
 
-FA_INLINE void remake_overflows(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t count, ptrdiff_t feature,
-                                      ptrdiff_t n, V bias, V *y) {
+FA_INLINE void remake_overflows(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t count,
+                                ptrdiff_t feature, ptrdiff_t n, V bias, V *y) {
     V noughts = {0};
     if (!l->scales) return;
     for (ptrdiff_t i = 0; i < count; i++) noughts += y[i] * (R)0;
@@ -68,7 +68,7 @@ FA_INLINE void remake_overflows(const fa_linear *l, const char *const *x, ptrdif
 
 /* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
 FA_INLINE void put_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
-                              ptrdiff_t n, const fa_type type) {
+                        ptrdiff_t n, const fa_type type) {
     const ptrdiff_t at = feature * fa_size_of(type);
     for (ptrdiff_t i = 0; i < count; i++) {
         V sum = y[i];
@@ -77,8 +77,8 @@ FA_INLINE void put_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count,
     }
 }
 
-/* Brings near where elements from `feature` on of each row will be put: a row each is a page each, and a store to memory that is
- * far keeps the next ones waiting. 8 to 10 % of 384->1536 for 4096 rows. */
+/* Brings near where elements from `feature` on of each row will be put: a row each is a page each, and a store to
+ * memory that is far keeps the next ones waiting. 8 to 10 % of 384->1536 for 4096 rows. */
 FA_INLINE void prefetch_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, ptrdiff_t offset) {
     for (ptrdiff_t i = row; i < row + count; i++) {
         __builtin_prefetch(tile->to[i] + offset, 1);
@@ -87,15 +87,16 @@ FA_INLINE void prefetch_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t c
 }
 
 static void scatter_rows(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
-                               ptrdiff_t feature, ptrdiff_t n) {
+                         ptrdiff_t feature, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < count; i++)
         scatter_row(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], feature, n);
 }
 
 /* Sums of n features of each of `count` rows: scaled, with bias and activation, to where they belong. */
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
-                              ptrdiff_t feature, ptrdiff_t n) {
-    const int plain = l->plain_out && (!tile->residual || l->plain_residual), rough = l->type == FA_BF16 || l->type == FA_F16;
+                        ptrdiff_t feature, ptrdiff_t n) {
+    const int plain = l->plain_out && (!tile->residual || l->plain_residual),
+              rough = l->type == FA_BF16 || l->type == FA_F16;
     V scale, bias;
     if (plain) prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
     recompute_flushed(l, tile->from + row, count, feature, n, y);

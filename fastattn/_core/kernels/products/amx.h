@@ -2,9 +2,9 @@
  *
  * Follows the header that says what a unit is, and MULTIPLY_TILES(sums, rows, lanes) with its MULTIPLY_SWAPPED. A
  * multiplication takes 16 cycles and a load of a tile 8, so two times two sums share their operands: a load for each
- * multiplication. Rows and units come in whole tiles, padded with zeros where there are fewer. The registers' shapes are the
- * thread's own, and other libraries set them, too: a kernel sets them where it begins, 0.1 microseconds, and gives them back
- * in the end. */
+ * multiplication. Rows and units come in whole tiles, padded with zeros where there are fewer. The registers' shapes
+ * are the thread's own, and other libraries set them, too: a kernel sets them where it begins, 0.1 microseconds, and
+ * gives them back in the end. */
 #ifndef FA_PRODUCTS_AMX_H
 #define FA_PRODUCTS_AMX_H
 
@@ -29,10 +29,13 @@ static void configure_registers(void) {
 #define release_registers release_registers
 static void release_registers(void) { tiles_release(); }
 
-/* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the next
- * tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind the other,
- * 1 KB each: at other distances they may compete for few lines of L1. */
-typedef struct { char *first; ptrdiff_t row, along, across; } amx_operand;
+/* One side of a product, or its sums: where its first tile lies, and how far apart, in bytes, are rows of a tile, the
+ * next tile along the sum (of sums: the next rows'), and the next one across it. Tiles that are packed lie one behind
+ * the other, 1 KB each: at other distances they may compete for few lines of L1. */
+typedef struct {
+    char *first;
+    ptrdiff_t row, along, across;
+} amx_operand;
 
 #define AMX_TILE_REALS (16 * LANES)
 #define PACKED(first, along, across)                                                                                   \
@@ -53,12 +56,15 @@ typedef struct { char *first; ptrdiff_t row, along, across; } amx_operand;
 #define ZERO(tile, i, j) tile_zero(tile)
 #define STORE(tile, i, j) tile_store(tile, SUM_AT(i, j), sums.row)
 
-/* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is there.
- * `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
+/* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is
+ * there. `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
 FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t count, amx_operand sums, int more,
-                                    const int NR, const int NL, const int swapped) {
-    if (more) { FOUR_TILES(LOAD); }
-    else { FOUR_TILES(ZERO); }
+                              const int NR, const int NL, const int swapped) {
+    if (more) {
+        FOUR_TILES(LOAD);
+    } else {
+        FOUR_TILES(ZERO);
+    }
     for (; count > 0; count--, rows.first += rows.along, lanes.first += lanes.along) {
         tile_load(6, lanes.first, lanes.row);
         tile_load(4, rows.first, rows.row);
@@ -76,18 +82,19 @@ FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t cou
     FOUR_TILES(STORE);
 }
 
-/* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What is
- * passed by address is read field by field: as a value it went through memory, and its load waited for several stores. */
+/* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What
+ * is passed by address is read field by field: as a value it went through memory, and its load waited for several
+ * stores. */
 #define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
-    FA_NOINLINE void NAME(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units,             \
-                             ptrdiff_t count, const amx_operand *to, int more) {                                    \
-        amx_operand rows = {from->first, from->row, from->along, from->across};                                     \
-        amx_operand sums = {to->first, to->row, to->along, to->across};                                             \
-        const amx_operand lanes = {units->first, units->row, units->along, units->across};                          \
+    FA_NOINLINE void NAME(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,     \
+                          const amx_operand *to, int more) {                                                           \
+        amx_operand rows = {from->first, from->row, from->along, from->across};                                        \
+        amx_operand sums = {to->first, to->row, to->along, to->across};                                                \
+        const amx_operand lanes = {units->first, units->row, units->along, units->across};                             \
         tile_barrier();                                                                                                \
         for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
-            multiply_block(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                      \
-        if (row_tiles) multiply_block(rows, lanes, count, sums, more, 1, NL, SWAPPED);                           \
+            multiply_block(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                            \
+        if (row_tiles) multiply_block(rows, lanes, count, sums, more, 1, NL, SWAPPED);                                 \
         tile_barrier();                                                                                                \
     }
 FA_MULTIPLY(multiply_1, 1, 0)

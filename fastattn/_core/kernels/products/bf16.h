@@ -1,5 +1,5 @@
-/* Products of bfloat16 by dot products of pairs (AVX512_BF16): each lane adds two products at a time to a float32 sum. A unit
- * is a pair; R stands for its 32 bits where it is only moved. */
+/* Products of bfloat16 by dot products of pairs (AVX512_BF16): each lane adds two products at a time to a float32 sum.
+ * A unit is a pair; R stands for its 32 bits where it is only moved. */
 #ifndef FA_PRODUCTS_BF16_H
 #define FA_PRODUCTS_BF16_H
 
@@ -13,7 +13,10 @@
 #define MULTIPLY_TILES tile_multiply_bf16
 #define MULTIPLY_SWAPPED tile_multiply_bf16
 
-typedef struct { const R *data; ptrdiff_t stride; } unit_rows; /* stride in units */
+typedef struct {
+    const R *data;
+    ptrdiff_t stride;
+} unit_rows; /* stride in units */
 
 FA_INLINE V add_product(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
 FA_INLINE V spread_unit(const R *unit) {

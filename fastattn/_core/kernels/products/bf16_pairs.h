@@ -1,5 +1,5 @@
-/* What both ways of multiplying bfloat16 in attention, by dot products and by tiles, have in common: weights rounded and
- * paired. */
+/* What both ways of multiplying bfloat16 in attention, by dot products and by tiles, have in common: weights rounded
+ * and paired. */
 #ifndef FA_PRODUCTS_BF16_PAIRS_H
 #define FA_PRODUCTS_BF16_PAIRS_H
 
@@ -29,8 +29,8 @@ FA_INLINE VI has_special(V units) {
     return ((bits & low) == low) | ((bits & high) == high);
 }
 
-/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not tell; and
- * NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
+/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not
+ * tell; and NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
 #define is_flushed is_flushed
 static int is_flushed(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
     for (ptrdiff_t j = 0; j < vectors; j++) {

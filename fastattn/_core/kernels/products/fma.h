@@ -6,7 +6,10 @@
 
 #define UNIT 1 /* elements along the sum of a product that one lane takes at a time */
 
-typedef struct { const R *data; ptrdiff_t stride; } unit_rows; /* stride in R */
+typedef struct {
+    const R *data;
+    ptrdiff_t stride;
+} unit_rows; /* stride in R */
 
 FA_INLINE V add_product(V sum, V a, V b) { return sum + a * b; }
 FA_INLINE V spread_unit(const R *unit) { return splat(*unit); }

@@ -8,7 +8,7 @@
 
 #include "products/units.h"
 
-/* Tiles of an item, which share each step of keys or each block of a weight; with tile registers the transposing, too. */
+/* Tiles of an item. They share each step of keys or block of a weight and, with tile registers, the transposing. */
 #define FA_BROADCAST_TILES 4
 #define FA_AMX_TILES 16
 #define FA_BF16_TILES (FA_HAS_TILES ? FA_AMX_TILES : FA_BROADCAST_TILES)

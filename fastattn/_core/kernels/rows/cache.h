@@ -27,7 +27,7 @@ FA_INLINE R scale_of(const R *row, ptrdiff_t size) {
     return lane_max(most) / 127 + lane_sum(nothing);
 }
 
-/* Rounding by the magic constant: the sum's low byte is the integer. Clamped, for a subnormal scale is itself rounded. */
+/* Rounded by the magic constant: the sum's low byte is the integer. Clamped, as a subnormal scale is itself rounded. */
 FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
     const V most = splat(127), divisor = splat(scale == 0 ? 1 : scale), magic = splat(0x1.8p23f);
     for (ptrdiff_t i = 0; i < size; i += LANES) {
@@ -41,15 +41,14 @@ FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
 }
 #else
 FA_INLINE R scale_of(const R *row, ptrdiff_t size) { return 0; }
-FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {
-}
+FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {}
 #endif
 
 FA_INLINE ptrdiff_t whole_vectors(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
 
 /* A row as it is stored but for its type, in memory for R. */
 FA_INLINE void read_row(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, R *row, R *cos_row,
-                            R *sin_row) {
+                        R *sin_row) {
     widen(row, x, c->x_type, c->x_element, c->size);
     if (!c->pairs) return;
     widen(cos_row, cos, c->table_type, c->cos_element, c->pairs);
@@ -95,7 +94,7 @@ FA_INLINE int is_finite_in(const char *from, fa_type type) {
 
 /* Whether a row has a number that reaches the limit and was made of finite ones. Seldom asked. */
 FA_NOINLINE int has_overflown(const fa_cache_rows *c, const char *x, const R *row, const R *cos_row, const R *sin_row,
-                               R limit) {
+                              R limit) {
     for (ptrdiff_t i = 0; i < c->size; i++) {
         if (row[i] < limit && row[i] > -limit) continue;
         int finite = is_finite_in(x + i * c->x_element, c->x_type);
@@ -118,7 +117,8 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
     if (c->x_type == c->stored && c->x_element == itemsize && !c->pairs) {
         if (!out) return 1;
         if (c->x_row == bytes) memcpy(out, x, (size_t)(rows * bytes));
-        else for (ptrdiff_t i = 0; i < rows; i++) memcpy(out + i * bytes, x + i * c->x_row, (size_t)bytes);
+        else
+            for (ptrdiff_t i = 0; i < rows; i++) memcpy(out + i * bytes, x + i * c->x_row, (size_t)bytes);
         return 1;
     }
     char *free_scratch = scratch;

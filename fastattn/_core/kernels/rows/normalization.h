@@ -1,7 +1,8 @@
 /* Layer and RMS normalisation of rows at any stride, with an optional residual added first.
  *
- * Three passes, between which the row stays in the first-level cache: the mean; the sums of the distances from it and of
- * their squares, which correct what rounding left of the mean and give the variance without cancellation; the result. */
+ * Three passes, between which the row stays in the first-level cache: the mean; the sums of the distances from it and
+ * of their squares, which correct what rounding left of the mean and give the variance without cancellation; the
+ * result. */
 #ifndef FA_ROWS_NORMALIZATION_H
 #define FA_ROWS_NORMALIZATION_H
 
@@ -11,7 +12,9 @@
 #include "storage/partial.h"
 #include "storage/streaming.h"
 
-typedef struct { R mean, spread; } row_moments;
+typedef struct {
+    R mean, spread;
+} row_moments;
 
 static R row_mean(const R *x, ptrdiff_t count) {
     V total = {0}, sum[4] = {{0}, {0}, {0}, {0}};
@@ -19,9 +22,9 @@ static R row_mean(const R *x, ptrdiff_t count) {
     while (i + 4 * LANES <= count) {
         ptrdiff_t end = count - i < RUN ? count : i + RUN;
         for (; i + 4 * LANES <= end; i += 4 * LANES)
-            FA_UNROLL for (int j = 0; j < 4; j++) sum[j] += load(x + i + j * LANES);
+            FA_UNROLL_FOR(int j = 0; j < 4; j++) sum[j] += load(x + i + j * LANES);
         total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        FA_UNROLL for (int j = 0; j < 4; j++) sum[j] = (V){0};
+        FA_UNROLL_FOR(int j = 0; j < 4; j++) sum[j] = (V){0};
     }
     for (; i + LANES <= count; i += LANES) total += load(x + i);
     if (i < count) total += load_part(x + i, (int)(count - i));
@@ -35,14 +38,14 @@ FA_INLINE row_moments row_statistics(const R *x, ptrdiff_t count, R about, const
     while (i + 4 * LANES <= count) {
         ptrdiff_t end = count - i < RUN ? count : i + RUN;
         for (; i + 4 * LANES <= end; i += 4 * LANES)
-            FA_UNROLL for (int j = 0; j < 4; j++) {
+            FA_UNROLL_FOR(int j = 0; j < 4; j++) {
                 V distance = load(x + i + j * LANES) - about;
                 if (centred) sum[j] += distance;
                 square[j] += distance * distance;
             }
         total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
         squares += (square[0] + square[1]) + (square[2] + square[3]);
-        FA_UNROLL for (int j = 0; j < 4; j++) sum[j] = square[j] = (V){0};
+        FA_UNROLL_FOR(int j = 0; j < 4; j++) sum[j] = square[j] = (V){0};
     }
     while (i < count) {
         int n = count - i < LANES ? (int)(count - i) : LANES;
@@ -56,8 +59,8 @@ FA_INLINE row_moments row_statistics(const R *x, ptrdiff_t count, R about, const
     return (row_moments){about + off, spread - off * off};
 }
 
-/* (x - mean) · factor · weight + bias. Functions of what has been loaded, and not expressions of what is: a branch between
- * product and sum, for a vector that is not whole, would keep the compiler from making them in one rounding. */
+/* (x - mean) · factor · weight + bias. Functions of what has been loaded, and not expressions of what is: a branch
+ * between product and sum, for a vector that is not whole, would keep the compiler from making them in one rounding. */
 FA_INLINE V normalized(V x, R mean, R factor) { return (x - mean) * factor; }
 FA_INLINE V normalized_weighted(V x, R mean, R factor, V weight) { return (x - mean) * factor * weight; }
 FA_INLINE V normalized_biased(V x, R mean, R factor, V bias) { return (x - mean) * factor + bias; }
@@ -65,7 +68,7 @@ FA_INLINE V normalized_affine(V x, R mean, R factor, V weight, V bias) { return 
 
 /* out = that; weight and bias may be absent. */
 FA_INLINE void normalize(const R *x, const R *weight, const R *bias, char *out, const fa_type type, ptrdiff_t count,
-                             R mean, R factor, const char *ahead, nontemporal_line *nontemporal) {
+                         R mean, R factor, const char *ahead, nontemporal_line *nontemporal) {
 #define X(i, n) (prefetch_l2(ahead + i * fa_size_of(type)), load_some(x + i, n))
 #define CENTRED(i, n) normalized(X(i, n), mean, factor)
 #define WEIGHTED(i, n) normalized_weighted(X(i, n), mean, factor, load_some(weight + i, n))
@@ -87,9 +90,9 @@ FA_INLINE void add_rows(const char *x, const char *residual, char *total, R *row
     const ptrdiff_t size = fa_size_of(type);
 #define ADD(n)                                                                                                         \
     do {                                                                                                               \
-        V sum = load_some_as(x + i * size, type, n) + load_some_as(residual + i * size, type, n);              \
-        store_some_as(total + i * size, type, sum, n);                                                             \
-        if (type != STORED) store_some(row + i, sum, n);                                                           \
+        V sum = load_some_as(x + i * size, type, n) + load_some_as(residual + i * size, type, n);                      \
+        store_some_as(total + i * size, type, sum, n);                                                                 \
+        if (type != STORED) store_some(row + i, sum, n);                                                               \
     } while (0)
     ptrdiff_t i = 0;
     for (; i + LANES <= count; i += LANES) ADD(LANES);
@@ -97,10 +100,9 @@ FA_INLINE void add_rows(const char *x, const char *residual, char *total, R *row
 #undef ADD
 }
 
-/* The row to normalise: as it lies, widened, or the sum with the residual, which is also an output. In 16 bits that sum is
- * normalised before it is rounded. */
-static const R *normalization_row(const fa_normalization *n, const char *x, const char *residual, char *total,
-                                      R *row) {
+/* The row to normalise: as it lies, widened, or the sum with the residual, which is also an output. In 16 bits that sum
+ * is normalised before it is rounded. */
+static const R *normalization_row(const fa_normalization *n, const char *x, const char *residual, char *total, R *row) {
     if (!residual) {
         if (n->plain_x && n->type == STORED) return (const R *)x;
         widen(row, x, n->type, n->x_element, n->length);
@@ -135,10 +137,10 @@ FA_INLINE int is_out_of_range(R spread, double eps) {
         name += run;                                                                                                   \
     }
 
-/* Such a row, in float64 and brought near 1 by a power of two. Rare, so short rather than fast. 0 where that is of no use: the
- * numbers are not finite, or equal, or all 0 beside nothing. */
+/* Such a row, in float64 and brought near 1 by a power of two. Rare, so short rather than fast. 0 where that is of no
+ * use: the numbers are not finite, or equal, or all 0 beside nothing. */
 FA_NOINLINE int normalize_scaled(const R *x, const R *weight, const R *bias, char *out, fa_type type, ptrdiff_t count,
-                                  R spread, double eps, int centred) {
+                                 R spread, double eps, int centred) {
     double top = sqrt(eps);
     for (ptrdiff_t i = 0; i < count; i++) {
         if (!isfinite(x[i])) return 0;
@@ -159,8 +161,8 @@ FA_NOINLINE int normalize_scaled(const R *x, const R *weight, const R *bias, cha
     return 1;
 }
 
-/* A parameter in the kernel's type: as it lies or, once for the rows of an item, widened. NumPy's own conversion of 32,000
- * float16 took ten times as long as the row. */
+/* A parameter in the kernel's type: as it lies or, once for the rows of an item, widened. NumPy's own conversion of
+ * 32,000 float16 took ten times as long as the row. */
 static const R *widened_parameter(const void *from, fa_type type, ptrdiff_t count, R *to) {
     if (!from || type == STORED) return from;
     widen(to, from, type, fa_size_of(type), count);
@@ -179,15 +181,14 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
     for (ptrdiff_t row = 0; row < rows; row++) {
         const R *in = normalization_row(n, x, residual, total, work);
         row_moments s = n->centred ? row_statistics(in, n->length, row_mean(in, n->length), 1)
-                                      : row_statistics(in, n->length, 0, 0);
+                                   : row_statistics(in, n->length, 0, 0);
         R factor = (R)(1 / sqrt((double)s.spread + n->eps));
         const char *ahead = n->plain_x ? row_ahead(x, n->x_row, bytes, rows - row) : (const char *)in;
         char *to = n->plain_out ? out : (char *)result;
         int done = 0;
         if (__builtin_expect(is_out_of_range(s.spread, n->eps), 0)) {
             if (streaming) end_nontemporal_row(&nontemporal, (R *)out, 0);
-            done = normalize_scaled(in, weight, bias, to, out_type, n->length, s.spread, n->eps,
-                                        n->centred);
+            done = normalize_scaled(in, weight, bias, to, out_type, n->length, s.spread, n->eps, n->centred);
         }
 #define NORMALIZE(TYPE)                                                                                                \
     normalize(in, weight, bias, to, TYPE, n->length, s.mean, factor, ahead, streaming ? &nontemporal : NULL)

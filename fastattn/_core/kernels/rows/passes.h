@@ -8,8 +8,8 @@
 #define RUN (64 * LANES)
 
 /* The row to prefetch while this one is at work, of which `left` are still to come: far enough ahead to hide the way to
- * memory, 8 KB and at least two rows (softmax has the next in hand already). At the end it is the row itself, which costs
- * next to nothing. */
+ * memory, 8 KB and at least two rows (softmax has the next in hand already). At the end it is the row itself, which
+ * costs next to nothing. */
 FA_INLINE const char *row_ahead(const char *row, ptrdiff_t stride, ptrdiff_t bytes, ptrdiff_t left) {
     ptrdiff_t rows = 8192 / bytes + 2;
     return rows < left ? row + rows * stride : row;

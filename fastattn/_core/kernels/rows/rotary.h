@@ -1,8 +1,8 @@
 /* Rotary position embedding: each pair (a, b) of a row turns to (a cos - b sin, a sin + b cos).
  *
  * A vector holds the first components of LANES pairs, another one the second. Halves lie so in memory; neighbours are
- * sorted into such vectors and back, two two-source permutations each way, which costs less than the memory does. All of
- * a pair is read before any of it is written: x may be out itself. */
+ * sorted into such vectors and back, two two-source permutations each way, which costs less than the memory does. All
+ * of a pair is read before any of it is written: x may be out itself. */
 #ifndef FA_ROWS_ROTARY_H
 #define FA_ROWS_ROTARY_H
 
@@ -13,7 +13,7 @@
 
 /* Pairs [i, i + n) of a row, n <= LANES. */
 FA_INLINE void turn_halves(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
-                               ptrdiff_t i, ptrdiff_t n) {
+                           ptrdiff_t i, ptrdiff_t n) {
     const ptrdiff_t size = fa_size_of(type), first = i * size, second = (pairs + i) * size;
     V a = load_some_as(x + first, type, n), b = load_some_as(x + second, type, n);
     V c = load_some(cos + i, n), s = load_some(sin + i, n);
@@ -22,7 +22,7 @@ FA_INLINE void turn_halves(const char *x, const R *cos, const R *sin, char *out,
 }
 
 FA_INLINE void turn_neighbours(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t i,
-                                   ptrdiff_t n) {
+                               ptrdiff_t n) {
     ptrdiff_t first = 2 * n < LANES ? 2 * n : LANES, rest = 2 * n - first; /* elements in either vector */
     const ptrdiff_t size = fa_size_of(type), low_at = 2 * i * size, high_at = (2 * i + LANES) * size;
     V low = load_some_as(x + low_at, type, first), high = rest ? load_some_as(x + high_at, type, rest) : (V){0};
@@ -34,10 +34,9 @@ FA_INLINE void turn_neighbours(const char *x, const R *cos, const R *sin, char *
 }
 
 FA_INLINE void turn_row(const char *x, const R *cos, const R *sin, char *out, const fa_type type, ptrdiff_t pairs,
-                            const int interleaved) {
+                        const int interleaved) {
 #define TURN(n)                                                                                                        \
-    (interleaved ? turn_neighbours(x, cos, sin, out, type, i, n)                                                   \
-                 : turn_halves(x, cos, sin, out, type, pairs, i, n))
+    (interleaved ? turn_neighbours(x, cos, sin, out, type, i, n) : turn_halves(x, cos, sin, out, type, pairs, i, n))
     ptrdiff_t i = 0;
     for (; i + LANES <= pairs; i += LANES) TURN(LANES);
     if (i < pairs) TURN(pairs - i);
@@ -46,12 +45,12 @@ FA_INLINE void turn_row(const char *x, const R *cos, const R *sin, char *out, co
 
 /* Elements copied as they are, `to_step` and `from_step` bytes apart. */
 FA_INLINE void copy_elements(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, const fa_type type,
-                                 ptrdiff_t count) {
+                             ptrdiff_t count) {
     for (ptrdiff_t i = 0; i < count; i++) memcpy(to + i * to_step, from + i * from_step, (size_t)fa_size_of(type));
 }
 
 FA_INLINE void rotate(const fa_rotary *r, const char *x, const char *cos, const char *sin, const char *positions,
-                          char *out, ptrdiff_t rows, R *scratch, const fa_type type, const int interleaved) {
+                      char *out, ptrdiff_t rows, R *scratch, const fa_type type, const int interleaved) {
     const ptrdiff_t size = fa_size_of(type), turned = 2 * r->pairs * size, rest = r->length * size - turned;
     const int plain_x = are_side_by_side(x, r->x_row, r->x_element, type);
     const int plain_out = are_side_by_side(out, r->out_row, r->out_element, type);
@@ -69,7 +68,7 @@ FA_INLINE void rotate(const fa_rotary *r, const char *x, const char *cos, const 
         const char *from = plain_x ? x : row;
         char *to = plain_out ? out : result;
         turn_row(from, plain_cos ? (const R *)c : cos_copy, plain_sin ? (const R *)s : sin_copy, to, type, r->pairs,
-                     interleaved);
+                 interleaved);
         if (rest && to != from) memcpy(to + turned, from + turned, (size_t)rest);
         if (!plain_out) copy_elements(out, r->out_element, result, size, type, r->length);
         x += r->x_row;
@@ -80,7 +79,7 @@ FA_INLINE void rotate(const fa_rotary *r, const char *x, const char *cos, const 
 static void EXPORT(rotate_rows)(const fa_rotary *r, const char *x, const char *cos, const char *sin,
                                 const char *positions, char *out, ptrdiff_t rows, void *scratch) {
 #define ROTATE(TYPE)                                                                                                   \
-    (r->interleaved ? rotate(r, x, cos, sin, positions, out, rows, scratch, TYPE, 1)                               \
+    (r->interleaved ? rotate(r, x, cos, sin, positions, out, rows, scratch, TYPE, 1)                                   \
                     : rotate(r, x, cos, sin, positions, out, rows, scratch, TYPE, 0))
     FA_FOR_RESULT(r->type, ROTATE);
 #undef ROTATE

@@ -45,9 +45,7 @@ FA_INLINE void nontemporal_fence(void) { _mm_sfence(); }
 #if FA_REAL_IS_FLOAT
 
 /* Bytes as integers of the elements' width. */
-FA_INLINE VI load_bytes(const uint8_t *p) {
-    return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-}
+FA_INLINE VI load_bytes(const uint8_t *p) { return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 FA_INLINE V maximum(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
 FA_INLINE __m256i first_lanes(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -20,7 +20,8 @@ FA_INLINE void store_bf16(uint16_t *p, V_f32 x) {
 
 /* Two vectors side by side. */
 FA_INLINE void store_two_bf16(uint16_t *p, V_f32 low, V_f32 high) {
-    if (__builtin_expect(!(_mm512_fpclass_ps_mask((__m512)low, 0x20) | _mm512_fpclass_ps_mask((__m512)high, 0x20)), 1)) {
+    if (__builtin_expect(!(_mm512_fpclass_ps_mask((__m512)low, 0x20) | _mm512_fpclass_ps_mask((__m512)high, 0x20)),
+                         1)) {
         _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
         return;
     }
@@ -76,7 +77,7 @@ FA_INLINE V_f32 multiply_subtract(V_f32 a, V_f32 b, V_f32 c) {
 
 /* Both rounded to bfloat16, those of `low` in the lower half of each lane. Subnormal numbers become 0. */
 FA_INLINE V_f32 pair_bf16(V_f32 low, V_f32 high) {
-    const __m512i order = (__m512i)(VS_f32){0, 16, 1, 17, 2, 18, 3, 19, 4,  20, 5,  21, 6,  22, 7,  23,
+    const __m512i order = (__m512i)(VS_f32){0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return (V_f32)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }

@@ -6,7 +6,7 @@
 
 #define FA_INLINE static inline __attribute__((always_inline, unused))
 #define FA_NOINLINE static __attribute__((noinline, unused))
-#define FA_UNROLL _Pragma("GCC unroll 32")
+#define FA_UNROLL_FOR(...) _Pragma("GCC unroll 32") for (__VA_ARGS__)
 
 #define FA_JOIN_(a, b) a##b
 #define FA_JOIN(a, b) FA_JOIN_(a, b)

@@ -1,8 +1,9 @@
-/* The instructions of AVX512_BF16, AVX512_VNNI and AMX by those of plain AVX-512, so that the targets that need them can be
- * tested where the processor lacks them: FASTATTN_EMULATE=1, see setup.py. To the bit what Intel's manual (volume 2, and the
- * instruction set extensions' reference) says of them, and slow. Never part of a usual build.
+/* The instructions of AVX512_BF16, AVX512_VNNI and AMX by those of plain AVX-512, so that the targets that need them
+ * can be tested where the processor lacks them: FASTATTN_EMULATE=1, see setup.py. To the bit what Intel's manual
+ * (volume 2, and the instruction set extensions' reference) says of them, and slow. Never part of a usual build.
  *
- * Products of bfloat16 ignore MXCSR: they take subnormal numbers for 0, give 0 for a subnormal result, round to even. */
+ * Products of bfloat16 ignore MXCSR: they take subnormal numbers for 0, give 0 for a subnormal result, round to even.
+ */
 #ifndef FA_EMULATION_H
 #define FA_EMULATION_H
 
@@ -41,7 +42,8 @@ EMULATED __m512 fa_dpbf16(__m512 sum, __m512i a, __m512i b) {
 
 /* VCVTNEPS2BF16 and VCVTNE2PS2BF16. */
 EMULATED __m256i fa_to_bf16(__m512 x) {
-    const __m512i bits = (__m512i)fa_flushed(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bits = (__m512i)fa_flushed(x),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     rounded = _mm512_mask_or_epi32(rounded, _mm512_fpclass_ps_mask(x, 0x81), bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
@@ -66,8 +68,8 @@ EMULATED __m512i fa_dpbusd(__m512i sum, __m512i a, __m512i b) {
 #define _mm512_dpwssd_epi32(sum, a, b) fa_dpwssd((sum), (a), (b))
 #define _mm512_dpbusd_epi32(sum, a, b) fa_dpbusd((sum), (a), (b))
 
-/* AMX: eight tiles of up to 16 rows of 64 bytes, each thread's own. A tile that was not configured is an error, as it is for
- * the processor; TILERELEASE forgets the configuration. */
+/* AMX: eight tiles of up to 16 rows of 64 bytes, each thread's own. A tile that was not configured is an error, as it
+ * is for the processor; TILERELEASE forgets the configuration. */
 typedef struct {
     uint8_t palette, first_row, reserved[14];
     uint16_t bytes[16];
@@ -87,7 +89,8 @@ EMULATED void fa_tile_zero(int tile) {
 static void __attribute__((unused)) fa_tile_loadconfig(const void *shapes) {
     memcpy(&fa_shapes, shapes, sizeof fa_shapes);
     fa_need(fa_shapes.palette == 1);
-    for (int i = 0; i < 8; i++) fa_need(fa_shapes.rows[i] <= 16 && fa_shapes.bytes[i] <= 64 && fa_shapes.bytes[i] % 4 == 0);
+    for (int i = 0; i < 8; i++)
+        fa_need(fa_shapes.rows[i] <= 16 && fa_shapes.bytes[i] <= 64 && fa_shapes.bytes[i] % 4 == 0);
     memset(fa_tiles, 0, sizeof fa_tiles);
 }
 static void __attribute__((unused)) fa_tile_release(void) {
@@ -111,7 +114,9 @@ EMULATED void fa_tile_fits(int sums, int a, int b) {
     fa_need(fa_shapes.rows[sums] == fa_shapes.rows[a] && fa_shapes.rows[b] == fa_shapes.bytes[a] / 4);
     fa_need(fa_shapes.bytes[sums] == fa_shapes.bytes[b]);
 }
-EMULATED __m512i fa_spread(int tile, int row, int k) { return _mm512_set1_epi32(((const int32_t *)&fa_tiles[tile][row])[k]); }
+EMULATED __m512i fa_spread(int tile, int row, int k) {
+    return _mm512_set1_epi32(((const int32_t *)&fa_tiles[tile][row])[k]);
+}
 
 /* TDPBF16PS: even and odd halves are summed apart, from 0 on, then added, and last added to the sum. */
 static void __attribute__((unused)) fa_tile_dpbf16ps(int sums, int a, int b) {

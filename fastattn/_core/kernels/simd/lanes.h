@@ -49,13 +49,13 @@ FA_INLINE V odd_places(V a, V b) { return __builtin_shufflevector(a, b, FA_ODD);
 
 /* log2(LANES) rounds of interleaving vector i with vector i + LANES/2: a permutation for each vector and round. */
 FA_INLINE void transpose(V x[LANES]) {
-    FA_UNROLL for (int round = 0; round < FA_ROUNDS; round++) {
+    FA_UNROLL_FOR(int round = 0; round < FA_ROUNDS; round++) {
         V y[LANES];
-        FA_UNROLL for (int i = 0; i < LANES / 2; i++) {
+        FA_UNROLL_FOR(int i = 0; i < LANES / 2; i++) {
             y[2 * i] = interleave_low(x[i], x[i + LANES / 2]);
             y[2 * i + 1] = interleave_high(x[i], x[i + LANES / 2]);
         }
-        FA_UNROLL for (int i = 0; i < LANES; i++) x[i] = y[i];
+        FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = y[i];
     }
 }
 
@@ -80,8 +80,8 @@ FA_INLINE V fold(const V *x) {
 
 /* The same for as many vectors as there are lanes. */
 FA_INLINE V fold_all(V x[LANES]) {
-    FA_UNROLL for (int count = LANES / 2; count; count /= 2)
-        FA_UNROLL for (int i = 0; i < count; i++)
+    FA_UNROLL_FOR(int count = LANES / 2; count; count /= 2)
+        FA_UNROLL_FOR(int i = 0; i < count; i++)
             x[i] = interleave_low(x[i], x[i + count]) + interleave_high(x[i], x[i + count]);
     return x[0];
 }

@@ -1,11 +1,11 @@
 /* The vector vocabulary: what the GCC and Clang vector extensions say themselves (+, *, <, casts, subscripts) plus the
  * few operations that they lack.
  *
- * A machine's own header sets the register width, includes this one, and adds what the machine does better than plain C.
- * Operations on V are those of the instance's reals, float32 or float64; what is spelled with V_f32 is of float32 in all.
+ * A machine's own header sets the register width, includes this one, and adds what the machine does better than plain
+ * C. Operations on V are those of the instance's reals, float32 or float64; what is spelled with V_f32 is of float32 in
+ * all.
  *
- * NaN: maximum(a, b) is `a > b ? a : b`, so it returns b where either is NaN. Callers order the operands by that.
- */
+ * NaN: maximum(a, b) is `a > b ? a : b`, so it returns b where either is NaN. Callers order the operands by that. */
 #ifndef FA_VECTOR_BYTES
 #include "instance.h" /* opened alone: the target's vocabulary includes this header */
 #elif !defined(FA_VECTOR_H)
@@ -64,8 +64,8 @@ FA_INLINE VW_f32 bits_of_bf16(V_f32 x) {
     return choose_bits(x == x, rounded, bits >> 16 | 0x40);
 }
 
-/* float16, for machines without an instruction for it (x86-64 has it from AVX2's generation on): exponents are moved by a
- * product with 2^112, which makes subnormal numbers right as well; infinity and NaN keep their exponent of all ones. */
+/* float16, for machines without an instruction for it (x86-64 has it from AVX2's generation on): exponents are moved by
+ * a product with 2^112, which makes subnormal numbers right as well; infinity and NaN keep an exponent of all ones. */
 FA_INLINE V_f32 f16_of_bits(VW_f32 bits) {
     VW_f32 magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
     VW_f32 finite = (VW_f32)((V_f32)magnitude * 0x1p112f);
@@ -91,10 +91,11 @@ FA_INLINE V_f32 load_bf16(const uint16_t *p) { return bf16_of_bits(load_halves(p
 
 /* Two 16-bit integers to a lane. Elements of a and b side by side, those of the first and of the second half. */
 #if FA_VECTOR_BYTES == 64
-#define FA_WORDS_LOW 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, \
-    12, 44, 13, 45, 14, 46, 15, 47
-#define FA_WORDS_HIGH 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, \
-    28, 60, 29, 61, 30, 62, 31, 63
+#define FA_WORDS_LOW                                                                                                   \
+    0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47
+#define FA_WORDS_HIGH                                                                                                  \
+    16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61,    \
+        30, 62, 31, 63
 #elif FA_VECTOR_BYTES == 32
 #define FA_WORDS_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define FA_WORDS_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -117,12 +118,12 @@ FA_INLINE void store_f16(uint16_t *p, V_f32 x) { store_halves(p, bits_of_f16(x))
 FA_INLINE void store_bf16(uint16_t *p, V_f32 x) { store_halves(p, bits_of_bf16(x)); }
 FA_INLINE V_f32 load_i8(const int8_t *p) {
     V_f32 x;
-    FA_UNROLL for (int lane = 0; lane < FA_VECTOR_BYTES / 4; lane++) x[lane] = (float)p[lane];
+    FA_UNROLL_FOR(int lane = 0; lane < FA_VECTOR_BYTES / 4; lane++) x[lane] = (float)p[lane];
     return x;
 }
 FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
     VS_f32 x;
-    FA_UNROLL for (int i = 0; i < FA_VECTOR_BYTES / 2; i++) x[i] = (uint16_t)(int16_t)p[i];
+    FA_UNROLL_FOR(int i = 0; i < FA_VECTOR_BYTES / 2; i++) x[i] = (uint16_t)(int16_t)p[i];
     return x;
 }
 /* sum + the products of both integers of each lane. */
@@ -177,8 +178,8 @@ FA_INLINE V exp_half(V r) {
 FA_INLINE V exp_rest(V x, V n) { return x - n * 0.693359375f + n * 2.12194440e-4f; }
 
 /* 2^x and e^x for x <= 0 on machines without an instruction for the scaling. `floored` is x, but at least -bias (or
- * -bias log 2). n is rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n; at
- * n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
+ * -bias log 2). n is rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n;
+ * at n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
 #define FA_MAGIC (0x1.8p23f + 127.0f)
 #define FA_EXP_FLOOR -88.029694f
 FA_INLINE V exp2_bits(V floored) {
@@ -196,8 +197,8 @@ FA_INLINE V exp_exact_bits(V floored) {
     return exp2_half(exp_rest(floored, t - FA_MAGIC) * 1.44269504f) * (V)((VI)t << 23);
 }
 
-/* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error small
- * near 0 as well. Beyond the clamp it is +-1. */
+/* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error
+ * small near 0 as well. Beyond the clamp it is +-1. */
 FA_INLINE V tanh_half(V t) {
     const V most = splat(30.0f);
     t = choose(t > most, most, choose(t < -most, -most, t));
@@ -247,9 +248,7 @@ FA_INLINE V exp_half(V r) {
     p = p * r + 1.0;
     return p * r + 1.0;
 }
-FA_INLINE V exp_rest(V x, V n) {
-    return x - n * 0x1.62e42fefp-1 - n * 7.440617110012397e-11;
-}
+FA_INLINE V exp_rest(V x, V n) { return x - n * 0x1.62e42fefp-1 - n * 7.440617110012397e-11; }
 #define FA_MAGIC (0x1.8p52 + 1023.0)
 #define FA_EXP_FLOOR -709.0895657128241
 FA_INLINE V exp2_bits(V floored) {

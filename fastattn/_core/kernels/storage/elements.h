@@ -78,9 +78,7 @@ FA_INLINE void store_as(char *to, fa_type type, V x) {
         FA_EACH_TYPE(FA_TRY_STORED, type, CALL) {}                                                                     \
     } while (0)
 #define FA_FOR_RESULT(type, CALL)                                                                                      \
-    do {                                                                                                               \
-        FA_EACH_TYPE(FA_TRY_RESULT, type, CALL) __builtin_trap();                                                      \
-    } while (0)
+    do { FA_EACH_TYPE(FA_TRY_RESULT, type, CALL) __builtin_trap(); } while (0)
 #define FA_TRY_STORED(type, CALL, NAME, bits, REALS, ...)                                                              \
     FA_IF_##REALS(if ((type) == FA_##NAME) { CALL(FA_##NAME); } else)
 #define FA_TRY_RESULT(type, CALL, NAME, bits, REALS, ROLE, ...)                                                        \

@@ -11,7 +11,8 @@ FA_INLINE void store_some(R *p, V x, ptrdiff_t n) {
     else store_part(p, x, (int)n);
 }
 
-/* The same of any type; a part of 16-bit elements goes through a vector's worth of memory, as nothing beyond is touched. */
+/* The same of any type; a part of 16-bit elements goes through a vector's worth of memory, as nothing beyond is
+ * touched. */
 FA_INLINE V load_some_as(const char *p, fa_type type, ptrdiff_t n) {
     if (type == STORED) return load_some((const R *)p, n);
     if (n == LANES) return load_as(p, type);
@@ -32,7 +33,7 @@ FA_INLINE void store_some_as(char *p, fa_type type, V x, ptrdiff_t n) {
 /* The first n lanes of x, and `rest` in the others. */
 FA_INLINE V keep_lanes(V x, int n, R rest) {
     VI lane;
-    FA_UNROLL for (int i = 0; i < LANES; i++) lane[i] = i;
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) lane[i] = i;
     return choose(lane < (I)n, x, splat(rest));
 }
 

@@ -4,9 +4,9 @@
 
 #include "storage/partial.h"
 
-/* How a large result is stored: past the cache, by non-temporal stores, which saves reading the lines that are overwritten (copy 38 GB/s against
- * 23). That wants whole aligned vectors, so what a row leaves over at its end waits in `line` for the next row's beginning:
- * stored through the cache, rows of 128 ran at half the speed. */
+/* How a large result is stored: past the cache, by non-temporal stores, which saves reading the lines that are
+ * overwritten (copy 38 GB/s against 23). That wants whole aligned vectors, so what a row leaves over at its end waits
+ * in `line` for the next row's beginning: stored through the cache, rows of 128 ran at half the speed. */
 typedef struct {
     V line;
     ptrdiff_t filled; /* lanes of `line` that wait */
@@ -14,21 +14,21 @@ typedef struct {
 
 /* Element i of `out` = VALUE(i, n) for the n elements from i on, a vector at a time, stored as `type`; `nontemporal` is
  * NULL for plain stores, and is meant for STORED alone. */
-#define FA_MAP(out, type, count, nontemporal, VALUE)                                                                        \
+#define FA_MAP(out, type, count, nontemporal, VALUE)                                                                   \
     do {                                                                                                               \
         ptrdiff_t i = 0;                                                                                               \
-        if ((type) == STORED && (nontemporal)) {                                                                            \
+        if ((type) == STORED && (nontemporal)) {                                                                       \
             R *place = (R *)(out);                                                                                     \
             i = (ptrdiff_t)(-(uintptr_t)place % FA_VECTOR_BYTES / sizeof(R));                                          \
             if (i > (count)) i = (count); /* the last run of a long row may be as short */                             \
-            if (i) put_nontemporal(nontemporal, place - (nontemporal)->filled, VALUE(0, i), i);                                     \
-            for (; i + LANES <= (count); i += LANES) store_nontemporal(place + i, VALUE(i, LANES));                           \
-            (nontemporal)->filled = (count) - i;                                                                            \
-            if (i < (count)) (nontemporal)->line = VALUE(i, (count) - i);                                                   \
+            if (i) put_nontemporal(nontemporal, place - (nontemporal)->filled, VALUE(0, i), i);                        \
+            for (; i + LANES <= (count); i += LANES) store_nontemporal(place + i, VALUE(i, LANES));                    \
+            (nontemporal)->filled = (count) - i;                                                                       \
+            if (i < (count)) (nontemporal)->line = VALUE(i, (count) - i);                                              \
         } else {                                                                                                       \
             const ptrdiff_t size = fa_size_of(type);                                                                   \
-            for (; i + LANES <= (count); i += LANES) store_as((out) + i * size, type, VALUE(i, LANES));            \
-            if (i < (count)) store_some_as((out) + i * size, type, VALUE(i, (count) - i), (count) - i);            \
+            for (; i + LANES <= (count); i += LANES) store_as((out) + i * size, type, VALUE(i, LANES));                \
+            if (i < (count)) store_some_as((out) + i * size, type, VALUE(i, (count) - i), (count) - i);                \
         }                                                                                                              \
     } while (0)
 

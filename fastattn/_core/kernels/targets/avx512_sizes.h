@@ -2,9 +2,10 @@
 #ifndef FA_TARGET_AVX512_SIZES_H
 #define FA_TARGET_AVX512_SIZES_H
 
-/* Rows (keys or value components) per register tile, for a tile of 1 or 2 vectors of queries. 8 and 16 accumulators hide
- * the latency of the multiply-add; on data in L1 both run at 97 % of the limit. Tiles 3 and 4 vectors wide reach 94 %, let
- * the queries of a head of 128 components overflow L1, and waste more of their lanes at the edge of a causal mask. */
+/* Rows (keys or value components) per register tile, for a tile of 1 or 2 vectors of queries. 8 and 16 accumulators
+ * hide the latency of the multiply-add; on data in L1 both run at 97 % of the limit. Tiles 3 and 4 vectors wide reach
+ * 94 %, let the queries of a head of 128 components overflow L1, and waste more of their lanes at the edge of a causal
+ * mask. */
 #define FA_BLOCK_ROWS_1 8
 #define FA_BLOCK_ROWS_2 8
 #define FA_TILE_VECTORS 2

@@ -53,7 +53,8 @@ int fa_is_supported(const fa_target *target) {
         unsigned found[4];
         if (!(target->needs & features[i].feature)) continue;
         if ((enabled_state() & features[i].state) != features[i].state) return 0;
-        if (!__get_cpuid_count(features[i].leaf, features[i].subleaf, &found[EAX], &found[EBX], &found[ECX], &found[EDX]))
+        if (!__get_cpuid_count(features[i].leaf, features[i].subleaf, &found[EAX], &found[EBX], &found[ECX],
+                               &found[EDX]))
             return 0;
         if ((found[features[i].place] & features[i].mask) != features[i].mask) return 0;
     }

@@ -1,5 +1,5 @@
-/* The tables: which kernel serves which operation, for each type that is stored; and what the dispatch wants to know of the
- * target. Tables of bfloat16 stand with those of float32, whose kernels they are but for the products. */
+/* The tables: which kernel serves which operation, for each type that is stored; and what the dispatch wants to know of
+ * the target. Tables of bfloat16 stand with those of float32, whose kernels they are but for the products. */
 #ifndef FA_TARGETS_KERNELS_H
 #define FA_TARGETS_KERNELS_H
 
@@ -22,15 +22,14 @@ ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
 
 /* What all tables of this instance share. */
 #define FA_OWN_KERNELS                                                                                                 \
-    .itemsize = sizeof(R), .lanes = LANES, .tile_rows = FA_TILE_VECTORS * LANES,                                        \
-    .attention_few = EXPORT(attention_rowwise), .attention_merge = EXPORT(attention_merge),                                \
-    .attention_weights = EXPORT(attention_weights),                                                                    \
-    .softmax_scratch = EXPORT(softmax_scratch), .softmax_rows = EXPORT(softmax_rows),                                  \
-    .softmax_columns = EXPORT(softmax_columns),                                                                        \
+    .itemsize = sizeof(R), .lanes = LANES, .tile_rows = FA_TILE_VECTORS * LANES,                                       \
+    .attention_few = EXPORT(attention_rowwise), .attention_merge = EXPORT(attention_merge),                            \
+    .attention_weights = EXPORT(attention_weights), .softmax_scratch = EXPORT(softmax_scratch),                        \
+    .softmax_rows = EXPORT(softmax_rows), .softmax_columns = EXPORT(softmax_columns),                                  \
     .normalization_scratch = EXPORT(normalization_scratch), .normalize_rows = EXPORT(normalize_rows),                  \
     .rotary_scratch = EXPORT(rotary_scratch), .rotate_rows = EXPORT(rotate_rows),                                      \
-    .cache_scratch = EXPORT(cache_scratch), .store_rows = EXPORT(store_rows),                                          \
-    .probe_fma = EXPORT(probe_fma), .probe_read = EXPORT(probe_read), .probe_copy = EXPORT(probe_copy)
+    .cache_scratch = EXPORT(cache_scratch), .store_rows = EXPORT(store_rows), .probe_fma = EXPORT(probe_fma),          \
+    .probe_read = EXPORT(probe_read), .probe_copy = EXPORT(probe_copy)
 
 #if FA_HAS_DOT && FA_REAL_IS_FLOAT
 extern const fa_linear_kernel FA_SYMBOL(linear_kernel, bf16), FA_SYMBOL(linear_kernel, int8);
@@ -76,12 +75,13 @@ const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
 #ifdef FA_EMULATED
     .emulated = 1,
 #endif
-    .kernels = {
-        [FA_F32] = &EXPORT(kernels),
-        [FA_F64] = &FA_SYMBOL(kernels, f64),
-        [FA_F16] = &EXPORT(kernels),
-        [FA_BF16] = &FA_BF16_KERNELS,
-    },
+    .kernels =
+        {
+            [FA_F32] = &EXPORT(kernels),
+            [FA_F64] = &FA_SYMBOL(kernels, f64),
+            [FA_F16] = &EXPORT(kernels),
+            [FA_BF16] = &FA_BF16_KERNELS,
+        },
 };
 #endif
 

@@ -23,11 +23,11 @@ double EXPORT(probe_dot)(ptrdiff_t rounds) {
 #else
     V acc[10];
     const V factor = splat_bits(0x3f803f80); /* pairs of 1 */
-    FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = splat((R)i);
+    FA_UNROLL_FOR(int i = 0; i < 10; i++) acc[i] = splat((R)i);
     for (ptrdiff_t n = 0; n < rounds; n++) {
-        FA_UNROLL for (int i = 0; i < 10; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
+        FA_UNROLL_FOR(int i = 0; i < 10; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
     }
-    FA_UNROLL for (int i = 1; i < 10; i++) acc[0] += acc[i];
+    FA_UNROLL_FOR(int i = 1; i < 10; i++) acc[0] += acc[i];
     return 4.0 * 10 * LANES * (double)rounds + 0 * (double)lane_sum(acc[0]);
 #endif
 }
