@@ -35,7 +35,7 @@
 #define fa_peek(place) __atomic_load_n(place, __ATOMIC_RELAXED)
 #define fa_put(place, value) __atomic_store_n(place, value, __ATOMIC_RELAXED)
 /* On failure `expected` becomes what is there. */
-#define fa_replace(place, expected, value)                                                                             \
+#define fa_replace(place, expected, value) \
     __atomic_compare_exchange_n(place, expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
 /* Between reading what may change and reading again whether it has. */
 #define fa_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
@@ -104,9 +104,7 @@ static inline int fa_processor(void) {
 }
 
 /* Which processors a thread may use: a bit for each of 8192, the most that Linux is built for. */
-typedef struct {
-    unsigned long words[8192 / 8 / sizeof(unsigned long)];
-} fa_processors;
+typedef struct { unsigned long words[8192 / 8 / sizeof(unsigned long)]; } fa_processors;
 
 #if defined(__linux__)
 static inline int fa_thread_id(void) { return (int)syscall(SYS_gettid); }
@@ -157,11 +155,7 @@ static inline void fa_at_fork(void (*before)(void), void (*parent)(void), void (
     pthread_atfork(before, parent, child);
 }
 
-typedef struct {
-    pthread_mutex_t gate;
-    size_t least;
-    int too_small;
-} fa_trial;
+typedef struct { pthread_mutex_t gate; size_t least; int too_small; } fa_trial;
 
 static void *fa_try_thread(void *argument) {
     fa_trial *trial = argument;
