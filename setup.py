@@ -2,8 +2,8 @@
 
 1. Every fastattn/**/*.pyx becomes an extension module. Cython writes its C to build/, never into the source tree.
 2. The C files in fastattn/_core/kernels go into one module only, fastattn._core.targets; the other modules reach the
-   kernels through its tables. Each of kernels/instances/*.c is compiled for each target, with the flags that stand at the
-   top of kernels/targets/<target>.h.
+   kernels through its tables. Each of kernels/instances/*.c is compiled once for each target, with the flags at the top
+   of kernels/targets/<target>.h.
 3. What the compiler can do is found out by letting it try.
 
 Environment:
@@ -11,8 +11,8 @@ Environment:
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
     FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
-    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/simd/emulation.h), to test
-                                 them where the processor lacks their instructions; slow, and never the default target
+    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/simd/emulation.h), to
+                                 test them where the processor lacks their instructions; slow, never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
@@ -32,11 +32,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-
 # Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.
 KERNEL_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden -Wno-psabi"
 KERNELS = Path("fastattn/_core/kernels")
-INSTANCES = [KERNELS / "instances" / f"{name}.c" for name in ("float32", "float64", "bfloat16", "int8")]  # the slowest first
+# The slowest first: two are compiled at a time.
+INSTANCES = [KERNELS / "instances" / f"{name}.c" for name in ("float32", "float64", "bfloat16", "int8")]
 KERNEL_MODULE = "fastattn._core.targets"
 OPENMP_MODULES = {"fastattn._core.threads", "fastattn._core.probe"}
 
@@ -108,12 +108,13 @@ class Target(NamedTuple):
 
 
 def read_targets():
-    """{name: target} of kernels/targets/targets.def, of what is said at the top of each target's header.
+    """{name: target} of the names in kernels/targets/targets.def and the first lines of each target's header.
 
-    Flags may begin with the name of another target, whose flags they continue.
+    A name among the flags stands for the flags of that target.
     """
-    names = re.findall(r"^TARGET\((\w+)\)$", (KERNELS / "targets" / "targets.def").read_text(encoding="utf-8"), re.MULTILINE)
-    texts = {name: (KERNELS / "targets" / f"{name}.h").read_text(encoding="utf-8") for name in names}
+    folder = KERNELS / "targets"
+    names = re.findall(r"^TARGET\((\w+)\)$", (folder / "targets.def").read_text(encoding="utf-8"), re.MULTILINE)
+    texts = {name: (folder / f"{name}.h").read_text(encoding="utf-8") for name in names}
 
     def line(name, label):
         found = re.search(rf"^ \* {label}: *(.*)$", texts[name], re.MULTILINE)
@@ -123,7 +124,7 @@ def read_targets():
         return " ".join(flags(word) if word in names else word for word in line(name, "Flags").split())
 
     def target(name):
-        machines = tuple(line(name, "Machines").replace("any", "").split()) or ("",)
+        machines = tuple("" if word == "any" else word for word in line(name, "Machines").split())
         return Target(machines, flags(name), flags(line(name, "Emulated by") or name))
 
     return {name: target(name) for name in names}
@@ -149,7 +150,8 @@ class BuildExtensions(build_ext):
             module.sources = sources[module.name]
             module.define_macros = macros
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            module.depends = [*module.extra_objects, str(KERNELS / "abi" / "table.h"), str(KERNELS.with_name("sync.h"))]
+            headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h")]
+            module.depends = [*module.extra_objects, *map(str, headers)]
             compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
             module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
             module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
@@ -251,11 +253,11 @@ class BuildExtensions(build_ext):
 
     def compile_kernels(self, targets, macros):
         """The object files of the kernels: every instance for every target, then what serves all targets."""
-        built = [(f"FA_BUILD_{name}", "1" if name in targets else "0") for name in TARGETS]  # it tells no file's age
+        built = [(f"FA_BUILD_{name}", "1" if name in targets else "0") for name in TARGETS]
 
         def compile_one(source, folder, own_macros, flags):
             [product] = self.compiler.object_filenames([str(source)], output_dir=folder)
-            if self.force or own_macros is built or is_stale(product):
+            if self.force or own_macros is built or is_stale(product):  # no file's age tells which targets are built
                 options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.unless_debug('-g0')}")
                 self.compiler.compile(
                     [str(source)], folder, macros + own_macros, debug=self.debug, extra_postargs=options

@@ -1,6 +1,7 @@
 """Each header of the kernels compiles alone: it includes what it needs, in whatever order headers are read."""
 
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,11 +10,8 @@ import pytest
 
 KERNELS = Path(__file__).parents[1] / "fastattn" / "_core" / "kernels"
 HEADERS = sorted(str(path.relative_to(KERNELS)) for path in KERNELS.rglob("*.h"))
-# Of every target: what a header opened alone is compiled for stands at its top.
-FLAGS = (
-    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprfchw -mavx512bf16 -mavx512vnni "
-    "-mamx-tile -mamx-bf16 -mamx-int8"
-).split()
+# Those of every target: a header says at its top what it is compiled for when it is alone.
+FLAGS = re.findall(r"-m\S+", "".join(path.read_text(encoding="utf-8") for path in KERNELS.glob("targets/*.h")))
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86-64")
