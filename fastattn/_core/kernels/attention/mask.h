@@ -1,7 +1,8 @@
-/* Masks as the attention kernels want them: a bias for each score; -inf excludes the key.
+/* Masks become biases: one for each score, and -inf excludes the key.
  *
- * A mask is read where it lies, at any strides, a block of keys of one row at a time. Most blocks of a bool mask, and
- * of padding, are either empty or full: those cost no arithmetic on scores and, when empty, no scores either. */
+ * A mask is read in place, at any strides, one row and one block of keys at a time. Most blocks of a bool mask, and
+ * of padding, are entirely empty or entirely full. A full block costs no arithmetic on the scores; an empty one needs
+ * no scores either. */
 #ifndef FA_ATTENTION_MASK_H
 #define FA_ATTENTION_MASK_H
 
@@ -9,10 +10,10 @@
 #include "attention/rows.h"
 #include "storage/elements.h"
 
-/* What some elements of a block of the mask do. */
+/* What the elements of a block do: a bit for each kind that occurs. */
 enum { BLOCK_EXCLUDES = 1, BLOCK_ADMITS = 2, BLOCK_BIASES = 4 };
 
-/* What the elements looked at so far do, a bit for each: see BLOCK_EXCLUDES. */
+/* The kinds found so far, lane by lane. */
 typedef struct {
     VI excludes, admits, biases;
 } mask_kinds;
@@ -31,15 +32,15 @@ FA_INLINE int kinds_noted(mask_kinds kinds) {
     return noted;
 }
 
-/* Elements of any type and stride, one by one, as biases. */
+/* Reads mask elements of any type and stride one by one. */
 static void gather_mask(const fa_attention *a, const char *from, ptrdiff_t count, R *to) {
     if (a->mask_type != FA_MASK_BOOL) widen(to, from, (fa_type)a->mask_type, a->mask_key, count);
     else
         for (ptrdiff_t t = 0; t < count; t++) to[t] = from[t * a->mask_key] ? 0 : (R)-INFINITY;
 }
 
-/* The biases of one row for `count` keys from `from` on, the last vector filled up with the last of them; notes their
- * kinds. */
+/* Writes the biases of one row for `count` keys from `from` on and adds their kinds. The last vector is filled up
+ * with the last bias. */
 FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t count, R *to, mask_kinds kinds) {
     ptrdiff_t t = 0, whole = (count + LANES - 1) / LANES * LANES;
     /* The next block of this row: with so many rows in turn the hardware does not see it coming, and a full bool mask
@@ -66,7 +67,7 @@ FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t
     return kinds;
 }
 
-/* Where row `row` of the item has its mask. */
+/* Address of the mask of row `row`. */
 FA_INLINE const char *mask_of(const fa_attention *a, const fa_attention_item *item, ptrdiff_t row) {
     return item->mask + row_offset(a, row, a->mask_head, a->mask_row);
 }

@@ -1,5 +1,5 @@
-/* Parts of the keys, each attended on its own, become one result: weights by the parts' maxima and sums, added in the
- * order of the parts, whoever computed them. */
+/* Merges the results of several parts of the keys. The parts are added in their order, whichever thread computed
+ * them. */
 #ifndef FA_ATTENTION_MERGE_H
 #define FA_ATTENTION_MERGE_H
 

@@ -1,18 +1,20 @@
-/* The score stage: what stands between the products and the weights, in the contract's order. Softcap, ALiBi, mask; and
- * -inf for keys outside a row's interval. Tiles, with rows in the lanes, and rows, with keys in the lanes, both go
- * through apply_options. */
+/* The score stage: what happens to scores between the products and the exponential. In this order: softcap, ALiBi,
+ * mask, and -inf for keys outside a row's interval.
+ *
+ * Tiled and rowwise attention both call apply_options: in the former the lanes of a vector are rows, in the latter
+ * they are keys. */
 #ifndef FA_ATTENTION_OPTIONS_H
 #define FA_ATTENTION_OPTIONS_H
 
 #include "instance.h"
 
-/* Which of them there are for a step of keys. */
+/* The options that apply to a step of keys. */
 typedef struct {
     R cap, cap_factor; /* 0: no softcap; what takes scores to the argument of tanh_half, in one rounding */
     int has_slopes, has_bias, has_edge; /* has_edge: some row does not see all keys of the step */
 } score_options;
 
-/* What they ask of the rows whose scores a vector holds. Keys are counted from the step's first one. */
+/* The rows whose scores a vector holds. Keys are counted from the first key of the step. */
 typedef struct {
     V position, slope; /* for ALiBi */
     VI begin, end;     /* the keys that are seen */
@@ -30,8 +32,8 @@ FA_INLINE V distance(V position, V key) {
     return maximum(difference, -difference);
 }
 
-/* A vector of scores of the keys `key`, also given as reals. `bias` is read where there is one: a vector, or one for
- * all. */
+/* Applies the options to scores of the keys `key`, which are also given as reals. `bias` is read only if there is a
+ * mask: a vector of biases, or one for all lanes. */
 FA_INLINE V apply_options(score_options o, V score, score_rows rows, VI key, V real_key, const R *bias, int one_bias) {
     const V excluded = splat((R)-INFINITY);
     if (o.cap != 0) score = o.cap * tanh_half(score * o.cap_factor);

@@ -1,10 +1,10 @@
-/* Where keys and values lie: one behind the other, or in pages. */
+/* Addresses of keys and values: consecutive rows, or rows in pages. */
 #ifndef FA_ATTENTION_PAGES_H
 #define FA_ATTENTION_PAGES_H
 
 #include "abi/table.h"
 
-/* Addresses of `count` rows from key `first` on; `data` is what the item says of `rows`, or of their scales. */
+/* Addresses of `count` rows from key `first` on. `data` is the item's pointer to these rows or to their scales. */
 static inline void fa_addresses(const fa_attention *a, const fa_attention_item *item, const char *data, ptrdiff_t row,
                                 ptrdiff_t page, ptrdiff_t first, ptrdiff_t count, const char **to) {
     if (!item->pages) {
@@ -16,7 +16,7 @@ static inline void fa_addresses(const fa_attention *a, const fa_attention_item *
             to[i] = from + in_page * row;
 }
 
-/* Whether these rows lie one behind the other. */
+/* Whether these rows are consecutive. */
 static inline int fa_in_a_row(const fa_attention *a, const fa_attention_item *item, ptrdiff_t first, ptrdiff_t count) {
     return !item->pages || first % a->page_rows + count <= a->page_rows;
 }

@@ -1,12 +1,12 @@
 /* The products of attention in the arithmetic of this instance, and the contract of what makes them.
  *
- * A family of products, attention/tiled_*.h, defines the hooks below; those with a default only where it differs, and says
- * so by `#define hook hook`. R, V: one and a vector of reals, or units where they are only moved.
+ * A family of products, attention/tiled_*.h, defines these hooks; those with a default only where it differs, saying so by
+ * `#define hook hook`. R, V: one and a vector of reals, or units where they are only moved.
  *
  *   unit_rows keys_at(a, item, rows, data, scales, first, count, size, panel)
- *   unit_rows values_at(the same)        units of `count` keys or values from `first` on: in place, or in `panel`
+ *   unit_rows values_at(the same)        units of `count` keys or values from `first` on: in place or in `panel`
  *   scores_<NV>(key, count, query, units, scale, scores, max, run)
- *                                        scores[count][NV] = keys times NV vectors of queries; raises the lanes' maximum;
+ *                                        scores[count][NV] = keys times NV vectors of queries; raises the maximum;
  *                                        `run` components are added up in one chain
  *   values_<NV>(value, units, weights, value_size, out, decay)
  *                                        out[value_size][NV] = out · decay + values times weights

@@ -1,12 +1,12 @@
-/* One tile of attention with the queries in the lanes, and one step of keys.
+/* One tile of queries and one step of keys.
  *
- *   S' = K Q'             keys are broadcast from memory as they lie, the queries stand transposed: a lane is a row
- *   P' = e^(S' - max)     max, sum and rescaling are lane by lane: no horizontal operation anywhere
- *   O' = O' + V' P'       the same product again, value elements broadcast
+ *   S' = K Q'             keys are broadcast from memory in place; queries are transposed, so that a lane is a row
+ *   P' = e^(S' - max)     maximum, sum and rescaling work lane by lane, without horizontal operations
+ *   O' = O' + V' P'       the same product again, with value elements broadcast
  *
- * Online softmax: Milakov and Gimelshein 2018; tiling over keys: Rabe and Staats 2021, Dao et al. 2022.
- * A tile is NV vectors wide; NV and the rows per register tile are constants of each instantiation. Per key and vector
- * of rows it costs head_size + value_size FMAs, and 9 (AVX-512) to 13 operations for the weight. */
+ * Online softmax: Milakov and Gimelshein 2018; tiling over keys: Rabe and Staats 2021, Dao et al. 2022. A tile is NV
+ * vectors wide. NV and the rows of a register block are constants of each instantiation. A key costs head_size +
+ * value_size FMAs for each vector of rows, and 9 (AVX-512) to 13 operations for its weight. */
 #ifndef FA_ATTENTION_QUERY_TILE_H
 #define FA_ATTENTION_QUERY_TILE_H
 
@@ -31,9 +31,9 @@ typedef struct {
     fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
 } query_tile;
 
-/* Where some row excludes a key whose value is not finite: 0 · NaN would be NaN, so the value counts as 0 first
- * ("cleaned"). Then it is added to the rows that do attend to it; an excluded weight is -0.0. Rare, so short rather
- * than fast. */
+/* A row may exclude a key whose value is not finite, and 0 · NaN would be NaN. So non-finite values are first
+ * replaced by 0, and afterwards added to the rows that do attend to them; the weight of an excluded key is -0.0. This
+ * is rare, so the code is short rather than fast. */
 FA_INLINE int is_excluded(R weight) { return weight == 0 && signbit(weight); }
 
 static void add_nonfinite(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out, ptrdiff_t lanes) {
@@ -47,14 +47,14 @@ static void add_nonfinite(unit_rows value, ptrdiff_t count, const R *weights, pt
         }
 }
 
-/* A step's keys and values; first_key is the number of its first row. */
+/* The keys and values of a step; first_key is the number of the first. */
 typedef struct {
     unit_rows key, value;
     ptrdiff_t first_key, count;
     int finite; /* the values are known to be */
 } key_step;
 
-/* The step's part of the mask as biases, lanes side by side (or one for all); returns what kinds there are. */
+/* Reads the step's part of the mask as biases, lane by lane or one for all lanes. Returns the kinds that occur. */
 static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
     mask_kinds kinds = {{0}, {0}, {0}};
@@ -74,7 +74,7 @@ static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     return kinds_noted(kinds);
 }
 
-/* The options on a step's scores. Raises the lanes' maximum. */
+/* Applies the options to the scores of a step and raises the maximum of each lane. */
 FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile, score_options options, key_step step,
                                   V *max, const int NV) {
     const R factor = factor_of(a);
@@ -98,7 +98,7 @@ FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile,
     }
 }
 
-/* Scores become weights; the running maximum, sum and decay follow. `exact` is for who looks at single weights. */
+/* Turns scores into weights and updates maximum, sum and decay. `exact` is for callers that return single weights. */
 FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int has_nonfinite,
                             const int exact) {
     const V nothing = splat((R)-INFINITY);
@@ -112,8 +112,8 @@ FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, con
     exponentiate_scores(tile->scores, count, tile->factor, shift, tile->sum, NV, has_nonfinite, exact);
 }
 
-/* Scores of a step, ready to be weighed; what kinds of mask there were: BLOCK_EXCLUDES alone says that no score was
- * made. */
+/* Computes the scores of a step, with all options applied. Returns the kinds of mask that occur; if that is
+ * BLOCK_EXCLUDES alone, no score was computed. */
 FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                              V *max, ptrdiff_t run, const int NV) {
     int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;

@@ -1,8 +1,8 @@
-/* Attention with the head's components in the lanes: few rows per kv head, as in decoding.
+/* Attention with the components of a head in the lanes, for few rows per kv head, as in decoding.
  *
- * Bound by memory, so each key and value row is read once for all rows of the group. Scores: four keys at a time, their
- * products folded together in one transposed reduction. While the keys of a block are multiplied its values are
- * prefetched, and while its values are, the next block's keys: the two streams then never stall. */
+ * It is bound by memory, so each key and value row is read once for all rows of the group. Scores are computed for
+ * four keys at a time, and their products are reduced together by one transposed reduction. While the keys of a block
+ * are multiplied, its values are prefetched; while its values are multiplied, the next block's keys are. */
 #ifndef FA_ATTENTION_ROWWISE_H
 #define FA_ATTENTION_ROWWISE_H
 
@@ -31,7 +31,7 @@ typedef struct {
     fa_interval keys[FA_FEW_MOST], any;
 } rowwise_state;
 
-/* Rows of a block as they lie or, where that does not serve, widened to `panel`. */
+/* The rows of a block: in place if possible, otherwise widened to `panel`. */
 static void block_rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                           ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, ptrdiff_t width, R *panel, block_rows *to) {
     int in_place = 0;
@@ -49,7 +49,7 @@ static void block_rows_at(const fa_attention *a, const fa_attention_item *item, 
     }
 }
 
-/* The factors of int8 rows, side by side. */
+/* Reads the scales of int8 rows. */
 static void read_scales(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *scales,
                         ptrdiff_t first, ptrdiff_t count, R *factors) {
     const char *from[ROWWISE_KEYS];
@@ -64,7 +64,7 @@ FA_INLINE void multiply_by(R *x, const R *factors, ptrdiff_t count) {
     for (ptrdiff_t t = 0; t < count; t += LANES) store(x + t, load(x + t) * load(factors + t));
 }
 
-/* The options on a row's scores, and -inf for what fills up the last vector. */
+/* Applies the options to the scores of a row, and sets those that only fill up the last vector to -inf. */
 static void apply_row_options(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state,
                               ptrdiff_t row, ptrdiff_t first_key, ptrdiff_t count) {
     const ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
@@ -83,7 +83,7 @@ static void apply_row_options(const fa_attention *a, const fa_attention_item *it
     }
 }
 
-/* One row's scores become weights; that of an excluded key is -0.0. */
+/* Turns the scores of a row into weights; the weight of an excluded key is -0.0. */
 static void exponentiate_row(rowwise_state *state, ptrdiff_t row, ptrdiff_t count) {
     const V nothing = splat((R)-INFINITY);
     R *scores = state->scores + row * ROWWISE_KEYS;
@@ -109,13 +109,13 @@ static void exponentiate_row(rowwise_state *state, ptrdiff_t row, ptrdiff_t coun
         for (; row < (rows); row++) CALL(1);                                                                           \
     } while (0)
 
-/* Whether rows of that type are multiplied in pairs. */
+/* Whether rows of this type are multiplied in pairs. */
 FA_INLINE int in_pairs(const rowwise_state *state, fa_type type) {
     return state->words != FA_F32 && state->words == type;
 }
 
 #if FA_REAL_IS_FLOAT
-/* Scores of one row, without pairs. */
+/* Scores of one row, not in pairs. */
 FA_NOINLINE void rowwise_score_single(const rowwise_state *state, ptrdiff_t row, const block_rows *key, ptrdiff_t count,
                                       const block_rows *ahead) {
 #define CALL(TYPE)                                                                                                     \
@@ -161,7 +161,7 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, 
 #undef SINGLES
 }
 
-/* One row's weights times the values of the keys in `keys`; or with NR, those of several rows. */
+/* Weights of NR rows times the values of the keys in `keys`. */
 FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_rows *value, fa_interval keys,
                                      ptrdiff_t row, const block_rows *ahead, const int NR, const int NC) {
     const R *decay = state->decay + row, *weights = state->scores + row * ROWWISE_KEYS;
@@ -177,8 +177,8 @@ FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_row
     } while (t < keys.end);
 }
 
-/* The same for all rows and all keys of a block, in pairs. Returns the rows, a bit for each, whose weights cannot be
- * had so: nothing was done for them, whatever was done for the others. */
+/* The same for all rows and all keys of a block, in pairs. Returns a bit for each row whose weights do not fit into
+ * pairs: nothing was added for these rows. */
 FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t rows, const block_rows *value,
                                          ptrdiff_t count, const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
@@ -214,7 +214,7 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t r
 #endif
 }
 
-/* Each row's mask for a step; returns what kinds there are. */
+/* Reads each row's mask for a step. Returns the kinds that occur. */
 static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
                          ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = 0;
@@ -252,7 +252,7 @@ static int finite_block(const fa_attention *a, const rowwise_state *state, ptrdi
     return 1;
 }
 
-/* One block of keys. `ahead` holds the next one's, and what it holds of this one on entry has been prefetched. */
+/* One block of keys. The first rows of the next block are prefetched meanwhile. */
 static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
                          ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = rowwise_masks(a, item, state, first_key, count);
@@ -304,7 +304,7 @@ static void rowwise_step(const fa_attention *a, const fa_attention_item *item, r
                       state->out + row * state->value_width, 1);
 }
 
-/* Which rows can be multiplied in pairs, and the queries in that form. */
+/* Decides which rows can be multiplied in pairs, and converts their queries. */
 static void choose_pairs(const fa_attention *a, rowwise_state *state, ptrdiff_t rows) {
 #if FA_REAL_IS_FLOAT
     int bf16 = FA_PAIRS_OF_BF16 && a->type == FA_BF16 && a->key.type == FA_BF16 && a->value.type == FA_BF16;
@@ -369,7 +369,7 @@ static void finish_rowwise(const fa_attention *a, const fa_attention_item *item,
     }
 }
 
-/* Scratch of `rows` rows; its size where `at` is NULL. */
+/* Lays out the scratch memory of `rows` rows. Returns its size; with `at` NULL it does nothing else. */
 static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *state, char *at, ptrdiff_t rows) {
     const char *begin = at;
     state->key_width = (a->head_size + LANES - 1) / LANES * LANES;
@@ -399,8 +399,8 @@ static int row_is_nan(const rowwise_state *state, ptrdiff_t row) {
     return found;
 }
 
-/* Whether a row's results are to be made again: see FA_LEAST_SUM. NaN, which is no magnitude, is nothing lost: other
- * rows would be made again with it. */
+/* Whether a row's results must be computed again: see FA_LEAST_SUM. A row with NaN does not count, or other rows
+ * would be computed again because of it. */
 static int rowwise_is_flushed(const rowwise_state *state, ptrdiff_t rows) {
     for (ptrdiff_t row = 0; state->words == FA_BF16 && row < rows; row++) {
         V top = {0};

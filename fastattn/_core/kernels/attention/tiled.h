@@ -1,7 +1,6 @@
-/* Attention for many rows of one kv head: an item's rows stand in tiles, and the tiles take each step of keys in turn.
- *
- * So a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after that. ITEM_TILES
- * says how many tiles an item has at most. */
+/* Attention for many rows of one kv head. The rows of an item are divided into tiles, and every tile takes each step
+ * of keys in turn: a step, 128 keys and values, comes from memory once for all tiles of the item and from L2 after
+ * that. ITEM_TILES is the maximum number of tiles. */
 #ifndef FA_ATTENTION_TILED_H
 #define FA_ATTENTION_TILED_H
 
@@ -44,7 +43,7 @@ static void find_intervals(const fa_attention *a, const fa_attention_item *item,
     tile->all = all;
 }
 
-/* What else is known of each lane: position, slope, mask; and the sink, with which its sum begins. */
+/* Sets position, slope and mask of each lane, and the sink, with which its sum begins. */
 static void find_options(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
     const R *slopes = item->slopes, *sinks = item->sinks;
     tile->one_mask = 1;
@@ -59,7 +58,7 @@ static void find_options(const fa_attention *a, const fa_attention_item *item, q
     }
 }
 
-/* Queries into lanes. */
+/* Transposes the queries into the lanes. */
 static void gather_queries(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
     int plain = are_side_by_side(item->query, a->query_head | a->query_row, a->query_element, a->type);
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
@@ -74,7 +73,7 @@ static void gather_queries(const fa_attention *a, const fa_attention_item *item,
     memset(tile->query + filled, 0, (size_t)(PADDED_UNITS(a->head_size) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
-/* Where the rows of a tile go. A part's maxima and sums, or the rows' lse, are written on the way. */
+/* Finds the address of each result row. Also writes the maxima and sums of a part, or the rows' lse. */
 static void address_rows(const fa_attention *a, const fa_attention_item *item, const query_tile *tile, char **to) {
     for (ptrdiff_t row = 0; row < tile->rows; row++) {
         R max = tile->max[row / LANES][row % LANES], sum = tile->sum[row / LANES][row % LANES];
@@ -93,7 +92,7 @@ static void address_rows(const fa_attention *a, const fa_attention_item *item, c
     }
 }
 
-/* Results, normalised, back to rows. */
+/* Writes the normalised results to their rows. */
 static void scatter_out(const fa_attention *a, const fa_attention_item *item, const query_tile *tile) {
     char *to[FA_TILE_VECTORS * LANES];
     address_rows(a, item, tile, to);
@@ -122,7 +121,7 @@ static void scatter_out(const fa_attention *a, const fa_attention_item *item, co
     }
 }
 
-/* Scratch of an item of so many rows; its size where `at` is NULL. */
+/* Lays out the scratch memory of an item of `rows` rows. Returns its size; `at` may be NULL. */
 static ptrdiff_t lay_out_tiles(const fa_attention *a, query_tiles *tiles, char *at, ptrdiff_t rows) {
     const char *begin = at;
     const ptrdiff_t widest = FA_TILE_VECTORS * LANES;
@@ -165,9 +164,9 @@ static void begin_tiles(const fa_attention *a, const fa_attention_item *item, qu
     }
 }
 
-/* A tile's share of a block of keys, in steps that end where its keys begin or cease to be seen by all lanes: only
- * edges pay for exclusion. A step depends on the tile alone, not on what else is in the item. This is the step from
- * `key` on, and it is empty at the end of the share. */
+/* The step of a tile from `key` on, within the item's block of keys; empty at the end. Steps end where the interval
+ * that all lanes see begins or ends, so that only steps at its edges pay for exclusion. A step depends on the tile
+ * alone, not on the rest of the item. */
 static key_step step_from(const query_tile *tile, key_step block, ptrdiff_t key) {
     ptrdiff_t last = fa_clamp(tile->any.end, 0, block.first_key + block.count);
     key = fa_clamp(tile->any.begin, key, last);
@@ -182,7 +181,7 @@ static key_step step_from(const query_tile *tile, key_step block, ptrdiff_t key)
                       block.finite};
 }
 
-/* The item's block of keys from `key` on: up to the next multiple of KEYS_PER_STEP from its first one. Empty at the
+/* The item's block of keys from `key` on, up to the next multiple of KEYS_PER_STEP from its first key. Empty at the
  * end. */
 static key_step block_from(const fa_attention *a, const fa_attention_item *item, const query_tiles *tiles,
                            ptrdiff_t key) {
@@ -204,14 +203,14 @@ static key_step block_from(const fa_attention *a, const fa_attention_item *item,
     for (key_step step = step_from((tile), (block), (block).first_key); step.count > 0;                                \
          step = step_from((tile), (block), step.first_key + step.count))
 
-/* Weights of all keys, and with them the weighted sums of the values. */
+/* Runs every tile over all keys. */
 static void attend_tiles(const fa_attention *a, const fa_attention_item *item, query_tiles *tiles) {
     FA_FOR_BLOCKS(block, tiles)
         for (ptrdiff_t i = 0; i < tiles->count; i++)
             FA_FOR_STEPS(step, &tiles->tile[i], block) tile_step(a, item, &tiles->tile[i], step);
 }
 
-/* The item's share of a tile. */
+/* The part of the item that is one tile. */
 FA_INLINE fa_attention_item item_of(const fa_attention *a, const fa_attention_item *item, const query_tile *tile) {
     fa_attention_item own = *item;
     ptrdiff_t in_item = tile->first_row - item->first_row;
@@ -225,7 +224,7 @@ FA_INLINE fa_attention_item item_of(const fa_attention *a, const fa_attention_it
     return own;
 }
 
-/* What makes a tile's results again. */
+/* The kernel that recomputes tiles whose results were flushed. */
 #if FA_MULTIPLY_ADD
 #define ATTENTION_BY_MULTIPLY_ADDS EXPORT(attention_tiled)
 #else

@@ -12,7 +12,7 @@
 #include "products/broadcast.h"
 #include "products/units.h"
 
-/* Values whose non-finite elements are 0, in a panel of their own. */
+/* Copies the values to `panel`, with 0 for what is not finite. */
 static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size, R *panel) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) {
@@ -96,7 +96,7 @@ FA_INLINE void values_of(unit_rows value, ptrdiff_t count, const R *weights, ptr
     }
 }
 
-/* One function for each width of a tile, and not inlined: within its callers, the loops' addresses were kept in vector
+/* One function for each width of a tile, not inlined: within their callers the loops' addresses were kept in vector
  * registers, and attention took 12 % longer. */
 #define FA_PRODUCTS(MR, NV)                                                                                            \
     FA_NOINLINE void scores_##NV(unit_rows key, ptrdiff_t count, const R *query, ptrdiff_t head_size, R scale,         \

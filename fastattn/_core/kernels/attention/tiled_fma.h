@@ -1,7 +1,7 @@
-/* The products of attention by multiply-add: keys, values, queries and weights are reals of the kernel's own type.
+/* The products of attention by multiply-adds of reals.
  *
- * Rows stored so are read in place, at any distance from row to row. Others (another type or element stride, unaligned,
- * in more than one page) are first copied to `panel`; the copy serves all rows of an item. */
+ * Rows of the kernel's own type are read in place, with any distance between rows. All others (another type or
+ * element stride, unaligned, in more than one page) are first copied to `panel`, once for all rows of an item. */
 #ifndef FA_ATTENTION_TILED_FMA_H
 #define FA_ATTENTION_TILED_FMA_H
 

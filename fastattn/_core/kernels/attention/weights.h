@@ -1,5 +1,5 @@
-/* The weights themselves, (rows, keys): for a look at them, not for speed. The keys are passed twice, first for the
- * maximum and the sum of each row, then for the weights. */
+/* Returns the matrix of weights, (rows, keys). It is made for inspection, not for speed: the keys are passed twice,
+ * first for the maximum and sum of each row, then for the weights. */
 #ifndef FA_ATTENTION_WEIGHTS_H
 #define FA_ATTENTION_WEIGHTS_H
 
@@ -16,8 +16,8 @@ static void scatter_weights(const fa_attention *a, const query_tile *tile, key_s
         }
 }
 
-/* One step of the first pass, or (`to` given) of the second. Sums hide the rounding of single scores, weights show it:
- * hence the shorter chains. */
+/* One step of the first pass or, if `to` is given, of the second. Single weights show the rounding of scores that
+ * sums hide, hence the shorter chains. */
 FA_INLINE void weights_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                                char **to, const int NV) {
     const V nothing = splat((R)-INFINITY);

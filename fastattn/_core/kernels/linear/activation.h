@@ -1,6 +1,6 @@
-/* Activations, a vector at a time. At -inf all of them are 0, their limit; NaN stays NaN. They are 0 as well where a
- * factor would be no normal number: the next layer multiplies what they give, and one such number in a vector makes
- * that a hundred times as slow. */
+/* Activations of a vector. All are 0 at -inf, their limit, and NaN stays NaN. They are also 0 where a factor would be
+ * subnormal: the next layer multiplies the results, and one subnormal number in a vector makes that a hundred times
+ * as slow. */
 #ifndef FA_LINEAR_ACTIVATION_H
 #define FA_LINEAR_ACTIVATION_H
 

@@ -1,4 +1,4 @@
-/* Linear's sums by tiles (AMX): rows of W as they lie in memory times the units of the lanes. */
+/* The sums of linear in tile registers (AMX): rows of W in place times units of rows of x in the lanes. */
 #ifndef FA_LINEAR_AMX_H
 #define FA_LINEAR_AMX_H
 
@@ -47,10 +47,10 @@ static void linear_2(const weight_block *weights, ptrdiff_t count, const linear_
 }
 #define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : linear_2)
 
-/* The other way round, for many rows: rows of x stand in the tiles' rows and the weight's block is transposed into the
- * lanes, once for all rows of the item, which takes as long as the products of 80 of them. Sums come as rows, so that
- * neither x nor the result needs transposing: with 384 inputs that costs as much as half of the products. The same
- * numbers are added in the same order. All tiles are packed. */
+/* For many rows of x it is the other way round: rows of x are rows of the tiles, and the block of W is transposed
+ * into the lanes, once for all rows of the item, which takes as long as the products of 80 rows. The sums are then
+ * rows of the result, so that neither x nor the result needs transposing: with 384 inputs that costs half as much as
+ * the products. The same numbers are added in the same order. All tiles are packed. */
 
 #define BY_ROWS_LEAST 64 /* rows from which on it is the faster way */
 #define BY_ROWS_RUN                                                                                                    \
@@ -183,8 +183,8 @@ FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, co
 #undef REST
 }
 
-/* Brings near where the results of a group of rows will be put, while its last products are made: stores to memory that
- * is far wait for each other, and each row is another page. 1.3 times as fast with 384->1536 for 4096 rows. */
+/* Prefetches the result rows of a group while its last products are computed. Each row is on another page, and stores
+ * to memory that is not in a cache wait for each other. 1.3 times as fast with 384->1536 for 4096 rows. */
 FA_INLINE void expect_rows(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row, ptrdiff_t feature,
                            ptrdiff_t count) {
     const ptrdiff_t begin = feature * fa_size_of(l->type), end = begin + count * fa_size_of(l->type);
@@ -221,7 +221,7 @@ static void sum_features(const fa_linear *l, const fa_linear_item *item, const b
     }
 }
 
-/* Whether the item was done. */
+/* Returns whether it took the item. */
 static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const ptrdiff_t units = UNITS(l->in_features);
     if (item->rows < BY_ROWS_LEAST || !units || units > LINEAR_MOST_UNITS) return 0;

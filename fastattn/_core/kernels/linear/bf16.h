@@ -50,8 +50,8 @@ static int row_is_zero(const char *row, ptrdiff_t element, ptrdiff_t size) {
     return !(bits & 0x7fff);
 }
 
-/* Sums so small that the instruction's flushing of subnormals would show (FA_LEAST_SUM) are made again, one by one:
- * what else is in the call must not tell. Rare, unless a row is all 0, where there is nothing to make. */
+/* Sums below FA_LEAST_SUM, which flushed products may have changed, are computed again one by one: results must not
+ * depend on what else is in the call. Rare, unless a whole row is 0: such rows are left out. */
 #define recompute_flushed recompute_flushed
 static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature,
                               ptrdiff_t features, V *sums) {

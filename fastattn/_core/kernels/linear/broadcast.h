@@ -53,9 +53,9 @@ FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linea
         }
 }
 
-/* Few rows of x would leave most lanes idle. For them the weight's features stand in the lanes, transposed in
- * registers, and elements of x are broadcast: 1.7 times as fast with one row, where memory is the limit, and a tie
- * with 7. The same products are added in the same order. */
+/* With few rows of x most lanes would idle. So features of W are put in the lanes, transposed in registers, and
+ * elements of x are broadcast: 1.7 times as fast with one row, where memory is the limit, and a tie with 7. The same
+ * products are added in the same order. */
 
 #define FEW_ROWS ((LANES + 2) / 3)
 #define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
@@ -114,7 +114,7 @@ static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
     return lay_out_few_rows(l, &memory, NULL);
 }
 
-/* Whether the item was done. Not for int8, whose unsigned numbers must be the lanes'. */
+/* Returns whether it took the item. Not for int8, whose unsigned numbers must be in the lanes. */
 static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const ptrdiff_t units = UNITS(l->in_features), rows = item->rows;
     if (FA_QUANTISED || rows > FEW_ROWS || !units) return 0;

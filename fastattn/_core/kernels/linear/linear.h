@@ -1,11 +1,11 @@
-/* y = activation(x W' + bias) + residual, with the rows of x in the lanes, as the queries are in attention.
+/* y = activation(x W' + bias) + residual, with rows of x in the lanes, as queries are in attention.
  *
- *   Y' = W X'    elements of W are broadcast from memory as they lie, rows of x stand transposed: a lane is a row
+ *   Y' = W X'    elements of W are broadcast from memory in place; rows of x are transposed, so that a lane is a row
  *
- * Tiles of rows of x take each block of W's rows in turn: a block, LINEAR_FEATURES rows a run long, comes from memory
- * once for all tiles and from L2 after that; a run of a tile's x stays in L1. Where there is one tile only, its block
- * is a register tile, and W is read from end to end. Each result is summed in one and the same order, whatever stands
- * beside it. */
+ * Every tile of rows of x takes each block of W in turn. A block, LINEAR_FEATURES rows and one run of inputs, comes
+ * from memory once for all tiles and from L2 after that; a tile's run of x stays in L1. If there is one tile only,
+ * its block is a register block, and W is read from end to end. The order in which a result is summed does not depend
+ * on what else is in the call. */
 #ifndef FA_LINEAR_LINEAR_H
 #define FA_LINEAR_LINEAR_H
 
@@ -18,7 +18,7 @@
 #include "linear/broadcast.h"
 #endif
 
-/* Sums of a block of features back to rows. */
+/* Writes the sums of a block of features to their rows. */
 static void finish_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t feature, ptrdiff_t count) {
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++)
         for (ptrdiff_t d = 0; d < count; d += LANES) {
@@ -30,7 +30,7 @@ static void finish_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t f
         }
 }
 
-/* An item's tiles and panels in scratch memory; the size of it where `at` is NULL. */
+/* Lays out an item's tiles and panels in scratch memory. Returns its size; `at` may be NULL. */
 static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_t rows, R **panel, R **bytes,
                                 char *at) {
     const char *begin = at;

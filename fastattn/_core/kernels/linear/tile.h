@@ -1,4 +1,4 @@
-/* A tile of linear: rows of x that stand in the lanes, and their sums with a block of the weight's rows. */
+/* A tile of linear: rows of x in the lanes, and their sums with a block of W. */
 #ifndef FA_LINEAR_TILE_H
 #define FA_LINEAR_TILE_H
 
@@ -31,12 +31,12 @@ FA_INLINE void find_shift(const fa_linear *l, ptrdiff_t feature, ptrdiff_t n, V 
     if (l->bias) *bias = load_some_as(l->bias + feature * fa_size_of(l->bias_type), l->bias_type, n);
 }
 
-/* A sum with scale and bias: in one expression, so that it is rounded alike wherever it is made. */
+/* A sum with scale and bias, in one expression so that it is always rounded in the same way. */
 FA_INLINE V shifted(const fa_linear *l, V sum, V scale, V bias) { return l->scales ? sum * scale + bias : sum + bias; }
 
-/* int8 weights are multiplied before their scale is, so that with x of 1e36 products overflow where results would not.
- * Those are made again in float64, with the scale in their products. `y` has a vector of n features for each row; rows
- * and parameters that are not finite themselves keep what came of them. */
+/* int8 weights are multiplied before their scale is applied, so that with x of 1e36 products overflow where results
+ * would not. Those results are computed again in float64, with the scale in the products. `y` has a vector of n
+ * features for each row. Rows and parameters that are not finite themselves are left alone. */
 FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t feature,
                                    ptrdiff_t n, V bias, V *y) {
     for (ptrdiff_t row = 0; row < rows; row++) {
@@ -77,8 +77,8 @@ FA_INLINE void put_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count,
     }
 }
 
-/* Brings near where elements from `feature` on of each row will be put: a row each is a page each, and a store to
- * memory that is far keeps the next ones waiting. 8 to 10 % of 384->1536 for 4096 rows. */
+/* Prefetches elements of the result rows from `offset` on. Each row is on another page, and a store to memory that is
+ * not in a cache delays the next ones. 8 to 10 % of 384->1536 for 4096 rows. */
 FA_INLINE void prefetch_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, ptrdiff_t offset) {
     for (ptrdiff_t i = row; i < row + count; i++) {
         __builtin_prefetch(tile->to[i] + offset, 1);
@@ -92,7 +92,7 @@ static void scatter_rows(const fa_linear *l, const linear_tile *tile, ptrdiff_t 
         scatter_row(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], feature, n);
 }
 
-/* Sums of n features of each of `count` rows: scaled, with bias and activation, to where they belong. */
+/* Writes n features of `count` rows: scale, bias, activation, residual. */
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                         ptrdiff_t feature, ptrdiff_t n) {
     const int plain = l->plain_out && (!tile->residual || l->plain_residual),

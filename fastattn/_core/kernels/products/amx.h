@@ -1,10 +1,8 @@
-/* Sums of products in tile registers (AMX): 16 rows of 16 units, as they lie in memory, times 16 units of 16 lanes.
- *
- * Follows the header that says what a unit is, and MULTIPLY_TILES(sums, rows, lanes) with its MULTIPLY_SWAPPED. A
- * multiplication takes 16 cycles and a load of a tile 8, so two times two sums share their operands: a load for each
- * multiplication. Rows and units come in whole tiles, padded with zeros where there are fewer. The registers' shapes
- * are the thread's own, and other libraries set them, too: a kernel sets them where it begins, 0.1 microseconds, and
- * gives them back in the end. */
+/* Sums of products in tile registers (AMX): 16 rows of 16 units in memory times 16 units of 16 lanes. A
+ * multiplication takes 16 cycles and a load of a tile 8, so two by two sums share their operands: one load for each
+ * multiplication. Rows and units are padded with zeros to whole tiles. The shapes of the registers belong to the
+ * thread, and other libraries set them as well: a kernel sets them where it begins (0.1 microseconds) and releases
+ * them where it ends. */
 #ifndef FA_PRODUCTS_AMX_H
 #define FA_PRODUCTS_AMX_H
 

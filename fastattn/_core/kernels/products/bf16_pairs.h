@@ -1,5 +1,4 @@
-/* What both ways of multiplying bfloat16 in attention, by dot products and by tiles, have in common: weights rounded
- * and paired. */
+/* Pairs of bfloat16: what their dot products and their tiles have in common. */
 #ifndef FA_PRODUCTS_BF16_PAIRS_H
 #define FA_PRODUCTS_BF16_PAIRS_H
 
@@ -29,8 +28,8 @@ FA_INLINE VI has_special(V units) {
     return ((bits & low) == low) | ((bits & high) == high);
 }
 
-/* Whether a tile's results are to be made again: see FA_LEAST_SUM. Tile by tile, for what else is in an item must not
- * tell; and NaN, which is no magnitude, is nothing lost: other rows would be made again with it. */
+/* Whether a tile's results must be computed again: see FA_LEAST_SUM. Decided for each tile, as results must not
+ * depend on the rest of the item. Lanes with NaN do not count, or other rows would be computed again for them. */
 #define is_flushed is_flushed
 static int is_flushed(const R *out, const V *sum, ptrdiff_t vectors, ptrdiff_t value_size) {
     for (ptrdiff_t j = 0; j < vectors; j++) {

@@ -1,4 +1,4 @@
-/* Products by multiply-add: what is multiplied are reals of the kernel's own type. */
+/* Products by multiply-add: units are reals of the kernel's own type. */
 #ifndef FA_PRODUCTS_FMA_H
 #define FA_PRODUCTS_FMA_H
 

@@ -1,5 +1,5 @@
-/* Rows into the lanes: as many rows as there are lanes, transposed unit by unit, the next unit `step` vectors on.
- * `plain`: their elements lie side by side and aligned. */
+/* Transposes LANES rows into the lanes, unit by unit; the next unit follows `step` vectors on. `plain`: the elements
+ * of a row are side by side and aligned. */
 #ifndef FA_PRODUCTS_ROWS_INTO_LANES_H
 #define FA_PRODUCTS_ROWS_INTO_LANES_H
 

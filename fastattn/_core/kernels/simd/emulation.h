@@ -2,8 +2,7 @@
  * can be tested where the processor lacks them: FASTATTN_EMULATE=1, see setup.py. To the bit what Intel's manual
  * (volume 2, and the instruction set extensions' reference) says of them, and slow. Never part of a usual build.
  *
- * Products of bfloat16 ignore MXCSR: they take subnormal numbers for 0, give 0 for a subnormal result, round to even.
- */
+ * Products of bfloat16 ignore MXCSR: they read and write subnormal numbers as 0, and round to even. */
 #ifndef FA_EMULATION_H
 #define FA_EMULATION_H
 

@@ -23,7 +23,7 @@ FA_INLINE R read_element(const char *from, fa_type type) {
 }
 #undef FA_ROW
 
-/* What follows is for the types that kernels of these reals read, or write, in vectors. */
+/* The functions below serve the types that kernels of these reals read, or write, in vectors. */
 #if FA_REAL_IS_FLOAT
 #define FA_IF_FLOAT(...) __VA_ARGS__
 #define FA_IF_DOUBLE(...)

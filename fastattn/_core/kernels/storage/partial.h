@@ -1,17 +1,17 @@
-/* Vectors of which fewer elements than lanes are there: at a row's end. */
+/* Partial vectors, at the end of a row. */
 #ifndef FA_STORAGE_PARTIAL_H
 #define FA_STORAGE_PARTIAL_H
 
 #include "storage/elements.h"
 
-/* n vector elements of a row; n == LANES where a whole vector is known to be there. */
+/* The first n elements of a vector; n == LANES if a whole vector is known to be there. */
 FA_INLINE V load_some(const R *p, ptrdiff_t n) { return n == LANES ? load(p) : load_part(p, (int)n); }
 FA_INLINE void store_some(R *p, V x, ptrdiff_t n) {
     if (n == LANES) store(p, x);
     else store_part(p, x, (int)n);
 }
 
-/* The same of any type; a part of 16-bit elements goes through a vector's worth of memory, as nothing beyond is
+/* The same for any type. A partial vector of 16-bit elements is copied through memory, so that nothing beyond it is
  * touched. */
 FA_INLINE V load_some_as(const char *p, fa_type type, ptrdiff_t n) {
     if (type == STORED) return load_some((const R *)p, n);

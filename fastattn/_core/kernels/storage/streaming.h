@@ -1,12 +1,12 @@
-/* Rows written a vector at a time, through the cache or past it. */
+/* Rows written a vector at a time, through the cache or past it by non-temporal stores. */
 #ifndef FA_STORAGE_STREAMING_H
 #define FA_STORAGE_STREAMING_H
 
 #include "storage/partial.h"
 
-/* How a large result is stored: past the cache, by non-temporal stores, which saves reading the lines that are
- * overwritten (copy 38 GB/s against 23). That wants whole aligned vectors, so what a row leaves over at its end waits
- * in `line` for the next row's beginning: stored through the cache, rows of 128 ran at half the speed. */
+/* Large results are stored past the cache, by non-temporal stores, which saves reading the lines that are overwritten
+ * (copy 38 GB/s instead of 23). These need whole aligned vectors, so the elements left over at the end of a row wait
+ * in `line` for the beginning of the next row: stored through the cache, rows of 128 ran at half the speed. */
 typedef struct {
     V line;
     ptrdiff_t filled; /* lanes of `line` that wait */

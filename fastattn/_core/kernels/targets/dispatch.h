@@ -1,4 +1,4 @@
-/* What a target may need of the machine: instructions, and an operating system that saves the registers. */
+/* What a target may need: instructions, and an operating system that saves their registers. */
 #ifndef FA_DISPATCH_H
 #define FA_DISPATCH_H
 

@@ -1,8 +1,8 @@
 /* Target: portable
  * Machines: any
  *
- * 16-byte vectors, whatever the machine makes of them. SSE2 on x86-64 (16 registers, no FMA), NEON on arm64 (32
- * registers, FMA contracted by the compiler), scalar code elsewhere. */
+ * 16-byte vectors for any compiler: SSE2 on x86-64 (16 registers, no FMA), NEON on arm64 (32 registers, FMA
+ * contracted by the compiler), scalar code elsewhere. */
 #ifndef FA_TARGET_PORTABLE_H
 #define FA_TARGET_PORTABLE_H
 

@@ -1,4 +1,4 @@
-/* What the machine can do at best: the yardsticks of the benchmarks. */
+/* The limits of the machine, which benchmarks compare with. */
 #ifndef FA_TARGETS_PROBE_H
 #define FA_TARGETS_PROBE_H
 

@@ -1,4 +1,4 @@
-/* What the machine can do at best in dot products of bfloat16 pairs, or in tiles of them. */
+/* The limit of dot products of bfloat16 pairs, or of their tiles. */
 #ifndef FA_TARGETS_PROBE_DOT_H
 #define FA_TARGETS_PROBE_DOT_H
 
