@@ -23,3 +23,9 @@ def test_a_header_compiles_alone(header):
         [*command, *FLAGS, f"-I{KERNELS}", "-x", "c", str(KERNELS / header)], capture_output=True, text=True, timeout=60
     )
     assert not done.returncode, done.stderr
+
+
+def test_lines_are_at_most_120_columns():
+    files = [path for path in KERNELS.rglob("*") if path.suffix in (".c", ".h", ".def")]
+    lines = [(path.name, n) for path in files for n, line in enumerate(path.open(encoding="utf-8"), 1) if len(line) > 121]
+    assert not lines

@@ -1,7 +1,7 @@
 /* The products of attention in the arithmetic of this instance, and the contract of what makes them.
  *
- * A family of products, attention/tiled_*.h, defines these hooks; those with a default only where it differs, saying so by
- * `#define hook hook`. R, V: one and a vector of reals, or units where they are only moved.
+ * A family of products, attention/tiled_*.h, defines these hooks; those with a default only where it differs, which it
+ * says by `#define hook hook`. R, V: one and a vector of reals, or units where they are only moved.
  *
  *   unit_rows keys_at(a, item, rows, data, scales, first, count, size, panel)
  *   unit_rows values_at(the same)        units of `count` keys or values from `first` on: in place or in `panel`
