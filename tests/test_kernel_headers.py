@@ -27,5 +27,7 @@ def test_a_header_compiles_alone(header):
 
 def test_lines_are_at_most_120_columns():
     files = [path for path in KERNELS.rglob("*") if path.suffix in (".c", ".h", ".def")]
-    lines = [(path.name, n) for path in files for n, line in enumerate(path.open(encoding="utf-8"), 1) if len(line) > 121]
+    lines = [
+        (path.name, n) for path in files for n, line in enumerate(path.open(encoding="utf-8"), 1) if len(line) > 121
+    ]
     assert not lines
