@@ -1,6 +1,6 @@
 /* How sums of products are made in this instance: in vector registers or in tile registers.
  *
- *   PADDED(count)   count     rows or units, padded to what is multiplied at a time
+ *   PADDED(count)        count     rows or units, padded to what is multiplied at a time
  *   configure_registers  nothing   before the first product of an item
  *   release_registers    nothing   after the last */
 #ifndef FA_PRODUCTS_PRODUCTS_H
