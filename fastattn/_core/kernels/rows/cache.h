@@ -64,7 +64,7 @@ FA_INLINE R overflow_limit(const fa_cache_rows *c) {
     if (c->stored == FA_F32 && c->x_type != FA_F64) return 0;
     switch (c->stored) {
         FA_EACH_TYPE(FA_ROW, )
-    default: __builtin_trap();
+    default: FA_NO_SUCH_TYPE();
     }
 }
 #undef FA_ROW

@@ -19,7 +19,7 @@ FA_INLINE R read_element(const char *from, fa_type type) {
         FA_EACH_TYPE(FA_ROW, )
     case FA_TYPES: break;
     }
-    __builtin_trap();
+    FA_NO_SUCH_TYPE();
 }
 #undef FA_ROW
 
@@ -43,7 +43,7 @@ FA_INLINE R read_element(const char *from, fa_type type) {
 FA_INLINE void write_element(char *to, fa_type type, R value) {
     switch (type) {
         FA_EACH_TYPE(FA_ROW, )
-    default: __builtin_trap();
+    default: FA_NO_SUCH_TYPE();
     }
 }
 #undef FA_ROW
@@ -57,7 +57,7 @@ FA_INLINE void store_reals(R *to, V x) { store(to, x); }
 FA_INLINE V load_as(const char *from, fa_type type) {
     switch (type) {
         FA_EACH_TYPE(FA_ROW, )
-    default: __builtin_trap();
+    default: FA_NO_SUCH_TYPE();
     }
 }
 #undef FA_ROW
@@ -67,7 +67,7 @@ FA_INLINE V load_as(const char *from, fa_type type) {
 FA_INLINE void store_as(char *to, fa_type type, V x) {
     switch (type) {
         FA_EACH_TYPE(FA_ROW, )
-    default: __builtin_trap();
+    default: FA_NO_SUCH_TYPE();
     }
 }
 #undef FA_ROW
@@ -78,7 +78,7 @@ FA_INLINE void store_as(char *to, fa_type type, V x) {
         FA_EACH_TYPE(FA_TRY_STORED, type, CALL) {}                                                                     \
     } while (0)
 #define FA_FOR_RESULT(type, CALL)                                                                                      \
-    do { FA_EACH_TYPE(FA_TRY_RESULT, type, CALL) __builtin_trap(); } while (0)
+    do { FA_EACH_TYPE(FA_TRY_RESULT, type, CALL) FA_NO_SUCH_TYPE(); } while (0)
 #define FA_TRY_STORED(type, CALL, NAME, bits, REALS, ...)                                                              \
     FA_IF_##REALS(if ((type) == FA_##NAME) { CALL(FA_##NAME); } else)
 #define FA_TRY_RESULT(type, CALL, NAME, bits, REALS, ROLE, ...)                                                        \
