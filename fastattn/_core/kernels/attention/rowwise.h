@@ -18,12 +18,14 @@
 #include "storage/scratch.h"
 
 typedef struct {
-    ptrdiff_t key_width, value_width; /* head sizes rounded up to whole vectors */
-    R *query, *scores, *bias, *factors, *finite, *out, *key_panel,
-        *value_panel;                     /* scores and biases: [rows][ROWWISE_KEYS] */
+    ptrdiff_t key_width, value_width;     /* head sizes rounded up to whole vectors */
+    R *query, *out;                       /* [rows][key_width], [rows][value_width] */
+    R *scores, *bias;                     /* [rows][ROWWISE_KEYS] */
+    R *key_panel, *value_panel, *finite;  /* a block's rows as reals; its values without what is not finite */
+    R *factors;                           /* scales of a block's int8 rows */
     uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][ROWWISE_KEYS] */
-    fa_type words;                        /* of the rows that are multiplied in pairs; FA_F32 for none */
-    int single[FA_FEW_MOST];              /* rows whose query cannot be had so: their scores are made one by one */
+    fa_type words;                        /* of the rows that are multiplied in pairs; FA_F32 if none is */
+    int single[FA_FEW_MOST];              /* rows whose query does not fit into words: scored one by one */
     R factor[FA_FEW_MOST];                /* of each row's scores: scaling the queries would round every component */
     R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
     R position[FA_FEW_MOST], slope[FA_FEW_MOST];

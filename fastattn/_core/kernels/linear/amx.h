@@ -53,15 +53,17 @@ static void linear_2(const weight_block *weights, ptrdiff_t count, const linear_
  * the products. The same numbers are added in the same order. All tiles are packed. */
 
 #define BY_ROWS_LEAST 64 /* rows from which on it is the faster way */
-#define BY_ROWS_RUN                                                                                                    \
-    16 /* tiles along the sum, of a weight's block: 64 KB, in L2. With 8 of them, in L1, sums come and go too often */
+/* Tiles along the sum of a block of W: 64 KB, in L2. With 8 of them, in L1, sums come and go too often. */
+#define BY_ROWS_RUN 16
 #define BY_ROWS_GROUP 32 /* rows that are finished while their sums are in L1 */
 #define BLOCK_TILES (LINEAR_FEATURES / 16)
 
 typedef struct {
-    R *panel, *packed, *sums; /* the weight's rows; [BLOCK_TILES][BY_ROWS_RUN] tiles; [row tiles][BLOCK_TILES] */
-    R *x, *reals, *scale;     /* [row tiles][tiles of a row]; a row as it comes, and as reals; each row's scale */
-    I *zero, *total;          /* and zero; sums of the weight's rows */
+    R *panel, *packed; /* rows of W, and their tiles: [BLOCK_TILES][BY_ROWS_RUN] */
+    R *x, *sums;       /* tiles: [row tiles][tiles of a row], [row tiles][BLOCK_TILES] */
+    R *reals;          /* a row of x */
+    R *scale;          /* of each row of x */
+    I *zero, *total;   /* of each row of x; the sum of each row of W */
 } by_rows_memory;
 
 static ptrdiff_t lay_out_by_rows(const fa_linear *l, by_rows_memory *memory, char *at) {
@@ -116,8 +118,8 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
     }
 }
 
-/* A tile's sums in place: reals, scaled, with bias. The smallest magnitude tells whether one is to be made again: see
- * recompute_flushed. */
+/* Turns a tile's sums into reals with scale and bias. If the smallest magnitude is below FA_LEAST_SUM, some were
+ * flushed and are recomputed. */
 FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
                             ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
     V scale, bias, least[4];
