@@ -2,7 +2,8 @@
 
 1. Every fastattn/**/*.pyx becomes an extension module. Cython writes its C to build/, never into the source tree.
 2. The C files in fastattn/_core/kernels go into one module only, fastattn._core.targets; the other modules reach the
-   kernels through its table. kernels/target_<name>.c is compiled with the flags of its row in TARGETS below.
+   kernels through its tables. Each of kernels/instances/*.c is compiled once for each target, with the flags at the top
+   of kernels/targets/<target>.h.
 3. What the compiler can do is found out by letting it try.
 
 Environment:
@@ -10,14 +11,15 @@ Environment:
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
     FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
-    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/emulation.h), to test
-                                 them where the processor lacks their instructions; slow, and never the default target
+    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/simd/emulation.h), to
+                                 test them where the processor lacks their instructions; slow, never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
 """
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -30,30 +32,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-
-class Target(NamedTuple):
-    """An instruction set that the kernels are compiled for."""
-
-    machines: tuple  # endings of the platform's name: "linux-x86_64", "win-amd64"; "" fits all
-    flags: str
-
-
-X86_64 = ("x86_64", "amd64")
-AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprfchw"  # prefetching for a store
-DOT = "-mavx512bf16 -mavx512vnni"  # processors with the former have the latter
-TARGETS = {
-    "portable": Target(("",), ""),
-    "avx2": Target(X86_64, "-mavx2 -mfma -mf16c"),
-    "avx512": Target(X86_64, AVX512),
-    "avx512_bf16": Target(X86_64, f"{AVX512} {DOT}"),
-    "amx": Target(X86_64, f"{AVX512} {DOT} -mamx-tile -mamx-bf16 -mamx-int8"),
-}
-
-EMULATED = {name: AVX512 for name in ("avx512_bf16", "amx")}  # flags of these targets with FASTATTN_EMULATE=1
-
 # Not -ffast-math: the kernels count on infinities, NaN and the order of their additions.
 KERNEL_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden -Wno-psabi"
 KERNELS = Path("fastattn/_core/kernels")
+# The slowest first: two are compiled at a time.
+INSTANCES = [KERNELS / "instances" / f"{name}.c" for name in ("float32", "float64", "bfloat16", "int8")]
 KERNEL_MODULE = "fastattn._core.targets"
 OPENMP_MODULES = {"fastattn._core.threads", "fastattn._core.probe"}
 
@@ -116,14 +99,47 @@ def is_stale(product):
     return any(not os.path.exists(file) or os.path.getmtime(file) > built for file in files)
 
 
+class Target(NamedTuple):
+    """An instruction set that the kernels are compiled for."""
+
+    machines: tuple  # endings of the platform's name: "linux-x86_64", "win-amd64"; "" fits all
+    flags: str
+    emulated_flags: str  # with FASTATTN_EMULATE=1
+
+
+def read_targets():
+    """{name: target} of the names in kernels/targets/targets.def and the first lines of each target's header.
+
+    A name among the flags stands for the flags of that target.
+    """
+    folder = KERNELS / "targets"
+    names = re.findall(r"^TARGET\((\w+)\)$", (folder / "targets.def").read_text(encoding="utf-8"), re.MULTILINE)
+    texts = {name: (folder / f"{name}.h").read_text(encoding="utf-8") for name in names}
+
+    def line(name, label):
+        found = re.search(rf"^ \* {label}: *(.*)$", texts[name], re.MULTILINE)
+        return found[1] if found else ""
+
+    def flags(name):
+        return " ".join(flags(word) if word in names else word for word in line(name, "Flags").split())
+
+    def target(name):
+        machines = tuple("" if word == "any" else word for word in line(name, "Machines").split())
+        return Target(machines, flags(name), flags(line(name, "Emulated by") or name))
+
+    return {name: target(name) for name in names}
+
+
+TARGETS = read_targets()
+
+
 class BuildExtensions(build_ext):
     """Looks the compiler over, compiles the kernels, and then builds the extension modules as always."""
 
     def build_extensions(self):
         self.prepare_compiler()
         targets, openmp = self.find_targets(), self.find_openmp()
-        macros = MACROS + [(f"FA_HAVE_{name.upper()}", "1") for name in targets]
-        macros += [("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else []
+        macros = MACROS + ([("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else [])
         settings = self.settings(macros, openmp)
         note = Path(self.build_temp, "settings.txt")
         self.force = self.force or not note.exists() or note.read_text(encoding="utf-8") != settings
@@ -134,7 +150,8 @@ class BuildExtensions(build_ext):
             module.sources = sources[module.name]
             module.define_macros = macros
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            module.depends = [*module.extra_objects, str(KERNELS / "table.h"), str(KERNELS.with_name("sync.h"))]
+            headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h")]
+            module.depends = [*module.extra_objects, *map(str, headers)]
             compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
             module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
             module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
@@ -162,14 +179,17 @@ class BuildExtensions(build_ext):
             raise SystemExit(f"fastattn: this C compiler, {command[0]}, cannot build the kernels; install {wanted}")
 
     def find_targets(self):
-        """{name: flags} of the rows of TARGETS that fit this machine and that the compiler takes."""
+        """{name: flags} of those of TARGETS that fit this machine and that the compiler takes."""
         wanted = os.environ.get("FASTATTN_TARGETS", "").replace(",", " ").split() or list(TARGETS)
         if unknown := [name for name in wanted if name not in TARGETS]:
             raise SystemExit(f"fastattn: FASTATTN_TARGETS: {', '.join(unknown)}: the targets are {', '.join(TARGETS)}")
-        fitting = {name: row.flags for name, row in TARGETS.items() if self.plat_name.endswith(row.machines)}
-        targets = {name: flags for name, flags in fitting.items() if name in wanted}
-        if is_set("FASTATTN_EMULATE"):
-            targets |= {name: flags for name, flags in EMULATED.items() if name in targets}
+        fitting = {name: target for name, target in TARGETS.items() if self.plat_name.endswith(target.machines)}
+        emulate = is_set("FASTATTN_EMULATE")
+        targets = {
+            name: target.emulated_flags if emulate else target.flags
+            for name, target in fitting.items()
+            if name in wanted
+        }
         refused = [name for name, flags in targets.items() if flags and not self.tries(TARGET_PROBE, flags)]
         for name in refused:
             announce(f"the target {name} is LEFT OUT: the compiler does not take {targets.pop(name)}")
@@ -221,7 +241,7 @@ class BuildExtensions(build_ext):
         # Cython does not see all modules that a changed .pxd concerns.
         sources = Path("setup.py"), *sorted(Path("fastattn").rglob("*.pxd"))
         texts = [path.read_text(encoding="utf-8") for path in sources]
-        return "\n".join(map(str, (compiler, macros, openmp, self.debug, Cython.__version__, *texts)))
+        return "\n".join(map(str, (compiler, macros, openmp, TARGETS, self.debug, Cython.__version__, *texts)))
 
     def write_c(self):
         """Let Cython write the modules' C. {name of the module: its C file}."""
@@ -232,19 +252,27 @@ class BuildExtensions(build_ext):
         return {module.name: module.sources for module in modules}
 
     def compile_kernels(self, targets, macros):
-        """The object files of kernels/*.c: each target's own with its flags, then those that serve all targets."""
-        flags = {KERNELS / f"target_{name}.c": target_flags for name, target_flags in targets.items()}
-        flags |= {path: "" for path in sorted(KERNELS.glob("*.c")) if not path.name.startswith("target_")}
+        """The object files of the kernels: every instance for every target, then what serves all targets."""
+        built = [(f"FA_BUILD_{name}", "1" if name in targets else "0") for name in TARGETS]
 
-        def compile_one(source):
-            [product] = self.compiler.object_filenames([str(source)], output_dir=self.build_temp)
-            if self.force or is_stale(product):
-                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags[source]} {self.unless_debug('-g0')}")
-                self.compiler.compile([str(source)], self.build_temp, macros, debug=self.debug, extra_postargs=options)
+        def compile_one(source, folder, own_macros, flags):
+            [product] = self.compiler.object_filenames([str(source)], output_dir=folder)
+            if self.force or own_macros is built or is_stale(product):  # no file's age tells which targets are built
+                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.unless_debug('-g0')}")
+                self.compiler.compile(
+                    [str(source)], folder, macros + own_macros, debug=self.debug, extra_postargs=options
+                )
             return product
 
+        tasks = [
+            (source, str(Path(self.build_temp, name)), [("FA_TARGET", name)], flags)
+            for name, flags in targets.items()
+            for source in INSTANCES
+        ]
+        tasks += [(KERNELS / "targets" / "dispatch.c", self.build_temp, built, "")]
+        tasks += [(KERNELS / "abi" / "scratch.c", self.build_temp, [], "")]
         with ThreadPoolExecutor(2) as jobs:
-            return list(jobs.map(compile_one, flags))
+            return list(jobs.map(lambda task: compile_one(*task), tasks))
 
 
 MODULES = sorted(Path("fastattn").rglob("*.pyx"))

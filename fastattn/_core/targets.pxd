@@ -2,7 +2,7 @@ from libc.stddef cimport ptrdiff_t, size_t
 from libc.stdint cimport int64_t
 
 
-cdef extern from "table.h" nogil:
+cdef extern from "abi/table.h" nogil:
     ctypedef enum fa_type:
         FA_F32, FA_F64, FA_BF16, FA_F16, FA_TYPES, FA_I8
 

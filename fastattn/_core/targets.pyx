@@ -5,14 +5,14 @@ import os
 from fastattn._core.targets cimport fa_kernels, fa_type
 
 
-cdef extern from "table.h" nogil:
+cdef extern from "abi/table.h" nogil:
     ctypedef struct fa_target:
         const char *name
-        int (*supported)() noexcept nogil
         int emulated
         const fa_kernels *kernels[FA_TYPES]
     const fa_target *fa_targets[]
     int fa_target_count
+    bint fa_is_supported(const fa_target *target)
     void *fa_scratch(size_t size)
 
 cdef extern from *:
@@ -80,11 +80,11 @@ def built() -> tuple:
 
 def supported() -> tuple:
     """Names of those that this machine can run, best first."""
-    return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].supported())
+    return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_is_supported(fa_targets[i]))
 
 
 def emulated() -> tuple:
-    """Names of those whose instructions are emulated, for tests; see kernels/emulation.h."""
+    """Names of those whose instructions are emulated, for tests; see kernels/simd/emulation.h."""
     return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].emulated)
 
 
@@ -96,7 +96,7 @@ def use(str name):
     """Run this target's kernels from now on; `name` is one of supported()."""
     global chosen
     for i in range(fa_target_count):
-        if fa_targets[i].name.decode() == name and fa_targets[i].supported():
+        if fa_targets[i].name.decode() == name and fa_is_supported(fa_targets[i]):
             chosen = fa_targets[i]
             return
     raise ValueError(name)

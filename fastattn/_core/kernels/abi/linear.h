@@ -1,0 +1,36 @@
+/* What the kernels of linear are told. */
+#ifndef FA_ABI_LINEAR_H
+#define FA_ABI_LINEAR_H
+
+#include "abi/types.h"
+
+/* Linear: rows of x, residual and out by their addresses, in one `type`; a weight with a row for each feature. */
+typedef struct {
+    fa_type type, weight_type, bias_type;
+    ptrdiff_t in_features, item_rows; /* item_rows: of the largest item */
+    ptrdiff_t x_element, residual_element, out_element, weight_row, weight_element;
+    const char *weight, *bias; /* bias (features,) side by side; or NULL */
+    const float *scales;       /* of the weight's rows; or NULL */
+    int activation;
+    int plain_x, plain_weight, plain_residual, plain_out; /* elements side by side and aligned */
+} fa_linear;
+
+enum { FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU };
+
+typedef struct {
+    const char *const *x, *const *residual; /* residual may be NULL */
+    char *const *out;
+    ptrdiff_t rows, first_feature, features;
+    int same_rows; /* as the item before, which has left them in this scratch memory as the kernel takes them */
+} fa_linear_item;
+
+typedef struct {
+    ptrdiff_t unit;       /* elements of a row that its product takes at a time, in as much memory as one real */
+    ptrdiff_t most_rows;  /* of an item: at most FA_MOST_ROWS */
+    ptrdiff_t least_rows; /* of an item, if it stays in the cache: so many make up for reading the weight once more */
+    ptrdiff_t dear_rows;  /* so many are worth more than half of a cache */
+    ptrdiff_t (*scratch)(const fa_linear *);
+    void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
+} fa_linear_kernel;
+
+#endif

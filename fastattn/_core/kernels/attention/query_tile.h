@@ -1,0 +1,169 @@
+/* One tile of queries and one step of keys.
+ *
+ *   S' = K Q'             keys are broadcast from memory in place; queries are transposed, so that a lane is a row
+ *   P' = e^(S' - max)     maximum, sum and rescaling work lane by lane, without horizontal operations
+ *   O' = O' + V' P'       the same product again, with value elements broadcast
+ *
+ * Online softmax: Milakov and Gimelshein 2018; tiling over keys: Rabe and Staats 2021, Dao et al. 2022. A tile is NV
+ * vectors wide. NV and the rows of a register block are constants of each instantiation. A key costs head_size +
+ * value_size FMAs for each vector of rows, and 9 (AVX-512) to 13 operations for its weight. */
+#ifndef FA_ATTENTION_QUERY_TILE_H
+#define FA_ATTENTION_QUERY_TILE_H
+
+#include "attention/interval.h"
+#include "attention/mask.h"
+#include "attention/options.h"
+#include "attention/products.h"
+#include "simd/lanes.h"
+
+typedef struct {
+    ptrdiff_t first_row, rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
+    R *query, *out; /* [PADDED_UNITS(head_size)][vectors][LANES], [PADDED_COMPONENTS(value_size)][vectors][LANES] */
+    R *scores;      /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
+    R *finite;      /* values without what is not finite, likewise */
+    R *mask_rows, *bias;                       /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
+    const char *mask[FA_TILE_VECTORS * LANES]; /* each lane's row of the mask */
+    int one_mask;                              /* all lanes have the same row */
+    V position[FA_TILE_VECTORS], slope[FA_TILE_VECTORS];
+    V max[FA_TILE_VECTORS], sum[FA_TILE_VECTORS], decay[FA_TILE_VECTORS];
+    R factor; /* takes the scores of a step to natural units */
+    ptrdiff_t begin[FA_TILE_VECTORS * LANES], end[FA_TILE_VECTORS * LANES]; /* the keys of each lane */
+    fa_interval any, all; /* keys that some lane sees, keys that every lane sees */
+} query_tile;
+
+/* A row may exclude a key whose value is not finite, and 0 · NaN would be NaN. So non-finite values are first
+ * replaced by 0, and afterwards added to the rows that do attend to them; the weight of an excluded key is -0.0. This
+ * is rare, so the code is short rather than fast. */
+FA_INLINE int is_excluded(R weight) { return weight == 0 && signbit(weight); }
+
+static void add_nonfinite(unit_rows value, ptrdiff_t count, const R *weights, ptrdiff_t size, R *out, ptrdiff_t lanes) {
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (ptrdiff_t d = 0; d < size; d++) {
+            R x = value_at(value, t, d);
+            for (ptrdiff_t lane = 0; !isfinite(x) && lane < lanes; lane++) {
+                R weight = weight_at(weights, lanes, t, lane);
+                if (!is_excluded(weight)) out[d * lanes + lane] += weight * x;
+            }
+        }
+}
+
+/* The keys and values of a step; first_key is the number of the first. */
+typedef struct {
+    unit_rows key, value;
+    ptrdiff_t first_key, count;
+    int finite; /* the values are known to be */
+} key_step;
+
+/* Reads the step's part of the mask as biases, lane by lane or one for all lanes. Returns the kinds that occur. */
+static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
+    ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
+    mask_kinds kinds = {{0}, {0}, {0}};
+    if (tile->one_mask) return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
+    for (ptrdiff_t j = 0; j < NV; j++) {
+        for (int lane = 0; lane < LANES; lane++)
+            kinds = mask_row(a, tile->mask[j * LANES + lane] + offset, step.count,
+                             tile->mask_rows + lane * KEYS_PER_STEP, kinds);
+        for (ptrdiff_t t = 0; t < step.count; t += LANES) {
+            V x[LANES];
+            FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++)
+                x[lane] = load(tile->mask_rows + lane * KEYS_PER_STEP + t);
+            transpose(x);
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
+        }
+    }
+    return kinds_noted(kinds);
+}
+
+/* Applies the options to the scores of a step and raises the maximum of each lane. */
+FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile, score_options options, key_step step,
+                                  V *max, const int NV) {
+    const R factor = factor_of(a);
+    for (int j = 0; j < NV; j++) {
+        score_rows rows = {.position = tile->position[j] - (R)step.first_key, .slope = tile->slope[j]};
+        V top = max[j], real_key = {0};
+        VI key = {0};
+        for (int lane = 0; lane < LANES; lane++) {
+            rows.begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - step.first_key, 0, step.count);
+            rows.end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - step.first_key, 0, step.count);
+        }
+        for (ptrdiff_t t = 0; t < step.count; t++, key += 1, real_key += 1) {
+            R *at = tile->scores + (t * NV + j) * LANES;
+            const R *bias = tile->one_mask ? tile->mask_rows + t : tile->bias + (t * NV + j) * LANES;
+            V score = in_natural_units(load(at), factor);
+            score = apply_options(options, score, rows, key, real_key, bias, tile->one_mask);
+            store(at, score);
+            top = maximum(score, top);
+        }
+        max[j] = top;
+    }
+}
+
+/* Turns scores into weights and updates maximum, sum and decay. `exact` is for callers that return single weights. */
+FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, const int NV, int has_nonfinite,
+                            const int exact) {
+    const V nothing = splat((R)-INFINITY);
+    V shift[FA_TILE_VECTORS];
+    FA_UNROLL_FOR(int j = 0; j < NV; j++) {
+        shift[j] = choose(max[j] == nothing, (V){0}, max[j]); /* -inf - -inf would be NaN */
+        tile->decay[j] = exact ? exp_exact(tile->max[j] - shift[j]) : exp_by_exp2(tile->max[j] - shift[j]);
+        tile->max[j] = max[j];
+        tile->sum[j] *= tile->decay[j];
+    }
+    exponentiate_scores(tile->scores, count, tile->factor, shift, tile->sum, NV, has_nonfinite, exact);
+}
+
+/* Computes the scores of a step, with all options applied. Returns the kinds of mask that occur; if that is
+ * BLOCK_EXCLUDES alone, no score was computed. */
+FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
+                             V *max, ptrdiff_t run, const int NV) {
+    int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;
+    int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
+    score_options options = options_of(a, item, kinds != BLOCK_ADMITS, edge);
+    int plain = !any_options(options) && keeps_order(a);
+    V unused[FA_TILE_VECTORS];
+    FA_UNROLL_FOR(int j = 0; j < NV; j++) max[j] = unused[j] = tile->max[j];
+    if (kinds == BLOCK_EXCLUDES) return kinds;
+
+    tile->factor = plain ? factor_of(a) : 1;
+    FA_SCORES(NV)(step.key, step.count, tile->query, UNITS(a->head_size), (R)a->scale, tile->scores,
+                  plain ? max : unused, run);
+    if (!plain) apply_tile_options(a, tile, options, step, max, NV);
+    return edge ? kinds | BLOCK_EXCLUDES | BLOCK_ADMITS : kinds;
+}
+
+FA_INLINE void tile_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
+                            const int NV) {
+    V max[FA_TILE_VECTORS];
+    ptrdiff_t run = FA_MULTIPLY_ADD && tile->rows < FA_TILE_VECTORS * LANES ? FA_SHORT_CHAIN : FA_CHAIN;
+    int kinds = tile_scores_of(a, item, tile, step, max, run, NV);
+    if (kinds == BLOCK_EXCLUDES) return;
+    int has_nonfinite = kinds & BLOCK_EXCLUDES && !step.finite && !all_finite(step.value, step.count, a->value_size);
+    unit_rows value = has_nonfinite ? finite_values(step.value, step.count, a->value_size, tile->finite) : step.value;
+    exponentiate(tile, max, step.count, NV, has_nonfinite, 0);
+    FA_VALUES(NV)(value, UNITS(step.count), tile->scores, a->value_size, tile->out, tile->decay);
+    if (has_nonfinite) add_nonfinite(step.value, step.count, tile->scores, a->value_size, tile->out, NV * LANES);
+}
+
+/* One instantiation for each width of a tile. */
+#if FA_TILE_VECTORS >= 3
+#define FA_FOR_WIDTH(vectors, CALL)                                                                                    \
+    switch (vectors) {                                                                                                 \
+    case 1: CALL(1); break;                                                                                            \
+    case 2: CALL(2); break;                                                                                            \
+    case 3: CALL(3); break;                                                                                            \
+    }
+#else
+#define FA_FOR_WIDTH(vectors, CALL)                                                                                    \
+    switch (vectors) {                                                                                                 \
+    case 1: CALL(1); break;                                                                                            \
+    case 2: CALL(2); break;                                                                                            \
+    }
+#endif
+
+static void tile_step(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step) {
+#define CALL(NV) tile_step_of(a, item, tile, step, NV)
+    FA_FOR_WIDTH(tile->vectors, CALL)
+#undef CALL
+}
+
+#endif

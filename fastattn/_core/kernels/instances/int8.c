@@ -1,0 +1,7 @@
+/* Linear by dot products of int8, where the target has them. */
+#define FA_ARITHMETIC FA_INT8
+#include "instance.h"
+
+#if FA_HAS_DOT
+#include "linear/linear.h"
+#endif

@@ -1,0 +1,165 @@
+/* Linear's sums in register tiles: elements of W broadcast over vectors of rows of x. */
+#ifndef FA_LINEAR_BROADCAST_H
+#define FA_LINEAR_BROADCAST_H
+
+#include "linear/tile.h"
+#include "products/broadcast.h"
+#include "simd/lanes.h"
+#include "storage/partial.h"
+#include "storage/scratch.h"
+
+/* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave
+ * no multiply-add waiting for the one before; 8 of them are 10 % slower. */
+#define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_BLOCK_ROWS_1)
+/* Vectors of rows of x. Sums of float32 go to memory and back so often that tiles as large as the registers allow are 7
+ * to 11 % faster than 8 rows by 2 vectors. */
+#define LINEAR_WIDEST (FA_MULTIPLY_ADD && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_VECTORS)
+#define LEAST_TILES 2 /* of an item: so many make up for reading the weight once more */
+#define PREFERRED_TILES 2
+#define SUMS_ROWS LINEAR_FEATURES
+
+/* acc[MR][NV] += `steps` units of MR rows of W times those of x. */
+FA_INLINE void add_products(V acc[][LINEAR_WIDEST], const R *weight, ptrdiff_t stride, const R *x, const int steps,
+                            const int MR, const int NV) {
+    FA_UNROLL_FOR(int u = 0; u < steps; u++) {
+        V q[LINEAR_WIDEST];
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) q[j] = load(x + (u * NV + j) * LANES);
+        FA_UNROLL_FOR(int i = 0; i < MR; i++) {
+            V w = spread_unit(weight + i * stride + u);
+            FA_UNROLL_FOR(int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], w, q[j]);
+        }
+    }
+}
+
+/* sums[MR][NV] (+)= MR rows of W times the transposed rows of x. Chains are short, and four units at a time leave a
+ * loop whose end is foreseen. */
+FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linear_tile *tile, ptrdiff_t first,
+                         ptrdiff_t units, const int MR, const int NV) {
+    const ptrdiff_t stride = weights->rows.stride;
+    const R *weight = weights->rows.data + row * stride, *x = tile->units + first * NV * LANES;
+    R *sums = tile->sums + row * NV * LANES;
+    V acc[16][LINEAR_WIDEST];
+    ptrdiff_t u = 0;
+    FA_UNROLL_FOR(int i = 0; i < MR; i++)
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) acc[i][j] = (V){0};
+    for (; u + 4 <= units; u += 4) add_products(acc, weight + u, stride, x + u * NV * LANES, 4, MR, NV);
+    for (; u < units; u++) add_products(acc, weight + u, stride, x + u * NV * LANES, 1, MR, NV);
+    FA_UNROLL_FOR(int i = 0; i < MR; i++)
+        FA_UNROLL_FOR(int j = 0; j < NV; j++) {
+            R *at = sums + (i * NV + j) * LANES;
+            V sum = as_real(acc[i][j], weights, row + i, tile->quantised, j);
+            if (first) sum += load(at);
+            store(at, sum);
+        }
+}
+
+/* With few rows of x most lanes would idle. So features of W are put in the lanes, transposed in registers, and
+ * elements of x are broadcast: 1.7 times as fast with one row, where memory is the limit, and a tie with 7. The same
+ * products are added in the same order. */
+
+#define FEW_ROWS ((LANES + 2) / 3)
+#define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
+
+/* sums[MR] (+)= those of rows of x with LANES rows of W, of which `last` is the last; the next ones are prefetched. */
+FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
+                             ptrdiff_t units, V *sums, const int MR) {
+    V acc[FEW_MOST];
+    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = (V){0};
+    for (ptrdiff_t u = 0; u < units; u += LANES) {
+        const ptrdiff_t n = fa_clamp(units - u, 0, LANES);
+        V w[LANES];
+        FA_UNROLL_FOR(int i = 0; i < LANES; i++) {
+            const R *from = weights->rows.data + fa_clamp(i, 0, last) * weights->rows.stride + u;
+            w[i] = n == LANES ? load(from) : load_some(from, n);
+            __builtin_prefetch(from + LANES * weights->rows.stride, 0, 2);
+        }
+        transpose(w);
+#define ADD(k)                                                                                                         \
+    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_product(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
+        if (n == LANES)
+            FA_UNROLL_FOR(int k = 0; k < LANES; k++) ADD(k);
+        else
+            for (ptrdiff_t k = 0; k < n; k++) ADD(k);
+#undef ADD
+    }
+    FA_UNROLL_FOR(int r = 0; r < MR; r++) {
+        if (first) acc[r] += sums[r];
+        sums[r] = acc[r];
+    }
+}
+
+#define FEW_SUMS(MR)                                                                                                   \
+    FA_NOINLINE void few_rows_sums_##MR(const weight_block *weights, ptrdiff_t last, const R *const *x,                \
+                                        ptrdiff_t first, ptrdiff_t units, V *sums) {                                   \
+        few_rows_sums(weights, last, x, first, units, sums, MR);                                                       \
+    }
+FEW_SUMS(1)
+FEW_SUMS(2)
+FEW_SUMS(4)
+FEW_SUMS(8)
+
+typedef struct {
+    R *panel, *x[FEW_MOST];
+} few_rows_memory;
+
+static ptrdiff_t lay_out_few_rows(const fa_linear *l, few_rows_memory *memory, char *at) {
+    const char *begin = at;
+    memory->panel = take_scratch(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
+    for (int r = 0; r < FEW_MOST; r++) memory->x[r] = take_scratch(&at, UNITS(l->in_features));
+    return at - begin;
+}
+
+static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
+    few_rows_memory memory;
+    return lay_out_few_rows(l, &memory, NULL);
+}
+
+/* Returns whether it took the item. Not for int8, whose unsigned numbers must be in the lanes. */
+static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+    const ptrdiff_t units = UNITS(l->in_features), rows = item->rows;
+    if (FA_QUANTISED || rows > FEW_ROWS || !units) return 0;
+    linear_tile tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
+    few_rows_memory memory;
+    const R *x[FEW_MOST];
+    lay_out_few_rows(l, &memory, scratch);
+    for (ptrdiff_t r = 0; r < FEW_MOST; r++)
+        x[r] = r < rows ? gather_row(l, item->x[r], memory.x[r], units, NULL, NULL) : x[rows - 1];
+    for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
+        V sums[FEW_MOST];
+        n = fa_clamp(end - f, 0, LANES);
+        for (ptrdiff_t u = 0, run; u < units; u += run) {
+            run = fa_clamp(units - u, 0, LINEAR_RUN(l));
+            weight_block weights = weights_at(l, f, n, u, run, memory.panel);
+            if (rows == 1) few_rows_sums_1(&weights, n - 1, x, u, run, sums);
+            else if (rows == 2) few_rows_sums_2(&weights, n - 1, x, u, run, sums);
+            else if (rows <= 4) few_rows_sums_4(&weights, n - 1, x, u, run, sums);
+            else few_rows_sums_8(&weights, n - 1, x, u, run, sums);
+        }
+        put_sums(l, &tile, 0, rows, sums, f, n);
+    }
+    return 1;
+}
+
+#define FA_LINEAR_SUMS(MR, NV)                                                                                         \
+    FA_NOINLINE void linear_##NV(const weight_block *weights, ptrdiff_t count, const linear_tile *tile,                \
+                                 ptrdiff_t first, ptrdiff_t units) {                                                   \
+        FA_IN_BLOCKS(count, MR, CALL_##NV);                                                                            \
+    }
+#define CALL_1(M) sum_block(weights, i, tile, first, units, M, 1)
+#define CALL_2(M) sum_block(weights, i, tile, first, units, M, 2)
+#define CALL_3(M) sum_block(weights, i, tile, first, units, M, 3)
+#define CALL_4(M) sum_block(weights, i, tile, first, units, M, 4)
+FA_LINEAR_SUMS(LINEAR_ALONE, 1)
+FA_LINEAR_SUMS(FA_BLOCK_ROWS_2, 2)
+#if LINEAR_WIDEST == 4
+FA_LINEAR_SUMS(8, 3)
+FA_LINEAR_SUMS(6, 4)
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : NV == 2 ? linear_2 : NV == 3 ? linear_3 : linear_4)
+#elif LINEAR_WIDEST == 3
+FA_LINEAR_SUMS(FA_BLOCK_ROWS_3, 3)
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : NV == 2 ? linear_2 : linear_3)
+#else
+#define FA_LINEAR_OF(NV) (NV == 1 ? linear_1 : linear_2)
+#endif
+
+#endif

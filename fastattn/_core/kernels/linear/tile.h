@@ -1,0 +1,113 @@
+/* A tile of linear: rows of x in the lanes, and their sums with a block of W. */
+#ifndef FA_LINEAR_TILE_H
+#define FA_LINEAR_TILE_H
+
+#include "linear/activation.h"
+#include "linear/products.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/partial.h"
+
+typedef struct {
+    ptrdiff_t rows, vectors; /* lanes beyond `rows` repeat the last one and are dropped in the end */
+    const char *const *from, *const *residual;
+    char *const *to;
+    R *units, *sums; /* [whole tiles of units][vectors][LANES], [SUMS_ROWS][vectors][LANES] */
+    row_quantisation *quantised;
+} linear_tile;
+
+/* n results of a row, with their residual if there is one, where elements do not lie side by side. */
+static void scatter_row(const fa_linear *l, const char *residual, char *to, V y, ptrdiff_t feature, ptrdiff_t n) {
+    V more = {0};
+    if (residual) widen((R *)&more, residual + feature * l->residual_element, l->type, l->residual_element, n);
+    y += more;
+    narrow(to + feature * l->out_element, l->type, l->out_element, (const R *)&y, n);
+}
+
+/* The scales of n features, if there are any, and their biases or 0. */
+FA_INLINE void find_shift(const fa_linear *l, ptrdiff_t feature, ptrdiff_t n, V *scale, V *bias) {
+    *scale = *bias = (V){0};
+    if (l->scales) widen((R *)scale, (const char *)(l->scales + feature), FA_F32, sizeof(float), n);
+    if (l->bias) *bias = load_some_as(l->bias + feature * fa_size_of(l->bias_type), l->bias_type, n);
+}
+
+/* A sum with scale and bias, in one expression so that it is always rounded in the same way. */
+FA_INLINE V shifted(const fa_linear *l, V sum, V scale, V bias) { return l->scales ? sum * scale + bias : sum + bias; }
+
+/* int8 weights are multiplied before their scale is applied, so that with x of 1e36 products overflow where results
+ * would not. Those results are computed again in float64, with the scale in the products. `y` has a vector of n
+ * features for each row. Rows and parameters that are not finite themselves are left alone. */
+FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t feature,
+                                   ptrdiff_t n, V bias, V *y) {
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        int finite = -1;
+        for (ptrdiff_t i = 0; i < n && finite; i++) {
+            if (isfinite(y[row][i]) || !isfinite(bias[i]) || !isfinite(l->scales[feature + i])) continue;
+            if (finite < 0) finite = 1;
+            const char *weight = l->weight + (feature + i) * l->weight_row;
+            double sum = 0, scale = (double)l->scales[feature + i];
+            for (ptrdiff_t k = 0; finite && k < l->in_features; k++) {
+                const double from = (double)read_element(x[row] + k * l->x_element, l->type);
+                finite = isfinite(from);
+                sum += from * scale * (double)*(const int8_t *)(weight + k * l->weight_element);
+            }
+            if (finite) y[row][i] = (R)(sum + (double)bias[i]);
+        }
+    }
+}
+
+FA_INLINE void remake_overflows(const fa_linear *l, const char *const *x, ptrdiff_t rows, ptrdiff_t count,
+                                ptrdiff_t feature, ptrdiff_t n, V bias, V *y) {
+    V noughts = {0};
+    if (!l->scales) return;
+    for (ptrdiff_t i = 0; i < count; i++) noughts += y[i] * (R)0;
+    if (__builtin_expect(lane_sum(noughts) != 0, 0)) remake_overflowed(l, x, rows, feature, n, bias, y);
+}
+
+#define AHEAD (2 * LANES) /* features whose results are put in between */
+
+/* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
+FA_INLINE void put_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
+                        ptrdiff_t n, const fa_type type) {
+    const ptrdiff_t at = feature * fa_size_of(type);
+    for (ptrdiff_t i = 0; i < count; i++) {
+        V sum = y[i];
+        if (tile->residual) sum += load_some_as(tile->residual[row + i] + at, type, n);
+        store_some_as(tile->to[row + i] + at, type, sum, n);
+    }
+}
+
+/* Prefetches elements of the result rows from `offset` on. Each row is on another page, and a store to memory that is
+ * not in a cache delays the next ones. 8 to 10 % of 384->1536 for 4096 rows. */
+FA_INLINE void prefetch_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, ptrdiff_t offset) {
+    for (ptrdiff_t i = row; i < row + count; i++) {
+        __builtin_prefetch(tile->to[i] + offset, 1);
+        if (tile->residual) __builtin_prefetch(tile->residual[i] + offset);
+    }
+}
+
+static void scatter_rows(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
+                         ptrdiff_t feature, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < count; i++)
+        scatter_row(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], feature, n);
+}
+
+/* Writes n features of `count` rows: scale, bias, activation, residual. */
+FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
+                        ptrdiff_t feature, ptrdiff_t n) {
+    const int plain = l->plain_out && (!tile->residual || l->plain_residual),
+              rough = l->type == FA_BF16 || l->type == FA_F16;
+    V scale, bias;
+    if (plain) prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
+    recompute_flushed(l, tile->from + row, count, feature, n, y);
+    find_shift(l, feature, n, &scale, &bias);
+    for (ptrdiff_t i = 0; i < count; i++) y[i] = shifted(l, y[i], scale, bias);
+    remake_overflows(l, tile->from + row, count, count, feature, n, bias, y);
+    activate(y, (int)count, l->activation, rough);
+#define PUT(TYPE) put_rows(tile, row, count, y, feature, n, TYPE)
+    if (plain) FA_FOR_RESULT(l->type, PUT);
+    else scatter_rows(l, tile, row, count, y, feature, n);
+#undef PUT
+}
+
+#endif

@@ -1,0 +1,269 @@
+/* softmax and log_softmax of rows at any stride.
+ *
+ * A row that fits the cache is passed three times: maximum, exponentials and their sum, scaling. A longer one goes span
+ * by span with a running maximum and sum (Milakov and Gimelshein 2018), and its exponentials are computed twice. Rows
+ * that lie side by side (an axis other than the last) go into the lanes instead. */
+#ifndef FA_ROWS_SOFTMAX_H
+#define FA_ROWS_SOFTMAX_H
+
+#include "rows/passes.h"
+#include "simd/lanes.h"
+#include "storage/elements.h"
+#include "storage/layout.h"
+#include "storage/partial.h"
+#include "storage/streaming.h"
+
+#define SPAN 32768 /* elements; 128 KB of float32 and as much scratch stay in L2 */
+
+typedef struct {
+    R max, sum;
+} softmax_state;
+
+FA_INLINE ptrdiff_t span_of(const fa_softmax *s) { return s->length < SPAN ? s->length : SPAN; }
+
+/* Elements [first, first + count) of a row: in place, or widened into scratch with the excluded ones at -inf. */
+FA_INLINE const R *softmax_span(const fa_softmax *s, const char *x, const char *where, ptrdiff_t first, ptrdiff_t count,
+                                int plain, R *scratch) {
+    x += first * s->x_element;
+    if (plain) return (const R *)x;
+    widen(scratch, x, s->type, s->x_element, count);
+    if (where)
+        for (ptrdiff_t i = 0; i < count; i++)
+            if (!where[(first + i) * s->where_element]) scratch[i] = (R)-INFINITY;
+    return scratch;
+}
+
+static R span_max(const R *x, ptrdiff_t count) {
+    const V lowest = splat((R)-INFINITY);
+    V top[4] = {lowest, lowest, lowest, lowest};
+    ptrdiff_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        FA_UNROLL_FOR(int j = 0; j < 4; j++) top[j] = maximum(load(x + i + j * LANES), top[j]);
+    for (; i + LANES <= count; i += LANES) top[0] = maximum(load(x + i), top[0]);
+    R max = lane_max(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
+    for (; i < count; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+/* Sum of e^(x - shift) over a run, lane by lane; with `keep` the terms are left in `to`. `ahead` is prefetched along
+ * with x, and may be x itself. */
+FA_INLINE V run_exp(const R *x, R *to, ptrdiff_t count, R shift, const R *ahead, const int keep) {
+    V total, sum[4] = {{0}, {0}, {0}, {0}};
+    ptrdiff_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        FA_UNROLL_FOR(int j = 0; j < 4; j++) {
+            V term = vector_exp(load(x + i + j * LANES) - shift);
+            prefetch_l2(ahead + i + j * LANES);
+            if (keep) store(to + i + j * LANES, term);
+            sum[j] += term;
+        }
+    total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    while (i < count) {
+        int n = count - i < LANES ? (int)(count - i) : LANES;
+        V less = load_some(x + i, n) - shift;
+        if (n < LANES) less = keep_lanes(less, n, (R)-INFINITY);
+        V term = vector_exp(less);
+        prefetch_l2(ahead + i);
+        if (keep) store_part(to + i, term, n);
+        total += term;
+        i += n;
+    }
+    return total;
+}
+
+FA_INLINE R finite_shift(R max) { return max == (R)-INFINITY ? 0 : max; } /* -inf - -inf would be NaN */
+FA_INLINE R inverse_or_zero(R sum) { return sum == 0 ? 0 : 1 / sum; }
+
+FA_INLINE softmax_state join_states(softmax_state a, R max, R sum) {
+    R top = max > a.max ? max : a.max, shift = finite_shift(top);
+    R old = vector_exp(splat(a.max - shift))[0], new = vector_exp(splat(max - shift))[0];
+    return (softmax_state){top, a.sum * old + sum * new};
+}
+
+/* softmax: 1 / sum; log_softmax: log(sum). */
+FA_INLINE R last_factor(const fa_softmax *s, R sum) {
+    return !s->logarithm ? inverse_or_zero(sum) : sum == 0 ? 0 : (R)log((double)sum);
+}
+
+/* The last pass over a span. softmax: terms · factor; or, from x itself, e^(x - shift) · factor.
+ * log_softmax: x - shift - factor, the factor then being the logarithm of the sum. */
+FA_INLINE void span_finish(const fa_softmax *s, const R *x, int terms, char *out, fa_type type, ptrdiff_t count,
+                           R shift, R factor, nontemporal_line *nontemporal) {
+#define SCALED(i, n) (load_some(x + i, n) * factor)
+#define TERMS(i, n) (vector_exp(load_some(x + i, n) - shift) * factor)
+#define LOGARITHM(i, n) (load_some(x + i, n) - shift - factor)
+#define FINISH(TYPE)                                                                                                   \
+    do {                                                                                                               \
+        if (s->logarithm) FA_MAP(out, TYPE, count, nontemporal, LOGARITHM);                                            \
+        else if (terms) FA_MAP(out, TYPE, count, nontemporal, SCALED);                                                 \
+        else FA_MAP(out, TYPE, count, nontemporal, TERMS);                                                             \
+    } while (0)
+    FA_FOR_RESULT(type, FINISH);
+#undef FINISH
+#undef SCALED
+#undef TERMS
+#undef LOGARITHM
+}
+
+/* What the rows of a call have in common. */
+typedef struct {
+    int plain, plain_out;          /* rows can be read as they lie, and be written to where they belong */
+    fa_type out_type;              /* how they are written there, or to `result` */
+    int joined;                    /* a row begins where the one before ends */
+    nontemporal_line *nontemporal; /* NULL: plain stores */
+    R *scratch, *result;
+} softmax_memory;
+
+/* A row on its way: where it is read, where its exponentials and its result go, what to prefetch meanwhile. */
+typedef struct {
+    const R *x, *ahead;
+    R *terms;
+    char *to;
+    R shift, factor;
+} softmax_row;
+
+FA_INLINE softmax_row begin_row(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t left,
+                                R *scratch, const softmax_memory *memory) {
+    softmax_row row = {.x = softmax_span(s, x, where, 0, s->length, memory->plain, scratch)};
+    row.ahead = memory->plain ? (const R *)row_ahead(x, s->x_row, s->length * (ptrdiff_t)sizeof(R), left) : row.x;
+    /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed or too
+     * narrow. */
+    row.terms = memory->plain_out && memory->out_type == STORED && !memory->nontemporal ? (R *)out : scratch;
+    row.to = memory->plain_out ? out : (char *)memory->result;
+    row.shift = finite_shift(span_max(row.x, s->length));
+    return row;
+}
+
+/* Elements [i, i + count) of two passes: the terms of one row, lane by lane summed up, and the results of another. */
+FA_INLINE V row_terms(const fa_softmax *s, const softmax_row *row, ptrdiff_t i, ptrdiff_t count) {
+    return s->logarithm ? run_exp(row->x + i, NULL, count, row->shift, row->ahead + i, 0)
+                        : run_exp(row->x + i, row->terms + i, count, row->shift, row->ahead + i, 1);
+}
+
+FA_INLINE void row_results(const fa_softmax *s, const softmax_row *row, ptrdiff_t i, ptrdiff_t count,
+                           const softmax_memory *memory) {
+    const R *from = s->logarithm ? row->x : row->terms;
+    char *to = row->to + i * fa_size_of(memory->out_type);
+    span_finish(s, from + i, !s->logarithm, to, memory->out_type, count, row->shift, row->factor, memory->nontemporal);
+}
+
+/* Rows that fit the cache, three of them on their way: while the exponentials of one are computed, the results of the
+ * row before are stored and a row to come is prefetched. So memory does not idle, and no row's reductions hold up the
+ * core: beyond the cache 43 GB/s at rows of 1024 and 25 with one pass after the other; in it, rows of 128, 20 and 13 (a
+ * core). */
+static void softmax_short_rows(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
+                               const softmax_memory *memory) {
+    softmax_row slot[3];
+    for (ptrdiff_t r = 0; r < rows + 2; r++) {
+        softmax_row *middle = r >= 1 && r <= rows ? &slot[(r + 2) % 3] : NULL;
+        softmax_row *last = r >= 2 ? &slot[(r + 1) % 3] : NULL;
+        if (r < rows)
+            slot[r % 3] = begin_row(s, x + r * s->x_row, where ? where + r * s->where_row : NULL, out + r * s->out_row,
+                                    rows - r - 1, memory->scratch + r % 3 * s->length, memory);
+        V sum = {0};
+        for (ptrdiff_t i = 0; i < s->length; i += RUN) {
+            ptrdiff_t count = s->length - i < RUN ? s->length - i : RUN;
+            if (middle) sum += row_terms(s, middle, i, count);
+            if (last) row_results(s, last, i, count, memory);
+        }
+        if (middle) middle->factor = last_factor(s, lane_sum(sum));
+        if (last && !memory->plain_out)
+            narrow(out + (r - 2) * s->out_row, s->type, s->out_element, memory->result, s->length);
+        if (last && memory->nontemporal)
+            end_nontemporal_row(memory->nontemporal, (R *)last->to + s->length, memory->joined);
+    }
+}
+
+/* A row that does not fit the cache: span by span, twice. */
+static void softmax_long_row(const fa_softmax *s, const char *x, const char *where, char *out,
+                             const softmax_memory *memory) {
+    softmax_state state = {(R)-INFINITY, 0};
+    for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
+        ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
+        const R *span = softmax_span(s, x, where, first, count, memory->plain, memory->scratch);
+        R max = span_max(span, count);
+        V sum = {0};
+        for (ptrdiff_t i = 0; i < count; i += RUN)
+            sum += run_exp(span + i, NULL, count - i < RUN ? count - i : RUN, finite_shift(max), span + i, 0);
+        state = join_states(state, max, lane_sum(sum));
+    }
+    R shift = finite_shift(state.max), factor = last_factor(s, state.sum);
+    for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
+        ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
+        const R *span = softmax_span(s, x, where, first, count, memory->plain, memory->scratch);
+        char *to = memory->plain_out ? out + first * s->out_element : (char *)memory->result;
+        span_finish(s, span, 0, to, memory->out_type, count, shift, factor, memory->nontemporal);
+        if (!memory->plain_out) narrow(out + first * s->out_element, s->type, s->out_element, memory->result, count);
+    }
+    if (memory->nontemporal) end_nontemporal_row(memory->nontemporal, (R *)out + s->length, memory->joined);
+}
+
+static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
+                                 void *scratch) {
+    nontemporal_line nontemporal = {.filled = 0};
+    int plain_out = are_side_by_side(out, s->out_row, s->out_element, s->type);
+    softmax_memory memory = {
+        .plain = !where && s->type == STORED && is_contiguous(x, s->x_row, s->x_element),
+        .plain_out = plain_out,
+        .out_type = plain_out ? s->type : STORED,
+        .joined = s->out_row == s->length * (ptrdiff_t)sizeof(R),
+        .scratch = scratch,
+        .result = (R *)scratch + 3 * span_of(s),
+    };
+    if (s->streaming && memory.plain && plain_out) memory.nontemporal = &nontemporal;
+    if (s->length <= SPAN) softmax_short_rows(s, x, where, out, rows, &memory);
+    else
+        for (ptrdiff_t row = 0; row < rows; row++)
+            softmax_long_row(s, x + row * s->x_row, where ? where + row * s->where_row : NULL, out + row * s->out_row,
+                             &memory);
+    if (memory.nontemporal) {
+        end_nontemporal_row(&nontemporal, (R *)(out + (rows - 1) * s->out_row) + s->length, 0);
+        nontemporal_fence();
+    }
+}
+
+/* `lanes` rows side by side: element i of all of them stands at x + i · x_element. Between the passes the exponentials
+ * stay in the output; one of 16 bits would round them, so there they are computed twice. */
+FA_INLINE void softmax_lanes(const fa_softmax *s, const char *x, char *out, const fa_type type, int lanes) {
+    const V lowest = splat((R)-INFINITY);
+    V max = lowest, sum = {0};
+#define AT(i) load_some_as(x + (i) * s->x_element, type, lanes)
+#define PUT(i, value) store_some_as(out + (i) * s->out_element, type, value, lanes)
+    for (ptrdiff_t i = 0; i < s->length; i++) max = maximum(AT(i), max);
+    V shift = choose(max == lowest, (V){0}, max);
+    for (ptrdiff_t i = 0; i < s->length; i++) {
+        V less = AT(i) - shift, term = vector_exp(less);
+        sum += term;
+        if (s->logarithm) term = less;
+        if (type == STORED) PUT(i, term);
+    }
+    V factor = choose(sum == (V){0}, (V){0}, (R)1 / sum);
+    if (s->logarithm)
+        for (int lane = 0; lane < LANES; lane++) factor[lane] = sum[lane] == 0 ? 0 : (R)log((double)sum[lane]);
+    for (ptrdiff_t i = 0; i < s->length; i++) {
+        V kept = type == STORED ? load_some((const R *)(out + i * s->out_element), lanes) : (V)(AT(i) - shift);
+        if (type != STORED && !s->logarithm) kept = vector_exp(kept);
+        if (s->logarithm) kept = kept - factor;
+        else kept = kept * factor;
+        PUT(i, kept);
+    }
+#undef AT
+#undef PUT
+}
+
+static void EXPORT(softmax_columns)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
+                                    void *scratch) {
+#define COLUMNS(TYPE)                                                                                                  \
+    do {                                                                                                               \
+        const ptrdiff_t size = fa_size_of(TYPE);                                                                       \
+        ptrdiff_t row = 0;                                                                                             \
+        for (; row + LANES <= rows; row += LANES) softmax_lanes(s, x + row * size, out + row * size, TYPE, LANES);     \
+        if (row < rows) softmax_lanes(s, x + row * size, out + row * size, TYPE, (int)(rows - row));                   \
+    } while (0)
+    FA_FOR_RESULT(s->type, COLUMNS);
+#undef COLUMNS
+}
+
+static ptrdiff_t EXPORT(softmax_scratch)(const fa_softmax *s) { return 4 * span_of(s) * (ptrdiff_t)sizeof(R); }
+
+#endif

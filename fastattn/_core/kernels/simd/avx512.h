@@ -1,0 +1,108 @@
+/* The vocabulary in AVX-512 (F, BW, DQ, VL): masks, a fused 2^n and a fused "fraction of".
+ * One 64-byte FMA a cycle on Zen 4 and on cores with one port for it, two on server Intel; loads: one or two a cycle.
+ * vmaxps, vaddps 1 cycle of issue; vreduceps, vscalefps 1 a cycle (Zen 4, latency 4 to 6). */
+#ifndef FA_SIMD_AVX512_H
+#define FA_SIMD_AVX512_H
+
+#include <immintrin.h>
+
+#define FA_VECTOR_BYTES 64
+
+#define FA_HAS_CONVERSIONS
+#define FA_HAS_WORD_PERMUTATION
+#include "simd/vector.h"
+
+FA_INLINE V_f32 load_f16(const uint16_t *p) { return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+/* Each word to the upper half of its lane: one instruction, where widening and shifting are two. */
+FA_INLINE V_f32 load_bf16(const uint16_t *p) {
+    const __m512i places =
+        _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
+    __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
+    return (V_f32)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, words);
+}
+FA_INLINE V_f32 load_i8(const int8_t *p) {
+    return (V_f32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
+    return (VS_f32)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+/* sum + the products of both integers of each lane. */
+#ifndef FA_HAS_DOT
+FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
+    return sum + (VI_f32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+#endif
+FA_INLINE void store_f16(uint16_t *p, V_f32 x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+FA_INLINE void store_rounded_bf16(uint16_t *p, V_f32 x) {
+    __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+#ifndef FA_HAS_DOT
+FA_INLINE void store_bf16(uint16_t *p, V_f32 x) { store_rounded_bf16(p, x); }
+#endif
+
+FA_INLINE void nontemporal_fence(void) { _mm_sfence(); }
+
+#if FA_REAL_IS_FLOAT
+
+/* Bytes as integers of the elements' width. */
+FA_INLINE VI load_bytes(const uint8_t *p) { return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+FA_INLINE V maximum(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+FA_INLINE V load_part(const R *p, int n) { return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+FA_INLINE void store_part(R *p, V x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
+
+/* The first n lanes of a, then those of b. */
+FA_INLINE V join_lanes(V a, V b, int n) {
+    return (V)_mm512_mask_expand_ps((__m512)a, (__mmask16) ~((1u << n) - 1), (__m512)b);
+}
+FA_INLINE void store_nontemporal(R *p, V x) { _mm512_stream_ps(p, (__m512)x); }
+
+/* 2^x = 2^floor(x) · 2^(x - floor(x)): the fraction is one instruction and so is the scaling; -inf gives 0, NaN stays.
+ * Subnormal results are 0: multiplied, one in a vector takes a hundred times as long, and one attention layer of MiniLM
+ * has them: there it took 4 times as long in all. */
+FA_INLINE V scaled(V fraction, V x) {
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
+    return (V)_mm512_maskz_scalef_ps(normal, (__m512)fraction, (__m512)x);
+}
+FA_INLINE V vector_exp2(V x) {
+    V f = (V)_mm512_reduce_ps((__m512)x, 0x09);
+    return scaled(exp2_unit(f), x);
+}
+
+/* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
+FA_INLINE V vector_exp(V x) {
+    x = maximum(splat(-110.0f), x);
+    V n = (V)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0x08);
+    return (V)_mm512_scalef_ps((__m512)exp_half(exp_rest(x, n)), (__m512)n);
+}
+
+#else
+
+FA_INLINE VI load_bytes(const uint8_t *p) { return (VI)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p)); }
+FA_INLINE V maximum(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
+FA_INLINE V load_part(const R *p, int n) { return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
+FA_INLINE void store_part(R *p, V x, int n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x); }
+FA_INLINE V join_lanes(V a, V b, int n) {
+    return (V)_mm512_mask_expand_pd((__m512d)a, (__mmask8) ~((1u << n) - 1), (__m512d)b);
+}
+FA_INLINE void store_nontemporal(R *p, V x) { _mm512_stream_pd(p, (__m512d)x); }
+FA_INLINE V vector_exp2(V x) {
+    V f = (V)_mm512_reduce_pd((__m512d)x, 0x09);
+    __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(-1022), _CMP_NLT_UQ);
+    return (V)_mm512_maskz_scalef_pd(normal, (__m512d)exp2_unit(f), (__m512d)x);
+}
+FA_INLINE V vector_exp(V x) {
+    x = maximum(splat(-760.0), x);
+    V n = (V)_mm512_roundscale_pd((__m512d)(x * 1.4426950408889634), 0x08);
+    return (V)_mm512_scalef_pd((__m512d)exp_half(exp_rest(x, n)), (__m512d)n);
+}
+
+#endif
+
+#endif

@@ -1,3 +1,0 @@
-#define FA_TARGET avx512
-#include "vector_avx512.h"
-#include "target.h"

@@ -1,0 +1,88 @@
+/* The tables: which kernel serves which operation, for each type that is stored; and what the dispatch wants to know of
+ * the target. Tables of bfloat16 stand with those of float32, whose kernels they are but for the products. */
+#ifndef FA_TARGETS_KERNELS_H
+#define FA_TARGETS_KERNELS_H
+
+#include "attention/merge.h"
+#include "attention/rowwise.h"
+#include "attention/tiled.h"
+#include "attention/weights.h"
+#include "linear/linear.h"
+#include "rows/cache.h"
+#include "rows/normalization.h"
+#include "rows/rotary.h"
+#include "rows/softmax.h"
+#include "targets/probe.h"
+#include "targets/dispatch.h"
+
+ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
+    ptrdiff_t tiled = tiled_scratch(a), rowwise = rowwise_scratch(a);
+    return tiled > rowwise ? tiled : rowwise;
+}
+
+/* What all tables of this instance share. */
+#define FA_OWN_KERNELS                                                                                                 \
+    .itemsize = sizeof(R), .lanes = LANES, .tile_rows = FA_TILE_VECTORS * LANES,                                       \
+    .attention_few = EXPORT(attention_rowwise), .attention_merge = EXPORT(attention_merge),                            \
+    .attention_weights = EXPORT(attention_weights), .softmax_scratch = EXPORT(softmax_scratch),                        \
+    .softmax_rows = EXPORT(softmax_rows), .softmax_columns = EXPORT(softmax_columns),                                  \
+    .normalization_scratch = EXPORT(normalization_scratch), .normalize_rows = EXPORT(normalize_rows),                  \
+    .rotary_scratch = EXPORT(rotary_scratch), .rotate_rows = EXPORT(rotate_rows),                                      \
+    .cache_scratch = EXPORT(cache_scratch), .store_rows = EXPORT(store_rows), .probe_fma = EXPORT(probe_fma),          \
+    .probe_read = EXPORT(probe_read), .probe_copy = EXPORT(probe_copy)
+
+#if FA_HAS_DOT && FA_REAL_IS_FLOAT
+extern const fa_linear_kernel FA_SYMBOL(linear_kernel, bf16), FA_SYMBOL(linear_kernel, int8);
+ptrdiff_t FA_SYMBOL(attention_scratch, bf16)(const fa_attention *);
+void FA_SYMBOL(attention_tiled, bf16)(const fa_attention *, const fa_attention_item *, void *);
+double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
+#define FA_INT8_LINEAR FA_SYMBOL(linear_kernel, int8)
+#else
+#define FA_INT8_LINEAR EXPORT(linear_kernel)
+#endif
+
+const fa_kernels EXPORT(kernels) = {
+    .most_rows = ITEM_TILES * FA_TILE_VECTORS * LANES,
+    .few_rows = FA_ROWWISE_UP_TO,
+    .attention_scratch = EXPORT(attention_scratch),
+    .attention_many = EXPORT(attention_tiled),
+    .linear = &EXPORT(linear_kernel),
+    .linear_int8 = &FA_INT8_LINEAR,
+    FA_OWN_KERNELS,
+};
+
+#if FA_REAL_IS_FLOAT
+#if FA_HAS_DOT
+static const fa_kernels bf16_kernels = {
+    .most_rows = FA_BF16_TILES * FA_TILE_VECTORS * LANES,
+    .few_rows = FA_ROWWISE_UP_TO_BF16,
+    .attention_scratch = FA_SYMBOL(attention_scratch, bf16),
+    .attention_many = FA_SYMBOL(attention_tiled, bf16),
+    .linear = &FA_SYMBOL(linear_kernel, bf16),
+    .linear_int8 = &FA_INT8_LINEAR,
+    .probe_dot = FA_SYMBOL(probe_dot, bf16),
+    FA_OWN_KERNELS,
+};
+#define FA_BF16_KERNELS bf16_kernels
+#else
+#define FA_BF16_KERNELS EXPORT(kernels)
+#endif
+
+extern const fa_kernels FA_SYMBOL(kernels, f64);
+const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
+    .name = FA_TEXT(FA_TARGET),
+    .needs = FA_TARGET_NEEDS,
+#ifdef FA_EMULATED
+    .emulated = 1,
+#endif
+    .kernels =
+        {
+            [FA_F32] = &EXPORT(kernels),
+            [FA_F64] = &FA_SYMBOL(kernels, f64),
+            [FA_F16] = &EXPORT(kernels),
+            [FA_BF16] = &FA_BF16_KERNELS,
+        },
+};
+#endif
+
+#endif
