@@ -939,13 +939,26 @@ cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
     return True
 
 
-cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters):
-    """The result itself or, where writing it row by row would spoil what is still to be read, a stand-in for it."""
+cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):
+    """Where to compute a result: in its own array or, where that would spoil what is still to be read, in a new one.
+
+    The result may be one of `rows` itself, which are read row by row before the same row of it is written. It shares no
+    memory with them otherwise, and none with `others` (arrays or None).
+    """
     cdef np.ndarray x
     for x in rows:
-        if share_memory(result, x) and not same_place(result, x):
+        if x is not None and share_memory(result, x) and not same_place(result, x):
             return new_array(result, result.ndim, result.shape)
-    for x in parameters:
+    for x in others:
         if x is not None and share_memory(result, x):
             return new_array(result, result.ndim, result.shape)
+    return result
+
+
+cdef np.ndarray finish(str operation, bint done, np.ndarray result, np.ndarray target):
+    """The end of every call: the result, copied from where it was computed; MemoryError without scratch memory."""
+    if not done:
+        raise MemoryError(f"no scratch memory for {operation}")
+    if target is not result:
+        result[...] = target
     return result
