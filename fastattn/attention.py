@@ -11,6 +11,7 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn._core import attention as _core
+from fastattn._core.options import attention_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,10 +118,12 @@ def scaled_dot_product_attention(
     >>> fastattn.scaled_dot_product_attention(query, key, value, is_causal=True, window=(4, None)).shape
     (8, 5, 64)
     """
-    return _core.scaled_dot_product_attention(
-        query, key, value, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
-        return_lse, num_threads,
+    options = attention_options(
+        attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+        sinks=sinks, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
+        num_threads=num_threads,
     )  # fmt: skip
+    return _core.scaled_dot_product_attention(query, key, value, options)
 
 
 def varlen_attention(
@@ -196,10 +199,11 @@ def varlen_attention(
     >>> np.array_equal(out[2:5].swapaxes(0, 1), fastattn.scaled_dot_product_attention(*alone))
     True
     """
-    return _core.varlen_attention(
-        query, key, value, cu_seqlens_q, cu_seqlens_k, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes,
-        kv_lengths, out, return_lse, num_threads,
+    options = attention_options(
+        is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap, sinks=sinks,
+        alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse, num_threads=num_threads,
     )  # fmt: skip
+    return _core.varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, options)
 
 
 def attention_weights(
@@ -258,10 +262,12 @@ def attention_weights(
     >>> fastattn.attention_weights(query, key, np.array([True, False, True]))
     array([[0.5, 0. , 0.5]])
     """
-    return _core.attention_weights(
-        query, key, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
-        return_lse, num_threads,
+    options = attention_options(
+        attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+        sinks=sinks, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
+        num_threads=num_threads,
     )  # fmt: skip
+    return _core.attention_weights(query, key, options)
 
 
 def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDArray, NDArray]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastattn import _cache_file
 from fastattn._core import cache as _core
 from fastattn._core.cache import OutOfPages
+from fastattn._core.options import attention_options
 
 if TYPE_CHECKING:
     import os
@@ -184,10 +185,11 @@ class KVCache:
             where positions matter and `q_offset` must be given: to several queries that may be among the padded tokens
             of an earlier append.
         """
-        return self._store.attend(
-            query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse,
-            num_threads,
+        options = attention_options(
+            attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+            sinks=sinks, alibi_slopes=alibi_slopes, out=out, return_lse=return_lse, num_threads=num_threads,
         )  # fmt: skip
+        return self._store.attend(query, options)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -417,10 +419,11 @@ class PagedKVCache:
         TypeError, ValueError
             As `scaled_dot_product_attention`; ValueError for an id that is unknown or was freed.
         """
-        return self._store.attend(
-            ids, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse,
-            num_threads,
+        options = attention_options(
+            attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+            sinks=sinks, alibi_slopes=alibi_slopes, out=out, return_lse=return_lse, num_threads=num_threads,
         )  # fmt: skip
+        return self._store.attend(ids, query, options)
 
     @property
     def lengths(self) -> dict[int, int]:

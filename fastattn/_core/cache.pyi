@@ -3,6 +3,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastattn._core.options import Options
+
 class OutOfPages(MemoryError): ...
 
 class Store:
@@ -47,21 +49,7 @@ class Fixed(Store):
         rotary_dim: int | None,
         num_threads: int | None,
     ) -> None: ...
-    def attend(
-        self,
-        query: NDArray,
-        attn_mask: NDArray | None,
-        is_causal: bool,
-        q_offset: int | Sequence[int] | NDArray | None,
-        window: tuple[int | None, int | None] | None,
-        scale: float | None,
-        softcap: float | None,
-        sinks: NDArray | None,
-        alibi_slopes: NDArray | None,
-        out: NDArray | None,
-        return_lse: bool,
-        num_threads: int | None,
-    ) -> NDArray | tuple[NDArray, NDArray]: ...
+    def attend(self, query: NDArray, options: Options) -> NDArray | tuple[NDArray, NDArray]: ...
     def view(self, name: str, values: bool) -> NDArray: ...
     def reset(self) -> None: ...
     def truncate(self, length: int | Sequence[int] | NDArray) -> None: ...
@@ -100,18 +88,5 @@ class Paged(Store):
         num_threads: int | None,
     ) -> None: ...
     def attend(
-        self,
-        ids: Sequence[int] | NDArray,
-        query: NDArray,
-        attn_mask: NDArray | None,
-        is_causal: bool,
-        q_offset: int | Sequence[int] | NDArray | None,
-        window: tuple[int | None, int | None] | None,
-        scale: float | None,
-        softcap: float | None,
-        sinks: NDArray | None,
-        alibi_slopes: NDArray | None,
-        out: NDArray | None,
-        return_lse: bool,
-        num_threads: int | None,
+        self, ids: Sequence[int] | NDArray, query: NDArray, options: Options
     ) -> NDArray | tuple[NDArray, NDArray]: ...
