@@ -246,7 +246,7 @@ class MultiHeadAttention:
                 interleaved=interleaved, num_threads=num_threads, options=options,
             )  # fmt: skip
             with work.appending({} if cache is None else {"cache": cache}):
-                out = self.run(query, work, cache, residual, out)
+                out = self.run(query, work, cache=cache, residual=residual, out=out)
             return out if work.lse is None else (out, work.lse)
         self._judge(cu_seqlens is not None, query=query, key=key, value=value)
         must_be_none("where key is not query", cache=cache, cos=cos, sin=sin)
@@ -303,13 +303,12 @@ class MultiHeadAttention:
         return attention_weights(query, key, attn_mask, num_threads=num_threads, **options)
 
     def run(
-        self, x: NDArray, work: Workspace, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
+        self, x: NDArray, work: Workspace, *, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
     ) -> NDArray:
-        """Self-attention of x in room that is there already."""
-        threads = work.num_threads
-        self.in_proj(x, None, None, work.projected, threads)
+        """Self-attention of x in a workspace."""
+        self.in_proj(x, out=work.projected, num_threads=work.num_threads)
         work.attend(cache)
-        return self.out_proj(work.joined, None, residual, out, threads)
+        return self.out_proj(work.joined, residual=residual, out=out, num_threads=work.num_threads)
 
     def _with_zero_key(self, options: dict) -> dict:
         """The options of a call: a key of zeros scores 0 with every query, and a value of zeros adds nothing."""
@@ -415,9 +414,9 @@ class Workspace:
         heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_dim
         tokens, both = x.shape[:-1], heads + kv_heads
         widths = (both + kv_heads) * size, heads * size
-        room = np.empty(math.prod(tokens) * max(sum(widths), sum(hidden)), x.dtype)
-        self.projected, self.joined = _cut(room, tokens, widths)
-        self.hidden = _cut(room, tokens, hidden)
+        memory = np.empty(math.prod(tokens) * max(sum(widths), sum(hidden)), x.dtype)
+        self.projected, self.joined = _cut(memory, tokens, widths)
+        self.hidden = _cut(memory, tokens, hidden)
         self.normed = np.empty(x.shape, x.dtype) if normed else None
         self.num_threads, self.lse = num_threads, None
 
@@ -489,12 +488,12 @@ class Workspace:
         return cache.attend(query, attn_mask, **options)
 
 
-def _cut(room: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
-    """The beginning of a room as arrays of shape (*tokens, width), one behind the other."""
+def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
+    """Arrays of shape (*tokens, width), one behind the other, from the beginning of `memory`."""
     rows = math.prod(tokens)
     ends = itertools.accumulate(widths, initial=0)
     return [
-        room[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
+        memory[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
     ]
 
 

@@ -89,6 +89,7 @@ class Linear:
     def __call__(
         self,
         x: NDArray,
+        *,
         activation: str | None = None,
         residual: NDArray | None = None,
         out: NDArray | None = None,
@@ -127,7 +128,7 @@ class LayerNorm:
         self.bias = entries.bias("bias", size, bias)
         self.eps = eps
 
-    def __call__(self, x: NDArray, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
+    def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """The operation, with these."""
         return layer_norm(x, self.weight, self.bias, eps=self.eps, out=out, num_threads=num_threads)
 
@@ -142,7 +143,7 @@ class RMSNorm:
         self.weight = entries.vector("weight", size)
         self.eps = eps
 
-    def __call__(self, x: NDArray, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
+    def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """The operation, with these."""
         return rms_norm(x, self.weight, eps=self.eps, out=out, num_threads=num_threads)
 
