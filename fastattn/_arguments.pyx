@@ -1,11 +1,15 @@
-"""The only room that judges what a user passes in.
+"""The only module that checks what a user passes in.
 
 Each function takes the argument's name and value and returns it as the compiled half wants it, or raises: TypeError for
 a wrong type, ValueError for a wrong shape or value; the message names the argument, what came and what is needed.
 Compiled, because it stands in front of calls that take less than a microsecond.
 """
 
+import importlib
+
 import numpy as np
+
+from fastattn import _dtypes
 
 cimport numpy as np
 from cpython.bool cimport PyBool_Check
@@ -17,10 +21,6 @@ from libc.string cimport memcmp
 
 from fastattn._core.strides cimport MOST_AXES
 from fastattn._core.targets cimport (
-    FA_BF16,
-    FA_F16,
-    FA_F32,
-    FA_F64,
     FA_GELU,
     FA_GELU_TANH,
     FA_I8,
@@ -45,28 +45,36 @@ cdef np.ndarray array(str name, object x):
     return <np.ndarray>x
 
 
-cdef str REALS = "float32, float64, float16 or bfloat16"
+cdef str REALS = _dtypes.listed(_dtypes.REALS)
 cdef enum:
+    MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
 
-cdef int bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it has come by
+# By fa_type: NumPy's number of the type, -1 until an array of a type that another package brings has come by; and that of
+# the type that its sums are made in.
+cdef int[MOST_TYPES] numbers
+cdef int[MOST_TYPES] sums
+for _row in _dtypes.TYPES:
+    numbers[<int>_row.number] = -1 if _row.package else np.dtype(_row.name).num
+    sums[<int>_row.number] = np.dtype(_row.computed_in).num
 
 
 cdef fa_type type_of(np.ndarray x):
-    """How x stores its elements; FA_TYPES where the kernels do not know it. bfloat16 is told by its name."""
-    global bfloat16
-    cdef int number = np.PyArray_TYPE(x)
-    if number == np.NPY_FLOAT32:
-        return FA_F32
-    if number == np.NPY_FLOAT64:
-        return FA_F64
-    if number == np.NPY_FLOAT16:
-        return FA_F16
-    if number < USER_DEFINED:
+    """How x stores its elements; FA_TYPES where the kernels do not compute with it."""
+    cdef int number = np.PyArray_TYPE(x), i
+    for i in range(<int>FA_TYPES):
+        if numbers[i] == number:
+            return <fa_type>i
+    return FA_TYPES if number < USER_DEFINED else type_by_name(x)
+
+
+cdef fa_type type_by_name(np.ndarray x):
+    """The same of a type that another package brings."""
+    row = _dtypes.BY_NAME.get(x.dtype.name)
+    if row is None or not row.package:
         return FA_TYPES
-    if number != bfloat16 and x.dtype.name == "bfloat16":
-        bfloat16 = number
-    return FA_BF16 if number == bfloat16 else FA_TYPES
+    numbers[<int>row.number] = np.PyArray_TYPE(x)
+    return <fa_type><int>row.number
 
 
 cdef bint is_real(np.ndarray x):
@@ -93,15 +101,19 @@ cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_
 
 cdef int computed_in(np.ndarray x):
     """NumPy's number of the type that an array's sums are made in: float32, or float64 for float64."""
-    return np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.NPY_FLOAT32
+    return sums[<int>type_of(x)]
+
+
+cdef object computed_dtype(np.ndarray x):
+    return np.PyArray_DescrFromType(computed_in(x))
 
 
 cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name):
     """An array that is widened before it is used: of the type that the model is computed in, or a narrower one."""
     cdef np.ndarray a = real_array(name, x)
-    if np.PyArray_TYPE(a) == np.NPY_FLOAT64 and np.PyArray_TYPE(model) != np.NPY_FLOAT64:
+    if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model) and computed_in(a) != computed_in(model):
         raise TypeError(
-            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, float32, "
+            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, {computed_dtype(model)}, "
             f"got dtype {a.dtype}; convert it"
         )
     return a
@@ -229,7 +241,7 @@ cpdef tuple states(object outs, object lses):
     for i in range(len(outs)):
         out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
         if np.PyArray_TYPE(lse) != computed_in(first):
-            needed = "float64" if computed_in(first) == np.NPY_FLOAT64 else "float32"
+            needed = computed_dtype(first)
             raise TypeError(f"lses[{i}] must have dtype {needed} beside {first.dtype} in outs, got dtype {lse.dtype}")
         needed = (<object>out).shape[: out.ndim - 1]
         if (<object>lse).shape != needed:
@@ -409,7 +421,7 @@ cdef np.ndarray per_head(
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head")
-    return np.array(a, dtype=np.float64 if computed_in(query) == np.NPY_FLOAT64 else np.float32, order="C")
+    return np.array(a, dtype=computed_dtype(query), order="C")
 
 
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):
@@ -768,15 +780,16 @@ cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *sha
 
 cpdef object storage_dtype(str name, object x):
     """What a cache stores, from a NumPy or ml_dtypes type or its name; int8 is quantised."""
-    if isinstance(x, str) and x == "bfloat16":
+    row = _dtypes.BY_NAME.get(x) if isinstance(x, str) else None
+    if row is not None and row.package:
         try:
-            import ml_dtypes
+            x = getattr(importlib.import_module(row.package), row.name)
         except ImportError:
             raise ValueError(
-                f"{name} must have ml_dtypes installed to be bfloat16 (pip install 'fastattn[bfloat16]'), got {x!r}"
+                f"{name} must have {row.package} installed to be {row.name} (pip install 'fastattn[{row.name}]'), "
+                f"got {x!r}"
             ) from None
-        x = ml_dtypes.bfloat16
-    needed = f"{name} must be float32, float64, float16, bfloat16 or int8 in native byte order"
+    needed = f"{name} must be {_dtypes.listed(_dtypes.TYPES)} in native byte order"
     if not isinstance(x, (str, type, np.dtype)):
         raise TypeError(f"{needed}, got {x!r}")
     try:

@@ -13,6 +13,8 @@ import math
 
 import numpy as np
 
+from fastattn import _dtypes
+
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy
@@ -327,10 +329,10 @@ cdef class Store(Pages):
                 name = "v" if which else "k"
                 if self.stored == FA_I8:
                     raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
-                largest, wider = WIDER[self.dtype.name]
+                row = _dtypes.BY_NAME[self.dtype.name]
                 raise ValueError(
-                    f"{name} must not exceed {largest} to be stored as {self.dtype}, got a larger number, which would "
-                    f"become infinite: make the cache with dtype={wider}"
+                    f"{name} must not exceed {row.largest:g} to be stored as {self.dtype}, got a larger number, which "
+                    f"would become infinite: make the cache with dtype={row.wider}"
                 )
         return 0
 
@@ -368,14 +370,6 @@ cdef class Store(Pages):
         if not ready:
             raise MemoryError("no scratch memory for the cache")
         return 0
-
-
-# What a type holds, and those that hold more.
-cdef dict WIDER = {
-    "float16": ("65504", "'bfloat16' or 'float32' (or 'float64' beyond 3.4e38)"),
-    "bfloat16": ("3.39e38", "'float32' (or 'float64' beyond 3.4e38)"),
-    "float32": ("3.4e38", "'float64'"),
-}
 
 
 cdef bint may_refuse(const fa_cache_rows *rows) noexcept:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastattn import _arguments
+from fastattn._dtypes import TYPES
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import read_configuration
 from fastattn.models.embeddings import Embeddings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 # dtype of the weights -> of what goes from layer to layer. Beside weights of 8 bits the rounding to 16 does not show.
-ACTIVATIONS = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "bfloat16"}
+ACTIVATIONS = {row.name: row.activations for row in TYPES if row.activations}
 
 # Tokens of texts that go through the layers together.
 TOKENS_AT_ONCE = 4096

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastattn import _arguments
+from fastattn._dtypes import TYPES
 from fastattn.models.folders import existing, inside, read_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # What a tensor may be stored in: its dtype here.
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_STORED = {row.tensor: row.name for row in TYPES if row.tensor}
 
 # Names of old checkpoints, from before PyTorch: what they end with now.
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastattn._dtypes import BY_NAME
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastattn.models.embeddings import Embeddings
     from fastattn.nn import TransformerEncoder
 
-LARGEST = 65504
+LARGEST = BY_NAME["float16"].largest
 _ADVICE = "dtype must be 'bfloat16' or 'float32' for this model"
 
 

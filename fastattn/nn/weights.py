@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from fastattn import _arguments
+from fastattn._dtypes import REALS
 from fastattn.linear import linear
 from fastattn.normalization import layer_norm, rms_norm
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-REALS = ("float32", "float64", "float16", "bfloat16")
+_REALS = [row.name for row in REALS]
 
 # What makes arrays of torch's own state dict.
 _OF_TENSORS = "{name: x.numpy() for name, x in state_dict.items()}"
@@ -281,8 +282,8 @@ def _judge(name: str, x: object, needed: tuple[int | None, ...]) -> None:
     if not isinstance(x, np.ndarray) or hasattr(x, "mask"):
         advice = f": take {_OF_TENSORS}, of bfloat16 with x.float().numpy()" if hasattr(x, "numpy") else ""
         raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}{advice}")
-    if x.dtype.name not in REALS or not x.dtype.isnative:
-        raise TypeError(f"{name} must have dtype {', '.join(REALS)} in native byte order, got dtype {x.dtype.str}")
+    if x.dtype.name not in _REALS or not x.dtype.isnative:
+        raise TypeError(f"{name} must have dtype {', '.join(_REALS)} in native byte order, got dtype {x.dtype.str}")
     if x.ndim != len(needed) or any(
         size == 0 if need is None else size != need for size, need in zip(x.shape, needed, strict=True)
     ):
