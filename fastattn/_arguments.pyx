@@ -292,7 +292,7 @@ cdef str other_order(np.ndarray query, np.ndarray key, np.ndarray value, int hea
 
 
 cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens) except -1:
-    """Judge what is the same for padded and for packed sequences: sizes, numbers of heads and of keys."""
+    """Check what is the same for padded and for packed sequences: sizes, numbers of heads and of keys."""
     cdef ptrdiff_t kv_heads = length(key, heads)
     if length(query, 1) == 0:
         unfit("query", query, "a head size (last axis) of at least 1")
@@ -311,7 +311,7 @@ cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int 
 
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1:
-    """Judge the three arrays together; write the result's shape, return its number of axes."""
+    """Check the three arrays together; write the result's shape, return its number of axes."""
     cdef int ndim = max(query.ndim, key.ndim, value.ndim), i
     if query.ndim < 2:
         unfit("query", query, "at least 2 axes (..., queries, head size)")
@@ -469,7 +469,7 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
 
 
 cdef np.ndarray integer_array(str name, object x):
-    """As int64, always a copy: nobody can change it between its judgement and its use."""
+    """As int64, always a copy: nobody can change it between its check and its use."""
     cdef np.ndarray a = array(name, x)
     if not np.PyArray_ISINTEGER(a):
         raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
@@ -638,7 +638,7 @@ cdef void repeats(np.ndarray cos, np.ndarray sin, ptrdiff_t row, bint *halves, b
 
 
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows):
-    """A copy: nobody can change it between this judgement and its use."""
+    """A copy: nobody can change it between this check and its use."""
     cdef np.ndarray a = integers(name, positions), copy
     if not fits_tokens(a, 0, x):
         raise ValueError(f"{name} must broadcast to shape {tokens_of(x)}, that of x's tokens, got {shape_of(a)}")

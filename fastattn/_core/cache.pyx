@@ -63,7 +63,7 @@ cdef struct Side:  # the keys of a call, or its values
     fa_cache_rows rows
     const char *x
     ptrdiff_t x_sequence, x_head
-    char *pages                # NULL: the rows are only judged
+    char *pages                # NULL: the rows are only checked
     float *scales
     bint refused               # a row has no finite scale, or a number that would become infinite
 
@@ -313,7 +313,7 @@ cdef class Store(Pages):
         rows.sin_row, rows.sin_element = stride(s, 2), element_stride(s)
         return 0
 
-    cdef int judge(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
+    cdef int check_rows(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
         """Whether all rows can be stored. Nothing is written."""
         cdef fa_cache_rows *keys = &p.sides[KEYS].rows
         cdef fa_cache_rows *values = &p.sides[VALUES].rows
@@ -473,7 +473,7 @@ cdef class Fixed(Store):
         p.slots, p.tables, p.table_row = NULL, integers(self.tables), self.tables.shape[1]
         p.lengths, p.counts, p.ring = old, new, self.window != 0
         if overwrites:  # otherwise what is written before a refusal lies beyond the sequences' ends
-            self.judge(&p, self.batch, most, asked)
+            self.check_rows(&p, self.batch, most, asked)
         self.store(&p, self.batch, most, asked)
         self.must_be_stored(&p)
         for n in range(self.batch):

@@ -167,7 +167,7 @@ class MultiHeadAttention:
         entries = Entries(mapping, prefix, dtype)
         attention = cls(entries, num_heads, num_kv_heads, bias)
         attention.add_zero_attn = _arguments.flag("add_zero_attn", add_zero_attn)
-        entries.judge_rest()
+        entries.check_rest()
         return attention
 
     @property
@@ -248,7 +248,7 @@ class MultiHeadAttention:
             with work.appending({} if cache is None else {"cache": cache}):
                 out = self.run(query, work, cache=cache, residual=residual, out=out)
             return out if work.lse is None else (out, work.lse)
-        self._judge(cu_seqlens is not None, query=query, key=key, value=value)
+        self._check(cu_seqlens is not None, query=query, key=key, value=value)
         must_be_none("where key is not query", cache=cache, cos=cos, sin=sin)
         options["num_threads"] = num_threads
         joined, lse = self._attended(query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options)
@@ -287,7 +287,7 @@ class MultiHeadAttention:
             As `fastattn.attention_weights`.
         """
         key = query if key is None else key
-        self._judge(False, query=query, key=key)
+        self._check(False, query=query, key=key)
         options = self._with_zero_key(options)
         if key is query:
             options = at_own_place(options)
@@ -317,11 +317,11 @@ class MultiHeadAttention:
         must_be_none("beside add_zero_attn", sinks=options.get("sinks"))
         return options | {"sinks": np.zeros(self.num_heads, np.float32)}
 
-    def _judge(self, packed: bool, **tokens: NDArray) -> None:
+    def _check(self, packed: bool, **tokens: NDArray) -> None:
         """Raise unless query, key and value are tokens for these weights."""
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for name, x in tokens.items():
-            judge_tokens(name, x, sizes[name], packed, self.dtype)
+            check_tokens(name, x, sizes[name], packed, self.dtype)
 
     def _attended(self, query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options):
         """What the heads find in key and value, joined (..., S, H * D), and the lse or None."""
@@ -386,7 +386,7 @@ class Workspace:
     """
 
     __slots__ = (
-        "_attend", "_judge_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
+        "_attend", "_check_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
         "num_threads", "projected",
     )  # fmt: skip
 
@@ -407,7 +407,7 @@ class Workspace:
         options: dict,
     ) -> None:
         packed = cu_seqlens is not None
-        judge_tokens(name, x, attention.embed_dim, packed, attention.dtype)
+        check_tokens(name, x, attention.embed_dim, packed, attention.dtype)
         if packed:
             must_be_none("with cu_seqlens", attn_mask=attn_mask)
             cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, x, name)
@@ -432,7 +432,7 @@ class Workspace:
         self._views = query, key, value, attn_mask
         self._options = {"out": out, "num_threads": num_threads, **options}
         self._attend = partial(attend, **at_own_place(self._options))
-        self._judge_cache = partial(judge_cache, attention, name, x, packed, options.get("kv_lengths"))
+        self._check_cache = partial(check_cache, attention, name, x, packed, options.get("kv_lengths"))
 
         self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
         self._turn = None
@@ -451,9 +451,9 @@ class Workspace:
 
     @contextlib.contextmanager
     def appending(self, caches: Mapping[str, KVCache]) -> Iterator[None]:
-        """Judge caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
+        """Check caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
         for name, cache in caches.items():
-            self._judge_cache(name, cache)
+            self._check_cache(name, cache)
         before = [(cache._store, cache._store.mark()) for cache in caches.values()]
         try:
             yield
@@ -497,7 +497,7 @@ def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> l
     ]
 
 
-def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
+def check_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
     """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed, for weights of that type."""
     _arguments.real_array(name, x)
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
@@ -507,7 +507,7 @@ def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype)
         raise TypeError(f"{name} must have dtype float64, as the weights have, got dtype {x.dtype}")
 
 
-def judge_cache(
+def check_cache(
     attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, kv_lengths: object, name: str, cache: object
 ) -> None:
     """Raise unless a cache takes what this attention makes of x."""

@@ -139,7 +139,7 @@ class TransformerEncoderLayer:
         """
         entries = Entries(mapping, prefix, dtype)
         layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_rest()
+        entries.check_rest()
         return layer
 
     @property
@@ -321,7 +321,7 @@ class TransformerEncoder:
         """
         entries = Entries(mapping, prefix, dtype)
         encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_rest()
+        entries.check_rest()
         return encoder
 
     @property

@@ -1,4 +1,4 @@
-"""Weights: quantised, and read from a state dict, where every entry is judged and converted once."""
+"""Weights: quantised, and read from a state dict, where every entry is checked and converted once."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def quantize(weight: NDArray) -> QuantizedWeight:
     >>> weight.scales * 127
     array([127. ,   0.5], dtype=float32)
     """
-    _judge("weight", weight, (None, None))
+    _check("weight", weight, (None, None))
     return _quantized("weight", weight)
 
 
 def _quantized(name: str, weight: NDArray) -> QuantizedWeight:
-    with np.errstate(over="ignore"):  # of float64, which is judged here
+    with np.errstate(over="ignore"):  # of float64, which is checked here
         weight = weight.astype(np.float32)
     largest = np.abs(weight).max(axis=1)
     if not np.isfinite(largest).all():
@@ -150,7 +150,7 @@ class RMSNorm:
 
 
 class Entries:
-    """The entries of a state dict below a prefix; each is judged and converted as it is read.
+    """The entries of a state dict below a prefix; each is checked and converted as it is read.
 
     `dtype` is what matrices become: None leaves all as it is, int8 quantises. With a dtype vectors (biases, weights of
     norms) become float32, float64 beside float64: in 16 bits they would cost accuracy and save nothing.
@@ -194,9 +194,9 @@ class Entries:
         if key not in self._mapping:
             raise ValueError(f"mapping must have an entry {key!r} of shape {_shape(needed)}, got none")
         x = self._mapping[key]
-        _judge(key, x, needed)
+        _check(key, x, needed)
         self._read[key] = x.dtype
-        return np.asarray(x)  # no np.memmap: every view and every judgement of one takes longer
+        return np.asarray(x)  # no np.memmap: every view and every check of one takes longer
 
     def matrix(self, name: str, needed: tuple[int | None, ...]) -> NDArray | QuantizedWeight:
         """A weight in the type asked for."""
@@ -250,7 +250,7 @@ class Entries:
         """Raise for the shape of an entry."""
         raise ValueError(f"{self.key(name)} must have {needed}, got shape {self._mapping[self.key(name)].shape}")
 
-    def judge_rest(self) -> None:
+    def check_rest(self) -> None:
         """Raise for what no single entry shows, once all have been read.
 
         An entry below the prefix that nobody asked for says something that would be left out. One in float64 beside
@@ -277,7 +277,7 @@ def stacked(weights: list[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeig
     return np.concatenate(weights)
 
 
-def _judge(name: str, x: object, needed: tuple[int | None, ...]) -> None:
+def _check(name: str, x: object, needed: tuple[int | None, ...]) -> None:
     """Raise unless x is an array of real numbers of this shape."""
     if not isinstance(x, np.ndarray) or hasattr(x, "mask"):
         advice = f": take {_OF_TENSORS}, of bfloat16 with x.float().numpy()" if hasattr(x, "numpy") else ""
