@@ -4,7 +4,7 @@ from fastattn._core.options cimport Options
 
 
 cdef class Pages:
-    """Keys and values in pages (pages, kv heads, page size, size); int8 rows have scales (pages, kv heads, page size)."""
+    """Pages of keys and values (pages, kv heads, page size, size); int8 rows have scales (pages, kv heads, page size)."""
 
     cdef readonly np.ndarray key_pages, value_pages, key_scales, value_scales
 

@@ -138,12 +138,12 @@ cdef object attend(Layout *at, np.ndarray q, np.ndarray k, np.ndarray v, Options
     size_up(&p, at, q, k, v)
     at.shape[at.ndim - 1] = at.keys
     options.lower(&p, q, length(q, at.heads), at.lead, at.leading, at.ndim, at.shape)
-    if options.lengths is not None:
-        check_lengths(at, options.lengths)
+    if options.kv_lengths is not None:
+        check_lengths(at, <np.ndarray>options.kv_lengths)
     at.shape[at.ndim - 1] = at.keys if v is None else p.call.value_size
     result = target = arguments.output("out", options.out, at.ndim, at.shape, q, "query")
     if options.out is not None:
-        target = arguments.detached_output(result, (), (q, k, v, options.mask))
+        target = arguments.detached_output(result, (), (q, k, v, options.attn_mask))
     if options.return_lse:
         lse = np.PyArray_EMPTY(at.ndim - 1, at.shape, arguments.computed_in(q), 0)
 
@@ -159,7 +159,7 @@ cdef object attend(Layout *at, np.ndarray q, np.ndarray k, np.ndarray v, Options
     walk(at, VALUE, v if pages is None else None, 3)
     walk(at, OUT, target, 3)
     walk(at, LSE, lse, 2)
-    walk(at, MASK, options.mask, 3)
+    walk(at, MASK, <np.ndarray>options.attn_mask, 3)
     if pages is not None:
         at.data[KEY], at.data[VALUE] = data(k), data(v)
 

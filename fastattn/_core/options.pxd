@@ -8,23 +8,20 @@ cdef ptrdiff_t FARTHEST  # tokens of a cached sequence, at most: a window as wid
 
 
 cdef class Options:
-    # As given: what only the arrays of the call can confirm.
+    # Arrays, or None; as given until `lower` has put what it makes of them in their place.
     cdef object attn_mask, q_offset, kv_lengths, sinks, alibi_slopes, out
 
-    # As checked.
+    # Numbers, checked.
     cdef ptrdiff_t left, right  # a query at position p sees the keys p - left <= j <= p + right; -1: unbounded
     cdef double scale           # NaN: 1 / sqrt(head size)
     cdef double softcap         # 0: none
     cdef bint return_lse
     cdef int num_threads        # 0: not said
 
-    # As lowered: what `place` reads, and what the plan points to. None where the call has none.
-    cdef np.ndarray mask, offsets, lengths, slopes, logits
-
     cdef bint depends_on_positions(self) noexcept
     cdef int lower(
         self, Plan *p, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
         const np.npy_intp *scores,
     ) except -1
-    cdef void lower_mask(self, Plan *p) noexcept
+    cdef int lower_mask(self, Plan *p, np.ndarray query, int ndim, const np.npy_intp *scores) except -1
     cdef void place(self, Sequence *s, ptrdiff_t n) noexcept

@@ -57,40 +57,43 @@ cdef class Options:
         The plan knows its sizes by now.
         """
         cdef fa_attention *call = &p.call
+        cdef np.ndarray slopes
         p.left, p.right = self.left, self.right
         call.scale = 1 / sqrt(<double>call.head_size) if isnan(self.scale) else self.scale
         call.softcap = self.softcap
-        self.offsets = arguments.per_sequence("q_offset", self.q_offset, lead, leading)
-        self.lengths = arguments.per_sequence("kv_lengths", self.kv_lengths, lead, leading)
-        self.slopes = arguments.attention_slopes("alibi_slopes", self.alibi_slopes, query, lead, leading, heads)
-        if self.slopes is not None and self.slopes.ndim > 2:
-            self.slopes = self.slopes.reshape(-1, heads)
-        self.logits = arguments.attention_sinks("sinks", self.sinks, query, heads)
-        p.sinks = NULL
-        if self.logits is not None:
-            p.sinks = <const char *>np.PyArray_DATA(self.logits)
         p.group_options = call.group * (8 if call.type == FA_F64 else 4)  # both are in the type that sums are made in
-        self.mask = arguments.attention_mask("attn_mask", self.attn_mask, query, ndim, scores)
-        self.lower_mask(p)
-        return 0
+        p.sinks = NULL
+        if self.q_offset is not None:
+            self.q_offset = arguments.per_sequence("q_offset", self.q_offset, lead, leading)
+        if self.kv_lengths is not None:
+            self.kv_lengths = arguments.per_sequence("kv_lengths", self.kv_lengths, lead, leading)
+        if self.alibi_slopes is not None:
+            slopes = arguments.attention_slopes("alibi_slopes", self.alibi_slopes, query, lead, leading, heads)
+            self.alibi_slopes = slopes.reshape(-1, heads) if slopes.ndim > 2 else slopes
+        if self.sinks is not None:
+            self.sinks = arguments.attention_sinks("sinks", self.sinks, query, heads)
+            p.sinks = <const char *>np.PyArray_DATA(<np.ndarray>self.sinks)
+        return self.lower_mask(p, query, ndim, scores)
 
-    cdef void lower_mask(self, Plan *p) noexcept:
+    cdef int lower_mask(self, Plan *p, np.ndarray query, int ndim, const np.npy_intp *scores) except -1:
         cdef fa_attention *call = &p.call
-        cdef np.ndarray mask = self.mask
+        cdef np.ndarray mask
         call.mask_type = FA_NO_MASK
         call.mask_head = call.mask_row = call.mask_key = p.mask_group = 0
-        if mask is None:
-            return
+        if self.attn_mask is None:
+            return 0
+        self.attn_mask = mask = arguments.attention_mask("attn_mask", self.attn_mask, query, ndim, scores)
         call.mask_type = FA_MASK_BOOL if np.PyArray_TYPE(mask) == np.NPY_BOOL else <int>arguments.type_of(mask)
         call.mask_head, call.mask_row, call.mask_key = stride(mask, 3), stride(mask, 2), stride(mask, 1)
         p.mask_group = call.mask_head * call.group
+        return 0
 
     cdef void place(self, Sequence *s, ptrdiff_t n) noexcept:
         """Where the queries of sequence n stand among its keys, and how many of these there are."""
-        if self.lengths is not None:
-            s.key_end = arguments.entry(self.lengths, n)
-        s.q_offset = s.key_end - s.queries if self.offsets is None else arguments.entry(self.offsets, n)
+        if self.kv_lengths is not None:
+            s.key_end = arguments.entry(<np.ndarray>self.kv_lengths, n)
+        s.q_offset = s.key_end - s.queries if self.q_offset is None else arguments.entry(<np.ndarray>self.q_offset, n)
         s.slopes = NULL
-        if self.slopes is not None:
-            s.slopes = <const char *>np.PyArray_DATA(self.slopes)
-            s.slopes += n * stride(self.slopes, 2) if self.slopes.ndim == 2 else 0
+        if self.alibi_slopes is not None:
+            s.slopes = <const char *>np.PyArray_DATA(<np.ndarray>self.alibi_slopes)
+            s.slopes += n * stride(<np.ndarray>self.alibi_slopes, 2)
