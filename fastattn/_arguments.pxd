@@ -15,7 +15,7 @@ cdef fa_type type_of(np.ndarray x)
 cdef int computed_in(np.ndarray x)
 cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name)
 
-cpdef tuple states(object outs, object lses)
+cpdef tuple states(object outs, object lses, object out)
 
 cdef ptrdiff_t integer(str name, object x, str needed=*) except? -1
 cdef double finite(str name, object x) except? -1
@@ -62,7 +62,7 @@ cpdef object storage_dtype(str name, object x)
 cpdef ptrdiff_t at_least_one(str name, object x) except -1
 cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size)
 cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens)
-cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions)
+cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positions)
 cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit)
 
 

@@ -225,9 +225,9 @@ cdef str described(np.ndarray x):
     return f"dtype {x.dtype.str if not np.PyArray_ISNOTSWAPPED(x) else x.dtype}"
 
 
-cpdef tuple states(object outs, object lses):
-    """Results and log-sum-exps of parts, as two lists of the same length."""
-    cdef np.ndarray out, lse, first
+cpdef tuple states(object outs, object lses, object out):
+    """Results and log-sum-exps of parts, as two lists of the same length, and where they are merged, or None."""
+    cdef np.ndarray part, lse, first
     if isinstance(outs, np.ndarray) and outs.ndim == 0 or not hasattr(outs, "__len__"):
         raise TypeError(f"outs must be a sequence of arrays, got {type(outs).__name__}")
     if isinstance(lses, np.ndarray) and lses.ndim == 0 or not hasattr(lses, "__len__"):
@@ -239,14 +239,14 @@ cpdef tuple states(object outs, object lses):
     if first.ndim < 1:
         raise ValueError("outs[0] must have at least one axis, got shape ()")
     for i in range(len(outs)):
-        out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
+        part, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
         if np.PyArray_TYPE(lse) != computed_in(first):
             needed = computed_dtype(first)
             raise TypeError(f"lses[{i}] must have dtype {needed} beside {first.dtype} in outs, got dtype {lse.dtype}")
-        needed = (<object>out).shape[: out.ndim - 1]
+        needed = (<object>part).shape[: part.ndim - 1]
         if (<object>lse).shape != needed:
             raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")
-    return outs, lses
+    return outs, lses, None if out is None else output("out", out, first.ndim, first.shape, first, "outs[0]")
 
 
 cdef np.ndarray rows_array(str name, object x):
@@ -834,13 +834,13 @@ cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t
     return np.broadcast_to(given, sequences)
 
 
-cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions):
+cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positions):
     """cos or sin: a row for each position that a token takes."""
-    cdef np.ndarray a = parameter_like(name, x, k, "k")
-    if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(k, 1):
+    cdef np.ndarray a = parameter_like(name, x, key, "key")
+    if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(key, 1):
         unfit(
-            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of k reach, "
-            f"and at most {length(k, 1) // 2} pairs, half of k's last axis{halved(a, k) if a.ndim else ''}"
+            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of key reach, "
+            f"and at most {length(key, 1) // 2} pairs, half of key's last axis{halved(a, key) if a.ndim else ''}"
         )
     return a
 

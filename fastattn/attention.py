@@ -270,7 +270,9 @@ def attention_weights(
     return _core.attention_weights(query, key, options)
 
 
-def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
+def merge_states(
+    outs: Sequence[NDArray], lses: Sequence[NDArray], *, out: NDArray | None = None, num_threads: int | None = None
+) -> tuple[NDArray, NDArray]:
     """Merge attention over several parts of the keys into attention over all of them.
 
     Parameters
@@ -280,6 +282,10 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     lses : sequence of ndarray, each of shape (..., Sq)
         Their log-sum-exps, from ``return_lse=True``: float64 beside float64, else float32. A part in which a query saw
         no key (-inf) adds nothing to it.
+    out : ndarray, shape (..., Sq, Dv), optional
+        Where the result goes: any writable array of the dtype of `outs`. It may overlap the inputs.
+    num_threads : int, optional
+        Maximum number of threads. Merging takes one: it is done by NumPy.
 
     Returns
     -------
@@ -290,7 +296,7 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     Raises
     ------
     TypeError, ValueError
-        No parts, or parts that do not fit each other.
+        No parts, or parts that do not fit each other. `out` is left unchanged.
 
     Notes
     -----
@@ -308,7 +314,8 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     >>> np.allclose(out, fastattn.scaled_dot_product_attention(query, key, value))
     True
     """
-    outs, lses = _arguments.states(outs, lses)
+    outs, lses, out = _arguments.states(outs, lses, out)
+    _arguments.thread_limit(num_threads)
     lse = np.stack(lses)
     top = lse.max(axis=0)
     shift = np.where(np.isneginf(top), 0, top)
@@ -321,7 +328,10 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     # A part in which a query saw no key adds nothing, whatever it holds.
     seen = ~np.isneginf(lse)[..., np.newaxis]
     merged = sum(
-        np.multiply(weight, out, where=where, out=np.zeros_like(out, dtype=lse.dtype))
-        for weight, where, out in zip(weights, seen, outs, strict=True)
+        np.multiply(weight, part, where=where, out=np.zeros_like(part, dtype=lse.dtype))
+        for weight, where, part in zip(weights, seen, outs, strict=True)
     )
-    return merged.astype(outs[0].dtype, copy=False), merged_lse
+    if out is None:
+        return merged.astype(outs[0].dtype, copy=False), merged_lse
+    out[...] = merged
+    return out, merged_lse

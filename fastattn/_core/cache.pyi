@@ -29,6 +29,7 @@ class Fixed(Store):
     lengths: NDArray
     def __init__(
         self,
+        *,
         batch: int,
         num_kv_heads: int,
         max_length: int,
@@ -40,9 +41,10 @@ class Fixed(Store):
     ) -> None: ...
     def append(
         self,
-        k: NDArray,
-        v: NDArray,
-        lengths: int | Sequence[int] | NDArray | None,
+        key: NDArray,
+        value: NDArray,
+        *,
+        kv_lengths: int | Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,
@@ -62,6 +64,7 @@ class Paged(Store):
     lengths: dict[int, int]
     def __init__(
         self,
+        *,
         num_pages: int,
         page_size: int,
         num_kv_heads: int,
@@ -78,9 +81,10 @@ class Paged(Store):
     def append(
         self,
         ids: Sequence[int] | NDArray,
-        k: NDArray,
-        v: NDArray,
-        lengths: int | Sequence[int] | NDArray | None,
+        key: NDArray,
+        value: NDArray,
+        *,
+        kv_lengths: int | Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,

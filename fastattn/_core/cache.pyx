@@ -211,7 +211,7 @@ cdef int stand(
             if ring or options.depends_on_positions():
                 raise ValueError(
                     f"q_offset must say where {queries} queries stand in sequence {n}, which an append gave fewer "
-                    f"tokens than its arrays had (lengths): as many queries as these had, right after it, are known to "
+                    f"tokens than its arrays had (kv_lengths): as many queries as these had, right after it, are known to "
                     f"be theirs, got None"
                 )
     options.q_offset = offsets
@@ -326,7 +326,7 @@ cdef class Store(Pages):
         cdef int which
         for which in range(2):
             if p.sides[which].refused:
-                name = "v" if which else "k"
+                name = "value" if which else "key"
                 if self.stored == FA_I8:
                     raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
                 row = _dtypes.BY_NAME[self.dtype.name]
@@ -381,15 +381,15 @@ cdef bint may_refuse(const fa_cache_rows *rows) noexcept:
     return rows.stored == FA_I8
 
 
-cdef np.ndarray new_counts(lengths, np.ndarray counts, ptrdiff_t tokens):
-    """New tokens of each sequence: all, or as many as `lengths` says."""
+cdef np.ndarray new_counts(kv_lengths, np.ndarray counts, ptrdiff_t tokens):
+    """New tokens of each sequence: all, or as many as `kv_lengths` says."""
     cdef np.npy_intp sequences = counts.shape[0]
-    cdef np.ndarray given = arguments.per_sequence("lengths", lengths, 1, &sequences)
+    cdef np.ndarray given = arguments.per_sequence("kv_lengths", kv_lengths, 1, &sequences)
     cdef ptrdiff_t n, count
     for n in range(sequences):
         count = tokens if given is None else integers(given)[n if given.ndim else 0]
         if not 0 <= count <= tokens:
-            raise ValueError(f"lengths must lie between 0 and the number of k's tokens, {tokens}, got {count}")
+            raise ValueError(f"kv_lengths must lie between 0 and the number of key's tokens, {tokens}, got {count}")
         integers(counts)[n] = count
     return counts
 
@@ -408,7 +408,7 @@ cdef class Fixed(Store):
     cdef np.ndarray firsts                        # of a ring: the first position that is still there
     cdef np.ndarray bases, seen_firsts, seen_lengths  # likewise, as attention is told
 
-    def __init__(self, batch, num_kv_heads, max_length, head_dim, dtype, window, value_dim, pools=None):
+    def __init__(self, *, batch, num_kv_heads, max_length, head_dim, dtype, window, value_dim, pools=None):
         self.batch = arguments.at_least_one("batch", batch)
         self.max_length = arguments.at_least_one("max_length", max_length)
         self.window = 0 if window is None else arguments.at_least_one("window", window)
@@ -446,12 +446,12 @@ cdef class Fixed(Store):
             integers(self.seen_firsts)[n] = integers(self.firsts)[n] - base
             integers(self.seen_lengths)[n] = integers(self.held_lengths)[n] - base
 
-    def append(self, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads):
-        cdef np.ndarray a = arguments.cache_rows("k", k, self.batch, self.kv_heads, -1, self.head_dim)
-        cdef np.ndarray b = arguments.cache_rows("v", v, self.batch, self.kv_heads, a.shape[2], self.value_dim)
+    def append(self, key, value, *, kv_lengths, cos, sin, interleaved, rotary_dim, num_threads):
+        cdef np.ndarray a = arguments.cache_rows("key", key, self.batch, self.kv_heads, -1, self.head_dim)
+        cdef np.ndarray b = arguments.cache_rows("value", value, self.batch, self.kv_heads, a.shape[2], self.value_dim)
         cdef int asked = arguments.thread_limit(num_threads)
         cdef int64 *old = integers(self.held_lengths)
-        cdef const int64 *new = integers(new_counts(lengths, self.counts, a.shape[2]))
+        cdef const int64 *new = integers(new_counts(kv_lengths, self.counts, a.shape[2]))
         cdef ptrdiff_t n, most = 0, end = 0, longest = FARTHEST if self.window else self.max_length
         cdef bint overwrites = False
         cdef Plan p
@@ -460,7 +460,7 @@ cdef class Fixed(Store):
             if old[n] + new[n] > longest:
                 of = "tokens that a stream may have" if self.window else "max_length"
                 raise ValueError(
-                    f"k must hold at most {longest - old[n]} tokens for sequence {n}, which has {old[n]} of {of} "
+                    f"key must hold at most {longest - old[n]} tokens for sequence {n}, which has {old[n]} of {of} "
                     f"{longest}, got {new[n]}"
                 )
             if self.window and old[n]:
@@ -694,7 +694,7 @@ cdef class Paged(Store):
     cdef readonly ptrdiff_t free_pages
     cdef Batch spare
 
-    def __init__(self, num_pages, page_size, num_kv_heads, head_dim, dtype, value_dim, pools=None):
+    def __init__(self, *, num_pages, page_size, num_kv_heads, head_dim, dtype, value_dim, pools=None):
         arguments.at_least_one("num_pages", num_pages)
         arguments.at_least_one("page_size", page_size)
         self.make(num_pages, num_kv_heads, page_size, head_dim, dtype, value_dim, pools)
@@ -891,14 +891,14 @@ cdef class Paged(Store):
 
     # Tokens
 
-    def append(self, ids, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads):
+    def append(self, ids, key, value, *, kv_lengths, cos, sin, interleaved, rotary_dim, num_threads):
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t count = batch.slots.shape[0], n, most = 0, end = 0
-        cdef np.ndarray a = arguments.cache_rows("k", k, count, self.kv_heads, -1, self.head_dim)
-        cdef np.ndarray b = arguments.cache_rows("v", v, count, self.kv_heads, a.shape[2], self.value_dim)
+        cdef np.ndarray a = arguments.cache_rows("key", key, count, self.kv_heads, -1, self.head_dim)
+        cdef np.ndarray b = arguments.cache_rows("value", value, count, self.kv_heads, a.shape[2], self.value_dim)
         cdef int asked = arguments.thread_limit(num_threads)
         cdef const int64 *slots = integers(batch.slots)
-        cdef const int64 *new = integers(new_counts(lengths, batch.counts, a.shape[2]))
+        cdef const int64 *new = integers(new_counts(kv_lengths, batch.counts, a.shape[2]))
         cdef Plan p
         if len(set(ids)) != count:
             raise ValueError(f"ids must name each sequence once, got {list(ids)}")

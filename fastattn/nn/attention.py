@@ -182,6 +182,7 @@ class MultiHeadAttention:
         attn_mask: NDArray | None = None,
         *,
         cu_seqlens: Sequence[int] | NDArray | None = None,
+        cu_seqlens_q: Sequence[int] | NDArray | None = None,
         cu_seqlens_k: Sequence[int] | NDArray | None = None,
         cache: KVCache | None = None,
         cos: NDArray | None = None,
@@ -196,7 +197,7 @@ class MultiHeadAttention:
 
         Parameters
         ----------
-        query : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
+        query : ndarray, shape (..., S, E), or (T, E) of packed sequences
             float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         key : ndarray, shape (..., Sk, kdim), or (Tk, kdim)
             By default query itself: self-attention.
@@ -206,9 +207,10 @@ class MultiHeadAttention:
             As in `fastattn.scaled_dot_product_attention`: `is_causal`, `q_offset`, `window`, `scale`, `softcap`,
             `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`. In self-attention `q_offset` is 0 by default, also
             with `kv_lengths`: a token's query stands where its key does.
-        cu_seqlens, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
-            Where packed sequences of query, and of key, begin: `fastattn.varlen_attention`, without `attn_mask`.
-            `cu_seqlens_k` is `cu_seqlens` by default.
+        cu_seqlens : integer ndarray or list, shape (N + 1,), optional
+            Where packed sequences begin: `fastattn.varlen_attention`, without `attn_mask`.
+        cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
+            Instead of `cu_seqlens` where the sequences of query and of key differ.
         cache : KVCache, optional
             Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
             (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
@@ -240,7 +242,7 @@ class MultiHeadAttention:
         value = key if value is None else value
         options = self._with_zero_key(options)
         if key is query and value is query and self.in_proj is not None:
-            must_be_none("where key is query", cu_seqlens_k=cu_seqlens_k)
+            must_be_none("where key is query", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
             work = Workspace(
                 self, "query", query, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin,
                 interleaved=interleaved, num_threads=num_threads, options=options,
@@ -248,10 +250,11 @@ class MultiHeadAttention:
             with work.appending({} if cache is None else {"cache": cache}):
                 out = self.run(query, work, cache=cache, residual=residual, out=out)
             return out if work.lse is None else (out, work.lse)
-        self._check(cu_seqlens is not None, query=query, key=key, value=value)
+        bounds = boundaries(cu_seqlens, cu_seqlens_q, cu_seqlens_k)
+        self._check(bool(bounds), query=query, key=key, value=value)
         must_be_none("where key is not query", cache=cache, cos=cos, sin=sin)
         options["num_threads"] = num_threads
-        joined, lse = self._attended(query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options)
+        joined, lse = self._attended(query, key, value, attn_mask, bounds, options)
         out = self.out_proj(joined, residual=residual, out=out, num_threads=num_threads)
         return out if lse is None else (out, lse)
 
@@ -323,19 +326,18 @@ class MultiHeadAttention:
         for name, x in tokens.items():
             check_tokens(name, x, sizes[name], packed, self.dtype)
 
-    def _attended(self, query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options):
+    def _attended(self, query, key, value, attn_mask, bounds, options):
         """What the heads find in key and value, joined (..., S, H * D), and the lse or None."""
         if key is query:
             options = at_own_place(options)
-        packed = cu_seqlens is not None
+        packed = bool(bounds)
         if packed:
-            must_be_none("with cu_seqlens", attn_mask=attn_mask)
-            of_key = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-            cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, query, "query")
-            of_key = _arguments.boundaries("cu_seqlens_k", of_key, key, "key")
-            attend = partial(varlen_attention, cu_seqlens_q=cu_seqlens, cu_seqlens_k=of_key)
+            (q_name, of_query), (k_name, of_key) = bounds
+            must_be_none(f"with {q_name}", attn_mask=attn_mask)
+            of_query = _arguments.boundaries(q_name, of_query, query, "query")
+            of_key = _arguments.boundaries(k_name, of_key, key, "key")
+            attend = partial(varlen_attention, cu_seqlens_q=of_query, cu_seqlens_k=of_key)
         else:
-            must_be_none("without cu_seqlens", cu_seqlens_k=cu_seqlens_k)
             attend = partial(scaled_dot_product_attention, attn_mask=attn_mask)
         found = attend(*self._projected(query, key, value, packed, options.get("num_threads")), **options)
         heads, lse = found if isinstance(found, tuple) else (found, None)
@@ -476,8 +478,8 @@ class Workspace:
         """Append, and attend from where the new tokens then stand."""
         query, key, value, attn_mask = self._views
         options, before = dict(self._options), cache.lengths
-        lengths = options.pop("kv_lengths", None)
-        cache.append(key, value, lengths=lengths, **self._rotary, num_threads=self.num_threads)
+        kv_lengths = options.pop("kv_lengths", None)
+        cache.append(key, value, kv_lengths=kv_lengths, **self._rotary, num_threads=self.num_threads)
         if self._turn is not None:
             positions = before[:, np.newaxis] + np.arange(query.shape[-2])
             # The cache has seen to it that there is a row for each token; there need be none for what pads them.
@@ -537,6 +539,17 @@ def must_be_none(where: str, **arguments: object) -> None:
     for name, x in arguments.items():
         if x is not None:
             raise ValueError(f"{name} must be None {where}, got {type(x).__name__}")
+
+
+def boundaries(cu_seqlens: object, cu_seqlens_q: object, cu_seqlens_k: object) -> tuple[tuple[str, object], ...]:
+    """What says where the sequences of query begin, and those of key, each with its name; empty without packing."""
+    if cu_seqlens is not None:
+        must_be_none("beside cu_seqlens", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+        return (("cu_seqlens", cu_seqlens),) * 2
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        must_be_none("without the other one", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+        return ()
+    return ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)
 
 
 def at_own_place(options: dict) -> dict:
