@@ -37,7 +37,7 @@ def scaled_dot_product_attention(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """Attend each query to all keys that it may see, and return the weighted sum of their values.
+    """Attend each query to the keys that it may see, and return the weighted sum of their values.
 
     ``softmax(scale * query @ key.T) @ value``, computed tile by tile: the scores are never stored whole. All options
     compose, in this order: scale, softcap, ALiBi and float mask; bool mask, causal, window and lengths exclude;
@@ -54,14 +54,15 @@ def scaled_dot_product_attention(
         Dv may differ from D. Leading axes of the three broadcast as in NumPy.
     attn_mask : ndarray, optional
         bool: True lets the query attend to the key. float (float64 beside float64 only): added to the score; -inf
-        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides. The
+        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), at any strides, read in place. The
         ``attention_mask`` (B, Sk) of a tokenizer, of 0 and 1, is ``attention_mask.astype(bool)[:, None, None, :]``.
     is_causal : bool
-        Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
+        A query sees the keys up to its own position; by default the last query stands at the last key (bottom right).
+        Query i stands at position ``i + q_offset``, key j at j.
     q_offset : int or integer ndarray or list, optional
-        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default,
-        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
-        the top-left alignment of PyTorch and ONNX.
+        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default is
+        ``Sk - Sq`` (``kv_lengths - Sq``), as decoding with a cache needs; 0 is the top-left alignment of PyTorch and
+        ONNX.
     window : (int or None, int or None), optional
         (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
@@ -74,13 +75,13 @@ def scaled_dot_product_attention(
     alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
     kv_lengths : int or integer ndarray or list, optional
-        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
+        Number of keys that each sequence really has, the first ones; like `q_offset` one for all or one for each.
     out : ndarray, shape (..., Hq, Sq, Dv), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
         Also return the log-sum-exp of the scores, as `merge_states` needs it.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -95,18 +96,17 @@ def scaled_dot_product_attention(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        Shapes do not fit, or a value is out of range. In both cases `out` is as it was.
+        Shapes do not fit, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----
     Vaswani et al., "Attention Is All You Need" (2017); computed in one pass with a running softmax (Milakov and
     Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; softcap: Gemma 2 (2024); sinks:
-    Xiao et al. 2024 and gpt-oss (2025). Keys that causal, window or lengths exclude are not read into any result; those
-    that only a mask excludes contribute nothing, even NaN. Blocks that a mask excludes whole cost nothing. The result
-    for one sequence is the same to the bit for any number of threads and whatever else is in the batch. Weights so
-    small beside the largest one that they are no normal numbers (below 2^-126, 2^-1022 in float64) are 0.
+    Xiao et al. 2024 and gpt-oss (2025). Excluded keys never affect a result, even if they hold NaN; blocks of keys that
+    a mask excludes cost nothing. A sequence's result has the same bits for any number of threads and in any batch.
+    Weights that are subnormal beside the largest one (below 2^-126, 2^-1022 in float64) are 0.
 
-    16-bit arrays are read as they lie and summed in float32. Where all three are bfloat16 and the processor has
+    16-bit arrays are read in place and summed in float32. Where all three are bfloat16 and the processor has
     AVX512_BF16 or AMX, the weights are rounded to bfloat16 for the sum of the values.
 
     Examples
@@ -145,7 +145,7 @@ def varlen_attention(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """Attend within each of N sequences that are packed one behind the other, without padding.
+    """Attend within each of N sequences that are packed one after the other, without padding.
 
     Equal, to the bit, to `scaled_dot_product_attention` of each sequence alone.
 
@@ -159,7 +159,9 @@ def varlen_attention(
     value : ndarray, shape (Tk, Hkv, Dv)
     cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,)
         Where the sequences begin: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
-    is_causal, window, scale, softcap, sinks
+    is_causal : bool
+        A query sees the keys up to its own position; by default the last query of a sequence stands at its last key.
+    window, scale, softcap, sinks
         As in `scaled_dot_product_attention`, the same for all sequences.
     q_offset, kv_lengths : int or integer ndarray or list, optional
         As there: one for all, or of a shape that broadcasts to (N,). Positions and lengths are each sequence's own.
@@ -169,7 +171,7 @@ def varlen_attention(
     return_lse : bool
         Also return the log-sum-exp of the scores.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -223,20 +225,22 @@ def attention_weights(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """The weights by which `scaled_dot_product_attention` sums the values, whole: to look at, or to prune a cache by.
+    """Return the full matrix of attention weights, for inspection or cache pruning.
 
     Parameters
     ----------
     query : ndarray, shape (..., Hq, Sq, D)
     key : ndarray, shape (..., Hkv, Sk, D)
-    attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
+    is_causal : bool
+        A query sees the keys up to its own position; by default the last query stands at the last key (bottom right).
+    attn_mask, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
         As in `scaled_dot_product_attention`.
     out : ndarray, shape (..., Hq, Sq, Sk), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
         Also return the log-sum-exp of the scores.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------

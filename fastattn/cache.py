@@ -54,9 +54,8 @@ class KVCache:
 
     Notes
     -----
-    Memory is taken from the system as it is first written to. `append` and `attend` allocate nothing but `attend`'s
-    output, and not even that with `out`. Several threads may attend at once; nothing else may happen to a cache while
-    another thread uses it.
+    Memory is taken from the system as it is first written to. A step allocates only the output of `attend`, and nothing
+    with `out`. Several threads may attend at once; nothing else may happen to a cache while another thread uses it.
 
     Examples
     --------
@@ -129,7 +128,7 @@ class KVCache:
         rotary_dim : int, optional
             R, where `cos` and `sin` look as if they held each number twice; see `rotary_embedding`.
         num_threads : int, optional
-            At most so many threads; see `set_num_threads`.
+            Maximum number of threads; see `set_num_threads`.
 
         Raises
         ------
@@ -172,7 +171,9 @@ class KVCache:
         query : ndarray, shape (B, Hq, Sq, D)
         attn_mask : ndarray, optional
             Broadcasts to (B, Hq, Sq, longest length). None once a window has moved on.
-        is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
+        is_causal : bool
+            A query sees the keys up to its own position; by default the last query stands at the last key.
+        q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
             As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default or, after an
             append with `kv_lengths`, the length before it if Sq is its S. A cache with a window of its own takes a
             narrower one only.
@@ -217,7 +218,7 @@ class KVCache:
 
     @property
     def chunk(self) -> int:
-        """So many tokens can be appended and then attended from in one go, however long the stream is already."""
+        """Number of tokens that can be appended, and then attended from, at a time, however long the stream is."""
         return self._store.chunk
 
     @property

@@ -199,7 +199,7 @@ class BertEncoder:
         token_type_ids : array_like of int, shape (B, S), optional
             By default 0.
         num_threads : int, optional
-            At most so many threads; see `fastattn.set_num_threads`.
+            Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------

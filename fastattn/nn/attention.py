@@ -203,17 +203,19 @@ class MultiHeadAttention:
             By default query itself: self-attention.
         value : ndarray, shape (..., Sk, vdim), or (Tk, vdim)
             By default key.
+        is_causal : bool
+            A query sees the keys up to its own position; by default the last query stands at the last key (bottom
+            right). In self-attention each query stands at its own token's key, also with `kv_lengths`: `q_offset` is 0.
         attn_mask, **options
-            As in `fastattn.scaled_dot_product_attention`: `is_causal`, `q_offset`, `window`, `scale`, `softcap`,
-            `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`. In self-attention `q_offset` is 0 by default, also
-            with `kv_lengths`: a token's query stands where its key does.
+            As in `fastattn.scaled_dot_product_attention`: `q_offset`, `window`, `scale`, `softcap`, `sinks`,
+            `alibi_slopes`, `kv_lengths`, `return_lse`.
         cu_seqlens : integer ndarray or list, shape (N + 1,), optional
             Where packed sequences begin: `fastattn.varlen_attention`, without `attn_mask`.
         cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
             Instead of `cu_seqlens` where the sequences of query and of key differ.
         cache : KVCache, optional
-            Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
-            (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
+            Self-attention appends keys and values to it, and attends to all that it then holds. Its batch is B of
+            (B, S, E). `kv_lengths` is the number of tokens that each sequence really has, the first ones of the S, and
             `q_offset` is by default where they go.
         cos, sin : ndarray, shape (positions, R/2), optional
             Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
@@ -225,7 +227,7 @@ class MultiHeadAttention:
         out : ndarray, shape of the result, optional
             Where it goes; it may be `residual` or query itself.
         num_threads : int, optional
-            At most so many threads; see `fastattn.set_num_threads`.
+            Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------
@@ -236,7 +238,7 @@ class MultiHeadAttention:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
+            As the functions it is made of. `out` and the cache are then left unchanged.
         """
         key = query if key is None else key
         value = key if value is None else value
@@ -270,7 +272,7 @@ class MultiHeadAttention:
         num_threads: int | None = None,
         **options,
     ) -> NDArray:
-        """The weights by which each head sums the values, whole: to look at.
+        """Return the full matrix of attention weights of each head, for inspection.
 
         Parameters
         ----------

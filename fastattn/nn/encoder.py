@@ -177,7 +177,7 @@ class TransformerEncoderLayer:
         out : ndarray, shape of x, optional
             Where the result goes; it may be x itself.
         num_threads : int, optional
-            At most so many threads; see `fastattn.set_num_threads`.
+            Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------
@@ -186,7 +186,7 @@ class TransformerEncoderLayer:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
+            As the functions it is made of. `out` and the cache are then left unchanged.
         """
         work = self.workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
@@ -360,7 +360,7 @@ class TransformerEncoder:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. Then nothing is written to `out`, and the caches are as they were.
+            As the functions it is made of. `out` and the caches are then left unchanged.
         """
         named = self._named(caches)
         work = self.layers[0].workspace(
