@@ -1,6 +1,6 @@
 """Transformer attention for CPUs: NumPy arrays in, NumPy arrays out.
 
-A map of the package. One room per operation: its signature, docstring and a few lines.
+A map of the package. One module per operation: its signature, docstring and a few lines.
 
 attention.py      scaled_dot_product_attention, varlen_attention, attention_weights, merge_states
 softmax.py        softmax, log_softmax
@@ -11,7 +11,8 @@ cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
-_arguments.pyx    the only place that judges what a user passes in
+_arguments.pyx    the only place that checks what a user passes in
+_dtypes.py        the types that arrays may be stored in
 _core/            the compiled half: a .pyx for each operation family; kernels/ holds the C, one template for each
                   algorithm, compiled once for each target
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
@@ -19,7 +20,7 @@ models/           sentence encoders of the BERT family, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map
 integrations/     fastattn inside other libraries: onnx
 
-A call goes one way: room -> _core -> _arguments -> items on OpenMP's threads -> kernel.
+A call goes one way: module -> _core -> _arguments -> items on OpenMP's threads -> kernel.
 """
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ cdef fa_type type_of(np.ndarray x)
 cdef int computed_in(np.ndarray x)
 cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name)
 
-cpdef tuple states(object outs, object lses)
+cpdef tuple states(object outs, object lses, object out)
 
 cdef ptrdiff_t integer(str name, object x, str needed=*) except? -1
 cdef double finite(str name, object x) except? -1
@@ -25,7 +25,8 @@ cdef int axis_of(object axis, int ndim) except -1
 
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept
-cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters)
+cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others)
+cdef np.ndarray finish(str operation, bint done, np.ndarray result, np.ndarray target)
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
 cdef int weights_shape(np.ndarray query, np.ndarray key, np.npy_intp *shape) except -1
@@ -61,7 +62,7 @@ cpdef object storage_dtype(str name, object x)
 cpdef ptrdiff_t at_least_one(str name, object x) except -1
 cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t tokens, ptrdiff_t size)
 cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens)
-cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions)
+cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positions)
 cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit)
 
 
@@ -73,6 +74,11 @@ cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:
 cdef inline ptrdiff_t stride(np.ndarray x, int from_the_end) noexcept:
     """Stride of an axis counted from the end; 0 where the array has no such axis or only one entry along it."""
     return x.strides[x.ndim - from_the_end] if length(x, from_the_end) != 1 else 0
+
+
+cdef inline ptrdiff_t entry(np.ndarray x, ptrdiff_t n) noexcept:
+    """What int64 `x`, an array in C order or a number for all, holds for sequence n."""
+    return (<const np.npy_int64 *>np.PyArray_DATA(x))[n if x.ndim else 0]
 
 
 cdef inline ptrdiff_t element_stride(np.ndarray x) noexcept:

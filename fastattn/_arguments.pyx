@@ -1,11 +1,15 @@
-"""The only room that judges what a user passes in.
+"""The only module that checks what a user passes in.
 
 Each function takes the argument's name and value and returns it as the compiled half wants it, or raises: TypeError for
 a wrong type, ValueError for a wrong shape or value; the message names the argument, what came and what is needed.
 Compiled, because it stands in front of calls that take less than a microsecond.
 """
 
+import importlib
+
 import numpy as np
+
+from fastattn import _dtypes
 
 cimport numpy as np
 from cpython.bool cimport PyBool_Check
@@ -17,10 +21,6 @@ from libc.string cimport memcmp
 
 from fastattn._core.strides cimport MOST_AXES
 from fastattn._core.targets cimport (
-    FA_BF16,
-    FA_F16,
-    FA_F32,
-    FA_F64,
     FA_GELU,
     FA_GELU_TANH,
     FA_I8,
@@ -45,28 +45,36 @@ cdef np.ndarray array(str name, object x):
     return <np.ndarray>x
 
 
-cdef str REALS = "float32, float64, float16 or bfloat16"
+cdef str REALS = _dtypes.listed(_dtypes.REALS)
 cdef enum:
+    MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
 
-cdef int bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it has come by
+# By fa_type: NumPy's number of the type, -1 until an array of a type that another package brings has come by; and that of
+# the type that its sums are made in.
+cdef int[MOST_TYPES] numbers
+cdef int[MOST_TYPES] sums
+for _row in _dtypes.TYPES:
+    numbers[<int>_row.number] = -1 if _row.package else np.dtype(_row.name).num
+    sums[<int>_row.number] = np.dtype(_row.computed_in).num
 
 
 cdef fa_type type_of(np.ndarray x):
-    """How x stores its elements; FA_TYPES where the kernels do not know it. bfloat16 is told by its name."""
-    global bfloat16
-    cdef int number = np.PyArray_TYPE(x)
-    if number == np.NPY_FLOAT32:
-        return FA_F32
-    if number == np.NPY_FLOAT64:
-        return FA_F64
-    if number == np.NPY_FLOAT16:
-        return FA_F16
-    if number < USER_DEFINED:
+    """How x stores its elements; FA_TYPES where the kernels do not compute with it."""
+    cdef int number = np.PyArray_TYPE(x), i
+    for i in range(<int>FA_TYPES):
+        if numbers[i] == number:
+            return <fa_type>i
+    return FA_TYPES if number < USER_DEFINED else type_by_name(x)
+
+
+cdef fa_type type_by_name(np.ndarray x):
+    """The same of a type that another package brings."""
+    row = _dtypes.BY_NAME.get(x.dtype.name)
+    if row is None or not row.package:
         return FA_TYPES
-    if number != bfloat16 and x.dtype.name == "bfloat16":
-        bfloat16 = number
-    return FA_BF16 if number == bfloat16 else FA_TYPES
+    numbers[<int>row.number] = np.PyArray_TYPE(x)
+    return <fa_type><int>row.number
 
 
 cdef bint is_real(np.ndarray x):
@@ -93,15 +101,19 @@ cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_
 
 cdef int computed_in(np.ndarray x):
     """NumPy's number of the type that an array's sums are made in: float32, or float64 for float64."""
-    return np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.NPY_FLOAT32
+    return sums[<int>type_of(x)]
+
+
+cdef object computed_dtype(np.ndarray x):
+    return np.PyArray_DescrFromType(computed_in(x))
 
 
 cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name):
     """An array that is widened before it is used: of the type that the model is computed in, or a narrower one."""
     cdef np.ndarray a = real_array(name, x)
-    if np.PyArray_TYPE(a) == np.NPY_FLOAT64 and np.PyArray_TYPE(model) != np.NPY_FLOAT64:
+    if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model) and computed_in(a) != computed_in(model):
         raise TypeError(
-            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, float32, "
+            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, {computed_dtype(model)}, "
             f"got dtype {a.dtype}; convert it"
         )
     return a
@@ -213,9 +225,9 @@ cdef str described(np.ndarray x):
     return f"dtype {x.dtype.str if not np.PyArray_ISNOTSWAPPED(x) else x.dtype}"
 
 
-cpdef tuple states(object outs, object lses):
-    """Results and log-sum-exps of parts, as two lists of the same length."""
-    cdef np.ndarray out, lse, first
+cpdef tuple states(object outs, object lses, object out):
+    """Results and log-sum-exps of parts, as two lists of the same length, and where they are merged, or None."""
+    cdef np.ndarray part, lse, first
     if isinstance(outs, np.ndarray) and outs.ndim == 0 or not hasattr(outs, "__len__"):
         raise TypeError(f"outs must be a sequence of arrays, got {type(outs).__name__}")
     if isinstance(lses, np.ndarray) and lses.ndim == 0 or not hasattr(lses, "__len__"):
@@ -227,14 +239,14 @@ cpdef tuple states(object outs, object lses):
     if first.ndim < 1:
         raise ValueError("outs[0] must have at least one axis, got shape ()")
     for i in range(len(outs)):
-        out, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
+        part, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
         if np.PyArray_TYPE(lse) != computed_in(first):
-            needed = "float64" if computed_in(first) == np.NPY_FLOAT64 else "float32"
+            needed = computed_dtype(first)
             raise TypeError(f"lses[{i}] must have dtype {needed} beside {first.dtype} in outs, got dtype {lse.dtype}")
-        needed = (<object>out).shape[: out.ndim - 1]
+        needed = (<object>part).shape[: part.ndim - 1]
         if (<object>lse).shape != needed:
             raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")
-    return outs, lses
+    return outs, lses, None if out is None else output("out", out, first.ndim, first.shape, first, "outs[0]")
 
 
 cdef np.ndarray rows_array(str name, object x):
@@ -280,7 +292,7 @@ cdef str other_order(np.ndarray query, np.ndarray key, np.ndarray value, int hea
 
 
 cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens) except -1:
-    """Judge what is the same for padded and for packed sequences: sizes, numbers of heads and of keys."""
+    """Check what is the same for padded and for packed sequences: sizes, numbers of heads and of keys."""
     cdef ptrdiff_t kv_heads = length(key, heads)
     if length(query, 1) == 0:
         unfit("query", query, "a head size (last axis) of at least 1")
@@ -299,7 +311,7 @@ cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int 
 
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1:
-    """Judge the three arrays together; write the result's shape, return its number of axes."""
+    """Check the three arrays together; write the result's shape, return its number of axes."""
     cdef int ndim = max(query.ndim, key.ndim, value.ndim), i
     if query.ndim < 2:
         unfit("query", query, "at least 2 axes (..., queries, head size)")
@@ -409,7 +421,7 @@ cdef np.ndarray per_head(
     if (<object>a).shape not in ((heads,), (*leading, heads)):
         needed = f"({heads},) or {(*leading, heads)}" if each else f"({heads},)"
         unfit(name, a, f"shape {needed}, a number for each query head")
-    return np.array(a, dtype=np.float64 if computed_in(query) == np.NPY_FLOAT64 else np.float32, order="C")
+    return np.array(a, dtype=computed_dtype(query), order="C")
 
 
 cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdiff_t heads):
@@ -457,7 +469,7 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
 
 
 cdef np.ndarray integer_array(str name, object x):
-    """As int64, always a copy: nobody can change it between its judgement and its use."""
+    """As int64, always a copy: nobody can change it between its check and its use."""
     cdef np.ndarray a = array(name, x)
     if not np.PyArray_ISINTEGER(a):
         raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
@@ -626,7 +638,7 @@ cdef void repeats(np.ndarray cos, np.ndarray sin, ptrdiff_t row, bint *halves, b
 
 
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows):
-    """A copy: nobody can change it between this judgement and its use."""
+    """A copy: nobody can change it between this check and its use."""
     cdef np.ndarray a = integers(name, positions), copy
     if not fits_tokens(a, 0, x):
         raise ValueError(f"{name} must broadcast to shape {tokens_of(x)}, that of x's tokens, got {shape_of(a)}")
@@ -768,15 +780,16 @@ cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *sha
 
 cpdef object storage_dtype(str name, object x):
     """What a cache stores, from a NumPy or ml_dtypes type or its name; int8 is quantised."""
-    if isinstance(x, str) and x == "bfloat16":
+    row = _dtypes.BY_NAME.get(x) if isinstance(x, str) else None
+    if row is not None and row.package:
         try:
-            import ml_dtypes
+            x = getattr(importlib.import_module(row.package), row.name)
         except ImportError:
             raise ValueError(
-                f"{name} must have ml_dtypes installed to be bfloat16 (pip install 'fastattn[bfloat16]'), got {x!r}"
+                f"{name} must have {row.package} installed to be {row.name} (pip install 'fastattn[{row.name}]'), "
+                f"got {x!r}"
             ) from None
-        x = ml_dtypes.bfloat16
-    needed = f"{name} must be float32, float64, float16, bfloat16 or int8 in native byte order"
+    needed = f"{name} must be {_dtypes.listed(_dtypes.TYPES)} in native byte order"
     if not isinstance(x, (str, type, np.dtype)):
         raise TypeError(f"{needed}, got {x!r}")
     try:
@@ -821,13 +834,13 @@ cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t
     return np.broadcast_to(given, sequences)
 
 
-cdef np.ndarray cache_table(str name, object x, np.ndarray k, ptrdiff_t positions):
+cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positions):
     """cos or sin: a row for each position that a token takes."""
-    cdef np.ndarray a = parameter_like(name, x, k, "k")
-    if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(k, 1):
+    cdef np.ndarray a = parameter_like(name, x, key, "key")
+    if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(key, 1):
         unfit(
-            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of k reach, "
-            f"and at most {length(k, 1) // 2} pairs, half of k's last axis{halved(a, k) if a.ndim else ''}"
+            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of key reach, "
+            f"and at most {length(key, 1) // 2} pairs, half of key's last axis{halved(a, key) if a.ndim else ''}"
         )
     return a
 
@@ -939,13 +952,26 @@ cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
     return True
 
 
-cdef np.ndarray unclashing(np.ndarray result, tuple rows, tuple parameters):
-    """The result itself or, where writing it row by row would spoil what is still to be read, a stand-in for it."""
+cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):
+    """Where to compute a result: in its own array or, where that would spoil what is still to be read, in a new one.
+
+    The result may be one of `rows` itself, which are read row by row before the same row of it is written. It shares no
+    memory with them otherwise, and none with `others` (arrays or None).
+    """
     cdef np.ndarray x
     for x in rows:
-        if share_memory(result, x) and not same_place(result, x):
+        if x is not None and share_memory(result, x) and not same_place(result, x):
             return new_array(result, result.ndim, result.shape)
-    for x in parameters:
+    for x in others:
         if x is not None and share_memory(result, x):
             return new_array(result, result.ndim, result.shape)
+    return result
+
+
+cdef np.ndarray finish(str operation, bint done, np.ndarray result, np.ndarray target):
+    """The end of every call: the result, copied from where it was computed; MemoryError without scratch memory."""
+    if not done:
+        raise MemoryError(f"no scratch memory for {operation}")
+    if target is not result:
+        result[...] = target
     return result

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn._core import attention as _core
+from fastattn._core.options import attention_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def scaled_dot_product_attention(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """Attend each query to all keys that it may see, and return the weighted sum of their values.
+    """Attend each query to the keys that it may see, and return the weighted sum of their values.
 
     ``softmax(scale * query @ key.T) @ value``, computed tile by tile: the scores are never stored whole. All options
     compose, in this order: scale, softcap, ALiBi and float mask; bool mask, causal, window and lengths exclude;
@@ -53,14 +54,15 @@ def scaled_dot_product_attention(
         Dv may differ from D. Leading axes of the three broadcast as in NumPy.
     attn_mask : ndarray, optional
         bool: True lets the query attend to the key. float (float64 beside float64 only): added to the score; -inf
-        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), read where it lies, at any strides. The
+        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), at any strides, read in place. The
         ``attention_mask`` (B, Sk) of a tokenizer, of 0 and 1, is ``attention_mask.astype(bool)[:, None, None, :]``.
     is_causal : bool
-        Query i stands at position ``i + q_offset``, key j at j; a query sees the keys up to its own position.
+        A query sees the keys up to its own position; by default the last query stands at the last key (bottom right).
+        Query i stands at position ``i + q_offset``, key j at j.
     q_offset : int or integer ndarray or list, optional
-        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default,
-        ``Sk - Sq`` (``kv_lengths - Sq``), lets the last query meet the last key, as decoding with a cache needs; 0 is
-        the top-left alignment of PyTorch and ONNX.
+        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default is
+        ``Sk - Sq`` (``kv_lengths - Sq``), as decoding with a cache needs; 0 is the top-left alignment of PyTorch and
+        ONNX.
     window : (int or None, int or None), optional
         (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
@@ -73,13 +75,13 @@ def scaled_dot_product_attention(
     alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
     kv_lengths : int or integer ndarray or list, optional
-        Only so many keys of a sequence exist, the first ones; like `q_offset` for all or for each.
+        Number of keys that each sequence really has, the first ones; like `q_offset` one for all or one for each.
     out : ndarray, shape (..., Hq, Sq, Dv), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
         Also return the log-sum-exp of the scores, as `merge_states` needs it.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -94,18 +96,17 @@ def scaled_dot_product_attention(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        Shapes do not fit, or a value is out of range. In both cases `out` is as it was.
+        Shapes do not fit, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----
     Vaswani et al., "Attention Is All You Need" (2017); computed in one pass with a running softmax (Milakov and
     Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; softcap: Gemma 2 (2024); sinks:
-    Xiao et al. 2024 and gpt-oss (2025). Keys that causal, window or lengths exclude are not read into any result; those
-    that only a mask excludes contribute nothing, even NaN. Blocks that a mask excludes whole cost nothing. The result
-    for one sequence is the same to the bit for any number of threads and whatever else is in the batch. Weights so
-    small beside the largest one that they are no normal numbers (below 2^-126, 2^-1022 in float64) are 0.
+    Xiao et al. 2024 and gpt-oss (2025). Excluded keys never affect a result, even if they hold NaN; blocks of keys that
+    a mask excludes cost nothing. A sequence's result has the same bits for any number of threads and in any batch.
+    Weights that are subnormal beside the largest one (below 2^-126, 2^-1022 in float64) are 0.
 
-    16-bit arrays are read as they lie and summed in float32. Where all three are bfloat16 and the processor has
+    16-bit arrays are read in place and summed in float32. Where all three are bfloat16 and the processor has
     AVX512_BF16 or AMX, the weights are rounded to bfloat16 for the sum of the values.
 
     Examples
@@ -117,10 +118,12 @@ def scaled_dot_product_attention(
     >>> fastattn.scaled_dot_product_attention(query, key, value, is_causal=True, window=(4, None)).shape
     (8, 5, 64)
     """
-    return _core.scaled_dot_product_attention(
-        query, key, value, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
-        return_lse, num_threads,
+    options = attention_options(
+        attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+        sinks=sinks, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
+        num_threads=num_threads,
     )  # fmt: skip
+    return _core.scaled_dot_product_attention(query, key, value, options)
 
 
 def varlen_attention(
@@ -142,7 +145,7 @@ def varlen_attention(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """Attend within each of N sequences that are packed one behind the other, without padding.
+    """Attend within each of N sequences that are packed one after the other, without padding.
 
     Equal, to the bit, to `scaled_dot_product_attention` of each sequence alone.
 
@@ -156,7 +159,9 @@ def varlen_attention(
     value : ndarray, shape (Tk, Hkv, Dv)
     cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,)
         Where the sequences begin: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
-    is_causal, window, scale, softcap, sinks
+    is_causal : bool
+        A query sees the keys up to its own position; by default the last query of a sequence stands at its last key.
+    window, scale, softcap, sinks
         As in `scaled_dot_product_attention`, the same for all sequences.
     q_offset, kv_lengths : int or integer ndarray or list, optional
         As there: one for all, or of a shape that broadcasts to (N,). Positions and lengths are each sequence's own.
@@ -166,7 +171,7 @@ def varlen_attention(
     return_lse : bool
         Also return the log-sum-exp of the scores.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -196,10 +201,11 @@ def varlen_attention(
     >>> np.array_equal(out[2:5].swapaxes(0, 1), fastattn.scaled_dot_product_attention(*alone))
     True
     """
-    return _core.varlen_attention(
-        query, key, value, cu_seqlens_q, cu_seqlens_k, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes,
-        kv_lengths, out, return_lse, num_threads,
+    options = attention_options(
+        is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap, sinks=sinks,
+        alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse, num_threads=num_threads,
     )  # fmt: skip
+    return _core.varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, options)
 
 
 def attention_weights(
@@ -219,20 +225,22 @@ def attention_weights(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """The weights by which `scaled_dot_product_attention` sums the values, whole: to look at, or to prune a cache by.
+    """Return the full matrix of attention weights, for inspection or cache pruning.
 
     Parameters
     ----------
     query : ndarray, shape (..., Hq, Sq, D)
     key : ndarray, shape (..., Hkv, Sk, D)
-    attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
+    is_causal : bool
+        A query sees the keys up to its own position; by default the last query stands at the last key (bottom right).
+    attn_mask, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
         As in `scaled_dot_product_attention`.
     out : ndarray, shape (..., Hq, Sq, Sk), optional
         Where the result goes: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
         Also return the log-sum-exp of the scores.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -258,13 +266,17 @@ def attention_weights(
     >>> fastattn.attention_weights(query, key, np.array([True, False, True]))
     array([[0.5, 0. , 0.5]])
     """
-    return _core.attention_weights(
-        query, key, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths, out,
-        return_lse, num_threads,
+    options = attention_options(
+        attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+        sinks=sinks, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
+        num_threads=num_threads,
     )  # fmt: skip
+    return _core.attention_weights(query, key, options)
 
 
-def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
+def merge_states(
+    outs: Sequence[NDArray], lses: Sequence[NDArray], *, out: NDArray | None = None, num_threads: int | None = None
+) -> tuple[NDArray, NDArray]:
     """Merge attention over several parts of the keys into attention over all of them.
 
     Parameters
@@ -274,6 +286,10 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     lses : sequence of ndarray, each of shape (..., Sq)
         Their log-sum-exps, from ``return_lse=True``: float64 beside float64, else float32. A part in which a query saw
         no key (-inf) adds nothing to it.
+    out : ndarray, shape (..., Sq, Dv), optional
+        Where the result goes: any writable array of the dtype of `outs`. It may overlap the inputs.
+    num_threads : int, optional
+        Maximum number of threads. Merging takes one: it is done by NumPy.
 
     Returns
     -------
@@ -284,7 +300,7 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     Raises
     ------
     TypeError, ValueError
-        No parts, or parts that do not fit each other.
+        No parts, or parts that do not fit each other. `out` is left unchanged.
 
     Notes
     -----
@@ -302,7 +318,8 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     >>> np.allclose(out, fastattn.scaled_dot_product_attention(query, key, value))
     True
     """
-    outs, lses = _arguments.states(outs, lses)
+    outs, lses, out = _arguments.states(outs, lses, out)
+    _arguments.thread_limit(num_threads)
     lse = np.stack(lses)
     top = lse.max(axis=0)
     shift = np.where(np.isneginf(top), 0, top)
@@ -315,7 +332,10 @@ def merge_states(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDAr
     # A part in which a query saw no key adds nothing, whatever it holds.
     seen = ~np.isneginf(lse)[..., np.newaxis]
     merged = sum(
-        np.multiply(weight, out, where=where, out=np.zeros_like(out, dtype=lse.dtype))
-        for weight, where, out in zip(weights, seen, outs, strict=True)
+        np.multiply(weight, part, where=where, out=np.zeros_like(part, dtype=lse.dtype))
+        for weight, where, part in zip(weights, seen, outs, strict=True)
     )
-    return merged.astype(outs[0].dtype, copy=False), merged_lse
+    if out is None:
+        return merged.astype(outs[0].dtype, copy=False), merged_lse
+    out[...] = merged
+    return out, merged_lse

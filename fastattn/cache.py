@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastattn import _cache_file
 from fastattn._core import cache as _core
 from fastattn._core.cache import OutOfPages
+from fastattn._core.options import attention_options
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +24,7 @@ __all__ = ["KVCache", "OutOfPages", "PagedKVCache"]
 
 
 class KVCache:
-    """Keys and values of a batch of sequences that grow together, each in room of its own.
+    """Keys and values of a batch of sequences that grow together, each in memory of its own.
 
     Parameters
     ----------
@@ -41,8 +42,8 @@ class KVCache:
         of that.
     window : int, optional
         A query sees no more keys than this, the last ones up to its own position: attention's ``window=(W - 1, None)``,
-        which `attend` applies. The room is then a ring of W rows and a quarter more (at least 64), or `max_length` rows
-        if that is less, and the stream may be of any length.
+        which `attend` applies. The memory is then a ring of W rows and a quarter more (at least 64), or `max_length`
+        rows if that is less, and the stream may be of any length.
     value_dim : int, optional
         Size Dv of values; `head_dim` by default.
 
@@ -53,9 +54,8 @@ class KVCache:
 
     Notes
     -----
-    Memory is taken from the system as it is first written to. `append` and `attend` allocate nothing but `attend`'s
-    output, and not even that with `out`. Several threads may attend at once; nothing else may happen to a cache while
-    another thread uses it.
+    Memory is taken from the system as it is first written to. A step allocates only the output of `attend`, and nothing
+    with `out`. Several threads may attend at once; nothing else may happen to a cache while another thread uses it.
 
     Examples
     --------
@@ -93,14 +93,17 @@ class KVCache:
         window: int | None = None,
         value_dim: int | None = None,
     ) -> None:
-        self._store = _core.Fixed(batch, num_kv_heads, max_length, head_dim, dtype, window, value_dim)
+        self._store = _core.Fixed(
+            batch=batch, num_kv_heads=num_kv_heads, max_length=max_length, head_dim=head_dim, dtype=dtype,
+            window=window, value_dim=value_dim,
+        )  # fmt: skip
 
     def append(
         self,
-        k: NDArray,
-        v: NDArray,
+        key: NDArray,
+        value: NDArray,
         *,
-        lengths: int | Sequence[int] | NDArray | None = None,
+        kv_lengths: int | Sequence[int] | NDArray | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,
         interleaved: bool = False,
@@ -111,33 +114,36 @@ class KVCache:
 
         Parameters
         ----------
-        k : ndarray, shape (B, Hkv, S, D)
+        key : ndarray, shape (B, Hkv, S, D)
             float32, float64, float16 or bfloat16 whatever the cache's own dtype, at any strides. Rounded to that, from
             float64 to 16 bits and int8 by way of float32.
-        v : ndarray, shape (B, Hkv, S, Dv)
-        lengths : int, list of int or integer ndarray of shape (B,), optional
-            How many of the S tokens each sequence really has, the first ones; the others are not read.
+        value : ndarray, shape (B, Hkv, S, Dv)
+        kv_lengths : int, list of int or integer ndarray, shape (B,), optional
+            Number of tokens that each sequence really has, the first ones of the S; the others are not read.
         cos, sin : ndarray, shape (positions, R/2), optional
             Turn the keys as `rotary_embedding` does before they are stored, each by the row of its position in the
             sequence. R is at most D.
         interleaved : bool
-            A pair is ``(k[2i], k[2i + 1])``; otherwise it is ``(k[i], k[i + R/2])``.
+            A pair is ``(key[2i], key[2i + 1])``; otherwise it is ``(key[i], key[i + R/2])``.
         rotary_dim : int, optional
             R, where `cos` and `sin` look as if they held each number twice; see `rotary_embedding`.
         num_threads : int, optional
-            At most so many threads; see `set_num_threads`.
+            Maximum number of threads; see `set_num_threads`.
 
         Raises
         ------
         TypeError
             An argument has the wrong type or dtype.
         ValueError
-            A shape or value does not fit, a sequence would exceed `max_length`, k or v are not finite and stored as
-            int8, or too large for another type (65504 in float16), or the cache is mapped read-only.
+            A shape or value does not fit, a sequence would exceed `max_length`, key or value is not finite beside int8
+            or too large for another type (65504 in float16), or the cache is mapped read-only.
         MemoryError
             In all cases the cache is left unchanged.
         """
-        self._store.append(k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads)
+        self._store.append(
+            key, value, kv_lengths=kv_lengths, cos=cos, sin=sin, interleaved=interleaved, rotary_dim=rotary_dim,
+            num_threads=num_threads,
+        )  # fmt: skip
 
     def attend(
         self,
@@ -157,17 +163,19 @@ class KVCache:
     ) -> NDArray | tuple[NDArray, NDArray]:
         """Attend each query to its sequence's keys; by default the last query stands at the last token.
 
-        After an append with `lengths`, as many queries as its arrays had tokens belong to these tokens, padded alike:
-        the first one stands at the first token that was appended.
+        After an append with `kv_lengths`, as many queries as its arrays had tokens belong to these tokens, padded
+        alike: the first one stands at the first token that was appended.
 
         Parameters
         ----------
         query : ndarray, shape (B, Hq, Sq, D)
         attn_mask : ndarray, optional
             Broadcasts to (B, Hq, Sq, longest length). None once a window has moved on.
-        is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
+        is_causal : bool
+            A query sees the keys up to its own position; by default the last query stands at the last key.
+        q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
             As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default or, after an
-            append with `lengths`, the length before it if Sq is its S. A cache with a window of its own takes a
+            append with `kv_lengths`, the length before it if Sq is its S. A cache with a window of its own takes a
             narrower one only.
 
         Returns
@@ -184,10 +192,11 @@ class KVCache:
             where positions matter and `q_offset` must be given: to several queries that may be among the padded tokens
             of an earlier append.
         """
-        return self._store.attend(
-            query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse,
-            num_threads,
+        options = attention_options(
+            attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+            sinks=sinks, alibi_slopes=alibi_slopes, out=out, return_lse=return_lse, num_threads=num_threads,
         )  # fmt: skip
+        return self._store.attend(query, options)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -209,7 +218,7 @@ class KVCache:
 
     @property
     def chunk(self) -> int:
-        """So many tokens can be appended and then attended from in one go, however long the stream is already."""
+        """Number of tokens that can be appended, and then attended from, at a time, however long the stream is."""
         return self._store.chunk
 
     @property
@@ -326,7 +335,10 @@ class PagedKVCache:
         dtype: DTypeLike = "float32",
         value_dim: int | None = None,
     ) -> None:
-        self._store = _core.Paged(num_pages, page_size, num_kv_heads, head_dim, dtype, value_dim)
+        self._store = _core.Paged(
+            num_pages=num_pages, page_size=page_size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype,
+            value_dim=value_dim,
+        )  # fmt: skip
 
     def allocate(self) -> int:
         """Begin an empty sequence, and return its id, which no other will ever have."""
@@ -347,10 +359,10 @@ class PagedKVCache:
     def append(
         self,
         ids: Sequence[int] | NDArray,
-        k: NDArray,
-        v: NDArray,
+        key: NDArray,
+        value: NDArray,
         *,
-        lengths: int | Sequence[int] | NDArray | None = None,
+        kv_lengths: int | Sequence[int] | NDArray | None = None,
         cos: NDArray | None = None,
         sin: NDArray | None = None,
         interleaved: bool = False,
@@ -363,9 +375,9 @@ class PagedKVCache:
         ----------
         ids : list of int, or integer ndarray
             The N sequences, each once.
-        k : ndarray, shape (N, Hkv, S, D)
-        v : ndarray, shape (N, Hkv, S, Dv)
-        lengths, cos, sin, interleaved, rotary_dim, num_threads
+        key : ndarray, shape (N, Hkv, S, D)
+        value : ndarray, shape (N, Hkv, S, Dv)
+        kv_lengths, cos, sin, interleaved, rotary_dim, num_threads
             As in `KVCache.append`.
 
         Raises
@@ -376,7 +388,10 @@ class PagedKVCache:
             As `KVCache.append`; ValueError for an id that is unknown or was freed. In all cases the cache is left
             unchanged.
         """
-        self._store.append(ids, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads)
+        self._store.append(
+            ids, key, value, kv_lengths=kv_lengths, cos=cos, sin=sin, interleaved=interleaved, rotary_dim=rotary_dim,
+            num_threads=num_threads,
+        )  # fmt: skip
 
     def attend(
         self,
@@ -417,10 +432,11 @@ class PagedKVCache:
         TypeError, ValueError
             As `scaled_dot_product_attention`; ValueError for an id that is unknown or was freed.
         """
-        return self._store.attend(
-            ids, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse,
-            num_threads,
+        options = attention_options(
+            attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
+            sinks=sinks, alibi_slopes=alibi_slopes, out=out, return_lse=return_lse, num_threads=num_threads,
         )  # fmt: skip
+        return self._store.attend(ids, query, options)
 
     @property
     def lengths(self) -> dict[int, int]:

@@ -27,26 +27,26 @@ def linear(
 
     Parameters
     ----------
-    x : (..., K) ndarray
+    x : ndarray, shape (..., K)
         float32, float64, float16 or bfloat16, any strides.
-    weight : (N, K) ndarray, or (values, scales)
+    weight : ndarray, shape (N, K), or (values, scales)
         A row for each output, as PyTorch stores it; of the type that x is computed in (float32, or float64 for float64)
         or a narrower one. Or a pair: int8 values (N, K) and float32 scales (N,), where row n stands for
         ``scales[n] * values[n]``; `fastattn.nn.quantize` makes one.
-    bias : (N,) ndarray, optional
+    bias : ndarray, shape (N,), optional
         Of a type as for `weight`.
     activation : None, "gelu", "gelu_tanh", "relu" or "silu"
         "gelu" is exact (by the error function), "gelu_tanh" its approximation by tanh.
-    residual : (..., N) ndarray, optional
+    residual : ndarray, shape (..., N), optional
         Added last; of x's dtype.
-    out : (..., N) ndarray, optional
+    out : ndarray, shape (..., N), optional
         Where the result goes: a writable array of x's dtype; ``out=residual`` works in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
-    (..., N) ndarray
+    ndarray, shape (..., N)
         Of x's dtype and memory order. A row's bits do not depend on what other rows there are.
 
     Raises
@@ -54,7 +54,7 @@ def linear(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape does not fit, or the activation is not known. In both cases `out` is as it was.
+        A shape does not fit, or the activation is not known. In both cases `out` is left unchanged.
 
     Notes
     -----

@@ -35,7 +35,7 @@ def layer_norm(
     out : ndarray, shape (..., D), optional
         Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def layer_norm(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is as it was.
+        A shape or value does not fit. In both cases `out` is left unchanged.
 
     Notes
     -----
@@ -84,7 +84,7 @@ def rms_norm(
     out : ndarray, shape (..., D), optional
         Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def rms_norm(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is as it was.
+        A shape or value does not fit. In both cases `out` is left unchanged.
 
     Notes
     -----
@@ -137,7 +137,7 @@ def add_layer_norm(
     out : pair of ndarray, each of shape (..., D), optional
         Where the two results go; either may be None. ``out=(None, residual)`` updates the residual in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def add_layer_norm(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is as it was.
+        A shape or value does not fit. In both cases `out` is left unchanged.
 
     Notes
     -----
@@ -192,7 +192,7 @@ def add_rms_norm(
     out : pair of ndarray, each of shape (..., D), optional
         Where the two results go; either may be None. ``out=(None, residual)`` updates the residual in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -206,7 +206,7 @@ def add_rms_norm(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is as it was.
+        A shape or value does not fit. In both cases `out` is left unchanged.
 
     Notes
     -----

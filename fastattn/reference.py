@@ -44,11 +44,11 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_ls
 
     Parameters
     ----------
-    query : (..., Hq, Sq, D) array
+    query : array, shape (..., Hq, Sq, D)
         A 2-D array (Sq, D) has one head and no axis for it; so has the result where all three are 2-D.
-    key : (..., Hkv, Sk, D) array
+    key : array, shape (..., Hkv, Sk, D)
         Hq is a multiple of Hkv: query head h reads kv head ``h // (Hq // Hkv)``. Leading axes broadcast.
-    value : (..., Hkv, Sk, Dv) array
+    value : array, shape (..., Hkv, Sk, Dv)
     attn_mask : array that broadcasts to (..., Hq, Sq, Sk), optional
         bool: True lets the query attend to the key. Float: added to the score, and -inf excludes the key.
     return_lse : bool
@@ -59,9 +59,9 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_ls
 
     Returns
     -------
-    out : (..., Hq, Sq, Dv) array
+    out : array, shape (..., Hq, Sq, Dv)
         Zero for a query that sees no key.
-    lse : (..., Hq, Sq) array, only with ``return_lse``
+    lse : array, shape (..., Hq, Sq), only with ``return_lse``
         -inf for a query that sees no key; with a sink, the sink's logit.
 
     Examples
@@ -93,8 +93,8 @@ def attention_weights(query, key, attn_mask=None, *, return_lse=False, **options
 
     Parameters
     ----------
-    query : (..., Hq, Sq, D) array
-    key : (..., Hkv, Sk, D) array
+    query : array, shape (..., Hq, Sq, D)
+    key : array, shape (..., Hkv, Sk, D)
     attn_mask : array that broadcasts to (..., Hq, Sq, Sk), optional
     return_lse : bool
     is_causal : bool
@@ -108,18 +108,18 @@ def attention_weights(query, key, attn_mask=None, *, return_lse=False, **options
         Factor of the scores, 1/sqrt(D) by default.
     softcap : float, optional
         Scaled scores s become ``softcap * tanh(s / softcap)``.
-    sinks : (Hq,) array, optional
+    sinks : array, shape (Hq,), optional
         A logit for each head that takes its share of the softmax and has no value.
-    alibi_slopes : (Hq,) array, or (..., Hq) with the leading axes, optional
+    alibi_slopes : array, shape (Hq,), or (..., Hq) with the leading axes, optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
     kv_lengths : int or integer array that broadcasts to the leading axes, optional
         Only the first so many keys of a sequence exist.
 
     Returns
     -------
-    weights : (..., Hq, Sq, Sk) array
+    weights : array, shape (..., Hq, Sq, Sk)
         Rows sum to 1, to less with a sink, and to 0 where a query sees no key.
-    lse : (..., Hq, Sq) array, only with ``return_lse``
+    lse : array, shape (..., Hq, Sq), only with ``return_lse``
 
     Examples
     --------
@@ -212,12 +212,12 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_ls
 
     Parameters
     ----------
-    query : (Tq, Hq, D) array
+    query : array, shape (Tq, Hq, D)
         Sequence n is ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
-    key : (Tk, Hkv, D) array
-    value : (Tk, Hkv, Dv) array
+    key : array, shape (Tk, Hkv, D)
+    value : array, shape (Tk, Hkv, Dv)
         Likewise, by `cu_seqlens_k`.
-    cu_seqlens_q, cu_seqlens_k : (N + 1,) integer arrays
+    cu_seqlens_q, cu_seqlens_k : integer array, shape (N + 1,)
         From 0 to Tq, and from 0 to Tk, never decreasing.
     return_lse : bool
     **options
@@ -226,8 +226,8 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_ls
 
     Returns
     -------
-    out : (Tq, Hq, Dv) array
-    lse : (Tq, Hq) array, only with ``return_lse``
+    out : array, shape (Tq, Hq, Dv)
+    lse : array, shape (Tq, Hq), only with ``return_lse``
 
     Examples
     --------
@@ -299,8 +299,8 @@ def merge_states(outs, lses):
 
     Returns
     -------
-    out : (..., Sq, Dv) array
-    lse : (..., Sq) array
+    out : array, shape (..., Sq, Dv)
+    lse : array, shape (..., Sq)
 
     Examples
     --------
@@ -409,14 +409,14 @@ def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
 
     Parameters
     ----------
-    x : (..., N) array
-    weight, bias : (N,) arrays, optional
+    x : array, shape (..., N)
+    weight, bias : array, shape (N,), optional
     eps : float
         Added to the variance, which is the mean square (not divided by N - 1).
 
     Returns
     -------
-    (..., N) array
+    array, shape (..., N)
 
     Examples
     --------
@@ -436,14 +436,14 @@ def rms_norm(x, weight=None, *, eps=1e-6):
 
     Parameters
     ----------
-    x : (..., N) array
-    weight : (N,) array, optional
+    x : array, shape (..., N)
+    weight : array, shape (N,), optional
     eps : float
         Added to the mean square.
 
     Returns
     -------
-    (..., N) array
+    array, shape (..., N)
 
     Examples
     --------
@@ -462,15 +462,15 @@ def add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5):
 
     Parameters
     ----------
-    x, residual : (..., N) arrays of one shape
-    weight, bias : (N,) arrays, optional
+    x, residual : array, shape (..., N)
+    weight, bias : array, shape (N,), optional
     eps : float
 
     Returns
     -------
-    y : (..., N) array
+    y : array, shape (..., N)
         ``layer_norm(x + residual, weight, bias, eps=eps)``
-    sum : (..., N) array
+    sum : array, shape (..., N)
         ``x + residual``
 
     Examples
@@ -489,15 +489,15 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
 
     Parameters
     ----------
-    x, residual : (..., N) arrays of one shape
-    weight : (N,) array, optional
+    x, residual : array, shape (..., N)
+    weight : array, shape (N,), optional
     eps : float
 
     Returns
     -------
-    y : (..., N) array
+    y : array, shape (..., N)
         ``rms_norm(x + residual, weight, eps=eps)``
-    sum : (..., N) array
+    sum : array, shape (..., N)
         ``x + residual``
 
     Examples
@@ -534,16 +534,16 @@ def linear(x, weight, bias=None, *, activation=None, residual=None):
 
     Parameters
     ----------
-    x : (..., K) array
-    weight : (N, K) array, or a pair of it and (N,) scales
+    x : array, shape (..., K)
+    weight : array, shape (N, K), or a pair of it and (N,) scales
         With scales, row n stands for ``scales[n] * weight[n]``.
-    bias : (N,) array, optional
+    bias : array, shape (N,), optional
     activation : None, "gelu", "gelu_tanh", "relu" or "silu"
-    residual : (..., N) array, optional
+    residual : array, shape (..., N), optional
 
     Returns
     -------
-    (..., N) array
+    array, shape (..., N)
 
     Examples
     --------
@@ -599,9 +599,9 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False, rotary_d
 
     Parameters
     ----------
-    x : (..., H, S, D) array
+    x : array, shape (..., H, S, D)
         A 2-D array (S, D) has no axis for heads.
-    cos, sin : (P, R/2) arrays, or (..., S, R/2) without `positions`
+    cos, sin : array, shape (P, R/2), or (..., S, R/2) without `positions`
         Cosine and sine of the angle for each position and pair. R, the rotary size, is at most D; components from R
         on stay as they are.
     positions : integer array that broadcasts to (..., S), optional

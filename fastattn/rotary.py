@@ -45,7 +45,7 @@ def rotary_embedding(
     out : ndarray, shape of x, optional
         Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def rotary_embedding(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is as it was.
+        A shape or value does not fit. In both cases `out` is left unchanged.
 
     Notes
     -----

@@ -34,7 +34,7 @@ def softmax(
     out : ndarray, optional
         Where the result goes: a writable array of x's shape and dtype; ``out=x`` works in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def softmax(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape does not fit or the axis does not exist. In both cases `out` is as it was.
+        A shape does not fit or the axis does not exist. In both cases `out` is left unchanged.
 
     Notes
     -----
@@ -86,7 +86,7 @@ def log_softmax(
     out : ndarray, optional
         Where the result goes: a writable array of x's shape and dtype; ``out=x`` works in place.
     num_threads : int, optional
-        At most so many threads; see `set_num_threads`.
+        Maximum number of threads; see `set_num_threads`.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def log_softmax(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape does not fit or the axis does not exist. In both cases `out` is as it was.
+        A shape does not fit or the axis does not exist. In both cases `out` is left unchanged.
 
     Notes
     -----

@@ -2,8 +2,10 @@
 
 targets         which kernels this machine runs, and their tables
 threads         how many threads a call gets
-strides         leading axes of strided arrays (inline)
-attention, softmax, normalization
-                one operation family each: judge the arguments, cut the call into items, run them
+strides, costs  leading axes of strided arrays, the costs of all operations (both inline)
+options, plan, attention
+                attention: its options in one object, its items and parts, the boundary to NumPy
+softmax, normalization, rotary, linear, cache
+                one operation family each: check the arguments, cut the call into items, run them
 probe           what the machine can do at best
 """

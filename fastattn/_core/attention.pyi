@@ -2,76 +2,17 @@ from collections.abc import Sequence
 
 from numpy.typing import NDArray
 
+from fastattn._core.options import Options
+
 def scaled_dot_product_attention(
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    attn_mask: NDArray | None,
-    is_causal: bool,
-    q_offset: int | Sequence[int] | NDArray | None,
-    window: tuple[int | None, int | None] | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: NDArray | None,
-    alibi_slopes: NDArray | None,
-    kv_lengths: int | Sequence[int] | NDArray | None,
-    out: NDArray | None,
-    return_lse: bool,
-    num_threads: int | None,
+    query: NDArray, key: NDArray, value: NDArray, options: Options
 ) -> NDArray | tuple[NDArray, NDArray]: ...
-def attention_weights(
-    query: NDArray,
-    key: NDArray,
-    attn_mask: NDArray | None,
-    is_causal: bool,
-    q_offset: int | Sequence[int] | NDArray | None,
-    window: tuple[int | None, int | None] | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: NDArray | None,
-    alibi_slopes: NDArray | None,
-    kv_lengths: int | Sequence[int] | NDArray | None,
-    out: NDArray | None,
-    return_lse: bool,
-    num_threads: int | None,
-) -> NDArray | tuple[NDArray, NDArray]: ...
+def attention_weights(query: NDArray, key: NDArray, options: Options) -> NDArray | tuple[NDArray, NDArray]: ...
 def varlen_attention(
     query: NDArray,
     key: NDArray,
     value: NDArray,
     cu_seqlens_q: Sequence[int] | NDArray,
     cu_seqlens_k: Sequence[int] | NDArray,
-    is_causal: bool,
-    q_offset: int | Sequence[int] | NDArray | None,
-    window: tuple[int | None, int | None] | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: NDArray | None,
-    alibi_slopes: NDArray | None,
-    kv_lengths: int | Sequence[int] | NDArray | None,
-    out: NDArray | None,
-    return_lse: bool,
-    num_threads: int | None,
+    options: Options,
 ) -> NDArray | tuple[NDArray, NDArray]: ...
-def attend_pages(
-    query: NDArray,
-    key_pages: NDArray,
-    value_pages: NDArray,
-    key_scales: NDArray | None,
-    value_scales: NDArray | None,
-    block_tables: NDArray,
-    first_keys: NDArray | None,
-    lengths: NDArray,
-    attn_mask: NDArray | None,
-    is_causal: bool,
-    q_offset: int | Sequence[int] | NDArray | None,
-    window: tuple[int | None, int | None] | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: NDArray | None,
-    alibi_slopes: NDArray | None,
-    out: NDArray | None,
-    return_lse: bool,
-    num_threads: int | None,
-) -> NDArray | tuple[NDArray, NDArray]: ...
-def assume_wave(size: int) -> int: ...

@@ -3,6 +3,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastattn._core.options import Options
+
 class OutOfPages(MemoryError): ...
 
 class Store:
@@ -27,6 +29,7 @@ class Fixed(Store):
     lengths: NDArray
     def __init__(
         self,
+        *,
         batch: int,
         num_kv_heads: int,
         max_length: int,
@@ -38,30 +41,17 @@ class Fixed(Store):
     ) -> None: ...
     def append(
         self,
-        k: NDArray,
-        v: NDArray,
-        lengths: int | Sequence[int] | NDArray | None,
+        key: NDArray,
+        value: NDArray,
+        *,
+        kv_lengths: int | Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,
         rotary_dim: int | None,
         num_threads: int | None,
     ) -> None: ...
-    def attend(
-        self,
-        query: NDArray,
-        attn_mask: NDArray | None,
-        is_causal: bool,
-        q_offset: int | Sequence[int] | NDArray | None,
-        window: tuple[int | None, int | None] | None,
-        scale: float | None,
-        softcap: float | None,
-        sinks: NDArray | None,
-        alibi_slopes: NDArray | None,
-        out: NDArray | None,
-        return_lse: bool,
-        num_threads: int | None,
-    ) -> NDArray | tuple[NDArray, NDArray]: ...
+    def attend(self, query: NDArray, options: Options) -> NDArray | tuple[NDArray, NDArray]: ...
     def view(self, name: str, values: bool) -> NDArray: ...
     def reset(self) -> None: ...
     def truncate(self, length: int | Sequence[int] | NDArray) -> None: ...
@@ -74,6 +64,7 @@ class Paged(Store):
     lengths: dict[int, int]
     def __init__(
         self,
+        *,
         num_pages: int,
         page_size: int,
         num_kv_heads: int,
@@ -90,9 +81,10 @@ class Paged(Store):
     def append(
         self,
         ids: Sequence[int] | NDArray,
-        k: NDArray,
-        v: NDArray,
-        lengths: int | Sequence[int] | NDArray | None,
+        key: NDArray,
+        value: NDArray,
+        *,
+        kv_lengths: int | Sequence[int] | NDArray | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,
@@ -100,18 +92,5 @@ class Paged(Store):
         num_threads: int | None,
     ) -> None: ...
     def attend(
-        self,
-        ids: Sequence[int] | NDArray,
-        query: NDArray,
-        attn_mask: NDArray | None,
-        is_causal: bool,
-        q_offset: int | Sequence[int] | NDArray | None,
-        window: tuple[int | None, int | None] | None,
-        scale: float | None,
-        softcap: float | None,
-        sinks: NDArray | None,
-        alibi_slopes: NDArray | None,
-        out: NDArray | None,
-        return_lse: bool,
-        num_threads: int | None,
+        self, ids: Sequence[int] | NDArray, query: NDArray, options: Options
     ) -> NDArray | tuple[NDArray, NDArray]: ...

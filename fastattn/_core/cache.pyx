@@ -13,19 +13,23 @@ import math
 
 import numpy as np
 
+from fastattn import _dtypes
+
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy
 
 from fastattn cimport _arguments as arguments
 from fastattn._arguments cimport element_stride, stride
+from fastattn._core cimport costs
+from fastattn._core.attention cimport Pages, attend_pages
+from fastattn._core.options cimport FARTHEST, Options
 from fastattn._core.targets cimport (
     FA_BF16, FA_F16, FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_size_of, fa_type, kernels_of,
     scratch as scratch_memory,
 )
 from fastattn._core.threads cimport run, threads_for
 
-from fastattn._core.attention import attend_pages
 
 np.import_array()
 
@@ -34,11 +38,8 @@ ctypedef np.npy_int64 int64
 cdef enum:
     KEYS, VALUES
     ASIDE = -1             # a place beside the pages
-    ITEM_ELEMENTS = 16384  # 3 to 6 microseconds of work
     SLACK = 64             # rows of a ring beyond its window, at least
 
-cdef ptrdiff_t FARTHEST = 1 << 48  # tokens of a sequence, at most
-cdef double ELEMENTS = 4.0  # a core's per nanosecond, for the choice of the number of threads
 
 
 class OutOfPages(MemoryError):
@@ -62,7 +63,7 @@ cdef struct Side:  # the keys of a call, or its values
     fa_cache_rows rows
     const char *x
     ptrdiff_t x_sequence, x_head
-    char *pages                # NULL: the rows are only judged
+    char *pages                # NULL: the rows are only checked
     float *scales
     bint refused               # a row has no finite scale, or a number that would become infinite
 
@@ -186,16 +187,15 @@ def could_be(padding, lengths):
     return bool(((begin <= end) & (end <= lengths) & last).all())
 
 
-cdef object offsets_of(
-    query, q_offset, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring, is_causal, window,
-    alibi_slopes,
-):
-    """q_offset or, where it is None and the last queries do not stand at the last tokens, where the first ones stand.
+cdef int stand(
+    Options options, query, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring
+) except -1:
+    """Say where the first queries stand, unless the caller does, or the last ones stand at the last tokens.
 
     ValueError where that is not known and makes a difference.
     """
-    if q_offset is not None or not isinstance(query, np.ndarray) or query.ndim != 4:
-        return q_offset
+    if options.q_offset is not None or not isinstance(query, np.ndarray) or query.ndim != 4:
+        return 0
     cdef np.ndarray offsets = None
     cdef ptrdiff_t queries = (<np.ndarray>query).shape[2]
     cdef ptrdiff_t sequences = padding.shape[0] if slots is None else slots.shape[0], n, slot
@@ -208,30 +208,22 @@ cdef object offsets_of(
                 offsets = (lengths if slots is None else lengths[slots]) - queries
             integers(offsets)[n] = p.begin
         elif p.end and 1 < queries and integers(lengths)[slot] - p.end < queries:
-            if ring or depends_on_positions(is_causal, window, alibi_slopes):
+            if ring or options.depends_on_positions():
                 raise ValueError(
                     f"q_offset must say where {queries} queries stand in sequence {n}, which an append gave fewer "
-                    f"tokens than its arrays had (lengths): as many queries as these had, right after it, are known to "
+                    f"tokens than its arrays had (kv_lengths): as many queries as these had, right after it, are known to "
                     f"be theirs, got None"
                 )
-    return offsets
-
-
-cdef bint depends_on_positions(is_causal, window, alibi_slopes) except -1:
-    cdef ptrdiff_t left = FARTHEST, right = FARTHEST
-    arguments.attention_window("window", window, &left, &right)
-    if arguments.flag("is_causal", is_causal) or alibi_slopes is not None:
-        return True
-    return left != FARTHEST or right != FARTHEST
+    options.q_offset = offsets
+    return 0
 
 
 # --- the pools ---
 
-cdef class Store:
+cdef class Store(Pages):
     """Pages of keys and values, and the storing of rows in them."""
 
     cdef readonly object dtype
-    cdef readonly np.ndarray key_pages, value_pages, key_scales, value_scales
     cdef readonly ptrdiff_t pages, kv_heads, page_size, head_dim, value_dim
     cdef fa_type stored
 
@@ -321,7 +313,7 @@ cdef class Store:
         rows.sin_row, rows.sin_element = stride(s, 2), element_stride(s)
         return 0
 
-    cdef int judge(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
+    cdef int check_rows(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
         """Whether all rows can be stored. Nothing is written."""
         cdef fa_cache_rows *keys = &p.sides[KEYS].rows
         cdef fa_cache_rows *values = &p.sides[VALUES].rows
@@ -334,13 +326,13 @@ cdef class Store:
         cdef int which
         for which in range(2):
             if p.sides[which].refused:
-                name = "v" if which else "k"
+                name = "value" if which else "key"
                 if self.stored == FA_I8:
                     raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
-                largest, wider = WIDER[self.dtype.name]
+                row = _dtypes.BY_NAME[self.dtype.name]
                 raise ValueError(
-                    f"{name} must not exceed {largest} to be stored as {self.dtype}, got a larger number, which would "
-                    f"become infinite: make the cache with dtype={wider}"
+                    f"{name} must not exceed {row.largest:g} to be stored as {self.dtype}, got a larger number, which "
+                    f"would become infinite: make the cache with dtype={row.wider}"
                 )
         return 0
 
@@ -363,7 +355,7 @@ cdef class Store:
         if p.ring:
             tokens = min(tokens, p.page_size)
         with nogil:
-            p.item_tokens = max(1, ITEM_ELEMENTS // elements)
+            p.item_tokens = max(1, costs.ITEM_ELEMENTS // elements)
             p.blocks = (tokens + p.item_tokens - 1) // p.item_tokens
             items = sequences * p.kv_heads * p.blocks
             scratch = max(
@@ -372,20 +364,12 @@ cdef class Store:
             ready = scratch_memory(scratch) != NULL
             if ready and not run(
                 run_item, p, items,
-                threads_for(asked, items, <double>sequences * p.kv_heads * tokens * elements / ELEMENTS), scratch,
+                threads_for(asked, items, <double>sequences * p.kv_heads * tokens * elements / costs.CACHE_ELEMENTS), scratch,
             ):
                 run(run_item, p, items, 1, scratch)
         if not ready:
             raise MemoryError("no scratch memory for the cache")
         return 0
-
-
-# What a type holds, and those that hold more.
-cdef dict WIDER = {
-    "float16": ("65504", "'bfloat16' or 'float32' (or 'float64' beyond 3.4e38)"),
-    "bfloat16": ("3.39e38", "'float32' (or 'float64' beyond 3.4e38)"),
-    "float32": ("3.4e38", "'float64'"),
-}
 
 
 cdef bint may_refuse(const fa_cache_rows *rows) noexcept:
@@ -397,15 +381,15 @@ cdef bint may_refuse(const fa_cache_rows *rows) noexcept:
     return rows.stored == FA_I8
 
 
-cdef np.ndarray new_counts(lengths, np.ndarray counts, ptrdiff_t tokens):
-    """New tokens of each sequence: all, or as many as `lengths` says."""
+cdef np.ndarray new_counts(kv_lengths, np.ndarray counts, ptrdiff_t tokens):
+    """New tokens of each sequence: all, or as many as `kv_lengths` says."""
     cdef np.npy_intp sequences = counts.shape[0]
-    cdef np.ndarray given = arguments.per_sequence("lengths", lengths, 1, &sequences)
+    cdef np.ndarray given = arguments.per_sequence("kv_lengths", kv_lengths, 1, &sequences)
     cdef ptrdiff_t n, count
     for n in range(sequences):
         count = tokens if given is None else integers(given)[n if given.ndim else 0]
         if not 0 <= count <= tokens:
-            raise ValueError(f"lengths must lie between 0 and the number of k's tokens, {tokens}, got {count}")
+            raise ValueError(f"kv_lengths must lie between 0 and the number of key's tokens, {tokens}, got {count}")
         integers(counts)[n] = count
     return counts
 
@@ -424,7 +408,7 @@ cdef class Fixed(Store):
     cdef np.ndarray firsts                        # of a ring: the first position that is still there
     cdef np.ndarray bases, seen_firsts, seen_lengths  # likewise, as attention is told
 
-    def __init__(self, batch, num_kv_heads, max_length, head_dim, dtype, window, value_dim, pools=None):
+    def __init__(self, *, batch, num_kv_heads, max_length, head_dim, dtype, window, value_dim, pools=None):
         self.batch = arguments.at_least_one("batch", batch)
         self.max_length = arguments.at_least_one("max_length", max_length)
         self.window = 0 if window is None else arguments.at_least_one("window", window)
@@ -462,12 +446,12 @@ cdef class Fixed(Store):
             integers(self.seen_firsts)[n] = integers(self.firsts)[n] - base
             integers(self.seen_lengths)[n] = integers(self.held_lengths)[n] - base
 
-    def append(self, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads):
-        cdef np.ndarray a = arguments.cache_rows("k", k, self.batch, self.kv_heads, -1, self.head_dim)
-        cdef np.ndarray b = arguments.cache_rows("v", v, self.batch, self.kv_heads, a.shape[2], self.value_dim)
+    def append(self, key, value, *, kv_lengths, cos, sin, interleaved, rotary_dim, num_threads):
+        cdef np.ndarray a = arguments.cache_rows("key", key, self.batch, self.kv_heads, -1, self.head_dim)
+        cdef np.ndarray b = arguments.cache_rows("value", value, self.batch, self.kv_heads, a.shape[2], self.value_dim)
         cdef int asked = arguments.thread_limit(num_threads)
         cdef int64 *old = integers(self.held_lengths)
-        cdef const int64 *new = integers(new_counts(lengths, self.counts, a.shape[2]))
+        cdef const int64 *new = integers(new_counts(kv_lengths, self.counts, a.shape[2]))
         cdef ptrdiff_t n, most = 0, end = 0, longest = FARTHEST if self.window else self.max_length
         cdef bint overwrites = False
         cdef Plan p
@@ -476,7 +460,7 @@ cdef class Fixed(Store):
             if old[n] + new[n] > longest:
                 of = "tokens that a stream may have" if self.window else "max_length"
                 raise ValueError(
-                    f"k must hold at most {longest - old[n]} tokens for sequence {n}, which has {old[n]} of {of} "
+                    f"key must hold at most {longest - old[n]} tokens for sequence {n}, which has {old[n]} of {of} "
                     f"{longest}, got {new[n]}"
                 )
             if self.window and old[n]:
@@ -489,7 +473,7 @@ cdef class Fixed(Store):
         p.slots, p.tables, p.table_row = NULL, integers(self.tables), self.tables.shape[1]
         p.lengths, p.counts, p.ring = old, new, self.window != 0
         if overwrites:  # otherwise what is written before a refusal lies beyond the sequences' ends
-            self.judge(&p, self.batch, most, asked)
+            self.check_rows(&p, self.batch, most, asked)
         self.store(&p, self.batch, most, asked)
         self.must_be_stored(&p)
         for n in range(self.batch):
@@ -499,31 +483,24 @@ cdef class Fixed(Store):
                 integers(self.firsts)[n] = max(integers(self.firsts)[n], old[n] - self.page_size)
         self.rebase()
 
-    def attend(self, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
-               return_lse, num_threads):
-        q_offset = offsets_of(
-            query, q_offset, self.held_lengths, self.padding, None, self.window != 0, is_causal, window, alibi_slopes
-        )
+    def attend(self, query, Options options not None):
+        stand(options, query, self.held_lengths, self.padding, None, self.window != 0)
         if self.window:
-            window, q_offset = self.seen_through(query, window, q_offset, attn_mask)
-        return attend_pages(
-            query, self.key_pages, self.value_pages, self.key_scales, self.value_scales, self.tables, self.seen_firsts,
-            self.seen_lengths, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
-            return_lse, num_threads,
-        )
+            self.see_through_window(options, query)
+        return attend_pages(query, self, self.tables, self.seen_firsts, self.seen_lengths, options)
 
-    cdef tuple seen_through(self, query, window, q_offset, attn_mask):
-        """(window, q_offset) for attention to a ring: the cache's own window applies, positions are rebased."""
+    cdef int see_through_window(self, Options options, query) except -1:
+        """Let the cache's own window apply, and rebase positions, for attention to a ring."""
         cdef np.ndarray q = arguments.real_array("query", query)
         cdef np.npy_intp[4] shape
-        cdef ptrdiff_t left = FARTHEST, right = FARTHEST, n, first, offset, given = 0
+        cdef ptrdiff_t n, first, offset, given = 0
         cdef np.npy_intp batch = self.batch
-        cdef np.ndarray offsets = arguments.per_sequence("q_offset", q_offset, 1, &batch), seen = None
+        cdef np.ndarray offsets = arguments.per_sequence("q_offset", options.q_offset, 1, &batch), seen = None
         arguments.cached_shape(q, self.key_pages, self.value_pages, batch, shape)
-        arguments.attention_window("window", window, &left, &right)
-        if window is not None and window[0] is not None and left >= self.window:
-            raise ValueError(f"window must reach back less than the cache's own, {self.window}, got {window[0]}")
-        left = min(left, self.window - 1)
+        if options.left >= self.window:
+            raise ValueError(f"window must reach back less than the cache's own, {self.window}, got {options.left}")
+        if options.left < 0:
+            options.left = self.window - 1
         if offsets is not None:
             seen = np.PyArray_EMPTY(1, &batch, np.NPY_INT64, 0)
         for n in range(self.batch):
@@ -536,15 +513,16 @@ cdef class Fixed(Store):
                 integers(seen)[n] = offset - integers(self.bases)[n]
             if first == 0:
                 continue
-            if attn_mask is not None:
+            if options.attn_mask is not None:
                 raise ValueError("attn_mask must be None once the window has moved on, got an array")
-            if q.shape[2] and offset - left < first:
+            if q.shape[2] and offset - options.left < first:
                 raise ValueError(
-                    f"query must stand at position {first + left} or later in sequence {n}, whose keys before {first} "
+                    f"query must stand at position {first + options.left} or later in sequence {n}, whose keys before {first} "
                     f"are gone, got {offset if offsets is None else given}; append and attend to at most {self.chunk} "
                     f"tokens at a time"
                 )
-        return (left, None if right == FARTHEST else right), seen
+        options.q_offset = seen
+        return 0
 
     def view(self, str name, values):
         """The keys or values as they lie, (batch, kv heads, tokens of the longest sequence, size)."""
@@ -716,7 +694,7 @@ cdef class Paged(Store):
     cdef readonly ptrdiff_t free_pages
     cdef Batch spare
 
-    def __init__(self, num_pages, page_size, num_kv_heads, head_dim, dtype, value_dim, pools=None):
+    def __init__(self, *, num_pages, page_size, num_kv_heads, head_dim, dtype, value_dim, pools=None):
         arguments.at_least_one("num_pages", num_pages)
         arguments.at_least_one("page_size", page_size)
         self.make(num_pages, num_kv_heads, page_size, head_dim, dtype, value_dim, pools)
@@ -913,14 +891,14 @@ cdef class Paged(Store):
 
     # Tokens
 
-    def append(self, ids, k, v, lengths, cos, sin, interleaved, rotary_dim, num_threads):
+    def append(self, ids, key, value, *, kv_lengths, cos, sin, interleaved, rotary_dim, num_threads):
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t count = batch.slots.shape[0], n, most = 0, end = 0
-        cdef np.ndarray a = arguments.cache_rows("k", k, count, self.kv_heads, -1, self.head_dim)
-        cdef np.ndarray b = arguments.cache_rows("v", v, count, self.kv_heads, a.shape[2], self.value_dim)
+        cdef np.ndarray a = arguments.cache_rows("key", key, count, self.kv_heads, -1, self.head_dim)
+        cdef np.ndarray b = arguments.cache_rows("value", value, count, self.kv_heads, a.shape[2], self.value_dim)
         cdef int asked = arguments.thread_limit(num_threads)
         cdef const int64 *slots = integers(batch.slots)
-        cdef const int64 *new = integers(new_counts(lengths, batch.counts, a.shape[2]))
+        cdef const int64 *new = integers(new_counts(kv_lengths, batch.counts, a.shape[2]))
         cdef Plan p
         if len(set(ids)) != count:
             raise ValueError(f"ids must name each sequence once, got {list(ids)}")
@@ -952,24 +930,17 @@ cdef class Paged(Store):
             width *= 2
         return width
 
-    def attend(self, ids, query, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
-               return_lse, num_threads):
+    def attend(self, ids, query, Options options not None):
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t n, slot
-        q_offset = offsets_of(
-            query, q_offset, self.held_lengths, self.padding, batch.slots, False, is_causal, window, alibi_slopes
-        )
+        stand(options, query, self.held_lengths, self.padding, batch.slots, False)
         for n in range(batch.slots.shape[0]):
             slot = integers(batch.slots)[n]
             integers(batch.lengths)[n] = integers(self.held_lengths)[slot]
             memcpy(
                 integers(batch.tables) + n * batch.tables.shape[1], self.table(slot), self.blocks(slot) * sizeof(int64)
             )
-        result = attend_pages(
-            query, self.key_pages, self.value_pages, self.key_scales, self.value_scales, batch.tables, None,
-            batch.lengths, attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out,
-            return_lse, num_threads,
-        )
+        result = attend_pages(query, self, batch.tables, None, batch.lengths, options)
         self.spare = batch
         return result
 

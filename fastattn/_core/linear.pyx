@@ -4,7 +4,7 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._core cimport strides
+from fastattn._core cimport costs, strides
 from fastattn._core.targets cimport (
     FA_BF16,
     FA_F32,
@@ -22,21 +22,11 @@ from fastattn._core.threads cimport item_before, run, threads_for
 np.import_array()
 
 cdef enum:
-    X, OUT, RESIDUAL          # rows of Axes.stride
-    MOST_ROWS = 512           # FA_MOST_ROWS, which C does not take for a constant here
-    PANEL = 512 << 10         # bytes of an item's rows: a quarter or half of a core's L2, the rest is for the weight
-    ITEMS_A_THREAD = 4        # at least, so that no thread waits long for another one
-    LEAST_FEATURES = 64       # of an item, whose rows of x may have to be brought into the lanes for it
+    X, OUT, RESIDUAL  # rows of Axes.stride
+    MOST_ROWS = 512   # FA_MOST_ROWS, which C does not take for a constant here
 
 # Of inputs: scratch memory is some thousand times as large, and its size must not wrap.
 cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
-
-# A core's work per nanosecond, for the choice of the number of threads.
-cdef double PRODUCTS = 50.0
-cdef double WEIGHT_BYTES = 12.0
-
-# Products of an item: 200 microseconds. While a thread is inside one and loses its processor, the call waits for it.
-cdef double ITEM_PRODUCTS = 1e7
 
 
 cdef struct Plan:
@@ -62,20 +52,20 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     cdef fa_linear *call = &p.call
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
-    cdef ptrdiff_t most = PANEL // row_bytes, pieces = 1
+    cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1
     most = max(most, min(2 * most, p.kernel.dear_rows))
     most = max(tile, min(p.kernel.most_rows, most) // tile * tile)
     if threads > 1:
-        most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (ITEMS_A_THREAD * threads) + 1, tile)))
+        most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (costs.LINEAR_ITEMS_PER_THREAD * threads) + 1, tile)))
     call.item_rows = cut(p.rows, most, tile)
     p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
     if threads > 1:
         pieces = max(
-            (ITEMS_A_THREAD * threads + p.row_items - 1) // p.row_items,
-            <ptrdiff_t>(<double>call.item_rows * p.features * call.in_features / ITEM_PRODUCTS) + 1,
+            (costs.LINEAR_ITEMS_PER_THREAD * threads + p.row_items - 1) // p.row_items,
+            <ptrdiff_t>(<double>call.item_rows * p.features * call.in_features / costs.LINEAR_ITEM_PRODUCTS) + 1,
         )
-        pieces = max(1, min(pieces, p.features // LEAST_FEATURES))
-    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, LEAST_FEATURES)
+        pieces = max(1, min(pieces, p.features // costs.LINEAR_ITEM_FEATURES))
+    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, costs.LINEAR_ITEM_FEATURES)
     p.feature_items = (p.features + p.item_features - 1) // p.item_features
 
 
@@ -109,7 +99,7 @@ cdef bint run_call(Plan *p, int asked) noexcept nogil:
     cdef int threads
     strides.simplify(&p.outer, 3)
     p.rows = strides.total(&p.outer)
-    threads = threads_for(asked, p.rows * p.features, max(products / PRODUCTS, weight / WEIGHT_BYTES))
+    threads = threads_for(asked, p.rows * p.features, max(products / costs.LINEAR_PRODUCTS, weight / costs.LINEAR_WEIGHT_BYTES))
     lay_out(p, threads)
     return run(run_item, p, p.row_items * p.feature_items, threads, p.kernel.scratch(&p.call))
 
@@ -176,14 +166,10 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     cdef np.ndarray result = arguments.output("out", out, a.ndim, shape, a, "x")
     cdef np.ndarray target = result
     if out is not None:
-        target = arguments.unclashing(result, () if r is None else (r,), (a, w, scales, b))
+        target = arguments.detached_output(result, (r,), (a, w, scales, b))
     fill(&p, a, w, scales, b, r, target)
     cdef bint done = p.call.in_features <= LARGEST_SIZE
     if done and np.PyArray_SIZE(result):
         with nogil:
             done = run_call(&p, asked)
-    if not done:
-        raise MemoryError("no scratch memory for linear")
-    if target is not result:
-        result[...] = target
-    return result
+    return arguments.finish("linear", done, result, target)

@@ -4,7 +4,7 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._core cimport strides
+from fastattn._core cimport costs, strides
 from fastattn._core.targets cimport FA_F32, beyond_cache, fa_kernels, fa_normalization, fa_size_of, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
@@ -12,10 +12,6 @@ np.import_array()
 
 cdef enum:
     X, OUT, RESIDUAL, TOTAL  # rows of Axes.stride
-    ITEM_ELEMENTS = 16384    # about 3 microseconds of work: hides taking an item, and leaves enough of them to share
-    STREAMED_ELEMENTS = 262144  # beyond the cache: a new item is not prefetched, and 64 KB items lose a fifth by that
-
-cdef double ELEMENTS = 5.0  # a core's per nanosecond, for the choice of the number of threads
 
 
 cdef struct Plan:
@@ -56,7 +52,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
     call.plain_out = plain(p, OUT, call.out_row, call.out_element, p.out, itemsize)
     call.plain_residual = plain(p, RESIDUAL, call.residual_row, call.residual_element, p.residual, itemsize)
     call.plain_total = plain(p, TOTAL, call.total_row, call.total_element, p.total, itemsize)
-    p.item_rows = max(1, (STREAMED_ELEMENTS if call.streaming else ITEM_ELEMENTS) // call.length)
+    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.streaming else costs.ITEM_ELEMENTS) // call.length)
     p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
     p.items = strides.total(outer) * p.row_items
 
@@ -82,7 +78,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
     """False where no memory was left."""
-    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS
+    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.NORMALIZATION_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.normalization_scratch(&p.call))
 
 
@@ -119,15 +115,13 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
     return 0
 
 
-cdef int run_all(Plan *p, np.ndarray x, int asked) except -1:
+cdef bint run_all(Plan *p, np.ndarray x, int asked):
     cdef bint done = True
     if np.PyArray_SIZE(x):
         with nogil:
             lay_out(p)
             done = run_call(p, asked)
-    if not done:
-        raise MemoryError("no scratch memory for the normalisation")
-    return 0
+    return done
 
 
 def normalize(x, weight, bias, eps, out, num_threads, bint centred):
@@ -139,12 +133,9 @@ def normalize(x, weight, bias, eps, out, num_threads, bint centred):
     p.call.eps, p.call.centred = arguments.non_negative("eps", eps), centred
     cdef int asked = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
-    cdef np.ndarray target = result if out is None else arguments.unclashing(result, (a,), (w, b))
+    cdef np.ndarray target = result if out is None else arguments.detached_output(result, (a,), (w, b))
     fill(&p, a, None, w, b, target, None)
-    run_all(&p, a, asked)
-    if target is not result:
-        result[...] = target
-    return result
+    return arguments.finish("normalization", run_all(&p, a, asked), result, target)
 
 
 def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred):
@@ -166,12 +157,11 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
     cdef np.ndarray total = arguments.output("out[1]", out[1], a.ndim, a.shape, a, "x")
     if arguments.share_memory(result, total):
         raise ValueError("out must hold two arrays that do not overlap, got arrays that share memory")
-    cdef np.ndarray target = arguments.unclashing(result, (a, r), (w, b))
-    cdef np.ndarray total_target = arguments.unclashing(total, (a, r), (w, b))
+    cdef np.ndarray target = arguments.detached_output(result, (a, r), (w, b))
+    cdef np.ndarray total_target = arguments.detached_output(total, (a, r), (w, b))
     fill(&p, a, r, w, b, target, total_target)
-    run_all(&p, a, asked)
-    if target is not result:
-        result[...] = target
-    if total_target is not total:
-        total[...] = total_target
-    return result, total
+    cdef bint done = run_all(&p, a, asked)
+    return (
+        arguments.finish("normalization", done, result, target),
+        arguments.finish("normalization", done, total, total_target),
+    )

@@ -5,7 +5,7 @@ from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._arguments cimport element_stride, stride
-from fastattn._core cimport strides
+from fastattn._core cimport costs, strides
 from fastattn._core.targets cimport fa_kernels, fa_rotary, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
@@ -14,9 +14,6 @@ np.import_array()
 cdef enum:
     X, OUT, COS, SIN, POSITIONS  # rows of Axes.stride
     ARRAYS
-    ITEM_ELEMENTS = 16384        # about 3 microseconds of work: hides taking an item, leaves enough of them to share
-
-cdef double ELEMENTS = 5.0  # a core's per nanosecond, for the choice of the number of threads
 
 
 cdef struct Plan:
@@ -46,10 +43,10 @@ cdef void lay_out(Plan *p) noexcept nogil:
         )
         if p.positions == NULL:
             call.cos_row, call.sin_row = outer.stride[COS][last], outer.stride[SIN][last]
-    p.run_rows = min(p.rows, max(1, ITEM_ELEMENTS // call.length))
+    p.run_rows = min(p.rows, max(1, costs.ITEM_ELEMENTS // call.length))
     p.blocks = strides.total(outer)
     p.runs = (p.rows + p.run_rows - 1) // p.run_rows * p.blocks
-    p.item_runs = max(1, ITEM_ELEMENTS // (p.run_rows * call.length))
+    p.item_runs = max(1, costs.ITEM_ELEMENTS // (p.run_rows * call.length))
     p.items = (p.runs + p.item_runs - 1) // p.item_runs
 
 
@@ -84,7 +81,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
     """False where no memory was left."""
-    cdef double nanoseconds = <double>p.rows * p.blocks * p.call.length / ELEMENTS
+    cdef double nanoseconds = <double>p.rows * p.blocks * p.call.length / costs.ROTARY_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.rotary_scratch(&p.call))
 
 
@@ -130,15 +127,11 @@ def rotate(x, cos, sin, positions, interleaved, rotary_dim, out, num_threads):
     p.call.interleaved = arguments.flag("interleaved", interleaved)
     cdef int asked = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
-    cdef np.ndarray target = result if out is None else arguments.unclashing(result, (a,), (c, s))
+    cdef np.ndarray target = result if out is None else arguments.detached_output(result, (a,), (c, s))
     cdef bint done = True
     if np.PyArray_SIZE(a):
         fill(&p, a, c, s, rows, target)
         with nogil:
             lay_out(&p)
             done = run_call(&p, asked)
-    if not done:
-        raise MemoryError("no scratch memory for the rotary embedding")
-    if target is not result:
-        result[...] = target
-    return result
+    return arguments.finish("rotary_embedding", done, result, target)

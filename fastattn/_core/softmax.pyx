@@ -4,18 +4,14 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._core cimport strides
+from fastattn._core cimport costs, strides
 from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_size_of, fa_softmax, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
 
 cdef enum:
-    X, OUT, WHERE          # rows of Axes.stride
-    ITEM_ELEMENTS = 16384  # about 4 microseconds of work: hides taking an item, and leaves enough of them to share
-    STREAMED_ELEMENTS = 262144  # beyond the cache: a new item is not prefetched, and 64 KB items lose a fifth by that
-
-cdef double ELEMENTS = 3.0  # a core's per nanosecond, for the choice of the number of threads
+    X, OUT, WHERE  # rows of Axes.stride
 
 
 cdef struct Plan:
@@ -47,7 +43,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
         and call.x_element % itemsize == 0 and call.out_element % itemsize == 0
         and <size_t>p.x % itemsize == 0 and <size_t>p.out % itemsize == 0
     )
-    p.item_rows = max(1, (STREAMED_ELEMENTS if call.streaming else ITEM_ELEMENTS) // max(1, call.length))
+    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.streaming else costs.ITEM_ELEMENTS) // max(1, call.length))
     if p.columns:
         p.item_rows = (p.item_rows + 63) // 64 * 64
     p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
@@ -71,7 +67,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
     """False where no memory was left."""
-    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / ELEMENTS
+    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.SOFTMAX_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.softmax_scratch(&p.call))
 
 
@@ -84,11 +80,8 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
     cdef np.ndarray mask = arguments.mask_like("where", where, a)
     cdef np.ndarray result, target
     result = target = arguments.output("out", out, a.ndim, a.shape, a, "x")
-    if out is not None and (
-        (arguments.share_memory(a, result) and not arguments.same_place(a, result))
-        or (mask is not None and arguments.share_memory(mask, result))
-    ):
-        target = arguments.new_array(a, a.ndim, a.shape)
+    if out is not None:
+        target = arguments.detached_output(result, (a,), (mask,))
 
     cdef Plan p
     n = 0
@@ -115,8 +108,4 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
         with nogil:
             lay_out(&p)
             done = run_call(&p, asked)
-    if not done:
-        raise MemoryError("no scratch memory for softmax")
-    if target is not result:
-        result[...] = target
-    return result
+    return arguments.finish("softmax", done, result, target)

@@ -3,9 +3,12 @@
 import argparse
 import contextlib
 
+from fastattn._dtypes import TYPES, listed
+
 
 def add_arguments(parser):
     """Which model, and what it computes in."""
+    loadable = tuple(row for row in TYPES if row.activations)
     parser.add_argument(
         "--model",
         metavar="FOLDER",
@@ -15,7 +18,7 @@ def add_arguments(parser):
         "--dtype",
         default="float32",
         metavar="NAME",
-        help="what it computes in: float32, float16, bfloat16 or int8 (default: float32)",
+        help=f"what it computes in: {listed(loadable)} (default: float32)",
     )
 
 

@@ -26,6 +26,7 @@ from onnx import TensorProto, defs, helper
 from onnx.reference.op_run import OpRun
 
 import fastattn
+from fastattn._dtypes import REALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["OPS"]
 
 # What fastattn computes each of ONNX's types in.
-_COMPUTED_IN = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
+_COMPUTED_IN = {row.name: np.dtype(row.computed_in) for row in REALS}
 
 # What `softmax_precision` and `stash_type` may be.
 _PRECISIONS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastattn import _arguments
+from fastattn._dtypes import TYPES
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import read_configuration
 from fastattn.models.embeddings import Embeddings
-from fastattn.models.float16 import judge_finite, judge_scores
+from fastattn.models.float16 import check_finite, check_scores
 from fastattn.models.folders import default_folder
-from fastattn.models.inputs import Packed, chosen, gathered, judged
+from fastattn.models.inputs import Packed, checked, chosen, gathered
 from fastattn.models.modules import read_modules, read_pooling
 from fastattn.models.parameters import embedding_parameters, layer_parameters
 from fastattn.models.progress import Progress
 from fastattn.models.recognition import head
-from fastattn.models.tokens import Tokens, judged_text, judged_texts
+from fastattn.models.tokens import Tokens, checked_text, checked_texts
 from fastattn.nn import TransformerEncoder
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 # dtype of the weights -> of what goes from layer to layer. Beside weights of 8 bits the rounding to 16 does not show.
-ACTIVATIONS = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "bfloat16"}
+ACTIVATIONS = {row.name: row.activations for row in TYPES if row.activations}
 
 # Tokens of texts that go through the layers together.
 TOKENS_AT_ONCE = 4096
@@ -87,7 +88,7 @@ class BertEncoder:
             norm_eps=configuration.norm_eps,
             dtype=dtype,
         )
-        judge_scores(self._encoder, self._embeddings)
+        check_scores(self._encoder, self._embeddings)
         self._tokens = Tokens(modules, configuration)
         self._pooling = read_pooling(modules, configuration.hidden, self._tokens.prompt_length())
         # With modules.json it is clear that hidden states are pooled, whatever stood above them once.
@@ -198,7 +199,7 @@ class BertEncoder:
         token_type_ids : array_like of int, shape (B, S), optional
             By default 0.
         num_threads : int, optional
-            At most so many threads; see `fastattn.set_num_threads`.
+            Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------
@@ -227,7 +228,7 @@ class BertEncoder:
         >>> hidden.shape, bool(hidden[1, 2].any())
         ((2, 3, 384), False)
         """
-        packed = judged(self._configuration, input_ids, attention_mask, token_type_ids)
+        packed = checked(self._configuration, input_ids, attention_mask, token_type_ids)
         hidden = self._hidden(packed, num_threads)
         padded = hidden if packed.kept is None else np.zeros((packed.kept.size, self.hidden_size), np.float32)
         if packed.kept is not None:
@@ -294,7 +295,7 @@ class BertEncoder:
                 f"says that its hidden states make embeddings; model(**model.tokenize(texts)) gives these"
             )
         most = None if batch_size is None else _arguments.at_least_one("batch_size", batch_size)
-        ids, cu_seqlens = self._tokens(judged_texts(texts))
+        ids, cu_seqlens = self._tokens(checked_texts(texts))
         lengths = np.diff(cu_seqlens)
         embeddings = np.empty((len(lengths), self.embedding_size), np.float32)
         order = np.argsort(-lengths, kind="stable")
@@ -330,7 +331,7 @@ class BertEncoder:
         array([[ 101, 7592,  102],
                [ 101,  102,    0]])
         """
-        ids, cu_seqlens = self._tokens(judged_texts(texts))
+        ids, cu_seqlens = self._tokens(checked_texts(texts))
         lengths = np.diff(cu_seqlens)
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
         padded = np.full(mask.shape, self._configuration.padding_id)
@@ -368,19 +369,19 @@ class BertEncoder:
         (['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]'], (6, 6))
         """
         layer, head = chosen("layer", layer, self.num_layers), chosen("head", head, self.num_heads)
-        ids, cu_seqlens = self._tokens([judged_text("text", text)])
+        ids, cu_seqlens = self._tokens([checked_text("text", text)])
         packed = gathered(self._configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
         x = self._rows(packed)
         for below in self._encoder.layers[:layer]:
             x = below(x, cu_seqlens=cu_seqlens)
         weights = self._encoder.layers[layer].self_attn.attention_weights(x[np.newaxis])[0, head].astype(np.float32)
-        judge_finite(self.dtype, x.astype(np.float32), weights)
+        check_finite(self.dtype, x.astype(np.float32), weights)
         return self._tokens.strings(ids), weights
 
     def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
         """What the first layer takes: (tokens, H) in the layers' type."""
         x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
-        with np.errstate(over="ignore"):  # of float16: what comes of it is judged
+        with np.errstate(over="ignore"):  # of float16: what comes of it is checked
             return x.astype(self._activations, copy=False)
 
     def _hidden(self, packed: Packed, num_threads: int | None) -> NDArray[np.float32]:
@@ -388,7 +389,7 @@ class BertEncoder:
         x = self._rows(packed, num_threads)
         self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads)
         hidden = x.astype(np.float32, copy=False)
-        judge_finite(self.dtype, hidden)
+        check_finite(self.dtype, hidden)
         return hidden
 
 

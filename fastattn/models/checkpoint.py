@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastattn import _arguments
+from fastattn._dtypes import TYPES
 from fastattn.models.folders import existing, inside, read_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # What a tensor may be stored in: its dtype here.
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_STORED = {row.tensor: row.name for row in TYPES if row.tensor}
 
 # Names of old checkpoints, from before PyTorch: what they end with now.
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -70,7 +71,7 @@ class Checkpoint:
         x = np.frombuffer(entry.file, dtype, math.prod(shape), entry.offset).reshape(shape)
         return np.require(x, requirements="A")  # a copy only of what an odd header has put at an odd address
 
-    def judge_rest(self, prefix: str) -> None:
+    def check_rest(self, prefix: str) -> None:
         """Raise for a tensor that was not taken, of those whose names begin so: it says what would be left out."""
         for name, entry in self._entries.items():
             if name.startswith(prefix) and name not in self._taken:
@@ -95,7 +96,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _entries(path: Path) -> dict[str, _Entry]:
-    """{name: entry}. The library judges the file; offsets, which it keeps to itself, stand in the header."""
+    """{name: entry}. The library checks the file; offsets, which it keeps to itself, stand in the header."""
     try:
         with safe_open(path, framework="numpy"):
             pass

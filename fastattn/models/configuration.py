@@ -39,7 +39,7 @@ class Configuration:
 
 
 def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
-    """The configuration in a folder, with `changes` of its fields, judged; ValueError names the field that is wrong."""
+    """The configuration in a folder, with `changes` of its fields, checked; ValueError names the wrong field."""
     path = folder / "config.json"
     raw = read_json(path, dict) | changes
     architecture = known_architecture(path, raw)
@@ -58,7 +58,7 @@ def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
     values["activation"] = ACTIVATIONS[values["activation"]]
     tokenizer_class = raw.get("tokenizer_class") or architecture.tokenizer_class
     configuration = Configuration(architecture, raw["model_type"], tuple(classes), tokenizer_class, **values)
-    _judge_together(path, configuration)
+    _check_together(path, configuration)
     return configuration
 
 
@@ -69,7 +69,7 @@ def _one_of(name: str, value: Any, known: dict) -> str:
 
 
 def counted(name: str, value: Any, least: int = 1) -> int:
-    """A number of things from a JSON file, judged."""
+    """A number of things from a JSON file, checked."""
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
     return value
@@ -81,7 +81,7 @@ def _small(name: str, value: Any) -> float:
     return value
 
 
-# How fields are judged; those that are not here are counts of at least 1.
+# How fields are checked; those that are not here are counts of at least 1.
 _JUDGED = {
     "activation": lambda name, value: _one_of(name, value, ACTIVATIONS),
     "norm_eps": _small,
@@ -90,7 +90,7 @@ _JUDGED = {
 }
 
 
-def _judge_together(path: Path, configuration: Configuration) -> None:
+def _check_together(path: Path, configuration: Configuration) -> None:
     fields = configuration.architecture.fields
     if configuration.hidden % configuration.heads:
         raise ValueError(

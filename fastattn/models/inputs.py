@@ -1,4 +1,4 @@
-"""Token ids and masks as they come from outside: judged, and packed without what the mask leaves out."""
+"""Token ids and masks as they come from outside: checked, and packed without what the mask leaves out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Packed(NamedTuple):
     kept: NDArray | None = None  # which of the flattened (B, S) these are; None: all
 
 
-def judged(configuration: Configuration, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Packed:
+def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Packed:
     """Token ids (B, S), packed; only where the mask is set are they and the token types looked at."""
     ids = _integers("input_ids", input_ids)
     if ids.ndim != 2:
@@ -43,11 +43,11 @@ def judged(configuration: Configuration, input_ids: Any, attention_mask: Any, to
         cumulated(lengths if mask is None else np.count_nonzero(mask, axis=1)),
         None if mask is None else kept,
     )
-    _judge_ids("input_ids", "words", packed.ids, configuration.vocabulary)
-    _judge_positions(packed.positions, configuration)
+    _check_ids("input_ids", "words", packed.ids, configuration.vocabulary)
+    _check_positions(packed.positions, configuration)
     if packed.token_types is not None:
         # Where there is no table of types all are 0, as tokenizers may hand them out.
-        _judge_ids("token_type_ids", "token types", packed.token_types, max(configuration.token_types, 1))
+        _check_ids("token_type_ids", "token types", packed.token_types, max(configuration.token_types, 1))
     return packed
 
 
@@ -55,7 +55,7 @@ def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, length
     """Some of the texts whose ids lie one behind the other."""
     cu_seqlens = cumulated(lengths)
     ids = ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], lengths)]
-    _judge_ids("the ids of tokenizer.json's tokens", "words", ids, configuration.vocabulary)
+    _check_ids("the ids of tokenizer.json's tokens", "words", ids, configuration.vocabulary)
     positions = token_positions(ids, cu_seqlens[:-1], lengths, _skipped(configuration))
     return Packed(ids, positions, None, cu_seqlens)
 
@@ -100,14 +100,14 @@ def _mask(x: Any, shape: tuple[int, ...]) -> NDArray:
     return mask.astype(bool)
 
 
-def _judge_ids(name: str, what: str, ids: NDArray, size: int) -> None:
+def _check_ids(name: str, what: str, ids: NDArray, size: int) -> None:
     if ids.size and not 0 <= ids.min() <= ids.max() < size:
         raise ValueError(
             f"{name} must be at least 0 and below {size}, the number of {what}, got {ids.min()} to {ids.max()}"
         )
 
 
-def _judge_positions(positions: NDArray, configuration: Configuration) -> None:
+def _check_positions(positions: NDArray, configuration: Configuration) -> None:
     if positions.size and positions.max() >= configuration.table_rows:
         raise ValueError(
             f"input_ids must have at most {configuration.max_length} tokens in a row, as many as there are positions, "

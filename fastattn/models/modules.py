@@ -13,8 +13,8 @@ from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import counted
 from fastattn.models.folders import inside, read_json
 from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
-from fastattn.models.recognition import judge_family, known_architecture
-from fastattn.models.sentences import Sentences, judge_fields, limit, read_sentences
+from fastattn.models.recognition import check_family, known_architecture
+from fastattn.models.sentences import Sentences, check_fields, limit, read_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +60,10 @@ class Modules(NamedTuple):
 
 
 def read_modules(folder: Path) -> Modules:
-    """The modules of a folder, judged; ValueError names the file and the field that does not fit."""
+    """The modules of a folder, checked; ValueError names the file and the field that does not fit."""
     defaults = folder / "config_sentence_transformers.json"
     saved = read_json(defaults, dict, default={})
-    judge_family(folder, saved)
+    check_family(folder, saved)
     path = folder / "modules.json"
     rows = [_module(path, module) for module in read_json(path, list, default=[])]
     found: dict[str, list[Path]] = {kind: [row.folder for row in rows if row.kind == kind] for kind in _KINDS}
@@ -71,10 +71,10 @@ def read_modules(folder: Path) -> Modules:
     config = transformer / "config.json"
     if config.exists():
         known_architecture(config, read_json(config, dict))
-    _judge_order(path, [row.kind for row in rows])
+    _check_order(path, [row.kind for row in rows])
     for normalize in found["Normalize"]:
         config = normalize / "config.json"
-        judge_fields(config, _NORMALIZE_FIELDS, read_json(config, dict, default={}))
+        check_fields(config, _NORMALIZE_FIELDS, read_json(config, dict, default={}))
     pooling = found["Pooling"][0] / "config.json" if rows else None
     raw = {} if pooling is None else read_json(pooling, dict)
     return Modules(
@@ -109,7 +109,7 @@ def _module(path: Path, module: Any) -> Module:
     return Module(name, inside(f"{path}: path", path.parent, module.get("path", "")))
 
 
-def _judge_order(path: Path, kinds: list[str]) -> None:
+def _check_order(path: Path, kinds: list[str]) -> None:
     after = [kind for kind in kinds[2:] if kind != "Dropout"]
     if after[-1:] == ["Normalize"]:
         after.pop()
@@ -142,7 +142,7 @@ def _dense(folder: Path, size: int) -> tuple[Dense, int]:
     path = folder / "config.json"
     raw: dict[str, Any] = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
     raw |= read_json(path, dict)
-    judge_fields(path, _DENSE_FIELDS | {"in_features": (size,)}, raw)
+    check_fields(path, _DENSE_FIELDS | {"in_features": (size,)}, raw)
     rows = counted(f"{path}: out_features", raw.get("out_features"))
     checkpoint = Checkpoint(folder)
     weight = checkpoint.take("linear.weight", (rows, size)).astype(np.float32, copy=False)
@@ -152,7 +152,7 @@ def _dense(folder: Path, size: int) -> tuple[Dense, int]:
 
 def _layer_norm(folder: Path, size: int) -> tuple[LayerNorm, int]:
     path = folder / "config.json"
-    judge_fields(path, {"dimension": (size,)}, read_json(path, dict))
+    check_fields(path, {"dimension": (size,)}, read_json(path, dict))
     checkpoint = Checkpoint(folder)
     weight, bias = (checkpoint.take(f"norm.{name}", (size,)).astype(np.float32) for name in ("weight", "bias"))
     return LayerNorm(weight, bias), size

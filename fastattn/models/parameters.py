@@ -1,4 +1,4 @@
-"""The tensors of a model, judged and named as torch.nn.TransformerEncoder and `embeddings.Embeddings` want them."""
+"""The tensors of a model, checked and named as torch.nn.TransformerEncoder and `embeddings.Embeddings` want them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> di
                 names = [f"{prefix}{architecture.layers}.{i}.{part}{kind}" for part in theirs]
                 tensors = [checkpoint.take(name, kind_shape) for name in names]
                 parameters[f"layers.{i}.{ours}{kind}"] = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-    checkpoint.judge_rest(f"{prefix}{architecture.layers}.")
+    checkpoint.check_rest(f"{prefix}{architecture.layers}.")
     return parameters
 
 

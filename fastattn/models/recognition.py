@@ -1,4 +1,4 @@
-"""What a folder is, as far as messages must say it: before any field of it is judged.
+"""What a folder is, as far as messages must say it: before any field of it is checked.
 
 All that makes a folder something else than a model that is read here is told in this file, from names of files, their
 first bytes, and what config.json and its like say. Nothing here opens more than that.
@@ -53,7 +53,7 @@ def in_place_of(path: Path) -> str:
     return f", {advice.format(found=found)}" if found else ""
 
 
-def judge_content(path: Path) -> None:
+def check_content(path: Path) -> None:
     """Raise for a file that only stands for another one."""
     with path.open("rb") as file:
         start = file.read(len(_POINTER))
@@ -61,7 +61,7 @@ def judge_content(path: Path) -> None:
         raise ValueError(f"{path} must be the file itself, got the pointer of Git LFS to it: git lfs pull fetches it")
 
 
-def judge_family(folder: Path, saved: dict[str, Any]) -> None:
+def check_family(folder: Path, saved: dict[str, Any]) -> None:
     """Raise unless config_sentence_transformers.json, if there is one, is of a kind of model that embeds sentences."""
     family = saved.get("model_type")
     if family not in (None, "SentenceTransformer"):

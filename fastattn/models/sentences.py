@@ -62,7 +62,7 @@ def read_sentences(folder: Path) -> Sentences:
     """
     for path in (folder / f"sentence_{name}_config.json" for name in _NAMES):
         if raw := read_json(path, dict, default={}):
-            judge_fields(path, _FIELDS, raw)
+            check_fields(path, _FIELDS, raw)
             known = {*_FIELDS, *_READ, *_WITHOUT_EFFECT, *_ARGUMENTS, *_ARGUMENTS.values()}
             if unknown := sorted(raw.keys() - known):
                 raise ValueError(f"{path} must hold no field {unknown[0]}, got {json.dumps(raw[unknown[0]]):.80}")
@@ -88,7 +88,7 @@ def limit(path: Path, field: str, raw: dict[str, Any]) -> int | None:
     return None if raw.get(field) is None else counted(f"{path}: {field}", raw[field])
 
 
-def judge_fields(path: Path, needed: dict[str, tuple], raw: dict[str, Any]) -> None:
+def check_fields(path: Path, needed: dict[str, tuple], raw: dict[str, Any]) -> None:
     """Raise for a field with another value than these."""
     for field, values in needed.items():
         if raw.get(field) not in values:

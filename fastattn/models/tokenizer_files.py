@@ -69,7 +69,7 @@ def read_tokenizer(folder: Path, default_class: str, changes: dict[str, Any]) ->
     if "added_tokens_decoder" not in fields:  # as in former times: the tokens stand in files of their own
         listed = read_json(folder / "special_tokens_map.json", dict, default={})
         fields |= {field: value for field, value in listed.items() if not changes.get(field)}
-    _judge_flags(config, kind, fields)
+    _check_flags(config, kind, fields)
     special = _special_tokens(config, kind, fields)
     path, tokenizer = _vocabulary(folder, kind)
     added = _added_tokens(folder, fields, special, tokenizer)
@@ -94,7 +94,7 @@ def _class(folder: Path, name: Any) -> TokenizerClass | None:
     return TOKENIZER_CLASSES[name.removesuffix("Fast")]
 
 
-def _judge_flags(path: Path, kind: TokenizerClass | None, fields: dict[str, Any]) -> None:
+def _check_flags(path: Path, kind: TokenizerClass | None, fields: dict[str, Any]) -> None:
     """Raise for a flag that is none; set those that are absent."""
     for field, default in {**(kind.flags if kind else {}), "split_special_tokens": False}.items():
         value = fields.setdefault(field, default)

@@ -113,16 +113,16 @@ def _truncation(path: Path, raw: dict) -> tuple[str, float]:
     return side, limit
 
 
-def judged_texts(texts: object) -> list[str]:
+def checked_texts(texts: object) -> list[str]:
     """Texts as a list; TypeError for anything but a str or an iterable of str."""
     if isinstance(texts, str):
-        return [judged_text("texts", texts)]
+        return [checked_text("texts", texts)]
     if isinstance(texts, bytes | bytearray) or not hasattr(texts, "__iter__"):
         raise TypeError(f"texts must be a str or a list of str, got {type(texts).__name__}")
-    return [judged_text(f"texts[{i}]", text) for i, text in enumerate(texts)]
+    return [checked_text(f"texts[{i}]", text) for i, text in enumerate(texts)]
 
 
-def judged_text(name: str, text: object) -> str:
+def checked_text(name: str, text: object) -> str:
     """A str that can be encoded, which half of a surrogate pair cannot."""
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, got {type(text).__name__}")

@@ -1,6 +1,6 @@
 """Layers of transformers: what a checkpoint holds, put around the package's operations. Imported only when used.
 
-weights.py    quantize, QuantizedWeight; the entries of a state dict, judged and converted once
+weights.py    quantize, QuantizedWeight; the entries of a state dict, checked and converted once
 attention.py  MultiHeadAttention
 encoder.py    TransformerEncoderLayer, TransformerEncoder
 

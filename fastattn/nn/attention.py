@@ -167,7 +167,7 @@ class MultiHeadAttention:
         entries = Entries(mapping, prefix, dtype)
         attention = cls(entries, num_heads, num_kv_heads, bias)
         attention.add_zero_attn = _arguments.flag("add_zero_attn", add_zero_attn)
-        entries.judge_rest()
+        entries.check_rest()
         return attention
 
     @property
@@ -182,6 +182,7 @@ class MultiHeadAttention:
         attn_mask: NDArray | None = None,
         *,
         cu_seqlens: Sequence[int] | NDArray | None = None,
+        cu_seqlens_q: Sequence[int] | NDArray | None = None,
         cu_seqlens_k: Sequence[int] | NDArray | None = None,
         cache: KVCache | None = None,
         cos: NDArray | None = None,
@@ -196,22 +197,25 @@ class MultiHeadAttention:
 
         Parameters
         ----------
-        query : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
+        query : ndarray, shape (..., S, E), or (T, E) of packed sequences
             float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
         key : ndarray, shape (..., Sk, kdim), or (Tk, kdim)
             By default query itself: self-attention.
         value : ndarray, shape (..., Sk, vdim), or (Tk, vdim)
             By default key.
+        is_causal : bool
+            A query sees the keys up to its own position; by default the last query stands at the last key (bottom
+            right). In self-attention each query stands at its own token's key, also with `kv_lengths`: `q_offset` is 0.
         attn_mask, **options
-            As in `fastattn.scaled_dot_product_attention`: `is_causal`, `q_offset`, `window`, `scale`, `softcap`,
-            `sinks`, `alibi_slopes`, `kv_lengths`, `return_lse`. In self-attention `q_offset` is 0 by default, also
-            with `kv_lengths`: a token's query stands where its key does.
-        cu_seqlens, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
-            Where packed sequences of query, and of key, begin: `fastattn.varlen_attention`, without `attn_mask`.
-            `cu_seqlens_k` is `cu_seqlens` by default.
+            As in `fastattn.scaled_dot_product_attention`: `q_offset`, `window`, `scale`, `softcap`, `sinks`,
+            `alibi_slopes`, `kv_lengths`, `return_lse`.
+        cu_seqlens : integer ndarray or list, shape (N + 1,), optional
+            Where packed sequences begin: `fastattn.varlen_attention`, without `attn_mask`.
+        cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
+            Instead of `cu_seqlens` where the sequences of query and of key differ.
         cache : KVCache, optional
-            Self-attention appends keys and values to it, and attends to all that it then has. Its batch is B of
-            (B, S, E). `kv_lengths` says how many of the S tokens each sequence really has, the first ones, and
+            Self-attention appends keys and values to it, and attends to all that it then holds. Its batch is B of
+            (B, S, E). `kv_lengths` is the number of tokens that each sequence really has, the first ones of the S, and
             `q_offset` is by default where they go.
         cos, sin : ndarray, shape (positions, R/2), optional
             Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
@@ -223,7 +227,7 @@ class MultiHeadAttention:
         out : ndarray, shape of the result, optional
             Where it goes; it may be `residual` or query itself.
         num_threads : int, optional
-            At most so many threads; see `fastattn.set_num_threads`.
+            Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------
@@ -234,24 +238,25 @@ class MultiHeadAttention:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
+            As the functions it is made of. `out` and the cache are then left unchanged.
         """
         key = query if key is None else key
         value = key if value is None else value
         options = self._with_zero_key(options)
         if key is query and value is query and self.in_proj is not None:
-            must_be_none("where key is query", cu_seqlens_k=cu_seqlens_k)
+            must_be_none("where key is query", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
             work = Workspace(
                 self, "query", query, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin,
                 interleaved=interleaved, num_threads=num_threads, options=options,
             )  # fmt: skip
             with work.appending({} if cache is None else {"cache": cache}):
-                out = self.run(query, work, cache, residual, out)
+                out = self.run(query, work, cache=cache, residual=residual, out=out)
             return out if work.lse is None else (out, work.lse)
-        self._judge(cu_seqlens is not None, query=query, key=key, value=value)
+        bounds = boundaries(cu_seqlens, cu_seqlens_q, cu_seqlens_k)
+        self._check(bool(bounds), query=query, key=key, value=value)
         must_be_none("where key is not query", cache=cache, cos=cos, sin=sin)
         options["num_threads"] = num_threads
-        joined, lse = self._attended(query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options)
+        joined, lse = self._attended(query, key, value, attn_mask, bounds, options)
         out = self.out_proj(joined, residual=residual, out=out, num_threads=num_threads)
         return out if lse is None else (out, lse)
 
@@ -267,7 +272,7 @@ class MultiHeadAttention:
         num_threads: int | None = None,
         **options,
     ) -> NDArray:
-        """The weights by which each head sums the values, whole: to look at.
+        """Return the full matrix of attention weights of each head, for inspection.
 
         Parameters
         ----------
@@ -287,7 +292,7 @@ class MultiHeadAttention:
             As `fastattn.attention_weights`.
         """
         key = query if key is None else key
-        self._judge(False, query=query, key=key)
+        self._check(False, query=query, key=key)
         options = self._with_zero_key(options)
         if key is query:
             options = at_own_place(options)
@@ -303,13 +308,12 @@ class MultiHeadAttention:
         return attention_weights(query, key, attn_mask, num_threads=num_threads, **options)
 
     def run(
-        self, x: NDArray, work: Workspace, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
+        self, x: NDArray, work: Workspace, *, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
     ) -> NDArray:
-        """Self-attention of x in room that is there already."""
-        threads = work.num_threads
-        self.in_proj(x, None, None, work.projected, threads)
+        """Self-attention of x in a workspace."""
+        self.in_proj(x, out=work.projected, num_threads=work.num_threads)
         work.attend(cache)
-        return self.out_proj(work.joined, None, residual, out, threads)
+        return self.out_proj(work.joined, residual=residual, out=out, num_threads=work.num_threads)
 
     def _with_zero_key(self, options: dict) -> dict:
         """The options of a call: a key of zeros scores 0 with every query, and a value of zeros adds nothing."""
@@ -318,25 +322,24 @@ class MultiHeadAttention:
         must_be_none("beside add_zero_attn", sinks=options.get("sinks"))
         return options | {"sinks": np.zeros(self.num_heads, np.float32)}
 
-    def _judge(self, packed: bool, **tokens: NDArray) -> None:
+    def _check(self, packed: bool, **tokens: NDArray) -> None:
         """Raise unless query, key and value are tokens for these weights."""
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for name, x in tokens.items():
-            judge_tokens(name, x, sizes[name], packed, self.dtype)
+            check_tokens(name, x, sizes[name], packed, self.dtype)
 
-    def _attended(self, query, key, value, attn_mask, cu_seqlens, cu_seqlens_k, options):
+    def _attended(self, query, key, value, attn_mask, bounds, options):
         """What the heads find in key and value, joined (..., S, H * D), and the lse or None."""
         if key is query:
             options = at_own_place(options)
-        packed = cu_seqlens is not None
+        packed = bool(bounds)
         if packed:
-            must_be_none("with cu_seqlens", attn_mask=attn_mask)
-            of_key = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-            cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, query, "query")
-            of_key = _arguments.boundaries("cu_seqlens_k", of_key, key, "key")
-            attend = partial(varlen_attention, cu_seqlens_q=cu_seqlens, cu_seqlens_k=of_key)
+            (q_name, of_query), (k_name, of_key) = bounds
+            must_be_none(f"with {q_name}", attn_mask=attn_mask)
+            of_query = _arguments.boundaries(q_name, of_query, query, "query")
+            of_key = _arguments.boundaries(k_name, of_key, key, "key")
+            attend = partial(varlen_attention, cu_seqlens_q=of_query, cu_seqlens_k=of_key)
         else:
-            must_be_none("without cu_seqlens", cu_seqlens_k=cu_seqlens_k)
             attend = partial(scaled_dot_product_attention, attn_mask=attn_mask)
         found = attend(*self._projected(query, key, value, packed, options.get("num_threads")), **options)
         heads, lse = found if isinstance(found, tuple) else (found, None)
@@ -387,7 +390,7 @@ class Workspace:
     """
 
     __slots__ = (
-        "_attend", "_judge_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
+        "_attend", "_check_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
         "num_threads", "projected",
     )  # fmt: skip
 
@@ -408,16 +411,16 @@ class Workspace:
         options: dict,
     ) -> None:
         packed = cu_seqlens is not None
-        judge_tokens(name, x, attention.embed_dim, packed, attention.dtype)
+        check_tokens(name, x, attention.embed_dim, packed, attention.dtype)
         if packed:
             must_be_none("with cu_seqlens", attn_mask=attn_mask)
             cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, x, name)
         heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_dim
         tokens, both = x.shape[:-1], heads + kv_heads
         widths = (both + kv_heads) * size, heads * size
-        room = np.empty(math.prod(tokens) * max(sum(widths), sum(hidden)), x.dtype)
-        self.projected, self.joined = _cut(room, tokens, widths)
-        self.hidden = _cut(room, tokens, hidden)
+        memory = np.empty(math.prod(tokens) * max(sum(widths), sum(hidden)), x.dtype)
+        self.projected, self.joined = _cut(memory, tokens, widths)
+        self.hidden = _cut(memory, tokens, hidden)
         self.normed = np.empty(x.shape, x.dtype) if normed else None
         self.num_threads, self.lse = num_threads, None
 
@@ -433,7 +436,7 @@ class Workspace:
         self._views = query, key, value, attn_mask
         self._options = {"out": out, "num_threads": num_threads, **options}
         self._attend = partial(attend, **at_own_place(self._options))
-        self._judge_cache = partial(judge_cache, attention, name, x, packed, options.get("kv_lengths"))
+        self._check_cache = partial(check_cache, attention, name, x, packed, options.get("kv_lengths"))
 
         self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
         self._turn = None
@@ -452,9 +455,9 @@ class Workspace:
 
     @contextlib.contextmanager
     def appending(self, caches: Mapping[str, KVCache]) -> Iterator[None]:
-        """Judge caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
+        """Check caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
         for name, cache in caches.items():
-            self._judge_cache(name, cache)
+            self._check_cache(name, cache)
         before = [(cache._store, cache._store.mark()) for cache in caches.values()]
         try:
             yield
@@ -477,8 +480,8 @@ class Workspace:
         """Append, and attend from where the new tokens then stand."""
         query, key, value, attn_mask = self._views
         options, before = dict(self._options), cache.lengths
-        lengths = options.pop("kv_lengths", None)
-        cache.append(key, value, lengths=lengths, **self._rotary, num_threads=self.num_threads)
+        kv_lengths = options.pop("kv_lengths", None)
+        cache.append(key, value, kv_lengths=kv_lengths, **self._rotary, num_threads=self.num_threads)
         if self._turn is not None:
             positions = before[:, np.newaxis] + np.arange(query.shape[-2])
             # The cache has seen to it that there is a row for each token; there need be none for what pads them.
@@ -489,16 +492,16 @@ class Workspace:
         return cache.attend(query, attn_mask, **options)
 
 
-def _cut(room: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
-    """The beginning of a room as arrays of shape (*tokens, width), one behind the other."""
+def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
+    """Arrays of shape (*tokens, width), one behind the other, from the beginning of `memory`."""
     rows = math.prod(tokens)
     ends = itertools.accumulate(widths, initial=0)
     return [
-        room[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
+        memory[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
     ]
 
 
-def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
+def check_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
     """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed, for weights of that type."""
     _arguments.real_array(name, x)
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
@@ -508,7 +511,7 @@ def judge_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype)
         raise TypeError(f"{name} must have dtype float64, as the weights have, got dtype {x.dtype}")
 
 
-def judge_cache(
+def check_cache(
     attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, kv_lengths: object, name: str, cache: object
 ) -> None:
     """Raise unless a cache takes what this attention makes of x."""
@@ -538,6 +541,17 @@ def must_be_none(where: str, **arguments: object) -> None:
     for name, x in arguments.items():
         if x is not None:
             raise ValueError(f"{name} must be None {where}, got {type(x).__name__}")
+
+
+def boundaries(cu_seqlens: object, cu_seqlens_q: object, cu_seqlens_k: object) -> tuple[tuple[str, object], ...]:
+    """What says where the sequences of query begin, and those of key, each with its name; empty without packing."""
+    if cu_seqlens is not None:
+        must_be_none("beside cu_seqlens", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+        return (("cu_seqlens", cu_seqlens),) * 2
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        must_be_none("without the other one", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+        return ()
+    return ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)
 
 
 def at_own_place(options: dict) -> dict:

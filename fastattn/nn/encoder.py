@@ -80,7 +80,7 @@ class TransformerEncoderLayer:
             if x not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
         norm_eps = _arguments.non_negative("norm_eps", norm_eps)
-        # Layers that run in one room have one size.
+        # Layers that share a workspace have one size.
         sizes = (None,) * 4 if like is None else like.sizes
         attention = MultiHeadAttention(entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2])
         embed = attention.embed_dim
@@ -139,7 +139,7 @@ class TransformerEncoderLayer:
         """
         entries = Entries(mapping, prefix, dtype)
         layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_rest()
+        entries.check_rest()
         return layer
 
     @property
@@ -177,7 +177,7 @@ class TransformerEncoderLayer:
         out : ndarray, shape of x, optional
             Where the result goes; it may be x itself.
         num_threads : int, optional
-            At most so many threads; see `fastattn.set_num_threads`.
+            Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------
@@ -186,41 +186,43 @@ class TransformerEncoderLayer:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. Then nothing is written to `out`, and the cache is as it was.
+            As the functions it is made of. `out` and the cache are then left unchanged.
         """
         work = self.workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
         with work.appending({} if cache is None else {"cache": cache}):
-            return self.run(x, work, cache, out)
+            return self.run(x, work, cache=cache, out=out)
 
     def workspace(self, x: NDArray, **call) -> Workspace:
-        """Room for x on its way through layers of this one's sizes."""
+        """A workspace for x on its way through layers of this one's sizes."""
         if "return_lse" in call["options"]:
             raise TypeError(f"return_lse must not be asked of layers, got {call['options']['return_lse']!r}")
         _, _, size, whole = self.sizes
         return Workspace(self.self_attn, "x", x, (size,) * (whole // size), self.norm_first, **call)
 
-    def run(self, x: NDArray, work: Workspace, cache: KVCache | None, out: NDArray | None) -> NDArray:
-        """The layer, in room that is there already; `out` may be x."""
+    def run(self, x: NDArray, work: Workspace, *, cache: KVCache | None, out: NDArray | None) -> NDArray:
+        """The layer, in a workspace; `out` may be x."""
         threads = work.num_threads
         if self.norm_first:
-            out = self.self_attn.run(self.norm1(x, work.normed, threads), work, cache, x, out)
-            return self._feed_forward(self.norm2(out, work.normed, threads), work, out)
-        out = self.self_attn.run(x, work, cache, x, out)
-        self.norm1(out, out, threads)
-        return self.norm2(self._feed_forward(out, work, out), out, threads)
+            normed = self.norm1(x, out=work.normed, num_threads=threads)
+            out = self.self_attn.run(normed, work, cache=cache, residual=x, out=out)
+            return self._feed_forward(self.norm2(out, out=work.normed, num_threads=threads), work, out)
+        out = self.self_attn.run(x, work, cache=cache, residual=x, out=out)
+        self.norm1(out, out=out, num_threads=threads)
+        return self.norm2(self._feed_forward(out, work, out), out=out, num_threads=threads)
 
     def _feed_forward(self, x: NDArray, work: Workspace, out: NDArray) -> NDArray:
         """Of x, added to what `out` holds."""
         hidden, threads = work.hidden[0], work.num_threads
         if self.gate is None:
-            self.linear1(x, self.activation, None, hidden, threads)
+            self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)
         else:
-            self.linear1(x, None, None, hidden, threads)
-            np.multiply(hidden, self.gate(x, self.activation, None, work.hidden[1], threads), out=hidden)
-        return self.linear2(hidden, None, out, out, threads)
+            self.linear1(x, out=hidden, num_threads=threads)
+            gate = self.gate(x, activation=self.activation, out=work.hidden[1], num_threads=threads)
+            np.multiply(hidden, gate, out=hidden)
+        return self.linear2(hidden, residual=out, out=out, num_threads=threads)
 
     def __repr__(self) -> str:
         return (
@@ -245,7 +247,7 @@ class TransformerEncoder:
 
     Notes
     -----
-    torch.nn.TransformerEncoder. All layers work in one room, whatever their number: beside its result, a call takes
+    torch.nn.TransformerEncoder. All layers share one workspace, whatever their number: beside its result, a call takes
     memory for 2 (H + Hkv) D numbers a token or, if that is more, F (2 F where gated), and in pre-norm for E.
 
     Examples
@@ -319,7 +321,7 @@ class TransformerEncoder:
         """
         entries = Entries(mapping, prefix, dtype)
         encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
-        entries.judge_rest()
+        entries.check_rest()
         return encoder
 
     @property
@@ -358,7 +360,7 @@ class TransformerEncoder:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. Then nothing is written to `out`, and the caches are as they were.
+            As the functions it is made of. `out` and the caches are then left unchanged.
         """
         named = self._named(caches)
         work = self.layers[0].workspace(
@@ -370,9 +372,9 @@ class TransformerEncoder:
         held = None if named or work.reads(out) else out
         with work.appending(named):
             for layer, cache in zip(self.layers[:-1], each, strict=False):
-                x = held = layer.run(x, work, cache, held)
-            out = self.layers[-1].run(x, work, each[-1], held if out is None else out)
-        return out if self.norm is None else self.norm(out, out, num_threads)
+                x = held = layer.run(x, work, cache=cache, out=held)
+            out = self.layers[-1].run(x, work, cache=each[-1], out=held if out is None else out)
+        return out if self.norm is None else self.norm(out, out=out, num_threads=num_threads)
 
     def _named(self, caches: Sequence[KVCache] | None) -> dict[str, KVCache]:
         """The cache of each layer, by its name as an argument; none if there are none."""

@@ -1,4 +1,4 @@
-"""Weights: quantised, and read from a state dict, where every entry is judged and converted once."""
+"""Weights: quantised, and read from a state dict, where every entry is checked and converted once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from fastattn import _arguments
+from fastattn._dtypes import REALS
 from fastattn.linear import linear
 from fastattn.normalization import layer_norm, rms_norm
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-REALS = ("float32", "float64", "float16", "bfloat16")
+_REALS = [row.name for row in REALS]
 
 # What makes arrays of torch's own state dict.
 _OF_TENSORS = "{name: x.numpy() for name, x in state_dict.items()}"
@@ -59,12 +60,12 @@ def quantize(weight: NDArray) -> QuantizedWeight:
     >>> weight.scales * 127
     array([127. ,   0.5], dtype=float32)
     """
-    _judge("weight", weight, (None, None))
+    _check("weight", weight, (None, None))
     return _quantized("weight", weight)
 
 
 def _quantized(name: str, weight: NDArray) -> QuantizedWeight:
-    with np.errstate(over="ignore"):  # of float64, which is judged here
+    with np.errstate(over="ignore"):  # of float64, which is checked here
         weight = weight.astype(np.float32)
     largest = np.abs(weight).max(axis=1)
     if not np.isfinite(largest).all():
@@ -89,6 +90,7 @@ class Linear:
     def __call__(
         self,
         x: NDArray,
+        *,
         activation: str | None = None,
         residual: NDArray | None = None,
         out: NDArray | None = None,
@@ -127,7 +129,7 @@ class LayerNorm:
         self.bias = entries.bias("bias", size, bias)
         self.eps = eps
 
-    def __call__(self, x: NDArray, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
+    def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """The operation, with these."""
         return layer_norm(x, self.weight, self.bias, eps=self.eps, out=out, num_threads=num_threads)
 
@@ -142,13 +144,13 @@ class RMSNorm:
         self.weight = entries.vector("weight", size)
         self.eps = eps
 
-    def __call__(self, x: NDArray, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
+    def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """The operation, with these."""
         return rms_norm(x, self.weight, eps=self.eps, out=out, num_threads=num_threads)
 
 
 class Entries:
-    """The entries of a state dict below a prefix; each is judged and converted as it is read.
+    """The entries of a state dict below a prefix; each is checked and converted as it is read.
 
     `dtype` is what matrices become: None leaves all as it is, int8 quantises. With a dtype vectors (biases, weights of
     norms) become float32, float64 beside float64: in 16 bits they would cost accuracy and save nothing.
@@ -192,9 +194,9 @@ class Entries:
         if key not in self._mapping:
             raise ValueError(f"mapping must have an entry {key!r} of shape {_shape(needed)}, got none")
         x = self._mapping[key]
-        _judge(key, x, needed)
+        _check(key, x, needed)
         self._read[key] = x.dtype
-        return np.asarray(x)  # no np.memmap: every view and every judgement of one takes longer
+        return np.asarray(x)  # no np.memmap: every view and every check of one takes longer
 
     def matrix(self, name: str, needed: tuple[int | None, ...]) -> NDArray | QuantizedWeight:
         """A weight in the type asked for."""
@@ -248,7 +250,7 @@ class Entries:
         """Raise for the shape of an entry."""
         raise ValueError(f"{self.key(name)} must have {needed}, got shape {self._mapping[self.key(name)].shape}")
 
-    def judge_rest(self) -> None:
+    def check_rest(self) -> None:
         """Raise for what no single entry shows, once all have been read.
 
         An entry below the prefix that nobody asked for says something that would be left out. One in float64 beside
@@ -275,13 +277,13 @@ def stacked(weights: list[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeig
     return np.concatenate(weights)
 
 
-def _judge(name: str, x: object, needed: tuple[int | None, ...]) -> None:
+def _check(name: str, x: object, needed: tuple[int | None, ...]) -> None:
     """Raise unless x is an array of real numbers of this shape."""
     if not isinstance(x, np.ndarray) or hasattr(x, "mask"):
         advice = f": take {_OF_TENSORS}, of bfloat16 with x.float().numpy()" if hasattr(x, "numpy") else ""
         raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}{advice}")
-    if x.dtype.name not in REALS or not x.dtype.isnative:
-        raise TypeError(f"{name} must have dtype {', '.join(REALS)} in native byte order, got dtype {x.dtype.str}")
+    if x.dtype.name not in _REALS or not x.dtype.isnative:
+        raise TypeError(f"{name} must have dtype {', '.join(_REALS)} in native byte order, got dtype {x.dtype.str}")
     if x.ndim != len(needed) or any(
         size == 0 if need is None else size != need for size, need in zip(x.shape, needed, strict=True)
     ):

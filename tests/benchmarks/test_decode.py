@@ -167,7 +167,7 @@ def caches_of(case, problem):
     k, v, lengths = problem.k, problem.v, problem.lengths
     sizes = {"head_dim": case.head_size, "value_dim": case.value_size, "dtype": case.stored}
     fixed = fastattn.KVCache(BATCH, KV_HEADS, case.keys + 3, **sizes)
-    fixed.append(k, v, lengths=lengths)
+    fixed.append(k, v, kv_lengths=lengths)
     yield (
         "KVCache",
         lambda query, **options: fixed.attend(query, return_lse=True, **at_the_end(problem, query) | options),
@@ -177,7 +177,7 @@ def caches_of(case, problem):
     ids = [paged.allocate() for _ in range(BATCH)]
     for begin in range(0, case.keys, 50):  # by turns, so that the sequences' pages alternate
         new = np.clip(lengths - begin, 0, min(50, case.keys - begin))
-        paged.append(ids, k[:, :, begin : begin + 50], v[:, :, begin : begin + 50], lengths=new)
+        paged.append(ids, k[:, :, begin : begin + 50], v[:, :, begin : begin + 50], kv_lengths=new)
     yield (
         f"PagedKVCache, {page_size} rows a page",
         lambda query, **options: paged.attend(ids, query, return_lse=True, **at_the_end(problem, query) | options),
@@ -257,7 +257,7 @@ def test_rings(case):
     )
     for begin in range(0, case.keys, 41):
         new = np.clip(problem.lengths - begin, 0, min(41, case.keys - begin))
-        ring.append(*(x[:, :, begin : begin + 41] for x in (problem.k, problem.v)), lengths=new)
+        ring.append(*(x[:, :, begin : begin + 41] for x in (problem.k, problem.v)), kv_lengths=new)
     options = {"is_causal": True, "softcap": 15.0} if case.options == "softcap" else {"is_causal": True}
     result = ring.attend(problem.query, return_lse=True, **at_the_end(problem, problem.query), **options)
     k, v = problem.stored_as(case.stored)

@@ -5,6 +5,7 @@ Their histories at random are in test_cache_machine.py.
 
 import contextlib
 import copy
+import functools
 import importlib
 import itertools
 import json
@@ -90,15 +91,18 @@ def test_values_that_are_not_finite_are_kept(target, stored, given):
 @pytest.mark.parametrize("size", SIZES)
 def test_nothing_around_the_rows_is_touched(target, rng, stored, size, at):
     pens = [FencedPages(100_000) for _ in range(6)]
-    shapes = _core.Fixed(1, 2, 5, size, stored, None, None).pools()
+    sizes = {"batch": 1, "num_kv_heads": 2, "max_length": 5, "head_dim": size, "value_dim": None}
+    make = functools.partial(_core.Fixed, **sizes, dtype=stored, window=None)
+    shapes = make().pools()
     pools = [pen.place(*pool, at) for pen, pool in zip(pens, shapes, strict=False)]
-    cache = _core.Fixed(1, 2, 5, size, stored, None, None, pools)
+    cache = make(pools=pools)
     for pool in pools:
         pool.view(np.uint8)[...] = 0xFF
     new = [pen.place((1, 2, 3, size), np.float32, at) for pen in pens[4:]]
     for x in new:
         x[...] = rng.normal(size=x.shape)
-    cache.append(*new, None, None, None, False, None, None)
+    rest = {"kv_lengths": None, "cos": None, "sin": None, "interleaved": False, "rotary_dim": None, "num_threads": None}
+    cache.append(*new, **rest)
     for pool in pools:
         assert (pool[:, :, 3:].view(np.uint8) == 0xFF).all()
 
@@ -200,7 +204,7 @@ def test_quantised_rows(target, rng, size):
 
 @pytest.mark.parametrize("size", [1, 7, 16, 33])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("name", ["key", "value"])
 @pytest.mark.parametrize("kind", ["plain", "ring", "paged"])
 def test_rows_without_a_scale_are_refused(target, rng, size, bad, name, kind):
     good = rng.normal(size=(2, 3, 4, size))
@@ -212,12 +216,12 @@ def test_rows_without_a_scale_are_refused(target, rng, size, bad, name, kind):
     ids = [[cache.allocate(), cache.allocate()]] if kind == "paged" else []
     cache.append(*ids, good, good)
     before = snapshot(cache)
-    arrays = {"k": good.copy(), "v": good.copy()}
+    arrays = {"key": good.copy(), "value": good.copy()}
     arrays[name][1, 2, 3, size // 2] = bad
     with pytest.raises(ValueError, match=rf"{name} must be finite .* got"):
         cache.append(*ids, **arrays)
     assert_unchanged(cache, before)
-    cache.append(*ids, **arrays, lengths=np.array([4, 3]))  # what is not stored is not judged
+    cache.append(*ids, **arrays, kv_lengths=np.array([4, 3]))  # what is not stored is not judged
 
 
 LARGEST = {"float16": 65519.0, "bfloat16": 3.39e38, "float32": 3.4028234e38}
@@ -246,17 +250,17 @@ def test_no_finite_number_becomes_infinite(target, rng, kind, stored, given, tur
     good[0, 1, 1, [2, 20, 31]] = [np.inf, np.nan, -np.inf]
     largest = LARGEST[stored] * (0.99 if given == "bfloat16" else 1)  # which rounds it up
     large = np.full((2, 3, 1, 33), largest).astype(numpy_type(given))
-    for name, place, sign in itertools.product("kv", (0, 17, 32), (1, -1)):
+    for name, place, sign in itertools.product(("key", "value"), (0, 17, 32), (1, -1)):
         cache = makes[kind]()
         ids = [[cache.allocate(), cache.allocate()]] if kind == "paged" else []
         cache.append(*ids, good, good, **rotary)
         before = snapshot(cache)
-        bad = {"k": good.copy(), "v": good.copy()}
+        bad = {"key": good.copy(), "value": good.copy()}
         bad[name][1, 2, 3, place] = sign * number
         with pytest.raises(ValueError, match=rf"{name} must not exceed .* as {stored}, got .* dtype='(bfloat16|float)"):
             cache.append(*ids, **bad, **rotary)
         assert_unchanged(cache, before)
-        cache.append(*ids, **bad, **rotary, lengths=[4, 3])
+        cache.append(*ids, **bad, **rotary, kv_lengths=[4, 3])
         cache.append(*ids, large, -large)
 
 
@@ -318,8 +322,8 @@ def test_attends_as_the_oracle_does(target, rng, stored, group, queries):
     paged = fastattn.PagedKVCache(40, 17, 2, 33, dtype=stored, value_dim=20)
     ids = [paged.allocate() for _ in range(3)]
     k, v = normal(rng, 3, 2, 200, 33), normal(rng, 3, 2, 200, 20)
-    fixed.append(k, v, lengths=lengths)
-    paged.append(ids, k, v, lengths=lengths)
+    fixed.append(k, v, kv_lengths=lengths)
+    paged.append(ids, k, v, kv_lengths=lengths)
     sequences = [[as_stored(x[b, :, :n], stored) for x in (k, v)] for b, n in enumerate(lengths)]
     query = normal(rng, 3, 2 * group, queries, 33, dtype="float64" if stored == "float64" else "float32")
     last = lengths - queries
@@ -403,7 +407,7 @@ def test_queries_of_padded_prompts(target, rng, tmp_path, stored, kind, given):
     for tokens, new in zip((10, 5, 3), counts, strict=True):
         k, v, query = normal(rng, 3, 2, tokens, 16), normal(rng, 3, 2, tokens, 16), normal(rng, 3, 4, tokens, 16)
         query = query.astype(kind_of_query)
-        cache.append(*ids, k, v, lengths=new)
+        cache.append(*ids, k, v, kv_lengths=new)
         if kind == "loaded":
             cache.save(tmp_path / "cache")
             cache = fastattn.KVCache.load(tmp_path / "cache")
@@ -549,9 +553,9 @@ def test_more_tokens_than_anybody_has(dtype):
         np.testing.assert_array_equal(cache.lengths, [n << 40])
     np.testing.assert_array_equal(cache.attend(ones(1, 1, 1, 8)), ones(1, 1, 1, 8))
     longest = np.broadcast_to(np.float32(1), (1, 1, 1 << 57, 8))
-    with pytest.raises(ValueError, match=r"k must hold at most \d+ tokens for sequence 0, .* got 144115188075855872"):
+    with pytest.raises(ValueError, match=r"key must hold at most \d+ tokens for sequence 0, .* got 144115188075855872"):
         cache.append(longest, longest)
-    cache.append(longest, longest, lengths=3)
+    cache.append(longest, longest, kv_lengths=3)
     with pytest.raises(ValueError, match=r"q_offset must say"):
         cache.attend(ones(1, 1, 2, 8))
     paged = fastattn.PagedKVCache(5, 4, 1, 8, dtype=dtype)
@@ -559,7 +563,7 @@ def test_more_tokens_than_anybody_has(dtype):
     for x in (rows, longest):
         with pytest.raises(fastattn.OutOfPages, match=r"num_pages must allow \d+ free pages"):
             paged.append(ids, x, x)
-    paged.append(ids, longest, longest, lengths=[3])
+    paged.append(ids, longest, longest, kv_lengths=[3])
 
 
 def test_sizes_whose_product_is_too_large():
@@ -582,15 +586,15 @@ def test_lists_of_integers(rng, kind):
         cache = fastattn.KVCache(2, 2, 9, 8, window=9)
     ids = [[cache.allocate(), cache.allocate()]] if kind == "paged" else []
     k, query = normal(rng, 2, 2, 4, 8), normal(rng, 2, 4, 1, 8)
-    cache.append(*ids, k, k, lengths=[4, 2])
+    cache.append(*ids, k, k, kv_lengths=[4, 2])
     assert list(cache.lengths.values() if ids else cache.lengths) == [4, 2]
     right = cache.attend(*ids, query, is_causal=True, q_offset=np.array([1, 0]))
     np.testing.assert_array_equal(cache.attend(*ids, query, is_causal=True, q_offset=[1, 0]), right)
     values = [[1, 2, 3], [[1, 2]], [], [5, 1], [-1, 1], [[1], [1, 2]], [1 << 63, 1 << 63]]
     types = [[4.0, 2.0], ["4", "2"], [True, False]]
     for wrong, error in [*((x, ValueError) for x in values), *((x, TypeError) for x in types)]:
-        with pytest.raises(error, match=r"lengths must .*got"):
-            cache.append(*ids, k, k, lengths=wrong)
+        with pytest.raises(error, match=r"kv_lengths must .*got"):
+            cache.append(*ids, k, k, kv_lengths=wrong)
     if not ids:
         cache.truncate([3, 1])
         np.testing.assert_array_equal(cache.lengths, [3, 1])
@@ -599,7 +603,7 @@ def test_lists_of_integers(rng, kind):
 def test_views(rng, stored):
     cache = fastattn.KVCache(2, 1, 6, 4, dtype=stored, value_dim=3)
     k, v = normal(rng, 2, 1, 5, 4), normal(rng, 2, 1, 5, 3)
-    cache.append(k, v, lengths=np.array([5, 2]))
+    cache.append(k, v, kv_lengths=np.array([5, 2]))
     if stored == "int8":
         with pytest.raises(ValueError, match=r"dtype must not be int8 for keys .* got"):
             _ = cache.keys
@@ -709,7 +713,7 @@ def test_a_refused_append_gives_pages_back(rng, dtype, order):
     bad[1, 1, 8, 3] = np.inf if dtype == "int8" else 1e5
     before, tables = snapshot(cache), {id: cache.block_table(id) for id in ids}
     for pair in ((bad, k), (k, bad)):
-        with pytest.raises(ValueError, match=r"[kv] must (be finite|not exceed) .* got"):
+        with pytest.raises(ValueError, match=r"(key|value) must (be finite|not exceed) .* got"):
             cache.append(ids, *pair)
         assert_unchanged(cache, before)
     other = copy.deepcopy(cache)
@@ -751,7 +755,7 @@ MEMORY = """
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, -1))
 
     fastattn.softmax(np.ones((4000, 1000)), num_threads=2)  # the threads are there
-    in_a_thread(lambda: cache.append(*ids, ones(3), ones(3), lengths=[3, 2]))
+    in_a_thread(lambda: cache.append(*ids, ones(3), ones(3), kv_lengths=[3, 2]))
     before = everything()
     limit(4 << 20)
     try:
@@ -822,7 +826,7 @@ def some_cache(kind, dtype="float32"):
         cache.fork(ids[0])
         return cache
     cache = fastattn.KVCache(2, 2, 9, 5, dtype=dtype, value_dim=7, window=4 if kind == "ring" else None)
-    cache.append(*(normal(rng, 2, 2, 7, size) for size in (5, 7)), lengths=np.array([7, 3]))
+    cache.append(*(normal(rng, 2, 2, 7, size) for size in (5, 7)), kv_lengths=np.array([7, 3]))
     if kind == "ring":
         cache.append(*(normal(rng, 2, 2, 5, size) for size in (5, 7)))
     return cache
@@ -1221,7 +1225,7 @@ def test_the_longest_stream(tmp_path, rng):
     for x, pages in zip((k, v), held, strict=True):
         np.testing.assert_array_equal(pages[:, :, np.arange(most - 3, most) % 9], x)
     before = snapshot(loaded)
-    with pytest.raises(ValueError, match=rf"k must hold at most 0 tokens for sequence 0, which has {most} of tokens"):
+    with pytest.raises(ValueError, match=rf"key must hold at most 0 tokens for sequence 0, which has {most} of tokens"):
         loaded.append(k[:, :, :1], v[:, :, :1])
     assert_unchanged(loaded, before)
     query = normal(rng, 2, 4, 1, 5)
@@ -1342,29 +1346,29 @@ def test_bfloat16_imports_its_package_when_asked():
 
 K = (2, 2, 3, 8)
 APPENDS = [
-    ("k", ones(2, 2, 3, 7), ValueError, r"k must have shape \(2, 2, tokens, 8\), got shape \(2, 2, 3, 7\)"),
-    ("k", ones(2, 1, 3, 8), ValueError, "k must have shape"),
-    ("k", ones(1, 2, 3, 8), ValueError, "k must have shape"),
-    ("k", ones(2, 3, 8), ValueError, "k must have shape"),
-    ("v", ones(2, 2, 4, 8), ValueError, r"v must have shape \(2, 2, 3, 8\), got"),
-    ("v", ones(2, 2, 3, 7), ValueError, "v must have shape"),
-    ("k", ones(*K, dtype=np.int8), TypeError, "k must have dtype float32, .* got dtype int8"),
-    ("v", ones(*K, dtype=np.int64), TypeError, "v must have dtype .* got dtype int64"),
-    ("v", ones(*K, dtype=">f4"), TypeError, "v must have dtype .* got dtype >f4"),
-    ("v", ones(*K, dtype=complex), TypeError, "v must have dtype .* got dtype complex128"),
-    ("k", ones(*K).tolist(), TypeError, "k must be a numpy.ndarray, got list"),
-    ("lengths", 4, ValueError, "lengths must lie between 0 and the number of k's tokens, 3, got 4"),
-    ("lengths", -1, ValueError, "lengths must lie .* got -1"),
-    ("lengths", np.array([1, 4]), ValueError, "lengths must lie .* got 4"),
-    ("lengths", np.array([1, 2, 3]), ValueError, "lengths must have a shape"),
-    ("lengths", np.array([1.0, 2.0]), TypeError, "lengths must have an integer dtype"),
-    ("lengths", "two", TypeError, "lengths must be"),
+    ("key", ones(2, 2, 3, 7), ValueError, r"key must have shape \(2, 2, tokens, 8\), got shape \(2, 2, 3, 7\)"),
+    ("key", ones(2, 1, 3, 8), ValueError, "key must have shape"),
+    ("key", ones(1, 2, 3, 8), ValueError, "key must have shape"),
+    ("key", ones(2, 3, 8), ValueError, "key must have shape"),
+    ("value", ones(2, 2, 4, 8), ValueError, r"value must have shape \(2, 2, 3, 8\), got"),
+    ("value", ones(2, 2, 3, 7), ValueError, "value must have shape"),
+    ("key", ones(*K, dtype=np.int8), TypeError, "key must have dtype float32, .* got dtype int8"),
+    ("value", ones(*K, dtype=np.int64), TypeError, "value must have dtype .* got dtype int64"),
+    ("value", ones(*K, dtype=">f4"), TypeError, "value must have dtype .* got dtype >f4"),
+    ("value", ones(*K, dtype=complex), TypeError, "value must have dtype .* got dtype complex128"),
+    ("key", ones(*K).tolist(), TypeError, "key must be a numpy.ndarray, got list"),
+    ("kv_lengths", 4, ValueError, "kv_lengths must lie between 0 and the number of key's tokens, 3, got 4"),
+    ("kv_lengths", -1, ValueError, "kv_lengths must lie .* got -1"),
+    ("kv_lengths", np.array([1, 4]), ValueError, "kv_lengths must lie .* got 4"),
+    ("kv_lengths", np.array([1, 2, 3]), ValueError, "kv_lengths must have a shape"),
+    ("kv_lengths", np.array([1.0, 2.0]), TypeError, "kv_lengths must have an integer dtype"),
+    ("kv_lengths", "two", TypeError, "kv_lengths must be"),
     ("cos", None, TypeError, "cos must be a numpy.ndarray, got NoneType"),
     ("sin", None, TypeError, "sin must be a numpy.ndarray, got NoneType"),
     ("cos", ones(4, 4), ValueError, "cos must have shape .* at least 5 positions"),
     ("cos", ones(9, 5), ValueError, "cos must have shape .* at most 4 pairs"),
     ("cos", ones(9), ValueError, "cos must have shape"),
-    ("cos", ones(9, 4, dtype=np.float64), TypeError, "cos must not be wider than .*k"),
+    ("cos", ones(9, 4, dtype=np.float64), TypeError, "cos must not be wider than .*key"),
     ("sin", ones(9, 3), ValueError, "sin must have cos's shape"),
     ("sin", ones(9, 4, dtype=np.float16), TypeError, "sin must have dtype float32, as cos has, got"),
     ("interleaved", 1, TypeError, "interleaved must be a bool, got int"),
@@ -1380,7 +1384,7 @@ def test_bad_appends(paged, name, wrong, error, message):
     cache.append(*ids, ones(2, 2, 2, 8), ones(2, 2, 2, 8))
     before = snapshot(cache)
     table = np.arange(36, dtype=np.float32).reshape(9, 4)
-    good = {"k": 2 * ones(*K), "v": 2 * ones(*K), "cos": table, "sin": table}
+    good = {"key": 2 * ones(*K), "value": 2 * ones(*K), "cos": table, "sin": table}
     with pytest.raises(error, match=message):
         cache.append(*ids, **good | {name: wrong})
     assert_unchanged(cache, before)
@@ -1389,14 +1393,14 @@ def test_bad_appends(paged, name, wrong, error, message):
 
 def test_appending_past_the_end():
     cache = fastattn.KVCache(2, 2, 9, 8)
-    cache.append(*ones(2, 2, 2, 7, 8), lengths=np.array([7, 2]))
+    cache.append(*ones(2, 2, 2, 7, 8), kv_lengths=np.array([7, 2]))
     before = snapshot(cache)
     with pytest.raises(
-        ValueError, match="k must hold at most 2 tokens for sequence 0, which has 7 of max_length 9, got 3"
+        ValueError, match="key must hold at most 2 tokens for sequence 0, which has 7 of max_length 9, got 3"
     ):
         cache.append(*ones(2, 2, 2, 3, 8))
     assert_unchanged(cache, before)
-    cache.append(*ones(2, 2, 2, 7, 8), lengths=np.array([2, 7]))
+    cache.append(*ones(2, 2, 2, 7, 8), kv_lengths=np.array([2, 7]))
 
 
 QUERIES = [
@@ -1456,7 +1460,7 @@ LENGTHS += [(1.0, TypeError), (None, TypeError), ([1.0, 2.0], TypeError), ([7, 3
 @pytest.mark.parametrize(("length", "error"), LENGTHS)
 def test_bad_truncations(length, error):
     cache = fastattn.KVCache(2, 2, 9, 8)
-    cache.append(*ones(2, 2, 2, 7, 8), lengths=np.array([7, 2]))
+    cache.append(*ones(2, 2, 2, 7, 8), kv_lengths=np.array([7, 2]))
     with pytest.raises(error, match=r"length must .*got"):
         cache.truncate(length)
     np.testing.assert_array_equal(cache.lengths, [7, 2])

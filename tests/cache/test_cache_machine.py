@@ -134,10 +134,10 @@ class FixedMachine(Machine):
         lengths = self.rng.integers(0, tokens + 1, self.batch) if ragged else None
         counts = np.full(self.batch, tokens) if lengths is None else lengths
         if not self.window and (self.lengths + counts > self.max_length).any():
-            with pytest.raises(ValueError, match=r"k must hold at most .* got"):
-                self.cache.append(k, v, lengths=lengths)
+            with pytest.raises(ValueError, match=r"key must hold at most .* got"):
+                self.cache.append(k, v, kv_lengths=lengths)
             return
-        self.cache.append(k, v, lengths=lengths, num_threads=data.draw(st.sampled_from([1, 2])))
+        self.cache.append(k, v, kv_lengths=lengths, num_threads=data.draw(st.sampled_from([1, 2])))
         self.tokens = tokens
         for b, count in enumerate(counts):
             self.paddings[b].append(self.lengths[b], count, tokens)
@@ -298,9 +298,9 @@ class PagedMachine(Machine):
             own += [object() for _ in range(-(-(length + count) // self.page_size) - len(own))]
         if len({page for own in pages.values() for page in own}) > self.num_pages:
             with pytest.raises(fastattn.OutOfPages, match=r"num_pages must .* got"):
-                self.cache.append(ids, k, v, lengths=lengths)
+                self.cache.append(ids, k, v, kv_lengths=lengths)
             return
-        self.cache.append(ids, k, v, lengths=lengths, num_threads=data.draw(st.sampled_from([1, 2])))
+        self.cache.append(ids, k, v, kv_lengths=lengths, num_threads=data.draw(st.sampled_from([1, 2])))
         self.pages, self.tokens = pages, tokens
         for n, (id, count) in enumerate(zip(ids, counts, strict=True)):
             self.paddings[id].append(self.length(id), count, tokens)

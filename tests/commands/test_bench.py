@@ -1010,11 +1010,11 @@ class PlainCache:
         self.values = np.full((batch, num_kv_heads, max_length, value_dim or head_dim), np.nan, dtypes.named(dtype))
         self.lengths = np.zeros(batch, int)
 
-    def append(self, k, v, *, lengths=None):
-        counts = np.full(len(k), k.shape[2]) if lengths is None else lengths
+    def append(self, key, value, *, kv_lengths=None):
+        counts = np.full(len(key), key.shape[2]) if kv_lengths is None else kv_lengths
         for n, (begin, count) in enumerate(zip(self.lengths, counts, strict=True)):
-            self.keys[n, :, begin : begin + count] = k[n, :, :count]
-            self.values[n, :, begin : begin + count] = v[n, :, :count]
+            self.keys[n, :, begin : begin + count] = key[n, :, :count]
+            self.values[n, :, begin : begin + count] = value[n, :, :count]
         self.lengths += counts
 
     def truncate(self, length):

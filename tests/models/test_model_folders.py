@@ -381,7 +381,7 @@ WRONG_TENSORS = [
     ({f"{QUERY}.weight": np.ones((24, 25), np.float32)}, rf"{QUERY}.weight must have shape \(24, 24\), got \(24, 25\)"),
     ({f"{QUERY}.weight": np.ones(576, np.float32)}, rf"{QUERY}.weight must have shape \(24, 24\), got \(576,\)"),
     ({f"{QUERY}.bias": np.ones((24, 1), np.float32)}, rf"{QUERY}.bias must have shape \(24,\), got \(24, 1\)"),
-    ({f"{QUERY}.weight": np.ones((24, 24), np.int64)}, f"{QUERY}.weight must be one of F32, F16, BF16, F64, got I64"),
+    ({f"{QUERY}.weight": np.ones((24, 24), np.int64)}, f"{QUERY}.weight must be one of F32, F64, F16, BF16, got I64"),
     ({f"{QUERY}.lora_A": np.ones(3, np.float32)}, f"must hold no tensor {QUERY}.lora_A"),
     ({"embeddings.word_embeddings.weight": None}, "word_embeddings.weight once, got 0 of them"),
     ({"bert.embeddings.word_embeddings.weight": np.ones(3, np.float32)}, "word_embeddings.weight once, got 2 of them"),

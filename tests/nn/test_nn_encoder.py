@@ -141,10 +141,10 @@ def test_layer_is_its_parts_one_after_the_other(dtype, layer):
     made, x = layer_of(layer, dtype), tokens(layer, dtype, 2, 17)
 
     def fed_forward(x, residual):
-        hidden = made.linear1(x, None if made.gate else made.activation)
+        hidden = made.linear1(x, activation=None if made.gate else made.activation)
         if made.gate:
-            hidden = hidden * made.gate(x, made.activation)
-        return made.linear2(hidden, None, residual)
+            hidden = hidden * made.gate(x, activation=made.activation)
+        return made.linear2(hidden, residual=residual)
 
     if layer.norm_first:
         expected = made.self_attn(made.norm1(x), residual=x)

@@ -868,6 +868,25 @@ def test_wrong_states(name, error, came, outs, lses):
     assert came in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "error", "came"),
+    [
+        ("out", zeros(3, 4).tolist(), TypeError, "list"),
+        ("out", zeros(3, 4, dtype=np.float64), TypeError, "float64"),
+        ("out", zeros(3, 5), ValueError, "(3, 5)"),
+        ("out", np.broadcast_to(zeros(4), (3, 4)), ValueError, "read-only"),
+        ("num_threads", 0, ValueError, "0"),
+        ("num_threads", 1.0, TypeError, "float"),
+    ],
+)
+def test_where_states_are_merged(name, wrong, error, came):
+    out = np.full((3, 4 * 4), POISON, np.uint8).view(np.float32)
+    with pytest.raises(error, match=rf"\b{name}\b.* must .*got") as caught:
+        fastattn.merge_states([zeros(3, 4)] * 2, [zeros(3)] * 2, **{"out": out, name: wrong})
+    assert came in str(caught.value)
+    assert is_poison(out)
+
+
 # The thread setting
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from fastattn._core import attention as _attention
+from fastattn._core import plan as _plan
 from fastattn._core import targets as _targets
 
 
@@ -19,8 +19,8 @@ def results_stored_around_the_cache():
 @contextlib.contextmanager
 def waves_of(parts):
     """Meanwhile so many parts of the keys are computed before they are merged, not a thousand."""
-    former = _attention.assume_wave(parts)
+    former = _plan.assume_wave(parts)
     try:
         yield
     finally:
-        _attention.assume_wave(former)
+        _plan.assume_wave(former)

@@ -10,10 +10,12 @@ from importlib import util
 
 import numpy as np
 
-#: The packages that a type needs.
-NEEDS = {"float32": (), "float64": (), "float16": (), "bfloat16": ("ml_dtypes",)}
+from fastattn._dtypes import REALS
 
-HALF = ("float16", "bfloat16")
+#: The packages that a type needs.
+NEEDS = {row.name: (row.package,) if row.package else () for row in REALS}
+
+HALF = tuple(row.name for row in REALS if row.itemsize == 2)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ def _from_cache(case, query, key, value, kv_lengths=None):
     """Attention to what was appended beforehand: of each sequence the tokens that it has."""
     B, _, Hkv, _, Sk, D, Dv = case.sizes.values()
     cache = fastattn.KVCache(B, Hkv, Sk, D, dtype=case.kv_dtype or case.dtype, value_dim=Dv)
-    cache.append(key, value, **({} if kv_lengths is None else {"lengths": kv_lengths}))
+    cache.append(key, value, kv_lengths=kv_lengths)
     return functools.partial(cache.attend, query, **case.options)
 
 

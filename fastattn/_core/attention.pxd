@@ -1,0 +1,14 @@
+cimport numpy as np
+
+from fastattn._core.options cimport Options
+
+
+cdef class Pages:
+    """Pages of keys and values (pages, kv heads, page size, size); int8 rows have scales (pages, kv heads, page size)."""
+
+    cdef readonly np.ndarray key_pages, value_pages, key_scales, value_scales
+
+
+cdef object attend_pages(
+    query, Pages pages, np.ndarray block_tables, np.ndarray first_keys, np.ndarray lengths, Options options
+)

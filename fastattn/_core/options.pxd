@@ -1,0 +1,27 @@
+cimport numpy as np
+from libc.stddef cimport ptrdiff_t
+
+from fastattn._core.plan cimport Plan, Sequence
+
+
+cdef ptrdiff_t FARTHEST  # tokens of a cached sequence, at most: a window as wide excludes none
+
+
+cdef class Options:
+    # Arrays, or None; as given until `lower` has put what it makes of them in their place.
+    cdef object attn_mask, q_offset, kv_lengths, sinks, alibi_slopes, out
+
+    # Numbers, checked.
+    cdef ptrdiff_t left, right  # a query at position p sees the keys p - left <= j <= p + right; -1: unbounded
+    cdef double scale           # NaN: 1 / sqrt(head size)
+    cdef double softcap         # 0: none
+    cdef bint return_lse
+    cdef int num_threads        # 0: not said
+
+    cdef bint depends_on_positions(self) noexcept
+    cdef int lower(
+        self, Plan *p, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
+        const np.npy_intp *scores,
+    ) except -1
+    cdef int lower_mask(self, Plan *p, np.ndarray query, int ndim, const np.npy_intp *scores) except -1
+    cdef void place(self, Sequence *s, ptrdiff_t n) noexcept

@@ -1,0 +1,294 @@
+"""The planner of attention: sequences become items, cut into parts where they are few, and run on OpenMP's threads.
+
+A call is a list of sequences, each with its own queries, keys and positions: the entries of the leading axes, or packed
+ones. An item is some rows of one kv head of a sequence; where the rows of a sequence are too few to share out, its keys
+are cut into parts as well, and the parts merged in their order. What numbers are added in which order depends on the
+sequence alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever is
+around it.
+
+Nothing here knows Python or NumPy: attention.pyx fills the plan.
+"""
+
+from libc.stddef cimport ptrdiff_t
+from libc.stdlib cimport free, malloc, qsort
+
+from fastattn._core cimport costs
+from fastattn._core.targets cimport (
+    FA_BF16, FA_F32, FA_F64, FA_MOST_PARTS, fa_attention, fa_attention_item, fa_size_of, fa_type, kernels_of,
+)
+from fastattn._core.threads cimport run, threads_for
+
+# Of a head: scratch memory is some thousand times as large, and its size must not wrap.
+cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
+cdef ptrdiff_t FAR = <ptrdiff_t>1 << 62  # farther from 0 than any key and query, also with the number of one added
+cdef ptrdiff_t wave_size = 1024          # parts computed before they are merged: bounds their memory
+
+
+cdef bint take_sequences(Plan *p, ptrdiff_t count) noexcept nogil:
+    """Take memory for so many; False where there is no memory left."""
+    p.count, p.sequences = count, p.at_hand
+    if count > AT_HAND:
+        p.sequences = <Sequence *>malloc(count * sizeof(Sequence))
+    return p.sequences != NULL
+
+
+cdef void release_sequences(Plan *p) noexcept nogil:
+    if p.sequences != p.at_hand:
+        free(p.sequences)
+
+
+# --- laying a call out ---
+
+cdef fa_type computed_as(const Plan *p) noexcept nogil:
+    """Which row of the target's table: sums of dot products where all three are bfloat16, not for single weights."""
+    cdef const fa_attention *call = &p.call
+    if call.type == FA_F64:
+        return FA_F64
+    if p.weights or call.type != FA_BF16 or call.key.type != FA_BF16 or call.value.type != FA_BF16:
+        return FA_F32
+    return FA_BF16
+
+
+cdef void lay_out(Plan *p, int asked) noexcept nogil:
+    """Choose the kernel, the parts of the keys, the threads, and last the rows of an item.
+
+    Tiles and parts decide how numbers are added up; they follow from one sequence. How many tiles make an item decides
+    nothing but speed: as many as share keys in L2, while enough items are left for the threads.
+    """
+    cdef ptrdiff_t n, items
+    cdef double work = 0, traffic = 0
+    p.kernels = kernels_of(computed_as(p))
+    items = 0
+    for n in range(p.count):
+        lay_out_sequence(p, &p.sequences[n])
+        items += tiles_of(p, &p.sequences[n]) * p.kv_heads * p.sequences[n].parts
+        work += p.sequences[n].work
+        traffic += <double>(p.sequences[n].key_end - p.sequences[n].key_begin)
+    traffic *= <double>p.kv_heads * (
+        p.call.head_size * fa_size_of(p.call.key.type) + p.call.value_size * fa_size_of(p.call.value.type)
+    )
+    p.threads = threads_for(asked, items, max(work / costs.ATTENTION_FLOPS, traffic / costs.ATTENTION_BYTES))
+    if p.count > 1:
+        qsort(p.sequences, p.count, sizeof(Sequence), whole_and_large_first)
+
+    p.item_rows = p.kernels.most_rows
+    while p.item_rows > p.kernels.tile_rows and p.threads > 1 and (
+        count_items(p) < p.threads * costs.ATTENTION_ITEMS_PER_THREAD or longest_item(p) > costs.ATTENTION_ITEM_NANOSECONDS
+    ):
+        p.item_rows //= 2
+    number_items(p)
+
+
+cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
+    cdef ptrdiff_t rest, keys
+    # The keys within the first query's left bound and the last one's right bound.
+    s.begin_offset = -FAR if p.left < 0 else sum_within(s.q_offset, -p.left)
+    s.end_offset = FAR if p.right < 0 else sum_within(s.q_offset, p.right) + 1
+    s.key_begin = max(s.key_begin, min(s.key_end, s.begin_offset))
+    s.key_end = max(s.key_begin, min(s.key_end, s.queries - 1 + s.end_offset))
+    keys = s.key_end - s.key_begin
+    s.rows = s.queries * p.call.group
+    rest = s.rows % p.kernels.tile_rows
+    s.many_rows = s.rows - rest if rest <= p.kernels.few_rows and not p.weights else s.rows
+    s.parts = min(keys // costs.SHORTEST_PART, costs.ENOUGH_ITEMS // max(1, p.kv_heads * tiles_of(p, s)), <ptrdiff_t>FA_MOST_PARTS)
+    s.parts = 1 if p.weights else max(s.parts, 1)
+    s.part_keys = (keys + s.parts - 1) // s.parts
+    s.part_keys = (s.part_keys + costs.PART_ALIGNMENT - 1) // costs.PART_ALIGNMENT * costs.PART_ALIGNMENT
+    s.work = 2.0 * s.rows * p.kv_heads * (p.call.head_size + p.call.value_size) * seen(p, s, keys)
+
+
+cdef ptrdiff_t sum_within(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
+    """a + b, but no farther from 0 than FAR: neither wraps."""
+    if b > 0:
+        return FAR if a > FAR - b else max(a + b, -FAR)
+    return -FAR if a < -FAR - b else min(a + b, FAR)
+
+
+cdef double seen(const Plan *p, const Sequence *s, ptrdiff_t keys) noexcept nogil:
+    """About how many of its keys a query sees."""
+    cdef double width = keys
+    if p.left >= 0 and p.right >= 0:
+        width = min(width, <double>p.left + p.right + 1)
+    return keys / 2.0 if p.right == 0 and width == keys and s.queries > 1 else width
+
+
+cdef ptrdiff_t tiles_of(const Plan *p, const Sequence *s) noexcept nogil:
+    return (s.rows + p.kernels.tile_rows - 1) // p.kernels.tile_rows
+
+
+cdef int whole_and_large_first(const void *a, const void *b) noexcept nogil:
+    """Largest first, so that no long one is awaited in the end; those that are cut into parts after the others."""
+    cdef const Sequence *x = <const Sequence *>a
+    cdef const Sequence *y = <const Sequence *>b
+    if (x.parts > 1) != (y.parts > 1):
+        return 1 if x.parts > 1 else -1
+    return (x.work < y.work) - (x.work > y.work)
+
+
+cdef ptrdiff_t row_items_of(const Plan *p, const Sequence *s) noexcept nogil:
+    return (s.many_rows + p.item_rows - 1) // p.item_rows + (s.many_rows < s.rows)
+
+
+cdef ptrdiff_t count_items(const Plan *p) noexcept nogil:
+    cdef ptrdiff_t n, items = 0
+    for n in range(p.count):
+        items += row_items_of(p, &p.sequences[n]) * p.kv_heads * p.sequences[n].parts
+    return items
+
+
+cdef double longest_item(const Plan *p) noexcept nogil:
+    """About how many nanoseconds the rows of an item take against all keys, or all of a part."""
+    cdef ptrdiff_t n
+    cdef const Sequence *s
+    cdef double longest = 0
+    for n in range(p.count):
+        s = &p.sequences[n]
+        longest = max(longest, s.work / max(1, s.rows * p.kv_heads * s.parts) * min(s.rows, p.item_rows))
+    return longest / costs.ATTENTION_FLOPS
+
+
+cdef void number_items(Plan *p) noexcept nogil:
+    cdef ptrdiff_t n
+    cdef Sequence *s
+    p.items = p.whole_items = 0
+    p.most_parts = 1
+    for n in range(p.count):
+        s = &p.sequences[n]
+        s.first_item, s.row_items = p.items, row_items_of(p, s)
+        p.items += s.row_items * p.kv_heads
+        if s.parts == 1:
+            p.whole_items = p.items
+        p.most_parts = max(p.most_parts, s.parts)
+
+
+# --- items ---
+
+cdef const Sequence *sequence_of(const Plan *p, ptrdiff_t item) noexcept nogil:
+    """The last one whose items begin at or before this one."""
+    cdef ptrdiff_t low = 0, high = p.count, middle
+    while high - low > 1:
+        middle = (low + high) // 2
+        if p.sequences[middle].first_item <= item:
+            low = middle
+        else:
+            high = middle
+    return &p.sequences[low]
+
+
+cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index) noexcept nogil:
+    """Item `index` of the call. The last rows of a head come first: under a causal mask they see most."""
+    cdef fa_attention_item item
+    cdef ptrdiff_t own = index - s.first_item
+    cdef ptrdiff_t block = s.row_items - 1 - own % s.row_items, head = own // s.row_items
+    item.query = s.query + head * p.query_group
+    item.key = s.key + head * p.key_head
+    item.value = s.value + head * p.value_head
+    item.pages = s.pages
+    item.key_scale = p.key_scales + head * p.key_scale_head if p.key_scales != NULL else NULL
+    item.value_scale = p.value_scales + head * p.value_scale_head if p.value_scales != NULL else NULL
+    item.mask = s.mask + head * p.mask_group if s.mask != NULL else NULL
+    item.out = s.out + head * p.out_group
+    item.lse = s.lse + head * p.lse_group if s.lse != NULL else NULL
+    item.sinks = p.sinks + head * p.group_options if p.sinks != NULL else NULL
+    item.slopes = s.slopes + head * p.group_options if s.slopes != NULL else NULL
+    item.q_offset, item.begin_offset, item.end_offset = s.q_offset, s.begin_offset, s.end_offset
+    item.first_row = min(block * p.item_rows, s.many_rows)
+    item.rows = min(p.item_rows, (s.many_rows if item.first_row < s.many_rows else s.rows) - item.first_row)
+    item.key_begin, item.key_end = s.key_begin, s.key_end
+    item.part_out = item.part_max = item.part_sum = NULL
+    return item
+
+
+cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, ptrdiff_t part) noexcept nogil:
+    """Let the item's results go to a part of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
+    cdef ptrdiff_t first = slot * p.most_parts * p.item_rows + part * item.rows
+    item.part_out = p.part_out + first * p.call.value_size * p.kernels.itemsize
+    item.part_max = p.part_max + first * p.kernels.itemsize
+    item.part_sum = p.part_sum + first * p.kernels.itemsize
+
+
+cdef void run_kernel(const Plan *p, const Sequence *s, const fa_attention_item *item, void *memory) noexcept nogil:
+    """Rows that fill tiles go in the lanes; a few, or what few are left over, would leave most lanes empty."""
+    if p.weights:
+        p.kernels.attention_weights(&p.call, item, memory)
+    elif item.first_row < s.many_rows:
+        p.kernels.attention_many(&p.call, item, memory)
+    else:
+        p.kernels.attention_few(&p.call, item, memory)
+
+
+cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    cdef const Plan *p = <const Plan *>plan
+    cdef const Sequence *s = sequence_of(p, index)
+    cdef fa_attention_item item = item_of(p, s, index)
+    run_kernel(p, s, &item, memory)
+
+
+cdef void run_part(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
+    """Part `index` of the wave. The sink belongs to the first part."""
+    cdef const Plan *p = <const Plan *>plan
+    cdef ptrdiff_t part = index % p.most_parts, slot = index // p.most_parts
+    cdef const Sequence *s = sequence_of(p, p.first_item + slot)
+    cdef fa_attention_item item = item_of(p, s, p.first_item + slot)
+    if part >= s.parts:
+        return
+    item.key_begin = min(s.key_begin + part * s.part_keys, s.key_end)
+    item.key_end = min(item.key_begin + s.part_keys, s.key_end)
+    if part:
+        item.sinks = NULL
+    point_to_part(p, &item, slot, part)
+    run_kernel(p, s, &item, memory)
+
+
+cdef void merge_item(const void *plan, ptrdiff_t slot, void *memory) noexcept nogil:
+    cdef const Plan *p = <const Plan *>plan
+    cdef const Sequence *s = sequence_of(p, p.first_item + slot)
+    cdef fa_attention_item item = item_of(p, s, p.first_item + slot)
+    point_to_part(p, &item, slot, 0)
+    p.kernels.attention_merge(&p.call, &item, s.parts)
+
+
+cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
+    """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
+    cdef ptrdiff_t wave = max(1, wave_size // p.most_parts), count
+    cdef ptrdiff_t rows = min(wave, p.items - p.whole_items) * p.most_parts * p.item_rows
+    cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.kernels.itemsize)
+    cdef bint done = memory != NULL
+    p.part_max, p.part_sum = memory, memory + rows * p.kernels.itemsize
+    p.part_out = memory + 2 * rows * p.kernels.itemsize
+    p.first_item = p.whole_items
+    while done and p.first_item < p.items:
+        count = min(wave, p.items - p.first_item)
+        done = run(run_part, p, count * p.most_parts, p.threads, scratch_size)
+        done = done and run(merge_item, p, count, p.threads, 0)
+        p.first_item += count
+    free(memory)
+    return done
+
+
+cdef bint run_call(Plan *p, int asked) noexcept nogil:
+    """False where no memory was left."""
+    cdef ptrdiff_t scratch_size
+    cdef bint done = True
+    if p.call.head_size > LARGEST_SIZE or p.call.value_size > LARGEST_SIZE:
+        return False
+    if not (p.count and p.call.group and p.kv_heads):
+        return True
+    lay_out(p, asked)
+    scratch_size = p.kernels.attention_scratch(&p.call)
+    if p.whole_items:
+        done = run(run_item, p, p.whole_items, p.threads, scratch_size)
+    if done and p.whole_items < p.items:
+        done = run_waves(p, scratch_size)
+    return done
+
+
+def assume_wave(size: int) -> int:
+    """Compute so many parts before they are merged from now on; return how many it were.
+
+    For tests: a call has several waves then, without thousands of parts.
+    """
+    global wave_size
+    former = wave_size
+    wave_size = size
+    return former
