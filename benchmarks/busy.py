@@ -14,7 +14,6 @@ What falls short of what was asked for is shown in bold. A scene lasts for --rou
 import concurrent.futures
 import contextlib
 import math
-import re
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from compare import deliver, parse
 
 import fastattn
-from fastattn.commands import machine, tables
+from fastattn.commands import machine, options, tables
 from fastattn.commands.cases import CASES
 from fastattn.commands.encoder import ENCODER
 from fastattn.commands.measure import Engine
@@ -126,7 +125,9 @@ def main(argv=None):
 
 
 def _add_arguments(parser):
-    parser.add_argument("--scene", type=re.compile, default="", metavar="REGEX", help="only scenes of a matching name")
+    parser.add_argument(
+        "--scene", type=options.pattern, default="", metavar="REGEX", help="only scenes of a matching name"
+    )
 
 
 def _possible(scene):

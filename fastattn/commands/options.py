@@ -9,10 +9,18 @@ from fastattn.commands import dtypes
 
 def add_arguments(parser):
     """Of what measures: which cases, and on how many threads."""
-    parser.add_argument("--only", type=re.compile, default="", metavar="REGEX", help="only cases with a matching name")
+    parser.add_argument("--only", type=pattern, default="", metavar="REGEX", help="only cases with a matching name")
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads of every engine (default: the library's own choice)"
     )
+
+
+def pattern(text):
+    """A regular expression; the error of `re.compile` is no ValueError, which argparse would report."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
 
 
 def count(text):
