@@ -14,7 +14,6 @@ What falls short of what was asked for is shown in bold. A scene lasts for --rou
 import concurrent.futures
 import contextlib
 import math
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 
 import fastattn
 from compare import deliver, parse
+from fastattn.commands import options
 from fastattn.commands.measuring import machine, tables
 from fastattn.commands.measuring.cases import CASES
 from fastattn.commands.measuring.results import geometric_mean
@@ -125,7 +125,9 @@ def main(argv=None):
 
 
 def _add_arguments(parser):
-    parser.add_argument("--scene", type=re.compile, default="", metavar="REGEX", help="only scenes of a matching name")
+    parser.add_argument(
+        "--scene", type=options.pattern, default="", metavar="REGEX", help="only scenes of a matching name"
+    )
 
 
 def _possible(scene):

@@ -513,6 +513,8 @@ cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *r
         return 0
     if not isinstance(window, (tuple, list, np.ndarray)):
         raise TypeError(f"{name} must be a pair (left, right) of ints or None, got {type(window).__name__}")
+    if isinstance(window, np.ndarray) and window.ndim != 1:
+        raise TypeError(f"{name} must be a pair (left, right) of ints or None, got an array of {window.ndim} axes")
     if len(window) != 2:
         raise ValueError(f"{name} must be a pair (left, right), got {len(window)} elements")
     side(name, window[0], left)

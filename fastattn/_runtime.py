@@ -144,10 +144,11 @@ def _settle() -> None:
 
 
 def _stack_size() -> int:
-    """Bytes of a stack that OpenMP was told to give its threads; 0 where it was not."""
+    """Bytes of a stack that OpenMP was told to give its threads; 0 where it was not, or the number is too large."""
     for name in _STACK_SIZES:
-        if said := re.fullmatch(r"\s*(\d+)\s*([bkmg]?)\s*", os.environ.get(name, ""), re.IGNORECASE):
-            return int(said[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[said[2].lower()]
+        if said := re.fullmatch(r"\s*(\d{1,19})\s*([bkmg]?)\s*", os.environ.get(name, ""), re.IGNORECASE):
+            size = int(said[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[said[2].lower()]
+            return size if size < 1 << 63 else 0
     return 0
 
 

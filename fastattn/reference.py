@@ -164,8 +164,9 @@ def _weights(
 
     # 1. Where queries and keys stand. What there is for each sequence gets axes for heads, queries and keys.
     lengths = keys if kv_lengths is None else np.asarray(kv_lengths, np.int64)[..., None, None, None]  # (..., 1, 1, 1)
-    # Python's integers, which do not wrap: an offset may be any int64, and has bounds added to it.
-    offset = np.asarray(lengths - queries if q_offset is None else q_offset, object)
+    # Python's integers, which do not wrap: an offset may be any int64, and has bounds added to it. Only `astype` makes
+    # them of a NumPy scalar.
+    offset = np.asarray(lengths - queries if q_offset is None else q_offset).astype(object)
     offset = offset if q_offset is None else offset[..., None, None, None]
     i, j = np.arange(queries)[:, None], np.arange(keys)  # (Sq, 1), (Sk,)
 

@@ -137,7 +137,7 @@ static inline int fa_same_processors(const fa_processors *a, const fa_processors
 
 #if defined(_WIN32)
 static inline void fa_block_signals(void) {}
-static inline int fa_grantable(int count, size_t stack) { return (void)stack, count; }
+static inline int fa_grantable(int count, size_t least, size_t stack) { return (void)least, (void)stack, count; }
 static inline void fa_at_fork(void (*before)(void), void (*parent)(void), void (*child)(void)) {
     (void)before, (void)parent, (void)child;
 }
@@ -173,19 +173,23 @@ static void *fa_try_thread(void *argument) {
     return NULL;
 }
 
-/* How many of `count` threads with stacks of at least so many bytes the system grants, found by starting them:
- * OpenMP's libraries end the process where it refuses one. */
-static inline int fa_grantable(int count, size_t stack) {
-    fa_trial trial = {.least = stack};
+/* How many of `count` threads the system grants, found by starting them with stacks of the size that OpenMP was told to
+ * give its own (0: the default): OpenMP's libraries end the process where one is refused. None if stacks have less than
+ * `least` bytes. */
+static inline int fa_grantable(int count, size_t least, size_t stack) {
+    fa_trial trial = {.least = least};
     pthread_t *threads = malloc((size_t)count * sizeof *threads);
+    pthread_attr_t attributes;
     int started = 0, i;
-    if (!threads) return 0;
+    if (!threads || pthread_attr_init(&attributes)) return free(threads), 0;
+    if (stack) pthread_attr_setstacksize(&attributes, stack);
     pthread_mutex_init(&trial.gate, NULL);
     pthread_mutex_lock(&trial.gate);
-    while (started < count && pthread_create(&threads[started], NULL, fa_try_thread, &trial) == 0) started++;
+    while (started < count && pthread_create(&threads[started], &attributes, fa_try_thread, &trial) == 0) started++;
     pthread_mutex_unlock(&trial.gate);
     for (i = 0; i < started; i++) pthread_join(threads[i], NULL);
     pthread_mutex_destroy(&trial.gate);
+    pthread_attr_destroy(&attributes);
     free(threads);
     return trial.too_small ? 0 : started;
 }

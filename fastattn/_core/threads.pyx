@@ -79,7 +79,7 @@ cdef extern from "sync.h" nogil:
     void allow "fa_allow"(int thread_id, const fa_processors *processors)
     bint same_processors "fa_same_processors"(const fa_processors *a, const fa_processors *b)
     void block_signals "fa_block_signals"()
-    int grantable "fa_grantable"(int count, size_t stack)
+    int grantable "fa_grantable"(int count, size_t least, size_t stack)
     void at_fork "fa_at_fork"(void (*before)() noexcept nogil, void (*parent)() noexcept nogil,
                               void (*child)() noexcept nogil)
 
@@ -140,7 +140,7 @@ cdef struct Team:
     int64_t last_call, looked, alone_until, penalty, balance
     int[MOST_MEMBERS] thread_ids
     # What a forked child keeps:
-    bint small_stacks              # OpenMP was told to give its threads less than STACK
+    size_t stack                   # bytes that OpenMP was told to give its threads; 0: it was not
     bint following                 # the process's affinity, where nothing binds OpenMP's threads
     int at_import                  # processors that were allowed then
     int processors                 # and are now; 0: unknown
@@ -448,7 +448,7 @@ cdef void host(void *_) noexcept nogil:
     block_signals()
     while True:
         wanted = load(&team.wanted)
-        granted = grantable(max(1, wanted - 1), STACK)
+        granted = grantable(max(1, wanted - 1), STACK, team.stack)
         if granted == 0:
             refuse()
             return
@@ -487,11 +487,15 @@ cdef void in_parent() noexcept nogil:
     store(&team.changing, 0)
 
 
+cdef bint has_small_stacks() noexcept nogil:
+    return 0 < team.stack < STACK
+
+
 cdef void in_child() noexcept nogil:
     """The team has stayed with the parent, and so have the other calls."""
     memset(slots, 0, sizeof(slots))
-    memset(&team, 0, <char *>&team.small_stacks - <char *>&team)
-    if team.small_stacks:
+    memset(&team, 0, <char *>&team.stack - <char *>&team)
+    if has_small_stacks():
         store(&team.state, REFUSED)
 
 
@@ -522,8 +526,8 @@ def choose(int count, int container):
 
 def bind(bint bound, size_t stack):
     """Say whether OpenMP's threads are bound to processors, and the stack that it was told to give them (0: none)."""
-    team.following, team.small_stacks = not bound, 0 < stack < STACK
-    if team.small_stacks:
+    team.following, team.stack = not bound, stack
+    if has_small_stacks():
         store(&team.state, REFUSED)
 
 

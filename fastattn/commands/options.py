@@ -13,7 +13,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def add_arguments(parser):
     """Of what measures: which cases, and on how many threads."""
-    parser.add_argument("--only", type=re.compile, default="", metavar="REGEX", help="only cases with a matching name")
+    parser.add_argument("--only", type=pattern, default="", metavar="REGEX", help="only cases with a matching name")
     add_threads(parser)
 
 
@@ -22,6 +22,14 @@ def add_threads(parser):
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads of every engine (default: the library's own choice)"
     )
+
+
+def pattern(text):
+    """A regular expression; the error of `re.compile` is no ValueError, which argparse would report."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
 
 
 def count(text):

@@ -104,7 +104,7 @@ def _module(path: Path, module: Any) -> Module:
     kind = str(module.get("type") if isinstance(module, dict) else module)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
-    if package != "sentence_transformers" or name not in _KINDS:
+    if not isinstance(module, dict) or package != "sentence_transformers" or name not in _KINDS:
         raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(_KINDS)}, got {kind!r}")
     return Module(name, inside(f"{path}: path", path.parent, module.get("path", "")))
 
@@ -147,6 +147,7 @@ def _dense(folder: Path, size: int) -> tuple[Dense, int]:
     checkpoint = Checkpoint(folder)
     weight = checkpoint.take("linear.weight", (rows, size)).astype(np.float32, copy=False)
     bias = checkpoint.take("linear.bias", (rows,)).astype(np.float32, copy=False) if raw["bias"] else None
+    checkpoint.judge_rest("")
     return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]]), rows
 
 
@@ -155,6 +156,7 @@ def _layer_norm(folder: Path, size: int) -> tuple[LayerNorm, int]:
     check_fields(path, {"dimension": (size,)}, read_json(path, dict))
     checkpoint = Checkpoint(folder)
     weight, bias = (checkpoint.take(f"norm.{name}", (size,)).astype(np.float32) for name in ("weight", "bias"))
+    checkpoint.judge_rest("")
     return LayerNorm(weight, bias), size
 
 

@@ -56,7 +56,10 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fastattn {fastattn.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["no-such-command"], ["info", "--no-such-option"], ["bench", "--threads", "two"]])
+WRONG = [[], ["no-such-command"], ["info", "--no-such-option"], ["bench", "--threads", "two"], ["bench", "--only", "["]]
+
+
+@pytest.mark.parametrize("argv", WRONG)
 def test_wrong_arguments(capsys, argv):
     with pytest.raises(SystemExit) as stop:
         main(argv)

@@ -199,6 +199,7 @@ FILES_REFUSED = [
     ("config.json", {"config.json": []}, "config.json must hold a JSON dict, got list"),
     ("modules.json", {"modules.json": {}}, "modules.json must hold a JSON list, got dict"),
     ("modules.json", {"modules.json": ["Transformer"]}, "type must be one of .* got 'Transformer'"),
+    ("modules.json", {"modules.json": ["sentence_transformers.models.Transformer"]}, "type must be one of"),
     ("modules.json", {"modules.json": [{"type": "mine.Transformer"}]}, "type must be one of .* got 'mine.Transformer'"),
     ("modules.json", with_modules("Transformer", "Pooling", "CNN"), "type must be one of"),
     ("modules.json", with_modules("Transformer"), "type must be Transformer, then Pooling"),
@@ -259,6 +260,18 @@ def test_dense_layers_need_their_tensors(tmp_path, bert):
     refused(encoder, tmp_path, with_dense(), "folder must hold model.safetensors, got .*2_Dense", FileNotFoundError)
     add_dense(tmp_path, 2, np.ones((4, 25), np.float32), None, TANH)
     refused(encoder, tmp_path, with_dense(), r"linear.weight must have shape \(4, 24\), got \(4, 25\)")
+
+
+def test_steps_use_every_tensor_of_their_folder(tmp_path, bert):
+    """A bias that the configuration denies would be left out silently."""
+    encoder, _ = bert
+    add_dense(tmp_path, 2, np.ones((4, 24), np.float32), np.ones(4, np.float32), TANH)
+    refused(encoder, tmp_path, with_dense(), "2_Dense.model.safetensors must hold no tensor linear.bias")
+    tensors = {f"norm.{name}": np.ones(24, np.float32) for name in ("weight", "bias", "running_mean")}
+    files = modules(more=["LayerNorm"]) | {"2_LayerNorm/config.json": {"dimension": 24}}
+    encoders.write_json(tmp_path, files)
+    (tmp_path / "2_LayerNorm" / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    refused(encoder, tmp_path, files, "2_LayerNorm.model.safetensors must hold no tensor norm.running_mean")
 
 
 ANYTHING = [None, True, False, 0, 1, -1, 2, 1.5, 1e300, 10**40, "", "x", "cls", [], [1], [None], {}, {"x": 1}, math.nan]

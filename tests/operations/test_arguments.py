@@ -452,6 +452,8 @@ OPTIONS = {
         (TypeError, "str", "12"),
         (TypeError, "bool", (True, None)),
         (TypeError, "list", ([1], 2)),
+        (TypeError, "0 axes", np.array(1)),
+        (TypeError, "2 axes", np.array([[1, 2], [3, 4]])),
         (ValueError, "", ()),
         (ValueError, "", (1,)),
         (ValueError, "", [1, 2, 3]),

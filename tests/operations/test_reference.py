@@ -334,6 +334,24 @@ def test_masks_broadcast(rng):
             np.testing.assert_array_equal(result, reference.scaled_dot_product_attention(query, key, value, whole))
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64, np.int64])
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+def test_offsets_do_not_wrap_in_their_own_type(rng, kind, packed):
+    """A NumPy scalar stays in its type when a bound of the window is taken from it or added."""
+    x = rng.standard_normal((130, 1, 4))
+    for offset, window in ((1, (2, 2)), (126, (3, 3)), (0, (4, None))):
+        options = {"q_offset": offset, "window": window, "is_causal": True}
+        if packed:
+            bounds = [0, 65, 130]
+            wanted = reference.varlen_attention(x, x, x, bounds, bounds, **options)
+            got = reference.varlen_attention(x, x, x, bounds, bounds, **options | {"q_offset": kind(offset)})
+        else:
+            x = x.reshape(1, 130, 4)
+            wanted = reference.scaled_dot_product_attention(x, x, x, **options)
+            got = reference.scaled_dot_product_attention(x, x, x, **options | {"q_offset": kind(offset)})
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_numbers_of_each_sequence_broadcast_to_the_leading_axes(rng):
     query, key, value = rng.normal(size=(2, 3, 1, 4, 5)), rng.normal(size=(3, 1, 6, 5)), rng.normal(size=(3, 1, 6, 5))
     for shape in [(), (3,), (1,), (2, 1), (2, 3)]:

@@ -386,6 +386,20 @@ def test_stacks_too_small_for_the_kernels(variable):
 
 @needs_openmp
 @needs_linux
+@pytest.mark.parametrize("size", ["1000000g", "9" * 19 + "g", "9" * 5000], ids=["no room", "no size", "no number"])
+def test_stacks_too_large_for_the_machine(size):
+    """OpenMP would end the process; a size that it cannot read it ignores."""
+    code = """
+    for _ in range(20): assert right(4)
+    assert in_child(lambda: right(4))
+    time.sleep(0.2)
+    print(fastattn.show_config()["team"])
+    """
+    assert ("calls run on their own" in said(code, OMP_STACKSIZE=size)) == (size[0] == "1")
+
+
+@needs_openmp
+@needs_linux
 def test_small_default_stacks():
     code = """
     import resource, subprocess
