@@ -85,6 +85,25 @@ def test_rows_of_zeros_must_be_zeros():
     assert not found(np.array([[0, 1e-30, 0]], F32), oracle.astype(F32), oracle).kept
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_the_largest_number_has_a_last_place(dtype):
+    largest = ml_dtypes.finfo(dtype).max
+    exact = np.array([[largest, 1]], dtype)
+    below = np.nextafter(exact, np.array(0, dtype))
+    second_below = np.nextafter(below, np.array(0, dtype))
+    oracle = exact.astype(np.float64)
+    assert found(below, exact, oracle).kept
+    assert not found(second_below, exact, oracle).kept
+    assert not found(exact, exact, np.array([[np.inf, 1]])).kept
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_what_the_type_cannot_hold_is_not_allowed_everything(dtype):
+    oracle = np.array([[4 * float(ml_dtypes.finfo(dtype).max), 1]])
+    result = np.array([[np.inf, 1]], dtype)
+    assert not found(result, result, oracle).kept
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
 def test_nothing_is_right(shape):
     verdict = found(np.zeros(shape, F32), np.zeros(shape, F32), np.zeros(shape))

@@ -214,14 +214,13 @@ def test_formulas_keep_the_rule_that_they_define(operation, dtype, kv_dtype):
     """And stay in the type of their input; logarithms of sums are float32 at least."""
     needs(dtype)
     needs(kv_dtype)
-    for case in AWKWARD:
-        if case.operation == operation:
-            case = dataclasses.replace(case, dtype=dtype, kv_dtype=kv_dtype)
-            result = getattr(formulas, operation)(**case.inputs(), **case.options)
-            assert accuracy.judge(result, accuracy.expected(case)).kept
-            kinds = [array.dtype.name for array in (result if isinstance(result, tuple) else (result,))]
-            lse = dtypes.wide(dtypes.named(dtype)).name if operation in (*STORING, "merge_states") else dtype
-            assert kinds == [dtype, lse][: len(kinds)]
+    for case in [case for case in AWKWARD if case.operation == operation][::4]:
+        case = dataclasses.replace(case, dtype=dtype, kv_dtype=kv_dtype)
+        result = getattr(formulas, operation)(**case.inputs(), **case.options)
+        assert accuracy.judge(result, accuracy.expected(case)).kept
+        kinds = [array.dtype.name for array in (result if isinstance(result, tuple) else (result,))]
+        lse = dtypes.wide(dtypes.named(dtype)).name if operation in (*STORING, "merge_states") else dtype
+        assert kinds == [dtype, lse][: len(kinds)]
 
 
 @pytest.mark.parametrize("dtype", HALF)

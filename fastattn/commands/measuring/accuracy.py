@@ -47,8 +47,8 @@ class Verdict:
 
     @property
     def kept(self):
-        """Whether the rule is kept; an error that is NaN does not."""
-        return self.error <= self.allowed
+        """Whether the rule is kept; an error that is NaN does not keep it, nor one that nothing bounds."""
+        return self.error <= self.allowed < math.inf
 
     @property
     def plausible(self):
@@ -182,12 +182,21 @@ def _worst(by_formula, compared, magnitude):
     """The verdict on the element that uses most of its allowance."""
     result, _, oracle = compared
     errors = _errors(result, oracle)
-    ulp = np.spacing(magnitude.astype(result.dtype)).astype(magnitude.dtype)
-    allowed = np.broadcast_to(2 * by_formula * magnitude + ulp, errors.shape)
+    allowed = np.broadcast_to(2 * by_formula * magnitude + _last_place(magnitude, result.dtype), errors.shape)
     if errors.size == 0:
         return Verdict(0.0, float(np.spacing(result.dtype.type(0))), math.inf, 0.0)
-    place = tuple(map(int, np.unravel_index(np.argmax(errors / allowed), errors.shape)))
+    with np.errstate(invalid="ignore"):
+        shares = errors / allowed
+    place = tuple(map(int, np.unravel_index(np.argmax(shares), shares.shape)))
     return Verdict(float(errors[place]), float(allowed[place]), math.inf, float(errors.max()), place)
+
+
+def _last_place(magnitude, dtype):
+    """A unit in the last place of each magnitude; below it for the largest number, above which there is none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = magnitude.astype(dtype)
+        above, below = np.spacing(rounded), rounded - np.nextafter(rounded, dtype.type(0))
+    return np.where(np.isfinite(above), above, below).astype(magnitude.dtype)
 
 
 def _errors(x, oracle):

@@ -44,8 +44,8 @@ def attention_weights(
     """The softmax of the scores; arrays of three axes and more, (..., heads, tokens, size)."""
     real = query.dtype.type
     k_length, q_length = key.shape[-2], query.shape[-2]
-    scaled = _grouped(query, key) * real(query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = _ungrouped(_product(scaled, key[..., None, :, :].swapaxes(-1, -2), matmul))
+    scores = _ungrouped(_product(_grouped(query, key), key[..., None, :, :].swapaxes(-1, -2), matmul))
+    scores *= real(query.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = np.tanh(scores / real(softcap)) * real(softcap)
 
