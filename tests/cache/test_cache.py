@@ -233,7 +233,7 @@ TOO_LARGE = {"float16": 65536.0, "bfloat16": 3.3962e38, "float32": 3.41e38}
 @pytest.mark.parametrize("stored", LARGEST)
 @pytest.mark.parametrize("kind", ["plain", "ring", "full ring", "paged"])
 def test_no_finite_number_becomes_infinite(target, rng, kind, stored, given, turned):
-    """In any place of a row, in k and in v; infinity and NaN are kept, what is not stored is not judged."""
+    """In any place of any row, in k and in v; infinity and NaN are kept, what is not stored is not judged."""
     with np.errstate(over="ignore"):
         number = numpy_type(given).type(TOO_LARGE[stored])
         if np.isinf(float(number)) or float(number) < TOO_LARGE[stored]:
@@ -250,17 +250,20 @@ def test_no_finite_number_becomes_infinite(target, rng, kind, stored, given, tur
     good[0, 1, 1, [2, 20, 31]] = [np.inf, np.nan, -np.inf]
     largest = LARGEST[stored] * (0.99 if given == "bfloat16" else 1)  # which rounds it up
     large = np.full((2, 3, 1, 33), largest).astype(numpy_type(given))
-    for name, place, sign in itertools.product(("key", "value"), (0, 17, 32), (1, -1)):
+    tokens = itertools.cycle((3, 0, 2, 1))
+    for (name, place, sign), token in zip(
+        itertools.product(("key", "value"), (0, 17, 32), (1, -1)), tokens, strict=False
+    ):
         cache = makes[kind]()
         ids = [[cache.allocate(), cache.allocate()]] if kind == "paged" else []
         cache.append(*ids, good, good, **rotary)
         before = snapshot(cache)
         bad = {"key": good.copy(), "value": good.copy()}
-        bad[name][1, 2, 3, place] = sign * number
+        bad[name][1, 2, token, place] = sign * number
         with pytest.raises(ValueError, match=rf"{name} must not exceed .* as {stored}, got .* dtype='(bfloat16|float)"):
             cache.append(*ids, **bad, **rotary)
         assert_unchanged(cache, before)
-        cache.append(*ids, **bad, **rotary, kv_lengths=[4, 3])
+        cache.append(*ids, **bad, **rotary, kv_lengths=[4, token])
         cache.append(*ids, large, -large)
 
 
@@ -518,6 +521,17 @@ def test_a_prompt_longer_than_the_ring(target, rng):
     with pytest.raises(ValueError, match=r"query must stand at position 939 or later in sequence 0, .* got 938; .* 61"):
         cache.attend(normal(rng, 1, 1, 62, 8), is_causal=True)
     cache.attend(normal(rng, 1, 1, 62, 8), is_causal=True, window=(28, 0))
+
+
+@pytest.mark.parametrize("before", [0, 1, 40])
+@pytest.mark.parametrize("tokens", [89, 90, 91, 92, 180, 181])
+def test_prompts_about_as_long_as_the_ring(target, rng, before, tokens):
+    k, v = normal(rng, 2, 1, 2, before + tokens, 8)
+    cache = fastattn.KVCache(1, 2, 90, 8, window=30)
+    cache.append(k[:, :, :before], v[:, :, :before])
+    cache.append(k[:, :, before:], v[:, :, before:])
+    expected = {"is_causal": True, "window": (29, None)}
+    assert_attends(cache.attend, normal(rng, 1, 4, 61, 8), [(k[0], v[0])], {"is_causal": True}, expected, "float32")
 
 
 @pytest.mark.parametrize("offset", [-(1 << 63), -(1 << 62), -(1 << 50), -(1 << 48) - 1])

@@ -270,6 +270,14 @@ def test_one_table_in_another_layout(rng, dtype, interleaved, layout):
 
 
 @pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_one_table_of_many_rows_in_another_layout(rng, dtype, interleaved, layout):
+    """A row for each token, and more of them than are taken at a time."""
+    x, cos, sin = problem(rng, dtype, (2, 600, 74), 17)
+    assert_rotary_accurate(x, laid_out(cos, layout), sin, interleaved=interleaved)
+    assert_rotary_accurate(x, cos, laid_out(sin, layout), interleaved=interleaved)
+
+
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
 def test_out_layouts(rng, dtype, interleaved, layout):
     arrays = problem(rng, dtype, (2, 4, 7, 37), 17)
     out = empty_laid_out((2, 4, 7, 37), dtype, layout)

@@ -283,6 +283,19 @@ def test_out_is_the_input_reversed(operation, rng, axis):
             assert_equal(getattr(fastattn, operation)(x, axis, out=x[which]), expected)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_out_holds_the_mask(operation, rng, dtype, axis):
+    """All of the mask lies in the first rows of the result."""
+    x = rows(rng, dtype, 40, 33)
+    out = np.empty(x.shape, dtype)
+    where = out.reshape(-1).view(bool)[: x.size].reshape(x.shape)
+    where[...] = rng.random(x.shape) < 0.5
+    expected = getattr(fastattn, operation)(x, axis, where=where.copy())
+    result = getattr(fastattn, operation)(x, axis, where=where, out=out)
+    assert result is out
+    np.testing.assert_array_equal(result, expected)
+
+
 @pytest.mark.wide
 def test_results_stored_around_the_cache(operation, rng, dtype):
     """To the bit as through it, wherever rows begin and end, with gaps between them or none."""

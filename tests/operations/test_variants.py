@@ -76,6 +76,8 @@ SHAPES = [
     Shape(4, 6, 2, queries=3, keys=131, head_size=33, value_size=31),
     Shape(2, 3, 1, queries=5, keys=1100, head_size=8, value_size=8),
     Shape(8, 8, 8, queries=7, keys=2, head_size=4, value_size=4),
+    # A last row behind tiles, which its group does not fill: its head is not that of a first row.
+    Shape(2, 5, 1, queries=77, keys=20, head_size=4, value_size=4),
 ]
 
 

@@ -212,3 +212,41 @@ def test_nothing_is_left_behind():
     work(100), in_threads(100)
     """
     assert growth(code) < 2_000_000
+
+
+LEFT_BEHIND = {
+    "many sequences": """
+    x = ones(2000, 1, 4)
+    ends = np.arange(2001)
+
+    def work():
+        fastattn.varlen_attention(x, x, x, ends, ends)
+        attention(x[:, :, None], x[:, :, None], x[:, :, None])
+        try:
+            fastattn.varlen_attention(x, x, x, ends, ends, kv_lengths=np.full(2000, 2))
+        except ValueError:
+            pass
+    """,
+    "scratch that grows": """
+    import threading
+    rows = [ones(length)[::-1] for length in (1000, 10_000, 30_000)]
+
+    def work():
+        thread = threading.Thread(target=lambda: [fastattn.softmax(row) for row in rows])
+        thread.start()
+        thread.join()
+    """,
+}
+
+
+@pytest.mark.parametrize("code", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_nothing_is_left_behind_by(code):
+    code += """
+    def works(count):
+        for _ in range(count):
+            work()
+
+    works(20)
+    works(100)
+    """
+    assert growth(code) < 2_000_000
