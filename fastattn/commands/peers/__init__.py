@@ -58,7 +58,7 @@ PEERS = {
     "openvino-encoder": Peer("OpenVINO", "open_vino_encoder", (*_MODEL, *_TRANSFORMERS, *_ONNX, "openvino")),
 }
 
-#: The engines that `bench --peers` and the README's table compare with.
+#: The engines that `bench --peers` and benchmarks/compare.py compare with.
 OTHERS = ("torch", "onnxruntime", "openvino")
 
 
