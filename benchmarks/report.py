@@ -10,7 +10,7 @@ from fastattn.commands import machine
 
 FOLDER = Path(__file__).parents[1] / "docs" / "performance"
 
-#: The end of a page that says of other engines' times how they came about.
+#: How the times of several engines come about.
 TURNS = "Every engine runs in a process of its own, all on the same number of threads, in turns; times are medians."
 
 

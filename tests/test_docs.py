@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from fastattn.__main__ import main
+from scripts import script
 from support.examples import MODELS, PAGES, ROOT, blocks
 
 WALK = ROOT / "docs" / "self-attention.md"
@@ -45,9 +46,7 @@ def test_sessions(page, tmp_path):
         for step in re.split(r"^\$ ", session.code, flags=re.MULTILINE)[1:]:
             command, _, shown = step.partition("\n")
             command = re.sub("^python ", f"{shlex.quote(sys.executable)} -P ", command)
-            done = subprocess.run(
-                command, shell=True, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
-            )
+            done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True)
             assert done.stdout == shown
 
 
@@ -62,6 +61,31 @@ def test_picture_of_attention(tmp_path):
     assert picture[:4] == kept[:4] == b"\x89PNG"
     assert f"]({shown.removeprefix('docs/')})" in text
     assert len(kept) < 60_000
+
+
+# Results
+
+
+PAGES_OF_SCRIPTS = {
+    "compare": ("PAGE", "PAGE_OF_TYPES"),
+    **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy"), ("PAGE",)),
+}
+
+
+@pytest.mark.parametrize("name", PAGES_OF_SCRIPTS)
+def test_pages_begin_as_their_scripts_write_them(name):
+    for page in PAGES_OF_SCRIPTS[name]:
+        page = getattr(script(name), page)
+        text = (ROOT / "docs" / "performance" / f"{page.name}.md").read_text(encoding="utf-8")
+        assert text.startswith(page.head)
+
+
+def test_pictures_of_results():
+    """They are those of the tables."""
+    picture = script("picture")
+    for name in picture.PICTURES:
+        kept = (ROOT / "docs" / "performance" / f"{name}.svg").read_text(encoding="utf-8")
+        assert kept == picture.draw(name)
 
 
 # Links
