@@ -1,9 +1,9 @@
-"""Time calls where the processors are not ours alone, and write the README's table of it.
+"""Time calls where the processors are not ours alone, and write docs/performance/busy.md.
 
     python benchmarks/busy.py                       # print the tables; takes about ten minutes
     python benchmarks/busy.py --only "softmax"      # some of what is called
     python benchmarks/busy.py --scene "workers"     # some scenes
-    python benchmarks/busy.py --readme              # put the tables into README.md
+    python benchmarks/busy.py --page                # also write the page
 
 A scene is what else goes on: busy neighbours (processes that only count), several workers of the same engine, PyTorch
 called in turns in the same process, calls with pauses between them. Every worker is a process of its own with its own
@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 
 import fastattn
-from compare import deliver, parse
+from compare import parse
 from fastattn.commands import options
 from fastattn.commands.measuring import machine, tables
 from fastattn.commands.measuring.cases import CASES
@@ -29,9 +29,15 @@ from fastattn.commands.measuring.results import geometric_mean
 from laboratory.encoder import ENCODER
 from laboratory.peers import OTHERS, PEERS
 from laboratory.watching import Engine
+from report import Page, deliver
 
-#: What stands before the table in the README; behind it stands what compare.py's ends with.
-BEGIN = "<!-- table of benchmarks/busy.py -->"
+PAGE = Page(
+    "busy",
+    "On a busy machine",
+    """\
+Where the processors are not ours alone: beside other processes, several workers, another library's threads.""",
+    "busy.py",
+)
 
 LEGEND = """\
 Calls a second of all workers together, then the median, the 99th percentile (milliseconds) and processor time
@@ -121,7 +127,7 @@ def main(argv=None):
     with tables.Progress(len(calls) * len(scenes)) as progress:
         for label, (case, ending) in calls.items():
             measured[label] = _measure(label, case, ending, others, threads, scenes, seconds, progress)
-    deliver(render(measured, facts), {"machine": facts, "calls": _as_json(measured)}, arguments, BEGIN)
+    deliver(render(measured, facts), {"machine": facts, "calls": _as_json(measured)}, arguments, PAGE)
 
 
 def _add_arguments(parser):
@@ -182,7 +188,7 @@ def render(measured, facts):
         names = list(next(iter(seen.values())))
         header = ["", *(PEERS[name].label if name in PEERS else name for name in names), "calls", "99th percentile", ""]
         rows = [_row(scene, seen[scene], names) for scene in seen]
-        blocks += [f"**{label}**", tables.markdown(header, rows, "l" + "r" * (len(header) - 1))]
+        blocks += [f"## {label}", tables.markdown(header, rows, "l" + "r" * (len(header) - 1))]
     ratios = [_against_others(found)[0] for seen in measured.values() for found in seen.values()]
     mean = f"Calls against the best other engine, geometric mean: {tables.ratio(geometric_mean(ratios))}."
     return "\n\n".join([*blocks, mean, LEGEND, machine.line(facts)])

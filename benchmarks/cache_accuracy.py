@@ -1,7 +1,7 @@
-"""How far attention over a cache of 16 or 8 bits is from attention over exact keys and values: the README's table.
+"""How far attention over a cache of 16 or 8 bits is from attention over exact keys and values.
 
     python benchmarks/cache_accuracy.py             # print the table; takes a few seconds
-    python benchmarks/cache_accuracy.py --readme    # put the table into README.md
+    python benchmarks/cache_accuracy.py --page      # write docs/performance/cache-accuracy.md
 
 The keys and values imitate those of trained models: components of unlike sizes, tokens of unlike sizes, keys that share
 a direction, and a few outlier channels, many times as large as the rest. Queries are near some of the keys, so that
@@ -13,11 +13,19 @@ import dataclasses
 import numpy as np
 
 import fastattn
-from compare import print_or_write
 from fastattn import reference
+from report import Page, print_or_write
 
-#: What stands before the table in the README; behind it stands what compare.py's ends with.
-BEGIN = "<!-- table of benchmarks/cache_accuracy.py -->"
+PAGE = Page(
+    "cache-accuracy",
+    "Accuracy of caches",
+    """\
+What narrower storage costs, on keys and values like those of trained models, 2048 tokens, 128 components: the error of
+attention's result relative to its size, over all rows, and in the worst row of 2048 in brackets. int8 rows have a scale
+each, so that a few channels that are much larger than the others take the precision away from those. Keys with such
+outliers want 16 bits.""",
+    "cache_accuracy.py",
+)
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 HEADS, KV_HEADS, TOKENS, SIZE, QUERIES = 8, 2, 2048, 128, 64
@@ -84,4 +92,4 @@ def table():
 
 
 if __name__ == "__main__":
-    print_or_write(table, BEGIN, __doc__)
+    print_or_write(table, PAGE, __doc__)

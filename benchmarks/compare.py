@@ -1,9 +1,9 @@
-"""Compare with the other engines, case by case, and write the README's first two tables.
+"""Compare with the other engines, case by case, and write docs/performance/operations.md and 16-bits.md.
 
     python benchmarks/compare.py                     # print the table; takes some minutes
     python benchmarks/compare.py --only bert         # some cases
-    python benchmarks/compare.py --readme            # put the table into README.md
-    python benchmarks/compare.py --dtype bfloat16,float16 --readme    # the table of other types, and against float32
+    python benchmarks/compare.py --page              # also write the page
+    python benchmarks/compare.py --dtype bfloat16,float16 --page      # that of other types, and against float32
 
 Every engine runs in a process of its own, on the same number of threads, and they take turns: times are medians of
 rounds, ratios medians of the rounds' ratios. Losses are shown as they are.
@@ -11,7 +11,6 @@ rounds, ratios medians of the rounds' ratios. Losses are shown as they are.
 
 import argparse
 import functools
-import json
 from pathlib import Path
 
 import fastattn
@@ -22,12 +21,27 @@ from fastattn.commands.measuring.engines import Pace
 from fastattn.commands.measuring.results import collect, geometric_mean
 from laboratory.instructions import CAPS, cap
 from laboratory.peers import OTHERS, PEERS
+from report import TURNS, Page, add_page, deliver
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Page(
+    "operations",
+    "Operations beside other engines",
+    f"""\
+Attention, linear layers and row operations in float32 and float64, beside PyTorch, ONNX Runtime and OpenVINO.
+{TURNS}
 
-#: What stands around the table in the README, and before that of other types.
-BEGIN, END = "<!-- table of benchmarks/compare.py -->", "<!-- end of table -->"
-BEGIN_TYPES = "<!-- table of benchmarks/compare.py --dtype -->"
+![Speed of eight of these calls](speed.svg)""",
+    "compare.py",
+)
+
+PAGE_OF_TYPES = Page(
+    "16-bits",
+    "Operations in 16 bits",
+    f"""\
+The calls of [operations](operations.md) in bfloat16 and float16, each in turns with its float32.
+{TURNS}""",
+    "compare.py --dtype bfloat16,float16",
+)
 
 #: The sections of the table: title, and the cases that belong there.
 SECTIONS = (
@@ -61,7 +75,7 @@ def main(argv=None):
 
     data = {"machine": facts, "results": [result.as_json() for result in results]}
     table = render(results, present, facts, dtypes.remarks(arguments.dtype))
-    deliver(table, data, arguments, BEGIN_TYPES if arguments.dtype else BEGIN)
+    deliver(table, data, arguments, PAGE_OF_TYPES if arguments.dtype else PAGE)
 
 
 def of_float(arguments):
@@ -75,20 +89,11 @@ def of_types(arguments):
     return [case for case in cases if case.out or SECTIONS[0][1](case)], in_float32
 
 
-def deliver(table, data, arguments, begin):
-    """Print the table, and put table and measurements where they were asked for."""
-    print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n")
-    if arguments.readme:
-        arguments.readme.write_text(replaced(arguments.readme.read_text(), table, begin))
-
-
 def render(results, others, facts, remarks=()):
     """The results as Markdown: a section for each kind of case, then what they were measured on."""
     blocks = []
     for title, section in _sections(results):
-        blocks += [f"**{title}**", _table(section, others), _mean(section, others)]
+        blocks += [f"## {title}", _table(section, others), _mean(section, others)]
     absent = [PEERS[name].label for name in OTHERS if name not in others]
     legend = [LEGEND, *([LEGEND_TYPES] if any(map(_twin, results)) else [])]
     remarks = [*(f"{label} was not installed." for label in absent), *remarks]
@@ -105,27 +110,6 @@ def _sections(results):
         yield ", ".join(filter(None, [SECTIONS[place][0], dtype])), kinds[place, dtype]
 
 
-def replaced(text, table, beginning=BEGIN):
-    """A text with what stands between the markers replaced by the table."""
-    before, begin, rest = text.partition(beginning)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"there are no lines {beginning!r} and {END!r} to put the table between")
-    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
-
-
-def print_or_write(table, begin, description):
-    """The command of a script that makes one table and times nothing."""
-    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
-    readme = parser.parse_args().readme
-    text = table()
-    if readme:
-        README.write_text(replaced(README.read_text(encoding="utf-8"), text, begin), encoding="utf-8")
-    else:
-        print(text)
-
-
 def parse(argv, description, more=lambda parser: None):
     """The arguments of a script that measures; `more` adds some of its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +123,7 @@ def parse(argv, description, more=lambda parser: None):
         help="keep fastattn, PyTorch and OpenVINO from instructions beyond these (ONNX Runtime cannot be kept)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements")
-    parser.add_argument("--readme", type=Path, nargs="?", const=README, metavar="FILE", help="put the table in there")
+    add_page(parser)
     arguments = parser.parse_args(argv)
     if arguments.isa:
         cap(arguments.isa)

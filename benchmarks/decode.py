@@ -1,8 +1,8 @@
-"""Time decoding over long contexts, in bytes against what this machine can read, and write the README's last table.
+"""Time decoding over long contexts, in bytes against what the machine can read; write docs/performance/decoding.md.
 
     python benchmarks/decode.py                      # print the table; takes some minutes and some gigabytes
     python benchmarks/decode.py --only "ragged|loop" # some parts
-    python benchmarks/decode.py --readme             # put the table into README.md
+    python benchmarks/decode.py --page               # also write the page
 
 One query for each sequence, keys and values larger than the last-level cache, in each type that they are stored in:
 given as arrays, and in a KVCache. All types of a shape take turns, with PyTorch in a process of its own, and with
@@ -15,14 +15,19 @@ import dataclasses
 import math
 
 import fastattn
-from compare import deliver, parse
+from compare import parse
 from fastattn.commands.measuring import dtypes, machine, tables
 from fastattn.commands.measuring.engines import Engine, Outcome, Pace, contest
 from laboratory.decode import ASKED, DECODING, Loop, Reader, cached
 from laboratory.peers import PEERS
+from report import Page, deliver
 
-#: What stands before the table in the README; behind it stands what compare.py's ends with.
-BEGIN = "<!-- table of benchmarks/decode.py -->"
+PAGE = Page(
+    "decoding",
+    "Decoding",
+    "One new token over a long context is bound by reading keys and values, so the table counts their bytes.",
+    "decode.py",
+)
 
 #: The name of the part that measures the time outside of attention, for --only.
 LOOP = "loop over 32 caches"
@@ -129,7 +134,7 @@ def main(argv=None):
     with tables.Progress(len(loops)) as progress:
         steps = {name: _loop(name, threads, arguments.rounds, progress) for name in loops}
     data = {"machine": facts, "rows": [row.as_json() for row in rows], "loop": steps}
-    deliver(render(rows, steps, present, facts), data, arguments, BEGIN)
+    deliver(render(rows, steps, present, facts), data, arguments, PAGE)
 
 
 def _measure(label, engines, reader, pace, progress):
@@ -171,11 +176,11 @@ def render(rows, steps, present, facts):
     """The rows as Markdown: types beside each other, the loop, then what they were measured on."""
     blocks = []
     if rows:
-        blocks += ["**One token more**", _table(rows), *_remarks(rows), LEGEND.format(asked="; ".join(_asked()))]
+        blocks += ["## One token more", _table(rows), *_remarks(rows), LEGEND.format(asked="; ".join(_asked()))]
     if steps:
         calls = tables.duration(max(times["calls"] for times in steps.values()))
         legend = LEGEND_OF_LOOP.format(calls=calls, outside=tables.percent(OUTSIDE))
-        blocks += [f"**A {LOOP}**", _table_of_steps(steps), legend]
+        blocks += [f"## A {LOOP}", _table_of_steps(steps), legend]
     absent = [] if present else ["PyTorch was not installed."]
     return "\n\n".join([*blocks, *absent, *dtypes.remarks(ASKED), machine.line(facts)])
 

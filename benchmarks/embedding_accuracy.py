@@ -1,7 +1,7 @@
-"""How far embeddings in each dtype are from sentence-transformers' in float32: the README's table.
+"""How far embeddings in each dtype are from sentence-transformers' in float32.
 
     python benchmarks/embedding_accuracy.py             # print the table; takes a minute
-    python benchmarks/embedding_accuracy.py --readme    # put the table into README.md
+    python benchmarks/embedding_accuracy.py --page      # write docs/performance/embedding-accuracy.md
 
 The weights are those of MiniLM-L6, the texts a thousand of those that benchmarks/encoder.py embeds, and some that are
 harder: the fewer tokens a text has, the fewer errors average out. Needs pip install '.[compare]'.
@@ -12,12 +12,19 @@ import string
 
 import numpy as np
 
-from compare import print_or_write
 from fastattn.models import BertEncoder, default_folder
 from laboratory.encoder import texts
+from report import Page, print_or_write
 
-#: What stands before the table in the README; behind it stands what compare.py's ends with.
-BEGIN = "<!-- table of benchmarks/embedding_accuracy.py -->"
+PAGE = Page(
+    "embedding-accuracy",
+    "Accuracy of embeddings",
+    """\
+What narrower types cost: cosines to sentence-transformers' embeddings in float32, over a thousand sentences and
+docstrings and some harder texts, single letters among them. Where the processor does not multiply 8-bit integers
+(AVX512_VNNI, AMX), int8 rounds the weights alone.""",
+    "embedding_accuracy.py",
+)
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
@@ -56,4 +63,4 @@ def table():
 
 
 if __name__ == "__main__":
-    print_or_write(table, BEGIN, __doc__)
+    print_or_write(table, PAGE, __doc__)

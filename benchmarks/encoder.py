@@ -1,11 +1,11 @@
-"""Time a whole sentence encoder: token ids, texts, and the start of a process; write the README's table of it.
+"""Time a whole sentence encoder: token ids, texts, and the start of a process; write docs/performance/encoder.md.
 
     python benchmarks/encoder.py                      # print the tables; takes about half an hour
     python benchmarks/encoder.py --quick              # small shapes, a few texts, few rounds; some minutes
     python benchmarks/encoder.py --only "forward"     # some rows, by part and shape
     python benchmarks/encoder.py --dtype bfloat16,int8
     python benchmarks/encoder.py --isa avx512_bf16    # without AMX
-    python benchmarks/encoder.py --readme             # put the tables into README.md
+    python benchmarks/encoder.py --page               # also write the page
 
 Every engine runs in a process of its own, on the same number of threads and the same trained weights; all types of a
 shape take turns. Times are medians of rounds, ratios medians of the rounds' ratios. Results are compared with the
@@ -17,7 +17,7 @@ import dataclasses
 import math
 
 import fastattn
-from compare import deliver, parse
+from compare import parse
 from fastattn.commands import options
 from fastattn.commands.measuring import dtypes, machine, tables
 from fastattn.commands.measuring.engines import Engine, Outcome, Pace, contest
@@ -38,9 +38,18 @@ from laboratory.encoder import (
     folder,
 )
 from laboratory.peers import OTHERS, PEERS, exported
+from report import Page, deliver
 
-#: What stands before the table in the README; behind it stands what compare.py's ends with.
-BEGIN = "<!-- table of benchmarks/encoder.py -->"
+PAGE = Page(
+    "encoder",
+    "A whole encoder",
+    """\
+A trained encoder of six layers (MiniLM-L6): from token ids to hidden states, from texts to embeddings, and from the
+start of a process to its first embedding. "Asked" is the bound that the project set itself.
+
+![Speed of the encoder from token ids](encoder.svg)""",
+    "encoder.py",
+)
 
 #: What is measured with --quick, and how.
 QUICK_SHAPES, QUICK_PACE = SHAPES[:2], Pace(rounds=2, seconds=0.05)
@@ -141,7 +150,7 @@ def main(argv=None):
         graphs = exported.models(folder()) if any(startup.PROGRAMS[start.engine].graph for start in starts) else None
         startup.measure(starts, graphs, threads, pace.rounds)
     data = {"machine": facts, "rows": [row.as_json() for row in rows], "starts": [start.as_json() for start in starts]}
-    deliver(render(rows, starts, present, facts, dtypes.remarks(arguments.dtype or ALLOWED)), data, arguments, BEGIN)
+    deliver(render(rows, starts, present, facts, dtypes.remarks(arguments.dtype or ALLOWED)), data, arguments, PAGE)
 
 
 def _more(parser):
@@ -194,10 +203,10 @@ def render(rows, starts, present, facts, remarks=()):
     blocks = []
     for dtype in dict.fromkeys(row.case.dtype for row in passes):
         section = [row for row in passes if row.case.dtype == dtype]
-        blocks += [f"**From token ids, {dtype}**", _table_of_passes(section, present), _means(section)]
+        blocks += [f"## From token ids, {dtype}", _table_of_passes(section, present), _means(section)]
     blocks += [LEGEND_OF_PASSES] if passes else []
-    blocks += ["**From texts**", _table_of_texts(texts), LEGEND_OF_TEXTS] if texts else []
-    blocks += ["**From the start of a process**", _table_of_starts(starts), LEGEND_OF_STARTS] if starts else []
+    blocks += ["## From texts", _table_of_texts(texts), LEGEND_OF_TEXTS] if texts else []
+    blocks += ["## From the start of a process", _table_of_starts(starts), LEGEND_OF_STARTS] if starts else []
     allowed = ", ".join(f"{tables.scientific(error)} in {dtype}" for dtype, error in ALLOWED.items())
     absent = [f"{PEERS[name].label} was not installed." for name in OTHERS if name not in present]
     remarks = [*_remarks(rows, starts), *absent, *remarks]

@@ -1,8 +1,8 @@
-"""Time the options of attention and packed sequences, and write the README's second table.
+"""Time the options of attention and packed sequences, and write docs/performance/options.md.
 
     python benchmarks/variants.py                          # print the table; takes some minutes
     python benchmarks/variants.py --only "softcap|packed"  # some rows
-    python benchmarks/variants.py --readme                 # put the table into README.md
+    python benchmarks/variants.py --page                   # also write the page
 
 An option and the same call without it, and packed sequences and padded ones, take turns in one process. PyTorch has a
 process of its own, and takes turns with fastattn's. Times are medians of rounds, ratios medians of the rounds' ratios.
@@ -14,15 +14,22 @@ import dataclasses
 import math
 
 import fastattn
-from compare import deliver, parse
+from compare import parse
 from fastattn.commands.measuring import machine, tables
 from fastattn.commands.measuring.engines import Engine, Outcome, Pace, race
 from fastattn.commands.measuring.results import geometric_mean
 from laboratory.peers import PEERS
 from laboratory.variants import AGAINST, OPTIONS, PACKED, duel
+from report import Page, deliver
 
-#: What stands before the table in the README; behind it stands what compare.py's ends with.
-BEGIN = "<!-- table of benchmarks/variants.py -->"
+PAGE = Page(
+    "options",
+    "Options of attention",
+    """\
+Each option against the same call without it, in turns in one process; then PyTorch, and packed sequences. "Asked" is
+the bound that the project set itself.""",
+    "variants.py",
+)
 
 LEGEND = """\
 Shapes: batch × heads × tokens × head size; 64/128 are the head sizes of keys and of values. **Bold** where a ratio is
@@ -73,7 +80,7 @@ def main(argv=None):
         engines = [stack.enter_context(Engine(name, threads)) for name in ("fastattn", *present)]
         measured = {name: _measure(name, rows, engines, pace, progress) for name, rows in plan.items()}
     data = {"machine": facts, **{name: [row.as_json() for row in rows] for name, rows in measured.items()}}
-    deliver(render(measured, present, facts), data, arguments, BEGIN)
+    deliver(render(measured, present, facts), data, arguments, PAGE)
 
 
 def _measure(part, plan, engines, pace, progress):
@@ -108,7 +115,7 @@ def _packed(name, case, alternatives, engines, pace):
 
 def render(measured, present, facts):
     """The rows as Markdown: a table for each part, then what they were measured on."""
-    blocks = [block for name, rows in measured.items() if rows for block in (f"**{name}**", *PARTS[name][2](rows))]
+    blocks = [block for name, rows in measured.items() if rows for block in (f"## {name}", *PARTS[name][2](rows))]
     absent = [] if present else ["PyTorch was not installed."]
     return "\n\n".join([*blocks, LEGEND, *absent, machine.line(facts)])
 

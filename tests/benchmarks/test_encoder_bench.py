@@ -13,7 +13,7 @@ from fastattn.commands.measuring.accuracy import Verdict
 from laboratory import encoder, startup
 from laboratory.encoder import ALLOWED, ENCODER, PLAUSIBLE, RUNS, Encode, Forward
 from laboratory.peers import OTHERS, PEERS
-from support.scripts import README, script
+from support.scripts import pages_in, script
 
 draw_texts = encoder.texts.__wrapped__
 
@@ -275,7 +275,7 @@ def test_the_tables_of_passes(benchmark_script):
     ]
     table = benchmark_script.render(rows, [], PRESENT, {"processor": "a processor"})
     header = "|  | fastattn | PyTorch | ONNX Runtime | OpenVINO | vs. fastest | vs. OpenVINO |"
-    assert f"**From token ids, float32**\n\n{header}" in table
+    assert f"## From token ids, float32\n\n{header}" in table
     times = "| 1×16 | 100 ms · 100 | 300 ms · 33.3 | 200 ms · 50.0 | 94.0 ms · 106 |"
     assert f"{times} **0.94×** | **0.94×** | 1.0e-06 |" in table
     assert "| 300 ms · 33.3 | — | 200 ms · 50.0 | 2.00× | 2.00× |" in table
@@ -388,18 +388,15 @@ def test_little_time_means_fewer_cases(benchmark_script):
 
 
 def test_the_encoder_is_measured(model, benchmark_script, tmp_path, monkeypatch):
-    """One pass and one start without other engines; and the section of its own in the README is rewritten."""
+    """One pass and one start without other engines; and the page is written."""
     monkeypatch.setattr(benchmark_script, "OTHERS", ())
-    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text(README.read_text())
+    measurements = tmp_path / "measured.json"
     options = ["--only", "forward 1×16|start", "--dtype", "float32,int8", "--rounds", "1", "--seconds", "0.01"]
-    benchmark_script.main([*options, "--threads", "1", "--readme", str(readme), "--json", str(measurements)])
-    before, _, after = readme.read_text().partition(benchmark_script.BEGIN)
-    assert before in README.read_text()
-    table, _, behind = after.partition("<!-- end of table -->")
-    assert README.read_text().endswith(behind)
-    assert "**From token ids, int8**" in table
-    assert "bfloat16**" not in table
+    with pages_in(tmp_path):
+        benchmark_script.main([*options, "--threads", "1", "--page", "--json", str(measurements)])
+    page = (tmp_path / "encoder.md").read_text()
+    assert "## From token ids, int8\n" in page
+    assert "bfloat16\n" not in page
     measured = json.loads(measurements.read_text())
     assert [line["dtype"] for line in measured["rows"]] == ["float32", "int8"]
     for line in measured["rows"]:

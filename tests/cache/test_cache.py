@@ -298,7 +298,7 @@ MOST_ERRORS = {"float32": (1e-5, 1e-5), "float16": (2e-3, 2e-3), "bfloat16": (0.
 @pytest.mark.parametrize("dtype", MOST_ERRORS)
 @pytest.mark.parametrize("n", [0, 1])
 def test_errors_on_trained_like_data(cache_accuracy, dtype, n):
-    """Twice what the README's table says, for keys and values without outliers and with some of 5 times the size."""
+    """Twice what docs/performance/cache-accuracy.md says: without outliers, and with some of 5 times the size."""
     over_all, worst = cache_accuracy.error(dtype, cache_accuracy.OUTLIERS[n], draws=1)
     assert over_all < MOST_ERRORS[dtype][n]
     assert worst < 10 * MOST_ERRORS[dtype][n]

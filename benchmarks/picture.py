@@ -1,0 +1,119 @@
+"""Draw the pictures of docs/performance from the tables that stand there.
+
+    python benchmarks/picture.py     # after a page was measured anew
+
+A panel for each row: a bar for each engine, as long as it is fast beside fastattn, and its time.
+"""
+
+from html import escape
+
+from report import FOLDER
+
+#: Name of a picture: its page, its title, and panels: title, section of the page, the row's first cells.
+PICTURES = {
+    "speed": (
+        "operations",
+        "Speed beside other engines, float32",
+        (
+            ("Attention: BERT, 128 tokens", "Attention", "attention bert-128 1×12×128×64 float32"),
+            ("Attention: GPT, 1024 tokens", "Attention", "attention gpt-1024 1×12×1024×64 causal float32"),
+            ("Attention: Llama, 2048 tokens", "Attention", "attention llama-2048 1×32/8×2048×128 causal float32"),
+            ("Decoding: 1 token of 4096", "Attention", "attention decode-4096 1×32/8×1→4096×128 float32"),
+            ("Linear, GELU: 512×768→3072", "Linear layers", "linear gelu out= 512×768→3072 float32"),
+            ("Softmax: 12288×1024", "Rows, written into a given array", "softmax out= 12288×1024 float32"),
+            ("Layer norm: 4096×768", "Rows, written into a given array", "layer_norm out= 4096×768 float32"),
+            ("Rotary: 32×2048×128", "Rows, written into a given array", "rotary_embedding out= 1×32×2048×128 float32"),
+        ),
+    ),
+    "encoder": (
+        "encoder",
+        "MiniLM-L6 from token ids (batch × tokens)",
+        tuple(
+            (f"{dtype}: {shape}", f"From token ids, {dtype}", shape)
+            for dtype in ("float32", "bfloat16")
+            for shape in ("1×16", "1×128", "8×64", "32×128")
+        ),
+    ),
+}
+
+#: A panel's place: panels of a row, size; where bars begin, how long fastattn's is, the distance of two bars.
+COLUMNS, WIDTH, HEIGHT = 4, 245, 118
+BARS, UNIT, STEP = 100, 72, 20
+
+#: Colours that can be read on white and on black, and better ones where it is known which it is.
+STYLE = """\
+text { font: 12px system-ui, sans-serif; fill: #6e7781 }
+.title { font-size: 15px; font-weight: 600 } .panel { font-weight: 600 } .end { text-anchor: end }
+.ours { fill: #e8590c } .other { fill: #9aa4ae }
+@media (prefers-color-scheme: light) { text { fill: #57606a } .title, .panel, .first { fill: #24292f } }
+@media (prefers-color-scheme: dark) { text { fill: #9198a1 } .title, .panel, .first { fill: #e6edf3 } \
+.other { fill: #59636e } }"""
+
+
+def draw(name):
+    """A picture, as the text of an SVG file."""
+    page, title, panels = PICTURES[name]
+    text = (FOLDER / f"{page}.md").read_text(encoding="utf-8")
+    rows = read(text)
+    parts = [_text(0, 16, title, "title"), _text(0, 36, f"longer is faster · {measured_on(text)}")]
+    for n, (label, section, key) in enumerate(panels):
+        parts += _panel(label, rows[section, key], WIDTH * (n % COLUMNS), 70 + HEIGHT * (n // COLUMNS))
+    height = 60 + HEIGHT * -(-len(panels) // COLUMNS)
+    size = f'width="{COLUMNS * WIDTH}" height="{height}" viewBox="0 0 {COLUMNS * WIDTH} {height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<title>{escape(title)}</title>'
+    return "\n".join([head, f"<style>\n{STYLE}\n</style>", *parts, "</svg>\n"])
+
+
+def _panel(label, times, left, top):
+    yield _text(left, top, label, "panel")
+    for n, (engine, time) in enumerate(times.items()):
+        y, ours = top + 18 + STEP * n, engine == "fastattn"
+        yield _text(left + BARS - 8, y, engine, "end first" if ours else "end")
+        length = UNIT * seconds(times["fastattn"]) / seconds(time) if time != "—" else 0
+        if length:
+            yield (
+                f'<rect x="{left + BARS}" y="{y - 10}" width="{length:.1f}" height="13" rx="2" '
+                f'class="{"ours" if ours else "other"}"/>'
+            )
+        yield _text(left + BARS + length + 5, y, time, "first" if ours else "")
+
+
+def _text(x, y, text, style=""):
+    style = f' class="{style}"' if style else ""
+    return f'<text x="{x:.4g}" y="{y}"{style}>{escape(text)}</text>'
+
+
+def read(text):
+    """{(section, the cells before fastattn's): {engine: time}} of all tables of a page that compare engines."""
+    rows, section, header = {}, "", None
+    for line in text.splitlines():
+        if line.startswith("## "):
+            section, header = line.removeprefix("## "), None
+        elif line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if header is None:
+                header = cells
+                first = header.index("fastattn") if "fastattn" in header else len(header)
+                end = next((n for n, cell in enumerate(header) if cell.startswith("vs. ")), first)
+            else:
+                times = (cell.split(" · ")[0] for cell in cells[first:end])
+                rows[section, " ".join(cells[:first])] = dict(zip(header[first:end], times, strict=True))
+    return rows
+
+
+def measured_on(text):
+    """Processor, target, threads and date, of the line at the end of a page."""
+    processor, *facts, date = text.rstrip().rpartition("\n")[2].replace("(R)", "").split(" · ")
+    shown = [fact for fact in facts if fact.startswith(("target ", "threads "))]
+    return " · ".join([processor, *shown, date])
+
+
+def seconds(text):
+    """12.3 µs as a number."""
+    number, unit = text.split()
+    return float(number) * {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[unit]
+
+
+if __name__ == "__main__":
+    for name in PICTURES:
+        (FOLDER / f"{name}.svg").write_text(draw(name), encoding="utf-8")
