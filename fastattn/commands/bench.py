@@ -24,6 +24,10 @@ EVERY = ("*",)
 
 PACE = Pace(rounds=5, seconds=0.04, patience=0.6)
 
+#: The largest share of the machine's limit that is shown. A larger one says that the limit was measured while others
+#: had the processors.
+BELIEVED = 1.25
+
 SCATTERS, DISTURBED = "~", "!"
 
 LEGEND = {
@@ -36,8 +40,8 @@ NumPy: in place and in the same precision, as somebody writes it who knows it we
 {erf.NAME}.
 Rate: useful work only, excluded keys do not count; in bytes where a call moves much and computes little.
 Of limit: share of what this machine does at most, measured now, in multiply-adds ({{arithmetic}}),
-or in reading or copying as many bytes. Error: difference from the float64 oracle, where it is closest to
-what is allowed.
+or in reading or copying as many bytes; — where that was disturbed. Error: difference from the float64 oracle,
+where it is closest to what is allowed.
 Shapes: batch × heads × tokens × head size, 32/8 heads are grouped, 64→4096 tokens are queries → keys;
 rows × inputs → outputs of a linear layer; rows × length. Names with "out" write into a given array."""
 
@@ -123,7 +127,7 @@ def _row(result):
         tables.duration(result.outcomes[OTHER].seconds),
         tables.ratio(result.speedup(OTHER)),
         tables.rate(result.rate, result.case.unit),
-        tables.percent(result.share),
+        tables.percent(result.share) if result.share <= BELIEVED else tables.NOTHING,
         tables.scientific(ours.error) if ours.kept else f"WRONG {tables.scientific(ours.error)}",
         _marks(result),
     ]
