@@ -50,8 +50,8 @@ cdef enum:
     MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
 
-# By fa_type: NumPy's number of the type, -1 until an array of a type that another package brings has come by; and that of
-# the type that its sums are made in.
+# By fa_type: NumPy's number of the type, -1 until an array of a type that another package brings has come by; and the
+# number of the type that its sums are made in.
 cdef int[MOST_TYPES] numbers
 cdef int[MOST_TYPES] sums
 for _row in _dtypes.TYPES:
@@ -841,7 +841,7 @@ cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positi
     cdef np.ndarray a = parameter_like(name, x, key, "key")
     if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(key, 1):
         unfit(
-            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as the tokens of key reach, "
+            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as key's tokens reach, "
             f"and at most {length(key, 1) // 2} pairs, half of key's last axis{halved(a, key) if a.ndim else ''}"
         )
     return a

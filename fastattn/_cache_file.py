@@ -4,7 +4,7 @@ The first array is a text, as bytes: the kind of the cache, its parameters, the 
 behind those come the pages and, for int8, their scales. Each array is followed by one of zeros, such that the numbers
 of the next begin at a multiple of 64 bytes and can be mapped into memory. bfloat16, which the format does not know, is
 kept as the uint16 of its bits. Pages and rows that are not in use are left out: the file has holes there, zeros that
-take no room where the file system knows holes.
+take no space where the file system knows holes.
 
 Files are not trusted. The text must be the one that `write` makes of the cache that it describes; an array's shape and
 type must be those that the text asks for, and fit the file's size, before memory is allocated for it; the cache checks
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
+
+from fastattn._dtypes import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +82,7 @@ def _text(kind: str, parameters: dict[str, Any], names: list[str]) -> bytes:
 def _write_arrays(file: BinaryIO, arrays: list[tuple[NDArray, list | None]], with_holes: bool) -> None:
     """Arrays or, where parts are told, only those, each of which lies side by side; never backwards."""
     for x, parts in arrays:
-        x = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
+        x = x.view(_in_file(x.dtype))
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(x))
         written = 0
         for part in [x] if parts is None else (x[index] for index in parts):
@@ -92,6 +94,12 @@ def _write_arrays(file: BinaryIO, arrays: list[tuple[NDArray, list | None]], wit
         padding = np.zeros(-x.nbytes % npy.ARRAY_ALIGN, np.uint8)
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(padding))
         file.write(padding)
+
+
+def _in_file(dtype: np.dtype) -> np.dtype:
+    """Types that the format does not know are stored as unsigned integers of their size."""
+    row = BY_NAME.get(dtype.name)
+    return np.dtype(f"u{dtype.itemsize}") if row is not None and row.package else dtype
 
 
 def _leave_out(file: BinaryIO, count: int, with_holes: bool) -> None:
@@ -185,11 +193,9 @@ def _read_padding(file: BinaryIO, count: int) -> None:
         raise ValueError("it has something else than zeros behind an array")
 
 
-def _read_pool(
-    file: BinaryIO, size: int, shape: tuple[int, ...], dtype: np.dtype, mmap_mode: str | None
-) -> NDArray:
+def _read_pool(file: BinaryIO, size: int, shape: tuple[int, ...], dtype: np.dtype, mmap_mode: str | None) -> NDArray:
     """Pages or scales of that shape and type."""
-    stored = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+    stored = _in_file(dtype)
     found, start = _read_header(file, size, stored)
     if found != shape:
         raise ValueError("its pages have other shapes than its parameters say")

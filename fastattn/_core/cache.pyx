@@ -41,7 +41,6 @@ cdef enum:
     SLACK = 64             # rows of a ring beyond its window, at least
 
 
-
 class OutOfPages(MemoryError):
     """A `PagedKVCache` has fewer free pages than an append needs; the cache is as it was before.
 
@@ -211,8 +210,8 @@ cdef int stand(
             if ring or options.depends_on_positions():
                 raise ValueError(
                     f"q_offset must say where {queries} queries stand in sequence {n}, which an append gave fewer "
-                    f"tokens than its arrays had (kv_lengths): as many queries as these had, right after it, are known to "
-                    f"be theirs, got None"
+                    f"tokens than its arrays had (kv_lengths): as many queries as these had, right after it, are known "
+                    f"to be theirs, got None"
                 )
     options.q_offset = offsets
     return 0
@@ -351,6 +350,7 @@ cdef class Store(Pages):
         none, this one takes all items again.
         """
         cdef ptrdiff_t elements = self.head_dim + self.value_dim, items, scratch
+        cdef double nanoseconds
         cdef bint ready
         if p.ring:
             tokens = min(tokens, p.page_size)
@@ -358,14 +358,12 @@ cdef class Store(Pages):
             p.item_tokens = max(1, costs.ITEM_ELEMENTS // elements)
             p.blocks = (tokens + p.item_tokens - 1) // p.item_tokens
             items = sequences * p.kv_heads * p.blocks
+            nanoseconds = <double>sequences * p.kv_heads * tokens * elements / costs.CACHE_ELEMENTS
             scratch = max(
                 p.kernels.cache_scratch(&p.sides[KEYS].rows), p.kernels.cache_scratch(&p.sides[VALUES].rows)
             )
             ready = scratch_memory(scratch) != NULL
-            if ready and not run(
-                run_item, p, items,
-                threads_for(asked, items, <double>sequences * p.kv_heads * tokens * elements / costs.CACHE_ELEMENTS), scratch,
-            ):
+            if ready and not run(run_item, p, items, threads_for(asked, items, nanoseconds), scratch):
                 run(run_item, p, items, 1, scratch)
         if not ready:
             raise MemoryError("no scratch memory for the cache")
@@ -517,9 +515,9 @@ cdef class Fixed(Store):
                 raise ValueError("attn_mask must be None once the window has moved on, got an array")
             if q.shape[2] and offset - options.left < first:
                 raise ValueError(
-                    f"query must stand at position {first + options.left} or later in sequence {n}, whose keys before {first} "
-                    f"are gone, got {offset if offsets is None else given}; append and attend to at most {self.chunk} "
-                    f"tokens at a time"
+                    f"query must stand at position {first + options.left} or later in sequence {n}, whose keys "
+                    f"before {first} are gone, got {offset if offsets is None else given}; append and attend to at "
+                    f"most {self.chunk} tokens at a time"
                 )
         options.q_offset = seen
         return 0
