@@ -1,3 +1,4 @@
+# cython: binding=False
 """Attention between NumPy and the planner: arrays become addresses and strides, and a list of sequences.
 
 Padded, packed and paged calls are one call, `attend`. They differ in which axes are those of heads and tokens, and in
@@ -10,7 +11,7 @@ from libc.stdint cimport int64_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._arguments cimport element_stride, entry, length, stride
-from fastattn._core cimport strides
+from fastattn._core cimport costs, strides
 from fastattn._core.options cimport Options
 from fastattn._core.plan cimport Plan, Sequence, release_sequences, run_call, take_sequences
 from fastattn._core.targets cimport fa_attention, fa_rows
@@ -170,8 +171,11 @@ cdef object attend(Layout *at, np.ndarray q, np.ndarray k, np.ndarray v, Options
             for n in range(p.count):
                 at.cut(&p.sequences[n], n, at, &p.call)
                 options.place(&p.sequences[n], n)
-            with nogil:
+            if <double>np.PyArray_SIZE(q) * at.keys < costs.ATTENTION_LOCKED_PRODUCTS:
                 done = run_call(&p, options.num_threads)
+            else:
+                with nogil:
+                    done = run_call(&p, options.num_threads)
             release_sequences(&p)
     result = arguments.finish("attention", done, result, target)
     return result if lse is None else (result, lse)

@@ -1,7 +1,7 @@
 """What a core does, and how large an item is: one table for all operations.
 
 A call counts its work in the unit of its operation and divides by the rate to get nanoseconds, from which threads.pyx
-chooses the number of threads. The rates are round numbers of one core: they decide nothing but that number.
+chooses the number of threads. The rates are round numbers of one core: they decide about speed alone.
 """
 
 cdef enum:
@@ -14,6 +14,9 @@ cdef enum:
     NORMALIZATION_ELEMENTS = 5
     ROTARY_ELEMENTS = 5
     CACHE_ELEMENTS = 4
+
+    # A call of attention with fewer products of queries and keys, about a microsecond, keeps Python's lock.
+    ATTENTION_LOCKED_PRODUCTS = 16384
 
     # Items of the row operations. 16384 elements are 3 to 6 microseconds of work: that hides taking an item, and leaves
     # enough of them to share out. Beyond the cache a new item is not prefetched: 64 KB items lose a fifth by that.

@@ -1,3 +1,4 @@
+# cython: binding=False
 """Linear layers: the rows of x by those of the weight, cut into items for OpenMP's threads."""
 
 cimport numpy as np

@@ -1,3 +1,4 @@
+# cython: binding=False
 """Layer and RMS normalisation over the last axis, with or without a residual, shared out among OpenMP's threads."""
 
 cimport numpy as np

@@ -1,3 +1,4 @@
+# cython: binding=False, embedsignature.format=clinic
 """The options of attention, in one object: made by name, checked, and lowered to what the planner and kernels read.
 
 A public function makes it of its own arguments by `attention_options`, which checks what needs no arrays. `lower` does

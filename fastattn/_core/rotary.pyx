@@ -1,3 +1,4 @@
+# cython: binding=False
 """Rotary position embedding: the rows of a strided array, shared out among OpenMP's threads."""
 
 cimport numpy as np

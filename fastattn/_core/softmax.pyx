@@ -1,3 +1,4 @@
+# cython: binding=False
 """softmax and log_softmax: the rows along one axis of a strided array, shared out among OpenMP's threads."""
 
 cimport numpy as np
