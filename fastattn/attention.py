@@ -1,4 +1,4 @@
-"""Scaled dot-product attention of padded and of packed sequences, its weights, and the merging of parts of the keys.
+"""Scaled dot-product attention for padded and packed sequences, its weights, and merging over parts of the keys.
 
 Compiled half: _core/attention.pyx; kernels: _core/kernels/attention_*.h; definition: reference.py.
 """
@@ -37,49 +37,49 @@ def scaled_dot_product_attention(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """Attend each query to the keys that it may see, and return the weighted sum of their values.
+    """Compute scaled dot-product attention: for each query, the weighted sum of the values of the keys it may see.
 
-    ``softmax(scale * query @ key.T) @ value``, computed tile by tile: the scores are never stored whole. All options
-    compose, in this order: scale, softcap, ALiBi and float mask; bool mask, causal, window and lengths exclude;
-    softmax, with the sink in its denominator.
+    ``softmax(scale * query @ key.T) @ value``, computed in tiles, without storing the score matrix. All options
+    combine, applied in this order: scale, softcap, ALiBi and float mask; exclusion by bool mask, causal, window and
+    lengths; softmax, with the sink in its denominator.
 
     Parameters
     ----------
     query : ndarray, shape (..., Hq, Sq, D)
-        float32, float64, float16 or bfloat16, at any strides. Two axes (Sq, D) mean one head.
+        float32, float64, float16 or bfloat16, with any strides. A 2-D array (Sq, D) is a single head.
     key : ndarray, shape (..., Hkv, Sk, D)
-        Of query's dtype or a narrower one. Hq is a multiple of Hkv: the query heads
+        Of query's dtype or a narrower one. Hq must be a multiple of Hkv: the query heads
         ``h * Hq // Hkv`` to ``(h + 1) * Hq // Hkv - 1`` share key head ``h`` (grouped-query attention).
     value : ndarray, shape (..., Hkv, Sk, Dv)
-        Dv may differ from D. Leading axes of the three broadcast as in NumPy.
-    attn_mask : ndarray, optional
-        bool: True lets the query attend to the key. float (float64 beside float64 only): added to the score; -inf
-        excludes the key. Any shape that broadcasts to (..., Hq, Sq, Sk), at any strides, read in place. The
-        ``attention_mask`` (B, Sk) of a tokenizer, of 0 and 1, is ``attention_mask.astype(bool)[:, None, None, :]``.
+        Dv may differ from D. The leading axes of all three broadcast as in NumPy.
+    attn_mask : ndarray, broadcastable to (..., Hq, Sq, Sk), optional
+        bool: True lets the query attend to the key. float (float64 only with float64 arrays): added to the score; -inf
+        excludes the key. Read in place, with any strides. For the 0/1 ``attention_mask`` (B, Sk) of a tokenizer, pass
+        ``attention_mask.astype(bool)[:, None, None, :]``.
     is_causal : bool
-        A query sees the keys up to its own position; by default the last query stands at the last key (bottom right).
-        Query i stands at position ``i + q_offset``, key j at j.
-    q_offset : int or integer ndarray or list, optional
-        Position of the first query, one for all or of a shape that broadcasts to the leading axes. The default is
-        ``Sk - Sq`` (``kv_lengths - Sq``), as decoding with a cache needs; 0 is the top-left alignment of PyTorch and
-        ONNX.
+        A query sees the keys up to its own position; by default the last query is aligned with the last key (bottom
+        right). Query i is at position ``i + q_offset``, key j at position j.
+    q_offset : int, integer ndarray or list, optional
+        Position of the first query: one number, or a shape that broadcasts to the leading axes. The default is
+        ``Sk - Sq`` (``kv_lengths - Sq``), as needed for decoding with a cache; 0 is the top-left alignment of PyTorch
+        and ONNX.
     window : (int or None, int or None), optional
         (left, right): a query at position p sees the keys ``p - left`` to ``p + right``; None is unbounded.
     scale : float, optional
-        Factor of the scores; ``1 / sqrt(D)`` by default.
+        Factor applied to the scores; ``1 / sqrt(D)`` by default.
     softcap : float, optional
-        Scaled scores s become ``softcap * tanh(s / softcap)``.
+        A scaled score s becomes ``softcap * tanh(s / softcap)``.
     sinks : ndarray, shape (Hq,), optional
-        A logit for each head that takes part in the softmax and has no value; -inf for none. Like slopes and masks it
-        may be float32 beside 16-bit queries.
+        One logit per head that takes part in the softmax but has no value; -inf for none. Sinks, slopes and masks may
+        be float32 with 16-bit queries.
     alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
-    kv_lengths : int or integer ndarray or list, optional
-        Number of keys that each sequence really has, the first ones; like `q_offset` one for all or one for each.
+    kv_lengths : int, integer ndarray or list, optional
+        Number of valid keys of each sequence, counted from the first; like `q_offset`, one number or one per sequence.
     out : ndarray, shape (..., Hq, Sq, Dv), optional
-        Where the result goes: any writable array of query's dtype. It may overlap the inputs.
+        Output array: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
-        Also return the log-sum-exp of the scores, as `merge_states` needs it.
+        Also return the log-sum-exp of the scores, which `merge_states` needs.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -88,26 +88,26 @@ def scaled_dot_product_attention(
     out : ndarray, shape (..., Hq, Sq, Dv)
         In query's dtype and memory order. Zero where a query sees no key.
     lse : ndarray, shape (..., Hq, Sq)
-        Only with `return_lse`. Natural logarithm, the sink included; -inf where there is nothing. float32, or float64
-        for float64.
+        Only with `return_lse`. Natural logarithm, including the sink; -inf where a query sees neither key nor sink.
+        float32, or float64 for float64 queries.
 
     Raises
     ------
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        Shapes do not fit, or a value is out of range. In both cases `out` is left unchanged.
+        Shapes do not match, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----
-    Vaswani et al., "Attention Is All You Need" (2017); computed in one pass with a running softmax (Milakov and
+    Vaswani et al., "Attention Is All You Need" (2017); computed in one pass with an online softmax (Milakov and
     Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; softcap: Gemma 2 (2024); sinks:
     Xiao et al. 2024 and gpt-oss (2025). Excluded keys never affect a result, even if they hold NaN; blocks of keys that
-    a mask excludes cost nothing. A sequence's result has the same bits for any number of threads and in any batch.
-    Weights that are subnormal beside the largest one (below 2^-126, 2^-1022 in float64) are 0.
+    a mask excludes entirely are skipped. The result of a sequence is bitwise the same for any number of threads and in
+    any batch. Weights that are subnormal relative to the largest one (below 2^-126, 2^-1022 in float64) become 0.
 
-    16-bit arrays are read in place and summed in float32. Where all three are bfloat16 and the processor has
-    AVX512_BF16 or AMX, the weights are rounded to bfloat16 for the sum of the values.
+    16-bit arrays are read in place and accumulated in float32. If all three are bfloat16 and the processor has
+    AVX512_BF16 or AMX, the weights are rounded to bfloat16 before they multiply the values.
 
     Examples
     --------
@@ -145,29 +145,31 @@ def varlen_attention(
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
-    """Attend within each of N sequences that are packed one after the other, without padding.
+    """Compute attention within each of N sequences that are packed one after the other, without padding.
 
-    Equal, to the bit, to `scaled_dot_product_attention` of each sequence alone.
+    Bitwise equal to `scaled_dot_product_attention` of each sequence alone.
 
     Parameters
     ----------
     query : ndarray, shape (Tq, Hq, D)
-        float32, float64, float16 or bfloat16, at any strides. Sequence n is
+        float32, float64, float16 or bfloat16, with any strides. Sequence n is
         ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
     key : ndarray, shape (Tk, Hkv, D)
-        Of query's dtype or a narrower one; sequence n by `cu_seqlens_k`. Hq is a multiple of Hkv.
+        Of query's dtype or a narrower one; split into sequences by `cu_seqlens_k`. Hq must be a multiple of Hkv.
     value : ndarray, shape (Tk, Hkv, Dv)
     cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,)
-        Where the sequences begin: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
+        Cumulative sequence lengths: from 0, never decreasing, to Tq and to Tk. A sequence may be empty.
     is_causal : bool
-        A query sees the keys up to its own position; by default the last query of a sequence stands at its last key.
+        A query sees the keys up to its own position; by default the last query of a sequence is aligned with its last
+        key.
     window, scale, softcap, sinks
         As in `scaled_dot_product_attention`, the same for all sequences.
-    q_offset, kv_lengths : int or integer ndarray or list, optional
-        As there: one for all, or of a shape that broadcasts to (N,). Positions and lengths are each sequence's own.
+    q_offset, kv_lengths : int, integer ndarray or list, optional
+        As in `scaled_dot_product_attention`: one number, or a shape that broadcasts to (N,). Positions and lengths
+        count from the start of each sequence.
     alibi_slopes : ndarray, shape (Hq,) or (N, Hq), optional
     out : ndarray, shape (Tq, Hq, Dv), optional
-        Where the result goes: any writable array of query's dtype. It may overlap the inputs.
+        Output array: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
         Also return the log-sum-exp of the scores.
     num_threads : int, optional
@@ -187,11 +189,11 @@ def varlen_attention(
 
     Notes
     -----
-    The form is that of FlashAttention's ``flash_attn_varlen_func`` (Dao 2023); its lse there is (Hq, Tq).
+    The layout is that of FlashAttention's ``flash_attn_varlen_func`` (Dao 2023), except that its lse is (Hq, Tq).
 
     Examples
     --------
-    Sequences of 2 and of 3 tokens:
+    Two sequences, of 2 and 3 tokens:
 
     >>> import numpy as np, fastattn
     >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 4, 16))
@@ -232,11 +234,12 @@ def attention_weights(
     query : ndarray, shape (..., Hq, Sq, D)
     key : ndarray, shape (..., Hkv, Sk, D)
     is_causal : bool
-        A query sees the keys up to its own position; by default the last query stands at the last key (bottom right).
+        A query sees the keys up to its own position; by default the last query is aligned with the last key (bottom
+        right).
     attn_mask, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
         As in `scaled_dot_product_attention`.
     out : ndarray, shape (..., Hq, Sq, Sk), optional
-        Where the result goes: any writable array of query's dtype. It may overlap the inputs.
+        Output array: any writable array of query's dtype. It may overlap the inputs.
     return_lse : bool
         Also return the log-sum-exp of the scores.
     num_threads : int, optional
@@ -245,7 +248,7 @@ def attention_weights(
     Returns
     -------
     weights : ndarray, shape (..., Hq, Sq, Sk)
-        Rows sum to 1, to less with a sink, and to 0 where a query sees no key.
+        Each row sums to 1, to less with a sink, and to 0 where a query sees no key.
     lse : ndarray, shape (..., Hq, Sq)
         Only with `return_lse`.
 
@@ -256,8 +259,8 @@ def attention_weights(
 
     Notes
     -----
-    ``need_weights=True`` of PyTorch's MultiheadAttention, but head by head. The result takes Sq * Sk numbers a head,
-    and the scores are computed twice.
+    ``need_weights=True`` of PyTorch's MultiheadAttention, but not averaged over the heads. The result takes Sq * Sk
+    numbers per head, and the scores are computed twice.
 
     Examples
     --------
@@ -284,12 +287,12 @@ def merge_states(
     outs : sequence of ndarray, each of shape (..., Sq, Dv)
         Results over the parts, all of one shape and dtype.
     lses : sequence of ndarray, each of shape (..., Sq)
-        Their log-sum-exps, from ``return_lse=True``: float64 beside float64, else float32. A part in which a query saw
-        no key (-inf) adds nothing to it.
+        Their log-sum-exps, from ``return_lse=True``: float64 if `outs` are float64, else float32. A part whose lse is
+        -inf for a query contributes nothing to it.
     out : ndarray, shape (..., Sq, Dv), optional
-        Where the result goes: any writable array of the dtype of `outs`. It may overlap the inputs.
+        Output array: any writable array of the dtype of `outs`. It may overlap the inputs.
     num_threads : int, optional
-        Maximum number of threads. Merging takes one: it is done by NumPy.
+        Maximum number of threads. Currently one is used: merging runs in NumPy.
 
     Returns
     -------
@@ -300,7 +303,7 @@ def merge_states(
     Raises
     ------
     TypeError, ValueError
-        No parts, or parts that do not fit each other. `out` is left unchanged.
+        There are no parts, or they do not match each other. `out` is left unchanged.
 
     Notes
     -----
@@ -329,7 +332,7 @@ def merge_states(
         merged_lse = np.log(total) + shift
     weights /= np.where(total == 0, 1, total)
     weights = weights[..., np.newaxis]
-    # A part in which a query saw no key adds nothing, whatever it holds.
+    # A part in which a query saw no key contributes nothing, even if it holds NaN.
     seen = ~np.isneginf(lse)[..., np.newaxis]
     merged = sum(
         np.multiply(weight, part, where=where, out=np.zeros_like(part, dtype=lse.dtype))

@@ -1,7 +1,7 @@
 """Caches of the keys and values of earlier tokens, for decoding token by token: KVCache and PagedKVCache.
 
-Compiled half: _core/cache.pyx, and attention over pages in _core/attention.pyx; kernel: _core/kernels/cache.h; files:
-_cache_file.py.
+Compiled half: _core/cache.pyx, and attention over pages in _core/attention.pyx; kernel: _core/kernels/cache.h; file
+format: _cache_file.py.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ __all__ = ["KVCache", "OutOfPages", "PagedKVCache"]
 
 
 class KVCache:
-    """Keys and values of a batch of sequences that grow together, each in memory of its own.
+    """Keys and values of a batch of sequences, each in a buffer of its own.
 
     Parameters
     ----------
     batch : int
-        Sequences B.
+        Number of sequences, B.
     num_kv_heads : int
-        Heads Hkv of keys and values; queries have a multiple of them.
+        Number of heads of keys and values, Hkv; that of the queries is a multiple of it.
     max_length : int
-        Tokens of a sequence that are held at once, at most.
+        Maximum number of tokens held for a sequence.
     head_dim : int
-        Head size D of keys and queries.
+        Head size of keys and queries, D.
     dtype : dtype or str
-        How keys and values are stored: float32, float64, float16, bfloat16 (ml_dtypes' type or its name), or int8: then
-        each row of a head has a float32 scale, its largest magnitude / 127, and its elements are rounded to multiples
-        of that.
+        How keys and values are stored: float32, float64, float16, bfloat16 (ml_dtypes' type or its name), or int8. For
+        int8, each row of a head has a float32 scale, its largest magnitude / 127, and its elements are rounded to
+        multiples of the scale.
     window : int, optional
-        A query sees no more keys than this, the last ones up to its own position: attention's ``window=(W - 1, None)``,
-        which `attend` applies. The memory is then a ring of W rows and a quarter more (at least 64), or `max_length`
-        rows if that is less, and the stream may be of any length.
+        Window length W: a query sees at most W keys, the last ones up to its own position. `attend` applies it as
+        ``window=(W - 1, None)``. The memory is then a ring buffer of W rows plus a quarter (at least 64), or of
+        `max_length` rows if that is less, and a sequence may have any length.
     value_dim : int, optional
-        Size Dv of values; `head_dim` by default.
+        Head size of values, Dv; `head_dim` by default.
 
     Raises
     ------
     TypeError, ValueError
-        A parameter has the wrong type or value; ValueError for "bfloat16" without ml_dtypes.
+        A parameter has the wrong type or value; ValueError for "bfloat16" if ml_dtypes is not installed.
 
     Notes
     -----
-    Memory is taken from the system as it is first written to. A step allocates only the output of `attend`, and nothing
-    with `out`. Several threads may attend at once; nothing else may happen to a cache while another thread uses it.
+    The system provides memory only as it is first written to. A step allocates only the output of `attend`, and nothing
+    with `out`. Several threads may call `attend` at once; no other method may run while another thread uses the cache.
 
     Examples
     --------
@@ -110,23 +110,23 @@ class KVCache:
         rotary_dim: int | None = None,
         num_threads: int | None = None,
     ) -> None:
-        """Store the keys and values of new tokens, any number of them.
+        """Store the keys and values of any number of new tokens.
 
         Parameters
         ----------
         key : ndarray, shape (B, Hkv, S, D)
-            float32, float64, float16 or bfloat16 whatever the cache's own dtype, at any strides. Rounded to that, from
-            float64 to 16 bits and int8 by way of float32.
+            float32, float64, float16 or bfloat16, with any strides. Rounded to the cache's dtype; float64 is rounded to
+            float32 first if that is 16-bit or int8.
         value : ndarray, shape (B, Hkv, S, Dv)
-        kv_lengths : int, list of int or integer ndarray, shape (B,), optional
-            Number of tokens that each sequence really has, the first ones of the S; the others are not read.
+        kv_lengths : int, integer ndarray or list, shape (B,), optional
+            Number of valid tokens of each sequence, counted from the first; the rest of the S are not read.
         cos, sin : ndarray, shape (positions, R/2), optional
-            Turn the keys as `rotary_embedding` does before they are stored, each by the row of its position in the
+            Rotate the keys as `rotary_embedding` does before storing them, each by the row of its position in the
             sequence. R is at most D.
         interleaved : bool
             A pair is ``(key[2i], key[2i + 1])``; otherwise it is ``(key[i], key[i + R/2])``.
         rotary_dim : int, optional
-            R, where `cos` and `sin` look as if they held each number twice; see `rotary_embedding`.
+            R, needed where `cos` and `sin` seem to hold each number twice; see `rotary_embedding`.
         num_threads : int, optional
             Maximum number of threads; see `set_num_threads`.
 
@@ -135,10 +135,10 @@ class KVCache:
         TypeError
             An argument has the wrong type or dtype.
         ValueError
-            A shape or value does not fit, a sequence would exceed `max_length`, key or value is not finite beside int8
-            or too large for another type (65504 in float16), or the cache is mapped read-only.
+            A shape or value does not fit; a sequence would exceed `max_length`; key or value is not finite (int8) or
+            too large for the cache's dtype (65504 in float16); or the cache is mapped read-only.
         MemoryError
-            In all cases the cache is left unchanged.
+            Scratch memory cannot be allocated. In all cases the cache is left unchanged.
         """
         self._store.append(
             key, value, kv_lengths=kv_lengths, cos=cos, sin=sin, interleaved=interleaved, rotary_dim=rotary_dim,
@@ -161,22 +161,22 @@ class KVCache:
         return_lse: bool = False,
         num_threads: int | None = None,
     ) -> NDArray | tuple[NDArray, NDArray]:
-        """Attend each query to its sequence's keys; by default the last query stands at the last token.
+        """Attend each query to the keys of its sequence; by default the last query is aligned with the last token.
 
-        After an append with `kv_lengths`, as many queries as its arrays had tokens belong to these tokens, padded
-        alike: the first one stands at the first token that was appended.
+        After an append with `kv_lengths`, a query array with the same number of tokens S is taken to be padded in the
+        same way: its first query is aligned with the first token appended.
 
         Parameters
         ----------
         query : ndarray, shape (B, Hq, Sq, D)
-        attn_mask : ndarray, optional
-            Broadcasts to (B, Hq, Sq, longest length). None once a window has moved on.
+        attn_mask : ndarray, broadcastable to (B, Hq, Sq, longest length), optional
+            Not possible once a window has dropped tokens.
         is_causal : bool
-            A query sees the keys up to its own position; by default the last query stands at the last key.
+            A query sees the keys up to its own position; by default the last query is aligned with the last key.
         q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
-            As in `scaled_dot_product_attention`; `q_offset` is the sequence's length - Sq by default or, after an
-            append with `kv_lengths`, the length before it if Sq is its S. A cache with a window of its own takes a
-            narrower one only.
+            As in `scaled_dot_product_attention`. By default, `q_offset` is the sequence's length - Sq or, after an
+            append with `kv_lengths` and of Sq tokens, the length before it. The window of a cache made with one can
+            only be narrowed.
 
         Returns
         -------
@@ -188,9 +188,9 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            As `scaled_dot_product_attention`; ValueError where a query's window begins with keys that are gone, and
-            where positions matter and `q_offset` must be given: to several queries that may be among the padded tokens
-            of an earlier append.
+            As `scaled_dot_product_attention`; ValueError also if a query's window includes keys that were dropped, and
+            if positions matter but are ambiguous without `q_offset`: for several queries that may belong to the padded
+            tokens of an earlier append.
         """
         options = attention_options(
             attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
@@ -200,25 +200,25 @@ class KVCache:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sequence, counted from its beginning; a copy, shape (B,)."""
+        """Number of tokens of each sequence, those dropped by a window included; a copy, shape (B,)."""
         return self._store.lengths
 
     @property
     def keys(self) -> NDArray:
-        """What is stored, shape (B, Hkv, longest length, D): a view, valid until the cache changes.
+        """The stored keys, shape (B, Hkv, longest length, D): a view, valid until the cache changes.
 
-        ValueError for int8, and once a window has moved on.
+        ValueError for int8, and once a window has dropped tokens.
         """
         return self._store.view("keys", False)
 
     @property
     def values(self) -> NDArray:
-        """Likewise, shape (B, Hkv, longest length, Dv)."""
+        """The stored values, shape (B, Hkv, longest length, Dv), under the conditions of `keys`."""
         return self._store.view("values", True)
 
     @property
     def chunk(self) -> int:
-        """Number of tokens that can be appended, and then attended from, at a time, however long the stream is."""
+        """Maximum number of tokens to append and attend with at a time, whatever the sequence's length."""
         return self._store.chunk
 
     @property
@@ -227,13 +227,13 @@ class KVCache:
         return sum(x.nbytes for x in self._store.arrays())
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Remove all tokens."""
         self._store.reset()
 
     def truncate(self, length: int | Sequence[int] | NDArray) -> None:
-        """Forget the last tokens, as after a rejected draft: keep the first `length`, an int or one for each sequence.
+        """Keep the first `length` tokens (an int, or one for each sequence), as after a rejected draft.
 
-        ValueError for more than there are and, with a window, where the last ones kept are no longer all there.
+        ValueError if a sequence has fewer and, with a window, if tokens that the last one kept would see were dropped.
         """
         self._store.truncate(length)
 
@@ -247,7 +247,7 @@ class KVCache:
     def save(self, path: str | os.PathLike) -> None:
         """Write the cache to a file of .npy arrays.
 
-        An existing file is replaced once the new one is whole; a device or a pipe is written to.
+        An existing file is replaced only when the new one is complete. Devices and pipes are written directly.
         """
         _cache_file.write(path, "KVCache", self._store.parameters(), self._store)
 
@@ -259,13 +259,13 @@ class KVCache:
         ----------
         path : str or os.PathLike
         mmap_mode : {None, "r", "c"}
-            Map keys and values into memory instead of reading them: read-only, where `append` and `reorder` raise
-            ValueError, or copy on write, where changes stay in memory.
+            Map keys and values into memory instead of reading them: read-only ("r"), so that `append` and `reorder`
+            raise ValueError, or copy-on-write ("c"), so that changes stay in memory.
 
         Raises
         ------
         ValueError
-            The file is not whole, or not a saved KVCache.
+            The file is truncated, or not a saved KVCache.
         """
         cache = cls.__new__(cls)
         cache._store = _cache_file.read(path, "KVCache", _core.Fixed, mmap_mode)
@@ -281,13 +281,13 @@ class KVCache:
 
 
 class PagedKVCache:
-    """Keys and values of many sequences, in pages that they take as they grow, share when forked, and give back.
+    """Keys and values of many sequences, in pages that are allocated on demand, shared by forks, and reused.
 
     Parameters
     ----------
     num_pages : int
     page_size : int
-        Tokens in a page. Small ones waste less at the end of a sequence, larger ones are read faster.
+        Number of tokens in a page. Small pages waste less memory at the end of a sequence; large ones are read faster.
     num_kv_heads, head_dim, dtype, value_dim
         As in `KVCache`.
 
@@ -300,7 +300,7 @@ class PagedKVCache:
     -----
     Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023). A page that
     several sequences share is never written: a sequence whose last page is shared gets a copy of it before its next
-    token. Memory and threads: as `KVCache`.
+    token. For memory and threads, see `KVCache`.
 
     Examples
     --------
@@ -341,19 +341,19 @@ class PagedKVCache:
         )  # fmt: skip
 
     def allocate(self) -> int:
-        """Begin an empty sequence, and return its id, which no other will ever have."""
+        """Create an empty sequence and return its id, which is never reused."""
         return self._store.allocate()
 
     def fork(self, id: int) -> int:
-        """Begin a sequence with all that this one has, sharing its pages, and return the new one's id."""
+        """Create a sequence with the same tokens, sharing their pages, and return its id."""
         return self._store.fork(id)
 
     def free(self, id: int) -> None:
-        """End a sequence; pages that no other shares become free."""
+        """Remove a sequence and release its pages; those that others share stay."""
         self._store.free(id)
 
     def truncate(self, id: int, length: int) -> None:
-        """Keep the first `length` tokens of a sequence; pages that this empties and no other shares become free."""
+        """Keep the first `length` tokens of a sequence and release the pages that this empties."""
         self._store.truncate(id, length)
 
     def append(
@@ -383,7 +383,7 @@ class PagedKVCache:
         Raises
         ------
         OutOfPages
-            A MemoryError: the new tokens of all sequences together need more pages than are free.
+            A subclass of MemoryError: the new tokens of all sequences together need more pages than are free.
         TypeError, ValueError
             As `KVCache.append`; ValueError for an id that is unknown or was freed. In all cases the cache is left
             unchanged.
@@ -410,15 +410,15 @@ class PagedKVCache:
         return_lse: bool = False,
         num_threads: int | None = None,
     ) -> NDArray | tuple[NDArray, NDArray]:
-        """Attend the queries of each of these sequences to its keys, which are read where they lie.
+        """Attend the queries of each of these sequences to its keys, which are read in place.
 
         Parameters
         ----------
         ids : list of int, or integer ndarray
-            The N sequences, in any order; one may come repeatedly.
+            The N sequences, in any order; an id may be repeated.
         query : ndarray, shape (N, Hq, Sq, D)
         attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
-            As in `KVCache.attend`, of N sequences.
+            As in `KVCache.attend`, for N sequences.
 
         Returns
         -------
@@ -440,12 +440,12 @@ class PagedKVCache:
 
     @property
     def lengths(self) -> dict[int, int]:
-        """Tokens of each live sequence, by its id."""
+        """Number of tokens of each live sequence, by id."""
         return self._store.lengths
 
     @property
     def free_pages(self) -> int:
-        """Pages that no sequence has."""
+        """Number of pages that no sequence uses."""
         return self._store.free_pages
 
     @property
@@ -454,11 +454,11 @@ class PagedKVCache:
         return sum(x.nbytes for x in self._store.arrays())
 
     def block_table(self, id: int) -> NDArray[np.int64]:
-        """The pages of a sequence, in order: token j is row ``j % page_size`` of page ``j // page_size``; a copy."""
+        """The pages of a sequence, in order; a copy. Token j is row ``j % page_size`` of page ``j // page_size``."""
         return self._store.block_table(id)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the cache to a file, as `KVCache.save` does; ids stay what they are."""
+        """Write the cache to a file, as `KVCache.save` does; ids are kept."""
         _cache_file.write(path, "PagedKVCache", self._store.parameters(), self._store)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Layer and RMS normalisation over the last axis, with or without adding a residual first.
+"""Layer and RMS normalisation over the last axis, optionally of the sum with a residual.
 
 Compiled half: _core/normalization.pyx; kernel: _core/kernels/normalization.h; definition: reference.py.
 """
@@ -27,13 +27,13 @@ def layer_norm(
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32, float64, float16 or bfloat16, any strides.
+        float32, float64, float16 or bfloat16, with any strides.
     weight, bias : ndarray, shape (D,), optional
-        Of any of these dtypes, but not wider than float32 unless x is.
+        Any of these dtypes; float64 only if x is float64.
     eps : float
         Added to the variance.
     out : ndarray, shape (..., D), optional
-        Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
+        Output array: writable, of x's dtype; ``out=x`` works in place.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -47,7 +47,7 @@ def layer_norm(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is left unchanged.
+        A shape does not match, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----
@@ -76,13 +76,13 @@ def rms_norm(
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32, float64, float16 or bfloat16, any strides.
+        float32, float64, float16 or bfloat16, with any strides.
     weight : ndarray, shape (D,), optional
-        Of any of these dtypes, but not wider than float32 unless x is.
+        Any of these dtypes; float64 only if x is float64.
     eps : float
         Added to the mean square.
     out : ndarray, shape (..., D), optional
-        Where the result goes: a writable array of x's dtype; ``out=x`` works in place.
+        Output array: writable, of x's dtype; ``out=x`` works in place.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -96,7 +96,7 @@ def rms_norm(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is left unchanged.
+        A shape does not match, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----
@@ -122,20 +122,20 @@ def add_layer_norm(
     out: tuple[NDArray | None, NDArray | None] | None = None,
     num_threads: int | None = None,
 ) -> tuple[NDArray, NDArray]:
-    """`layer_norm` of ``x + residual``, and that sum, in one pass.
+    """Compute ``x + residual`` and `layer_norm` of that sum in one pass.
 
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32, float64, float16 or bfloat16, any strides.
+        float32, float64, float16 or bfloat16, with any strides.
     residual : ndarray, shape (..., D)
         Of x's shape and dtype.
     weight, bias : ndarray, shape (D,), optional
-        Of any of these dtypes, but not wider than float32 unless x is.
+        Any of these dtypes; float64 only if x is float64.
     eps : float
         Added to the variance.
     out : pair of ndarray, each of shape (..., D), optional
-        Where the two results go; either may be None. ``out=(None, residual)`` updates the residual in place.
+        Output arrays for `y` and `total`; either may be None. ``out=(None, residual)`` updates the residual in place.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -144,19 +144,19 @@ def add_layer_norm(
     y : ndarray, shape (..., D)
         The normalised sum.
     total : ndarray, shape (..., D)
-        ``x + residual``. In 16 bits this is rounded and what `y` is made of is not.
+        ``x + residual``. 16-bit types round it; `y` is computed from the unrounded sum.
 
     Raises
     ------
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is left unchanged.
+        A shape does not match, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----
-    ONNX Runtime's SkipLayerNormalization: the residual step of a post-norm layer, and of a pre-norm one with the next
-    layer's normalisation.
+    ONNX Runtime's SkipLayerNormalization: the residual step of a post-norm layer, or that of a pre-norm layer together
+    with the next normalisation.
 
     Examples
     --------
@@ -177,20 +177,20 @@ def add_rms_norm(
     out: tuple[NDArray | None, NDArray | None] | None = None,
     num_threads: int | None = None,
 ) -> tuple[NDArray, NDArray]:
-    """`rms_norm` of ``x + residual``, and that sum, in one pass.
+    """Compute ``x + residual`` and `rms_norm` of that sum in one pass.
 
     Parameters
     ----------
     x : ndarray, shape (..., D)
-        float32, float64, float16 or bfloat16, any strides.
+        float32, float64, float16 or bfloat16, with any strides.
     residual : ndarray, shape (..., D)
         Of x's shape and dtype.
     weight : ndarray, shape (D,), optional
-        Of any of these dtypes, but not wider than float32 unless x is.
+        Any of these dtypes; float64 only if x is float64.
     eps : float
         Added to the mean square.
     out : pair of ndarray, each of shape (..., D), optional
-        Where the two results go; either may be None. ``out=(None, residual)`` updates the residual in place.
+        Output arrays for `y` and `total`; either may be None. ``out=(None, residual)`` updates the residual in place.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -199,14 +199,14 @@ def add_rms_norm(
     y : ndarray, shape (..., D)
         The normalised sum.
     total : ndarray, shape (..., D)
-        ``x + residual``. In 16 bits this is rounded and what `y` is made of is not.
+        ``x + residual``. 16-bit types round it; `y` is computed from the unrounded sum.
 
     Raises
     ------
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape or value does not fit. In both cases `out` is left unchanged.
+        A shape does not match, or a value is out of range. In both cases `out` is left unchanged.
 
     Notes
     -----

@@ -21,18 +21,18 @@ def softmax(
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> NDArray:
-    """Exponentials along an axis, scaled so that they sum to one.
+    """Compute the softmax along an axis: exponentials, scaled to sum to one.
 
     Parameters
     ----------
     x : ndarray
-        float32, float64, float16 or bfloat16, at least one axis, any strides.
+        float32, float64, float16 or bfloat16, with at least one axis and any strides.
     axis : int
         The axis to sum over.
-    where : ndarray of bool, optional
-        Broadcast to x's shape; elements where it is False are excluded: they come out as 0, whatever they are.
+    where : bool ndarray, broadcastable to x's shape, optional
+        Elements where it is False are excluded: their result is 0, even if they are NaN.
     out : ndarray, optional
-        Where the result goes: a writable array of x's shape and dtype; ``out=x`` works in place.
+        Output array: writable, of x's shape and dtype; ``out=x`` works in place.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -46,14 +46,14 @@ def softmax(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape does not fit or the axis does not exist. In both cases `out` is left unchanged.
+        A shape does not match, or the axis does not exist. In both cases `out` is left unchanged.
 
     Notes
     -----
-    Unlike scipy.special.softmax, which sums over all axes by default, it sums over the last one; and a row of -inf is
-    zeros, where SciPy (and PyTorch) give NaN.
-
     ``exp(x - max) / sum(exp(x - max))``: ONNX's Softmax, torch.softmax, scipy.special.softmax with ``axis=-1``.
+
+    Two differences from scipy.special.softmax: the default axis is the last one, not all of them; and a row of -inf
+    gives zeros, where SciPy (and PyTorch) give NaN.
 
     Examples
     --------
@@ -73,18 +73,18 @@ def log_softmax(
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> NDArray:
-    """The logarithm of `softmax`, computed without taking one of a small number.
+    """Compute the logarithm of `softmax`, accurately even where the softmax underflows.
 
     Parameters
     ----------
     x : ndarray
-        float32, float64, float16 or bfloat16, at least one axis, any strides.
+        float32, float64, float16 or bfloat16, with at least one axis and any strides.
     axis : int
         The axis to sum over.
-    where : ndarray of bool, optional
-        Broadcast to x's shape; elements where it is False are excluded: they come out as -inf, whatever they are.
+    where : bool ndarray, broadcastable to x's shape, optional
+        Elements where it is False are excluded: their result is -inf, even if they are NaN.
     out : ndarray, optional
-        Where the result goes: a writable array of x's shape and dtype; ``out=x`` works in place.
+        Output array: writable, of x's shape and dtype; ``out=x`` works in place.
     num_threads : int, optional
         Maximum number of threads; see `set_num_threads`.
 
@@ -98,15 +98,15 @@ def log_softmax(
     TypeError
         An argument has the wrong type or dtype.
     ValueError
-        A shape does not fit or the axis does not exist. In both cases `out` is left unchanged.
+        A shape does not match, or the axis does not exist. In both cases `out` is left unchanged.
 
     Notes
     -----
-    Unlike scipy.special.log_softmax, which sums over all axes by default, it sums over the last one; and a row of -inf
-    stays -inf, where SciPy (and PyTorch) give NaN.
-
     ``x - max - log(sum(exp(x - max)))``: ONNX's LogSoftmax, torch.log_softmax, scipy.special.log_softmax with
     ``axis=-1``.
+
+    Two differences from scipy.special.log_softmax: the default axis is the last one, not all of them; and a row of
+    -inf stays -inf, where SciPy (and PyTorch) give NaN.
 
     Examples
     --------
