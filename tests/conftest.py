@@ -7,9 +7,9 @@ import hypothesis
 import numpy as np
 import pytest
 
-import dtypes
 import fastattn
-from targets import on_target
+from support import dtypes
+from support.targets import on_target
 
 # The same examples on every run; HYPOTHESIS_PROFILE=thorough looks further, at random.
 hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)

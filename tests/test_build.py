@@ -11,7 +11,7 @@ import pytest
 
 import fastattn
 from fastattn._core import targets as _targets
-from processes import output, python
+from support.processes import output, python
 
 CHECKOUT = Path(__file__).parents[1]
 

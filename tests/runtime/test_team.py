@@ -1,0 +1,464 @@
+"""The team of threads: started once, shared by all calls, waited for by none; forks, signals, other libraries."""
+
+import concurrent.futures
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn import _runtime
+from fastattn._core import threads as team
+from support.processes import output, python
+
+needs_openmp = pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial build")
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+#: What each script begins with: a large call whose result tells whether it was right, and a look at the threads.
+SCRIPT = """
+    import os, signal, sys, threading, time
+    import numpy as np
+    import fastattn
+
+    x = np.random.default_rng(0).normal(size=(8, 4, 130, 32)).astype(np.float32)
+
+    def call(threads=4):
+        return fastattn.scaled_dot_product_attention(x, x, x, num_threads=threads)
+
+    expected = call(1)
+
+    def right(threads=4):
+        return np.array_equal(call(threads), expected)
+
+    def tasks():
+        return len(os.listdir("/proc/self/task"))
+
+    def until(condition, threads=4):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "never came true"
+            assert right(threads)
+
+    def in_child(act):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if act() else 1)
+        return os.waitpid(child, 0)[1] == 0
+"""
+
+
+def said(code, *arguments, **environment):
+    """What a script prints that begins with SCRIPT; it must end by itself, in time."""
+    return output(SCRIPT + code, *arguments, **environment)
+
+
+# Size
+
+
+@needs_openmp
+@needs_linux
+def test_the_team_grows_when_asked_for_more_and_stays_when_told_less():
+    code = """
+    before = tasks()
+    for threads in 2, 5, 3, 1, 7:
+        until(lambda: tasks() - before + 1 >= threads, threads)
+        time.sleep(0.1)  # threads that were started on trial have ended
+        print(tasks() - before + 1)
+    """
+    assert said(code).split() == ["2", "5", "5", "5", "7"]
+
+
+@needs_openmp
+@needs_linux
+def test_many_calling_threads_share_one_team():
+    code = """
+    before = tasks()
+    until(lambda: tasks() - before == 3)
+    stop, most = threading.Event(), []
+    def work():
+        while not stop.is_set():
+            assert right()
+    callers = [threading.Thread(target=work) for _ in range(20)]
+    for caller in callers: caller.start()
+    time.sleep(0.1)
+    for _ in range(200):
+        most.append(tasks() - before)
+        time.sleep(0.001)
+    stop.set()
+    for caller in callers: caller.join()
+    print(max(most))
+    """
+    assert said(code) == str(3 + 20)
+
+
+@needs_openmp
+@needs_linux
+def test_a_resting_team_uses_no_processor():
+    code = """
+    for _ in range(100): assert right()
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    print(time.process_time() - before < 0.02)
+    """
+    assert said(code) == "True"
+
+
+# Sharing
+
+
+@needs_openmp
+def test_no_call_waits_for_another_ones_items():
+    """While every member is inside a long call, short calls come and go."""
+    long = np.ones((1, 2, 16384, 64), np.float32)
+    short = np.ones((4, 4, 96, 32), np.float32)
+    begun, events = threading.Event(), []
+
+    def long_call():
+        begun.set()
+        fastattn.scaled_dot_product_attention(long, long, long, num_threads=2)
+        events.append("long")
+
+    caller = threading.Thread(target=long_call)
+    caller.start()
+    begun.wait()
+    time.sleep(0.05)
+    for _ in range(5):
+        fastattn.scaled_dot_product_attention(short, short, short, num_threads=2)
+        events.append("short")
+    caller.join()
+    assert events == 5 * ["short"] + ["long"]
+
+
+@needs_openmp
+@pytest.mark.parametrize("callers", [2, 9, 70], ids="{} callers".format)
+def test_results_do_not_depend_on_who_takes_what(callers, target):
+    """More callers than slots, too: what finds none is computed by its caller."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(4, 4, 100, 24)).astype(np.float32)
+    w = rng.normal(size=(200, 24)).astype(np.float32)
+    calls = [
+        lambda threads: fastattn.scaled_dot_product_attention(x, x, x, is_causal=True, num_threads=threads),
+        lambda threads: fastattn.softmax(x, num_threads=threads),
+        lambda threads: fastattn.layer_norm(x, num_threads=threads),
+        lambda threads: fastattn.linear(x, w, num_threads=threads),
+    ]
+    expected = [call(1) for call in calls]
+    together = threading.Barrier(callers, timeout=60)
+
+    def work(number):
+        together.wait()
+        for turn in range(8):
+            n = (number + turn) % len(calls)
+            np.testing.assert_array_equal(calls[n](2 + turn % 4), expected[n])
+
+    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+        list(pool.map(work, range(callers)))
+
+
+@needs_openmp
+def test_in_place_results_are_complete_when_the_call_returns():
+    """Every item was done, though a member may have taken the last one."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(2000, 64)).astype(np.float32)
+    expected = fastattn.softmax(x, num_threads=1)
+    for _ in range(300):
+        y = x.copy()
+        fastattn.softmax(y, out=y, num_threads=3)
+        np.testing.assert_array_equal(y, expected)
+
+
+# Forks
+
+
+@needs_openmp
+@needs_fork
+@needs_linux
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing(method, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "import numpy as np\n"
+        "import fastattn\n"
+        "def work(seed):\n"
+        "    x = np.random.default_rng(seed).normal(size=(8, 4, 130, 32)).astype(np.float32)\n"
+        "    return fastattn.scaled_dot_product_attention(x, x, x, num_threads=4).sum()\n"
+        "if __name__ == '__main__':\n"
+        "    expected = [work(seed) for seed in range(6)]\n"
+        "    with multiprocessing.get_context(sys.argv[1]).Pool(3) as pool:\n"
+        "        assert pool.map(work, range(6)) == expected\n"
+        "    assert [work(seed) for seed in range(6)] == expected\n"
+        "    print('same')\n"
+    )
+    run = "import runpy, sys; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    if method != "fork":  # they import the script by its path
+        run = "import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    assert output(run, str(script), method) == "same"
+
+
+@needs_openmp
+@needs_fork
+@pytest.mark.parametrize("thread", ["main", "other"])
+@pytest.mark.parametrize("moment", ["before", "after", "during"])
+def test_fork_from_any_thread_at_any_moment(thread, moment):
+    code = """
+    thread, moment = sys.argv[1:]
+    stop = threading.Event()
+    def work():
+        while not stop.is_set():
+            assert right()
+    callers = [threading.Thread(target=work) for _ in range(3 if moment == "during" else 0)]
+    for caller in callers: caller.start()
+    if moment == "after":
+        assert right()
+    results = []
+    def fork():
+        for threads in 2, 4, 3:
+            results.append(in_child(lambda: right(threads) and in_child(lambda: right(threads + 1))))
+    if thread == "main":
+        fork()
+    else:
+        other = threading.Thread(target=fork)
+        other.start()
+        other.join()
+    stop.set()
+    for caller in callers: caller.join()
+    assert right()
+    print(*results)
+    """
+    assert said(code, thread, moment) == "True True True"
+
+
+@needs_openmp
+@needs_fork
+@needs_linux
+def test_a_child_makes_a_team_of_its_own():
+    code = """
+    until(lambda: tasks() >= 4)
+    def grows():
+        alone = tasks()
+        until(lambda: tasks() == 4)
+        return alone == 1
+    print(in_child(grows))
+    """
+    assert said(code) == "True"
+
+
+# Exit and signals
+
+
+@needs_openmp
+@pytest.mark.parametrize("how", ["end", "sys.exit(0)", "os._exit(0)", "raise SystemExit"])
+def test_exit_while_calls_run_in_daemon_threads(how):
+    code = f"""
+    def work():
+        while True:
+            assert right()
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in range(20): assert right()
+    print("ends", flush=True)
+    {"" if how == "end" else how}
+    """
+    assert said(code) == "ends"
+
+
+@needs_openmp
+@needs_linux
+def test_ctrl_c_reaches_the_program():
+    code = """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits SIG_IGN
+    for _ in range(20): assert right()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        while True:
+            assert right()
+    except KeyboardInterrupt:
+        print("interrupted", right())
+    """
+    assert said(code) == "interrupted True"
+
+
+@needs_openmp
+@needs_linux
+def test_a_signal_wakes_the_sleeping_program_not_the_team():
+    """A signal to the process is delivered to one of the program's own threads: the members block it."""
+    code = """
+    for _ in range(20): assert right()
+    def raises(*_): raise TimeoutError
+    signal.signal(signal.SIGUSR1, raises)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    try:
+        time.sleep(60)
+    except TimeoutError:
+        print("awake", right())
+    members = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    blocked = [open(f"/proc/self/task/{task}/status").read().split("SigBlk:")[1].split()[0] for task in members]
+    print(all(int(mask, 16) & 1 << signal.SIGUSR1 - 1 for mask in blocked))
+    """
+    assert said(code).split() == ["awake", "True", "True"]
+
+
+@needs_openmp
+@needs_linux
+def test_a_signal_handler_may_call():
+    code = """
+    results = []
+    signal.signal(signal.SIGALRM, lambda *_: results.append(right()))
+    while len(results) < 50:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+        assert right()
+        assert right()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(all(results))
+    """
+    assert said(code) == "True"
+
+
+# Threads that cannot be had
+
+
+LIMITED = """
+    import resource
+    if os.getuid() == 0:  # no limit holds for root
+        os.setuid(65534)
+    most = int(sys.argv[1])
+    def own():
+        count = 0
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.stat(f"/proc/{process}").st_uid == os.getuid():
+                    count += len(os.listdir(f"/proc/{process}/task"))
+            except OSError:
+                pass
+        return count
+    resource.setrlimit(resource.RLIMIT_NPROC, (own() + most, own() + most))
+"""
+
+
+@needs_openmp
+@needs_linux
+@pytest.mark.parametrize("asked", [2, 7, 1000])
+def test_no_thread_to_be_had(asked):
+    code = f"""{LIMITED}
+    import warnings
+    warnings.simplefilter("always")
+    for _ in range(200):
+        assert right({asked})
+        time.sleep(0.0005)
+    print(fastattn.show_config()["team"])
+    """
+    done = python(SCRIPT + code, "0")
+    assert done.returncode == 0, done.stderr
+    assert "calls run on their own" in done.stdout
+    assert done.stderr.count("RuntimeWarning") == 1
+
+
+@needs_openmp
+@needs_linux
+def test_fewer_threads_than_asked_for():
+    code = f"""{LIMITED}
+    for _ in range(200):
+        assert right(1000)
+        time.sleep(0.0005)
+    print(fastattn.show_config()["team"])
+    """
+    members = said(code, "5").split()[0]
+    assert 1 <= int(members) <= 5
+
+
+@needs_openmp
+@needs_linux
+@pytest.mark.parametrize("variable", ["OMP_STACKSIZE", "GOMP_STACKSIZE"])
+def test_stacks_too_small_for_the_kernels(variable):
+    code = """
+    for _ in range(20): assert right(4)
+    assert in_child(lambda: right(4))
+    print(fastattn.show_config()["team"])
+    """
+    assert "calls run on their own" in said(code, **{variable: "16k"})
+
+
+@needs_openmp
+@needs_linux
+def test_small_default_stacks():
+    code = """
+    import resource, subprocess
+    if len(sys.argv) < 2:
+        resource.setrlimit(resource.RLIMIT_STACK, (65536, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+        os.execv(sys.executable, [*sys.orig_argv, "again"])
+    for _ in range(20): assert right(4)
+    print(fastattn.show_config()["team"])
+    """
+    done = python(SCRIPT + code)
+    if done.returncode < 0 and "team" not in done.stdout:
+        pytest.skip("Python itself does not run in so small a stack")
+    assert "calls run on their own" in done.stdout, done.stderr
+
+
+# The process's affinity
+
+
+@needs_openmp
+@needs_linux
+@pytest.mark.skipif(os.cpu_count() < 2, reason="one processor")
+def test_the_team_follows_the_affinity():
+    code = """
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        print("same same same")
+        raise SystemExit
+    until(lambda: tasks() >= 4)
+    def masks():
+        return [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+    for mask in {allowed[0]}, {allowed[1]}, set(allowed):
+        os.sched_setaffinity(0, mask)
+        until(lambda: all(each == mask for each in masks()))
+        assert fastattn.get_num_threads() == len(mask)
+        print("same")
+    """
+    assert said(code).split() == ["same"] * 3
+
+
+# Other libraries
+
+
+@needs_openmp
+@pytest.mark.parametrize("library", ["numpy", "torch", "onnxruntime", "sklearn"])
+def test_beside_another_librarys_threads(library):
+    if library != "numpy":
+        pytest.importorskip(library)
+    code = """
+    library = sys.argv[1]
+    a = np.random.default_rng(1).normal(size=(300, 300)).astype(np.float32)
+    if library == "torch":
+        import torch
+        t = torch.from_numpy(a)
+        other = lambda: (t @ t).numpy()
+    elif library == "onnxruntime":
+        import onnxruntime
+        other = lambda: a @ a
+    elif library == "sklearn":
+        from sklearn.metrics import pairwise_distances
+        other = lambda: pairwise_distances(a)
+    else:
+        other = lambda: a @ a
+    wanted = other()
+    for _ in range(50):
+        assert right()
+        np.testing.assert_allclose(other(), wanted, rtol=1e-4, atol=1e-3)
+    if hasattr(os, "fork"):
+        assert in_child(right)
+    print("same")
+    """
+    assert said(code, library, OPENBLAS_NUM_THREADS="2") == "same"
+
+
+def test_state_in_show_config():
+    assert "team" in fastattn.show_config()
+    assert fastattn.show_config()["team"] == team.team_state()

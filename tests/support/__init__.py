@@ -1,0 +1,1 @@
+"""What tests share: arrays in awkward places, problems with their answers, and how far a result may be from them."""

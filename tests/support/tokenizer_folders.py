@@ -1,0 +1,94 @@
+"""Folders whose tokenizer.json disagrees with what a tokenizer class does by itself, in three kinds of vocabulary."""
+
+import functools
+import json
+
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from support import encoders
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZéÉâ中文.,!?'[]<>/0123456789"
+
+TEXTS = [
+    "Hello the World, it's the end.",
+    "ÉCOLE déjà vue, Ångström; İstanbul",
+    "中文the字",
+    "a [MASK] b[mask]c [SEP] <mask> <s> x</s>",
+    "  the  blanks\tand\nlines ",
+    "the new_thing, a New_Thing anew_thing",
+    "",
+    "\N{GRINNING FACE} \x00\x7f\ufffd",
+    "the " * 60,
+]
+
+_BERT_MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_SENTENCE_MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def _word_pieces():
+    words = ["the", "The", "##he", "##nd", "hello", "Hello", "ecole", "École", "ÉCOLE", "deja", "déjà", "<s>", "</s>"]
+    tokens = [*_BERT_MARKS, *LETTERS, *(f"##{letter}" for letter in LETTERS), *words]
+    found = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    found.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False, handle_chinese_chars=False)
+    found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return found, _BERT_MARKS, ("[CLS]", "[SEP]")
+
+
+def _byte_pairs():
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "t"), ("l", "l")]
+    tokens = [*_SENTENCE_MARKS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    found = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return found, _SENTENCE_MARKS, ("<s>", "</s>")
+
+
+def _unigrams():
+    pieces = ["▁", *LETTERS, "▁the", "the", "▁The", "ll", "▁a", "nd"]
+    scored = [(mark, 0.0) for mark in _SENTENCE_MARKS] + [(x, -2.0 - 0.01 * i) for i, x in enumerate(pieces)]
+    found = Tokenizer(models.Unigram(scored, unk_id=3, byte_fallback=False))
+    found.normalizer = normalizers.NFKC()
+    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    return found, _SENTENCE_MARKS, ("<s>", "</s>")
+
+
+# What vocabulary a model_type has.
+_MADE_OF = {
+    "bert": _word_pieces,
+    "camembert": _unigrams,
+    "distilbert": _word_pieces,
+    "roberta": _byte_pairs,
+    "xlm-roberta": _unigrams,
+}
+
+
+def tokenizer(model_type):
+    """tokenizer.json of such a model."""
+    found, marks, ends = _MADE_OF[model_type]()
+    found.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    found.post_processor = processors.TemplateProcessing(
+        [ends[0], "$A", ends[1]], special_tokens=[(end, found.token_to_id(end)) for end in ends]
+    )
+    return found
+
+
+@functools.cache
+def _encoder(model_type):
+    return encoders.random_encoder(model_type, vocab_size=400)
+
+
+def save(folder, model_type, config=None, files=None, tokenizer_json=True):
+    """A model whose tokenizer_config.json is `config`, if that is not None, and such `files`."""
+    _encoder(model_type).save(folder)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    if tokenizer_json:
+        tokenizer(model_type).save(str(folder / "tokenizer.json"))
+    encoders.write_json(folder, ({} if config is None else {"tokenizer_config.json": config}) | (files or {}))
+    return folder
+
+
+def change_json(path, change):
+    """Let a function change what a JSON file holds."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
