@@ -99,6 +99,11 @@ def is_stale(product):
     return any(not os.path.exists(file) or os.path.getmtime(file) > built for file in files)
 
 
+def differs(note, text):
+    """Whether a file is missing or holds another text."""
+    return not note.exists() or note.read_text(encoding="utf-8") != text
+
+
 class Target(NamedTuple):
     """An instruction set that the kernels are compiled for."""
 
@@ -140,12 +145,12 @@ class BuildExtensions(build_ext):
         self.prepare_compiler()
         targets, openmp = self.find_targets(), self.find_openmp()
         macros = MACROS + ([("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else [])
-        settings = self.settings(macros, openmp)
-        note = Path(self.build_temp, "settings.txt")
-        self.force = self.force or not note.exists() or note.read_text(encoding="utf-8") != settings
+        notes = self.notes(macros, openmp)
+        kernels_changed, modules_changed = (differs(*note) for note in notes.items())
+        kernels = self.compile_kernels(targets, macros, self.force or kernels_changed)
 
+        self.force = self.force or modules_changed
         sources = self.write_c()
-        kernels = self.compile_kernels(targets, macros)
         for module in self.extensions:
             module.sources = sources[module.name]
             module.define_macros = macros
@@ -157,7 +162,8 @@ class BuildExtensions(build_ext):
             module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
         self.parallel = self.parallel or 2
         super().build_extensions()
-        note.write_text(settings, encoding="utf-8")
+        for note, text in notes.items():
+            note.write_text(text, encoding="utf-8")
 
     def prepare_compiler(self):
         """Include folders for all, and a word to whoever has a compiler that cannot do it."""
@@ -233,15 +239,19 @@ class BuildExtensions(build_ext):
         """`flags`, but none in a build that keeps its symbols (build_ext --debug)."""
         return "" if self.debug else flags
 
-    def settings(self, macros, openmp):
-        """What build/ was made with; where that has changed, all is built anew."""
+    def notes(self, macros, openmp):
+        """What build/ was made with: {a note of it: its text} of the kernels, and of the modules.
+
+        Where a text has changed, all of its kind is built anew: Cython does not see all modules that a .pxd concerns.
+        """
         import Cython
 
         compiler = getattr(self.compiler, "compiler_so", None) or self.compiler.cc
-        # Cython does not see all modules that a changed .pxd concerns.
-        sources = Path("setup.py"), *sorted(Path("fastattn").rglob("*.pxd"))
-        texts = [path.read_text(encoding="utf-8") for path in sources]
-        return "\n".join(map(str, (compiler, macros, openmp, TARGETS, self.debug, Cython.__version__, *texts)))
+        kernels = (compiler, macros, TARGETS, self.debug, Path("setup.py").read_text(encoding="utf-8"))
+        headers = [path.read_text(encoding="utf-8") for path in sorted(Path("fastattn").rglob("*.pxd"))]
+        modules = (*kernels, openmp, Cython.__version__, *headers)
+        texts = {"kernels.txt": kernels, "modules.txt": modules}
+        return {Path(self.build_temp, name): "\n".join(map(str, parts)) for name, parts in texts.items()}
 
     def write_c(self):
         """Let Cython write the modules' C. {name of the module: its C file}."""
@@ -251,13 +261,13 @@ class BuildExtensions(build_ext):
         modules = cythonize(self.extensions, build_dir=folder, compiler_directives=DIRECTIVES, force=self.force)
         return {module.name: module.sources for module in modules}
 
-    def compile_kernels(self, targets, macros):
+    def compile_kernels(self, targets, macros, force):
         """The object files of the kernels: every instance for every target, then what serves all targets."""
         built = [(f"FA_BUILD_{name}", "1" if name in targets else "0") for name in TARGETS]
 
         def compile_one(source, folder, own_macros, flags):
             [product] = self.compiler.object_filenames([str(source)], output_dir=folder)
-            if self.force or own_macros is built or is_stale(product):  # no file's age tells which targets are built
+            if force or own_macros is built or is_stale(product):  # no file's age tells which targets are built
                 options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.unless_debug('-g0')}")
                 self.compiler.compile(
                     [str(source)], folder, macros + own_macros, debug=self.debug, extra_postargs=options
