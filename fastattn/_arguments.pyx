@@ -50,12 +50,12 @@ cdef enum:
     MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
 
-# By fa_type: NumPy's number of the type, -1 until an array of a type that another package brings has come by; and the
-# number of the type that its sums are made in.
+# By fa_type: NumPy's number of the type, -1 for int8, which is no real, and until an array of a type that another package
+# brings has come by; and the number of the type that its sums are made in.
 cdef int[MOST_TYPES] numbers
 cdef int[MOST_TYPES] sums
 for _row in _dtypes.TYPES:
-    numbers[<int>_row.number] = -1 if _row.package else np.dtype(_row.name).num
+    numbers[<int>_row.number] = -1 if _row.package or _row not in _dtypes.REALS else np.dtype(_row.name).num
     sums[<int>_row.number] = np.dtype(_row.computed_in).num
 
 
