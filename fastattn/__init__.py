@@ -13,8 +13,8 @@ _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
 _arguments.pyx    the only place that checks what a user passes in
 _dtypes.py        the types that arrays may be stored in
-_core/            the compiled half: a .pyx for each operation family; kernels/ holds the C, one template for each
-                  algorithm, compiled once for each target
+_core/            the compiled half: a .pyx for each operation family, and options.pyx and plan.pyx for attention;
+                  kernels/ holds the C, compiled once for each target (kernels/README.md is its map)
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
 models/           sentence encoders of the BERT family, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map

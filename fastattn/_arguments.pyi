@@ -1,6 +1,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+ACTIVATIONS: tuple[str, ...]
+KERNEL_TYPES: dict[str, int]
+
 def real_array(name: str, x: object) -> NDArray: ...
 def thread_limit(num_threads: int | None) -> int: ...
 def states(outs: object, lses: object, out: object) -> tuple[list[NDArray], list[NDArray], NDArray | None]: ...

@@ -21,14 +21,13 @@ from libc.string cimport memcmp
 
 from fastattn._core.strides cimport MOST_AXES
 from fastattn._core.targets cimport (
-    FA_GELU,
-    FA_GELU_TANH,
+    FA_ACTIVATIONS,
     FA_I8,
     FA_NO_ACTIVATION,
-    FA_RELU,
-    FA_SILU,
     FA_TYPES,
+    fa_activation_name,
     fa_type,
+    fa_type_name,
 )
 
 np.import_array()
@@ -50,13 +49,14 @@ cdef enum:
     MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
 
-# By fa_type: NumPy's number of the type, -1 until an array of a type that another package brings has come by; and the
-# number of the type that its sums are made in.
+# By fa_type: NumPy's number of the type, -1 for int8, which is no real, and until an array of a type that another package
+# brings has come by; and the number of the type that its sums are made in.
 cdef int[MOST_TYPES] numbers
 cdef int[MOST_TYPES] sums
+KERNEL_TYPES = {fa_type_name(<fa_type>_i).decode(): _i for _i in range(<int>FA_TYPES)}
 for _row in _dtypes.TYPES:
-    numbers[<int>_row.number] = -1 if _row.package else np.dtype(_row.name).num
-    sums[<int>_row.number] = np.dtype(_row.computed_in).num
+    numbers[<int>KERNEL_TYPES[_row.kernels]] = -1 if _row.package or _row not in _dtypes.REALS else np.dtype(_row.name).num
+    sums[<int>KERNEL_TYPES[_row.kernels]] = np.dtype(_row.computed_in).num
 
 
 cdef fa_type type_of(np.ndarray x):
@@ -73,8 +73,8 @@ cdef fa_type type_by_name(np.ndarray x):
     row = _dtypes.BY_NAME.get(x.dtype.name)
     if row is None or not row.package:
         return FA_TYPES
-    numbers[<int>row.number] = np.PyArray_TYPE(x)
-    return <fa_type><int>row.number
+    numbers[<int>KERNEL_TYPES[row.kernels]] = np.PyArray_TYPE(x)
+    return <fa_type><int>KERNEL_TYPES[row.kernels]
 
 
 cdef bint is_real(np.ndarray x):
@@ -705,17 +705,17 @@ cdef tuple tokens_of(np.ndarray x):
 
 # --- linear layers ---
 
-cdef dict ACTIVATIONS = {
-    None: FA_NO_ACTIVATION, "gelu": FA_GELU, "gelu_tanh": FA_GELU_TANH, "relu": FA_RELU, "silu": FA_SILU,
-}
+# The kernels' list of names; their numbers are one more, for FA_NO_ACTIVATION is 0.
+ACTIVATIONS = tuple([fa_activation_name(_i).decode() for _i in range(1, FA_ACTIVATIONS)])
+cdef dict activation_numbers = {None: FA_NO_ACTIVATION, **{_name: _i for _i, _name in enumerate(ACTIVATIONS, 1)}}
 
 
 cdef int activation(str name, object x) except -1:
     if x is not None and not isinstance(x, str):
         raise TypeError(f"{name} must be a str or None, got {type(x).__name__}")
-    number = ACTIVATIONS.get(x)
+    number = activation_numbers.get(x)
     if number is None:
-        names = ", ".join([repr(known) for known in ACTIVATIONS if known])
+        names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"{name} must be None or one of {names}, got {x!r}")
     return number
 

@@ -13,7 +13,7 @@ class Stored(NamedTuple):
     """How an array may store its elements."""
 
     name: str  # NumPy's or, once its package is imported, ml_dtypes'
-    number: int  # fa_type of _core/kernels
+    kernels: str  # what _core/kernels/abi/types.h calls it
     itemsize: int  # bytes of an element
     computed_in: str  # the type that sums are made in
     tensor: str | None  # what safetensors calls it, where models may be stored in it
@@ -24,17 +24,17 @@ class Stored(NamedTuple):
 
 
 TYPES = (
-    Stored("float32", 0, 4, "float32", "F32", "float32", largest=3.4e38, wider="'float64'"),
-    Stored("float64", 1, 8, "float64", "F64", None, largest=1.8e308),
+    Stored("float32", "F32", 4, "float32", "F32", "float32", largest=3.4e38, wider="'float64'"),
+    Stored("float64", "F64", 8, "float64", "F64", None, largest=1.8e308),
     Stored(
-        "float16", 3, 2, "float32", "F16", "float16",
+        "float16", "F16", 2, "float32", "F16", "float16",
         largest=65504, wider="'bfloat16' or 'float32' (or 'float64' beyond 3.4e38)",
     ),
     Stored(
-        "bfloat16", 2, 2, "float32", "BF16", "bfloat16", package="ml_dtypes",
+        "bfloat16", "BF16", 2, "float32", "BF16", "bfloat16", package="ml_dtypes",
         largest=3.39e38, wider="'float32' (or 'float64' beyond 3.4e38)",
     ),
-    Stored("int8", 4, 1, "float32", None, "bfloat16"),
+    Stored("int8", "I8", 1, "float32", None, "bfloat16"),
 )  # fmt: skip
 
 BY_NAME = {row.name: row for row in TYPES}

@@ -1,6 +1,6 @@
 """Scaled dot-product attention for padded and packed sequences, its weights, and merging over parts of the keys.
 
-Compiled half: _core/attention.pyx; kernels: _core/kernels/attention_*.h; definition: reference.py.
+Compiled half: _core/attention.pyx; kernels: _core/kernels/attention/; definition: reference.py.
 """
 
 from __future__ import annotations

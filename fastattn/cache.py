@@ -1,7 +1,7 @@
 """Caches of the keys and values of earlier tokens, for decoding token by token: KVCache and PagedKVCache.
 
-Compiled half: _core/cache.pyx, and attention over pages in _core/attention.pyx; kernel: _core/kernels/cache.h; file
-format: _cache_file.py.
+Compiled half: _core/cache.pyx, and attention over pages in _core/attention.pyx; kernel: _core/kernels/rows/cache.h;
+file format: _cache_file.py.
 """
 
 from __future__ import annotations

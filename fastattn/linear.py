@@ -1,6 +1,6 @@
 """Linear layers, with bias, activation and residual fused.
 
-Compiled half: _core/linear.pyx; kernel: _core/kernels/linear.h; definition: reference.py.
+Compiled half: _core/linear.pyx; kernel: _core/kernels/linear/linear.h; definition: reference.py.
 """
 
 from __future__ import annotations

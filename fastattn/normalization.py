@@ -1,6 +1,6 @@
 """Layer and RMS normalisation over the last axis, optionally of the sum with a residual.
 
-Compiled half: _core/normalization.pyx; kernel: _core/kernels/normalization.h; definition: reference.py.
+Compiled half: _core/normalization.pyx; kernel: _core/kernels/rows/normalization.h; definition: reference.py.
 """
 
 from __future__ import annotations

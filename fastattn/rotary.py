@@ -1,6 +1,6 @@
 """Rotary position embedding: encodes a token's position by rotating pairs of its components.
 
-Compiled half: _core/rotary.pyx; kernel: _core/kernels/rotary.h; definition: reference.py.
+Compiled half: _core/rotary.pyx; kernel: _core/kernels/rows/rotary.h; definition: reference.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """softmax and log_softmax along any axis.
 
-Compiled half: _core/softmax.pyx; kernel: _core/kernels/softmax.h; definition: reference.py.
+Compiled half: _core/softmax.pyx; kernel: _core/kernels/rows/softmax.h; definition: reference.py.
 """
 
 from __future__ import annotations

@@ -125,15 +125,56 @@ def test_every_page_can_be_found():
     assert found >= set(PAGES)
 
 
-@every_page
-def test_files_that_are_named_exist(page):
-    """A name may be the end of a path."""
+PACKAGE = ROOT / "fastattn"
+
+
+def named_files(text):
+    """Names of files in a text; each of `{this,that}.h`, but not what a reader is to write, such as `<name>.h`."""
+    for name in re.findall(r"(?<![\w<>*])[\w./{,}]+\.(?:pyx|pyi|pxd|py|md|def|h|c)\b", text):
+        head, _, rest = name.partition("{")
+        inside, _, tail = rest.partition("}")
+        yield from (head + part + tail for part in inside.split(","))
+
+
+@pytest.mark.parametrize(
+    ("maps", "least"),
+    [
+        (["docs/architecture.md"], 50),
+        (["fastattn/_core/kernels/README.md"], 40),
+        (["tests/README.md", "CONTRIBUTING.md"], 30),
+        (["fastattn/__init__.py"], 10),
+        ([f"fastattn/{path.name}" for path in PACKAGE.glob("[a-z]*.py") if path.name != "reference.py"], 10),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_files_that_are_named_exist(maps, least):
+    """Those that maps and the first lines of modules send their readers to; a name may be the end of a path."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("needs the checkout")
     paths = [f"/{path}" for path in tracked.stdout.splitlines()]
-    named = re.findall(r"(?<![\w<>/.])[\w/]+\.(?:py|pyx|pxd|h|c|md)\b", page.read_text(encoding="utf-8"))
-    assert {name for name in named if not any(path.endswith(f"/{name}") for path in paths)} == set()
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in maps]
+    # Of a module its first docstring.
+    texts = [text.split('"""')[1] if name.endswith(".py") else text for name, text in zip(maps, texts, strict=True)]
+    names = {re.sub(r"^(\.+/)+", "", name) for text in texts for name in named_files(text)}
+    assert len(names) >= least
+    assert {name for name in names if not any(path.endswith(f"/{name}") for path in paths)} == set()
+
+
+def test_folders_that_modules_name_exist():
+    for path in PACKAGE.glob("[a-z]*.py"):
+        head = path.read_text(encoding="utf-8").split('"""')[1]
+        for folder in re.findall(r"\b_core/[\w/]+/(?=[;.,\s])", head):
+            assert (PACKAGE / folder).is_dir(), (path.name, folder)
+
+
+def test_the_map_of_the_package_is_whole():
+    """Each module and package of the first level has a line."""
+    head = (PACKAGE / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
+    there = {path.name for path in PACKAGE.glob("*.py*") if path.suffix in (".py", ".pyx")}
+    there |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    there -= {"__init__.py", "__main__.py"}
+    assert {name for name in there if name not in head} == set()
 
 
 # The README

@@ -25,7 +25,7 @@ from fastattn._core cimport costs
 from fastattn._core.attention cimport Pages, attend_pages
 from fastattn._core.options cimport FARTHEST, Options
 from fastattn._core.targets cimport (
-    FA_BF16, FA_F16, FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_size_of, fa_type, kernels_of,
+    FA_F32, FA_F64, FA_I8, fa_cache_rows, fa_kernels, fa_size_of, fa_type, kernels_of,
     scratch as scratch_memory,
 )
 from fastattn._core.threads cimport run, threads_for
@@ -372,11 +372,9 @@ cdef class Store(Pages):
 
 cdef bint may_refuse(const fa_cache_rows *rows) noexcept:
     """Whether a finite row may become one that is not, or that has no scale."""
-    if rows.stored == FA_F32:
-        return rows.x_type == FA_F64
-    if rows.stored == FA_F16 or rows.stored == FA_BF16:
-        return rows.x_type != rows.stored or rows.pairs
-    return rows.stored == FA_I8
+    if rows.stored == FA_F32 or rows.stored == FA_F64:
+        return rows.x_type == FA_F64 and rows.stored == FA_F32
+    return rows.stored == FA_I8 or rows.x_type != rows.stored or rows.pairs
 
 
 cdef np.ndarray new_counts(kv_lengths, np.ndarray counts, ptrdiff_t tokens):

@@ -10,6 +10,7 @@ cdef extern from "abi/table.h" nogil:
         FA_NO_MASK, FA_MASK_BOOL
 
     ptrdiff_t fa_size_of(fa_type type)
+    const char *fa_type_name(fa_type type)
 
     ctypedef struct fa_rows:
         fa_type type
@@ -80,7 +81,9 @@ cdef extern from "abi/table.h" nogil:
         int activation, plain_x, plain_weight, plain_residual, plain_out
 
     enum:
-        FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU
+        FA_NO_ACTIVATION, FA_ACTIVATIONS
+
+    const char *fa_activation_name(int activation)
 
     ctypedef struct fa_linear_item:
         const char *const *x

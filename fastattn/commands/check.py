@@ -20,9 +20,7 @@ from fastattn.commands.measuring.peers import fastattn_itself
 #: The types of all arguments, or of the first one and what keys and values or a weight are stored in.
 TYPES = (
     *((name, "") for name in dtypes.NEEDS),
-    ("float32", "float16"),
-    ("float32", "bfloat16"),
-    ("float32", "int8"),
+    *(("float32", name) for name in (*dtypes.HALF, "int8")),
 )
 
 

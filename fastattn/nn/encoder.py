@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fastattn.cache import KVCache
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
 
 class TransformerEncoderLayer:
@@ -74,7 +73,7 @@ class TransformerEncoderLayer:
     def __init__(
         self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, like=None
     ) -> None:
-        for name, x, table in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+        for name, x, table in (("activation", activation, _arguments.ACTIVATIONS), ("norm", norm, NORMS)):
             if not isinstance(x, str):
                 raise TypeError(f"{name} must be a str, got {type(x).__name__}")
             if x not in table:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn import _arguments
 from fastattn.commands import check
 from fastattn.commands.measuring import accuracy, dtypes, engines, erf, formulas, limits, machine, tables
 from fastattn.commands.measuring.cases import (
@@ -178,7 +179,7 @@ def test_awkward_cases_have_every_option():
 def test_awkward_layers_have_every_option():
     cases = [case for case in AWKWARD if case.operation == "linear"]
     activations = {case.options.get("activation") for case in cases}
-    assert activations == {None, "gelu", "gelu_tanh", "relu", "silu"}
+    assert activations == {None, *_arguments.ACTIVATIONS}
     assert {"residual" in case.inputs() for case in cases} == {True, False}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn._arguments import ACTIVATIONS
 from fastattn.nn import TransformerEncoder, TransformerEncoderLayer
 from support.arrays import LAYOUTS, WRITABLE_LAYOUTS, assert_nothing_written_around, empty_laid_out
 from support.dtypes import ALL, assert_equal
@@ -114,7 +115,7 @@ def test_any_layer_is_what_the_definition_says(target, dtype, data):
         head_size=data.draw(st.integers(1, 12)),
         bias=data.draw(st.booleans()),
         hidden=data.draw(st.integers(1, 70)),
-        activation=data.draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"])),
+        activation=data.draw(st.sampled_from(ACTIVATIONS)),
         gated=data.draw(st.booleans()),
         norm=data.draw(st.sampled_from(["layer", "rms"])),
         norm_first=data.draw(st.booleans()),

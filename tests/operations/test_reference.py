@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn import reference
+from fastattn import _arguments, reference
 
 INF, NAN = math.inf, math.nan
 
@@ -67,7 +67,7 @@ def test_results_are_float64_or_long_double(dtype):
         reference.rotary_embedding(x, x[0, :, :1], x[0, :, :1]),
         *(
             reference.linear(x, x[0], x[0, 0, :2], residual=x[..., :2], activation=activation)
-            for activation in (None, "gelu", "gelu_tanh", "relu", "silu")
+            for activation in FORMULAS
         ),
     ]
     assert {result.dtype for result in results} == {np.dtype(wide)}
@@ -582,7 +582,7 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("activation", FORMULAS)
+@pytest.mark.parametrize("activation", [None, *_arguments.ACTIVATIONS])
 @pytest.mark.parametrize("given", [(), ("bias",), ("residual",), ("bias", "residual")], ids="+".join)
 def test_linear_is_what_loops_compute(rng, activation, given):
     x, weight = rng.normal(size=(2, 3, 5)), rng.normal(size=(4, 5))
@@ -610,7 +610,7 @@ def test_activations_known_from_elsewhere():
     np.testing.assert_allclose(reference.linear([-10.0], one, activation="gelu"), -7.619853024160526e-23, rtol=1e-13)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+@pytest.mark.parametrize("activation", _arguments.ACTIVATIONS)
 def test_activations_have_their_limits(activation):
     result = reference.linear([[INF], [-INF], [NAN], [0.0]], [[1.0]], activation=activation)[:, 0]
     np.testing.assert_array_equal(result, [INF, 0, NAN, 0])

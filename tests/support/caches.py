@@ -3,9 +3,10 @@
 import numpy as np
 
 from fastattn import reference
+from fastattn._dtypes import TYPES
 from support.telling import telling
 
-DTYPES = ["float32", "float64", "float16", "bfloat16", "int8"]
+DTYPES = [row.name for row in TYPES]
 
 
 def numpy_type(name):

@@ -3,8 +3,10 @@
 import ml_dtypes
 import numpy as np
 
-WIDE = (np.dtype(np.float32), np.dtype(np.float64))
-HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+from fastattn._dtypes import REALS
+
+WIDE = tuple(np.dtype(row.name) for row in REALS if row.computed_in == row.name)
+HALF = tuple(np.dtype(row.name) for row in REALS if row.computed_in != row.name)
 ALL = WIDE + HALF
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 import fastattn
-from fastattn import reference
+from fastattn import _arguments, reference
 from support.accuracy import assert_accurate, by_formula, by_oracle, matmul_of_target
 from support.dtypes import computed_in, eps, random
 from support.remembering import remembered
@@ -11,7 +11,7 @@ from support.targets import widens_int8
 from support.telling import telling
 
 INT8 = np.dtype(np.int8)
-ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = (None, *_arguments.ACTIVATIONS)
 
 _linear_in_float64 = remembered(reference.linear)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastattn._arguments import ACTIVATIONS
 from fastattn.commands.measuring import accuracy, dtypes
 
 #: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
@@ -820,6 +821,7 @@ def _check_cases():
                 if "where" not in options or rows == 67:
                     yield Case("awkward", name, {"rows": rows, "n": n}, options)
     yield from (_awkward_linear(*row) for row in _AWKWARD_LINEAR)
+    yield from (_awkward_linear(17, 40, 35, activation) for activation in ACTIVATIONS)
     for sizes in _AWKWARD_ROTARY:
         for interleaved in (False, True):
             named = dict(zip("BHSDRP", sizes, strict=True))

@@ -15,7 +15,17 @@ typedef struct {
     int plain_x, plain_weight, plain_residual, plain_out; /* elements side by side and aligned */
 } fa_linear;
 
-enum { FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU };
+/* The activations: ROW(NAME, name) for each, where FA_<NAME> is its number and `name` both the function of
+ * linear/activation.h and what users call it. */
+#define FA_EACH_ACTIVATION(ROW) ROW(GELU, gelu) ROW(GELU_TANH, gelu_tanh) ROW(RELU, relu) ROW(SILU, silu)
+
+#define FA_ROW(NAME, name) FA_##NAME,
+enum { FA_NO_ACTIVATION, FA_EACH_ACTIVATION(FA_ROW) FA_ACTIVATIONS };
+#undef FA_ROW
+
+#define FA_ROW(NAME, name) activation == FA_##NAME ? #name:
+static inline const char *fa_activation_name(int activation) { return FA_EACH_ACTIVATION(FA_ROW) NULL; }
+#undef FA_ROW
 
 typedef struct {
     const char *const *x, *const *residual; /* residual may be NULL */

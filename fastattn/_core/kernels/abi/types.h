@@ -40,4 +40,8 @@ typedef enum { FA_EACH_TYPE(FA_ROW, ) FA_TYPES } fa_type;
 static inline ptrdiff_t fa_size_of(fa_type type) { return FA_EACH_TYPE(FA_ROW, ) 0; }
 #undef FA_ROW
 
+#define FA_ROW(_, NAME, ...) type == FA_##NAME ? #NAME:
+static inline const char *fa_type_name(fa_type type) { return FA_EACH_TYPE(FA_ROW, ) NULL; }
+#undef FA_ROW
+
 #endif

@@ -28,7 +28,7 @@ FA_INLINE V relu(V x) { return choose(x < (V){0}, (V){0}, x); }
 /* x Phi(x) = max(x, 0) - |x| Phi(-|x|), Phi the normal distribution; log2 Phi(-a) is a polynomial, so one 2^x is all
  * and the tail keeps its sign and size. float32: largest error 4.2e-8; `rough`, for what is rounded to 16 bits, 9.7e-7.
  * float64 asks the C library. */
-FA_INLINE V gelu(V x, int rough) {
+FA_INLINE V gelu_to(V x, int rough) {
 #if FA_REAL_IS_FLOAT
     static const float fine[] = {4.00347182e-10f, -2.41155789e-8f, 6.01535703e-7f,  -8.01781516e-6f,
                                  6.06496396e-5f,  -2.33539676e-4f, -7.68885147e-5f, 7.01990537e-3f,
@@ -52,19 +52,19 @@ FA_INLINE V gelu(V x, int rough) {
 #endif
 }
 
+FA_INLINE V gelu(V x) { return gelu_to(x, 0); }
+
 static void activate(V *x, int count, int activation, int rough) {
-#define EACH(CALL)                                                                                                     \
-    for (int i = 0; i < count; i++) x[i] = CALL;                                                                       \
-    break
-    switch (activation) {
-    case FA_GELU:
-        if (rough) { EACH(gelu(x[i], 1)); }
-        EACH(gelu(x[i], 0));
-    case FA_GELU_TANH: EACH(gelu_tanh(x[i]));
-    case FA_RELU: EACH(relu(x[i]));
-    case FA_SILU: EACH(silu(x[i]));
+    if (rough && activation == FA_GELU) {
+        for (int i = 0; i < count; i++) x[i] = gelu_to(x[i], 1);
+        return;
     }
-#undef EACH
+#define FA_ROW(NAME, name)                                                                                             \
+    case FA_##NAME:                                                                                                    \
+        for (int i = 0; i < count; i++) x[i] = name(x[i]);                                                             \
+        break;
+    switch (activation) { FA_EACH_ACTIVATION(FA_ROW) }
+#undef FA_ROW
 }
 
 #endif

@@ -96,7 +96,7 @@ static void scatter_rows(const fa_linear *l, const linear_tile *tile, ptrdiff_t 
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                         ptrdiff_t feature, ptrdiff_t n) {
     const int plain = l->plain_out && (!tile->residual || l->plain_residual),
-              rough = l->type == FA_BF16 || l->type == FA_F16;
+              rough = l->type != STORED;
     V scale, bias;
     if (plain) prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
     recompute_flushed(l, tile->from + row, count, feature, n, y);
