@@ -147,7 +147,7 @@ def _dense(folder: Path, size: int) -> tuple[Dense, int]:
     checkpoint = Checkpoint(folder)
     weight = checkpoint.take("linear.weight", (rows, size)).astype(np.float32, copy=False)
     bias = checkpoint.take("linear.bias", (rows,)).astype(np.float32, copy=False) if raw["bias"] else None
-    checkpoint.judge_rest("")
+    checkpoint.check_rest("")
     return Dense(weight, bias, ACTIVATIONS[raw["activation_function"]]), rows
 
 
@@ -156,7 +156,7 @@ def _layer_norm(folder: Path, size: int) -> tuple[LayerNorm, int]:
     check_fields(path, {"dimension": (size,)}, read_json(path, dict))
     checkpoint = Checkpoint(folder)
     weight, bias = (checkpoint.take(f"norm.{name}", (size,)).astype(np.float32) for name in ("weight", "bias"))
-    checkpoint.judge_rest("")
+    checkpoint.check_rest("")
     return LayerNorm(weight, bias), size
 
 
