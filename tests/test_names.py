@@ -1,5 +1,6 @@
 """Lists of one kind of names agree: a new activation, type or operation that is missing in one of them shows here."""
 
+import importlib
 import inspect
 
 import numpy as np
@@ -8,12 +9,19 @@ import pytest
 import fastattn
 from fastattn import _arguments, _dtypes, reference
 from fastattn.commands.measuring import accuracy, cases, formulas
-from fastattn.models import architectures, bert, pooling
 from fastattn.nn import TransformerEncoderLayer
 from support import dtypes, problems
 from support.examples import ROOT
 
 ACTIVATIONS = set(_arguments.ACTIVATIONS)
+
+
+@pytest.fixture
+def models():
+    """The package, which needs further ones."""
+    for package in ("safetensors", "tokenizers"):
+        pytest.importorskip(package)
+    return importlib.import_module("fastattn.models")
 
 
 def page(path):
@@ -34,7 +42,8 @@ def test_check_tries_every_activation():
     }
 
 
-def test_models_have_activations_that_there_are():
+def test_models_have_activations_that_there_are(models):
+    architectures, pooling = models.architectures, models.pooling
     of_dense_layers = {name for name in pooling.ACTIVATIONS.values() if isinstance(name, str)}
     assert {*architectures.ACTIVATIONS.values(), *of_dense_layers} <= ACTIVATIONS
 
@@ -61,10 +70,16 @@ def test_types_are_tested_and_judged():
     assert set(accuracy.PLAUSIBLE) == {row.name for row in _dtypes.TYPES}
 
 
-def test_docstrings_name_every_type():
-    for function in (fastattn.scaled_dot_product_attention, fastattn.linear, fastattn.varlen_attention):
-        assert all(row.name in function.__doc__ for row in _dtypes.REALS)
-    assert all(f'"{name}"' in bert.BertEncoder.from_pretrained.__doc__ for name in bert.ACTIVATIONS)
+@pytest.mark.parametrize(
+    "function", [fastattn.scaled_dot_product_attention, fastattn.varlen_attention, fastattn.linear]
+)
+def test_docstrings_name_every_type(function):
+    assert all(row.name in function.__doc__ for row in _dtypes.REALS)
+
+
+def test_models_name_every_type_that_they_load(models):
+    names = {row.name for row in _dtypes.TYPES if row.activations}
+    assert {name for name in names if f'"{name}"' not in models.bert.BertEncoder.from_pretrained.__doc__} == set()
 
 
 # Options of attention: those of scaled_dot_product_attention
