@@ -9,6 +9,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import fastattn
+from fastattn import reference
 from fastattn._core.options import attention_options
 from fastattn.nn import quantize
 from support import dtypes
@@ -51,6 +52,11 @@ WEIGHTS = "attention_weights"
 VARLEN = "varlen_attention"
 ATTENTIONS = (ATTENTION, WEIGHTS, VARLEN)
 OUT_SHAPES = {ATTENTION: (2, 4, 3, 6), WEIGHTS: (2, 4, 3, 5), VARLEN: (7, 4, 6)}
+
+
+def test_every_operation_is_here():
+    """But for merge_states, which takes lists and has tests of its own."""
+    assert {*GOOD, "merge_states"} == set(reference.__all__)
 
 
 def outs_for(operation, dtype=np.float32):
