@@ -444,7 +444,7 @@ def test_a_truncated_model(capsys, folder, out, tmp_path, argv):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
-    assert "must be a whole safetensors file" in refused(capsys, *argv, "--model", tmp_path)
+    assert "must be a complete safetensors file" in refused(capsys, *argv, "--model", tmp_path)
     assert os.listdir(out) == []
 
 
@@ -469,7 +469,7 @@ def with_pointer(folder):
     [
         (with_head, "encode must have a model without a head, got one with BertForMaskedLM"),
         (with_panic, "tokenizer.json must be a tokenizer that the tokenizers library can use: "),
-        (with_pointer, "tokenizer.json must be the file itself, got the pointer of Git LFS to it"),
+        (with_pointer, "tokenizer.json must be the file itself, got a Git LFS pointer"),
     ],
     ids=["head", "panic", "pointer"],
 )
