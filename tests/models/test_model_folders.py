@@ -535,7 +535,7 @@ OTHERS = {
     "a SparseEncoder": (
         with_modules("Transformer", "SpladePooling") | {"config_sentence_transformers.json": {"model_type":
          "SparseEncoder"}}, "must be a SentenceTransformer's folder, got that of a SparseEncoder"),
-    "an adapter": ({"adapter_config.json": {}}, "must hold a whole model, got an adapter of one"),
+    "an adapter": ({"adapter_config.json": {}}, "must hold a whole model, got an adapter:"),
 }  # fmt: skip
 
 
