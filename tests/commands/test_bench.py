@@ -895,11 +895,11 @@ def test_the_table_of_types_has_its_own_sections_and_float32(compare):
     for result in shown:
         result.outcomes["float32"] = engines.Outcome(times=[5e-6])
     halves = [dataclasses.replace(result, case=in_dtype(result.case, "bfloat16")) for result in shown]
-    table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is left out"])
+    table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is skipped"])
     assert "## Attention, bfloat16\n" in table
     assert "| attention tiny | 1×8×8×16 | bfloat16 | 1.00 µs | 2.00 µs | 3.00 µs | 2.00× | 5.00× |" in table
     assert "slower in 0 of 1. Against float32: 5.00×." in table
-    assert "float16 is left out" in table
+    assert "float16 is skipped" in table
     assert "vs. float32" not in compare.render(results(), ["torch"], {})
 
 
