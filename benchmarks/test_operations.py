@@ -18,7 +18,7 @@ def test_operation(benchmark, case, engine):
     """Check the result, and time the call."""
     (build,) = PEERS[engine].load().VARIANTS[case.operation].values()
     call, fetch = build(case, case.inputs())
-    verdict = accuracy.judge(fetch(call()), accuracy.expected(case, sampled=True))
+    verdict = accuracy.check(fetch(call()), accuracy.expected(case, sampled=True))
     assert verdict.kept if engine == "fastattn" else verdict.plausible
     benchmark.group = f"{case.title} {case.shape} {case.dtype}"
     benchmark.extra_info.update(flops=case.flops, traffic=case.traffic)

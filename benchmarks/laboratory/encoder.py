@@ -116,7 +116,7 @@ class Forward:
         """A function that checks a result by its first and its last sequence."""
         sampled = [0, self.batch - 1]
         exact = _exact_states(replace(self, dtype="float32"))
-        return lambda result: judge(result[sampled], exact, self.dtype)
+        return lambda result: check(result[sampled], exact, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Encode:
     def verifier(self):
         """A function that checks a result by some of its rows, the longest and the shortest text among them."""
         sampled, exact = _exact_embeddings(self.count)
-        return lambda result: judge(result[sampled], exact, self.dtype)
+        return lambda result: check(result[sampled], exact, self.dtype)
 
 
 @functools.cache
@@ -169,7 +169,7 @@ def _exact_embeddings(count):
     return sampled, [exact_embedding(ids[n]) for n in sampled]
 
 
-def judge(results, exact, dtype):
+def check(results, exact, dtype):
     """Check results: the verdict on the largest relative error, each taken over one whole result."""
     errors = [_error(got, right) for got, right in zip(results, exact, strict=True)]
     error = float(np.max(errors))  # unlike Python's, NaN when any is

@@ -192,7 +192,7 @@ def _begin(start, graphs, threads, exact, counts):
     line, seconds, start.failure = _answer(program, json.dumps(arguments), threads)
     if not start.failure:
         found = json.loads(line)
-        verdict = encoder.judge([np.array(found.pop("embedding"))], [exact], start.dtype)
+        verdict = encoder.check([np.array(found.pop("embedding"))], [exact], start.dtype)
         start.verdict = max(filter(None, [start.verdict, verdict]), key=operator.attrgetter("share"))
         start.times += [found | {"first": seconds}] if counts else []
 

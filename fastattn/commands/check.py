@@ -101,7 +101,7 @@ def _check(operation, dtype, kv_dtype, progress):
 def _verdict(case, expectation):
     try:
         call, fetch = fastattn_itself.build(case, case.inputs())
-        return accuracy.judge(fetch(call()), expectation)
+        return accuracy.check(fetch(call()), expectation)
     except Exception as error:  # any exception is a miss; the other cases still run
         return _Failed(f"{type(error).__name__}: {error}")
 

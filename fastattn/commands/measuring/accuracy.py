@@ -118,12 +118,12 @@ def quantised(x, levels):
     return np.rint(x / np.where(scale == 0, 1, scale)) * scale
 
 
-def judge(result, parts):
+def check(result, parts):
     """Check a result; the worst verdict if the operation returns several arrays."""
     results = _as_tuple(result)
     if len(results) != len(parts[0].oracle):
         raise ValueError(f"the result is {len(results)} arrays, not {len(parts[0].oracle)}")
-    return max((_judge(results[n], n, parts) for n in range(len(results))), key=operator.attrgetter("share"))
+    return max((_check_array(results[n], n, parts) for n in range(len(results))), key=operator.attrgetter("share"))
 
 
 def _as_tuple(result):
@@ -131,7 +131,7 @@ def _as_tuple(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-def _judge(result, n, parts):
+def _check_array(result, n, parts):
     """Check the n-th returned array; one with fewer axes than the first holds a number for each row of that."""
     for part in parts:
         got, formula = result[part.index], part.formula[n]
@@ -141,7 +141,7 @@ def _judge(result, n, parts):
     if parts[0].oracle[n].ndim < parts[0].oracle[0].ndim:
         compared = [as_one_row(*zip(*compared, strict=True))]
     tolerable = PLAUSIBLE[parts[0].stored or result.dtype.name] * max(_largest(oracle) for _, _, oracle in compared)
-    return replace(judge_rows(compared), tolerable=float(tolerable))
+    return replace(check_rows(compared), tolerable=float(tolerable))
 
 
 def _largest(oracle):
@@ -154,7 +154,7 @@ def as_one_row(*kinds):
     return tuple(np.concatenate([np.reshape(x, (1, -1)) for x in arrays], axis=1) for arrays in kinds)
 
 
-def judge_rows(compared):
+def check_rows(compared):
     """Check an array by its parts, (result, formula, oracle) each, with rows along the last axis.
 
     Numbers of the formula that are not finite are ignored.

@@ -138,7 +138,7 @@ class Case:
 
     def verifier(self):
         """A function that checks a result, by samples of a large one."""
-        return functools.partial(accuracy.judge, parts=accuracy.expected(self, sampled=True))
+        return functools.partial(accuracy.check, parts=accuracy.expected(self, sampled=True))
 
 
 def _whole(case, arguments):
