@@ -144,7 +144,8 @@ def test_tables_that_hold_each_number_twice_are_refused(rng, kind, axis):
     assert_unchanged(cache, before)
     cache.append(*ids, k, k, cos=cos, sin=sin, rotary_dim=32)
     for wrong in (8, 15, 32):
-        with pytest.raises(ValueError, match=r"rotary_dim must be twice the number of columns of cos, 16, got"):
+        said = f"rotary_dim must be twice the number of columns of cos, 16, got {wrong}"
+        with pytest.raises(ValueError, match=said):
             cache.append(*ids, k, k, cos=once[0], sin=once[1], rotary_dim=wrong)
     with pytest.raises(ValueError, match="rotary_dim must be None without cos and sin, got 16"):
         cache.append(*ids, k, k, rotary_dim=16)
