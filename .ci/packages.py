@@ -33,6 +33,9 @@ ours, theirs = contents(wheel), contents(wheel_of_sdist)
 different = {name for name, _ in ours.items() ^ theirs.items()}
 assert not different, f"the sdist's wheel differs in {sorted(different)}"
 
+strange = {name for name in ours if not name.startswith(("fastattn/", "fastattn-"))}
+assert not strange, f"the wheel holds what is not the package's: {sorted(strange)}"
+
 size = wheel.stat().st_size
 assert size < LARGEST_WHEEL, f"the wheel has {size} bytes"
 numpy, both = milliseconds("import numpy"), milliseconds("import numpy, fastattn")

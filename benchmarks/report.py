@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fastattn
-from fastattn.commands import machine
+from fastattn.commands.measuring import machine
 
 FOLDER = Path(__file__).parents[1] / "docs" / "performance"
 

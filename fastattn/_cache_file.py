@@ -2,9 +2,9 @@
 
 The first array is a JSON text, as bytes: the kind of the cache, its parameters, and the names of the small arrays that
 follow. After those come the pages and, for int8, their scales. Each array is followed by padding, an array of zeros, so
-that the data of the next one begins at a multiple of 64 bytes and can be mapped into memory. bfloat16, which the format
-does not support, is stored as uint16. Pages and rows that are not in use are skipped: the file is sparse there, where
-the file system supports it.
+that the data of the next one begins at a multiple of 64 bytes and can be mapped into memory. Types that the format does
+not support are stored as unsigned integers. Pages and rows that are not in use are skipped: the file is sparse there,
+if the file system supports it.
 
 Files are not trusted. The text must be exactly what `write` makes for the cache that it describes; before memory is
 allocated for an array, its shape and type must match the text, and its size the file's; the cache checks every number
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
+
+from fastattn._dtypes import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +82,7 @@ def _text(kind: str, parameters: dict[str, Any], names: list[str]) -> bytes:
 def _write_arrays(file: BinaryIO, arrays: list[tuple[NDArray, list | None]], with_holes: bool) -> None:
     """Write arrays or, where parts are given, only those: contiguous pieces in ascending order."""
     for x, parts in arrays:
-        x = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
+        x = x.view(_in_file(x.dtype))
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(x))
         written = 0
         for part in [x] if parts is None else (x[index] for index in parts):
@@ -92,6 +94,12 @@ def _write_arrays(file: BinaryIO, arrays: list[tuple[NDArray, list | None]], wit
         padding = np.zeros(-x.nbytes % npy.ARRAY_ALIGN, np.uint8)
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(padding))
         file.write(padding)
+
+
+def _in_file(dtype: np.dtype) -> np.dtype:
+    """The type in the file: types that the format does not support are stored as unsigned integers of their size."""
+    row = BY_NAME.get(dtype.name)
+    return np.dtype(f"u{dtype.itemsize}") if row is not None and row.package else dtype
 
 
 def _skip(file: BinaryIO, count: int, with_holes: bool) -> None:
@@ -185,11 +193,9 @@ def _read_padding(file: BinaryIO, count: int) -> None:
         raise ValueError("the padding after an array is not zeros")
 
 
-def _read_pool(
-    file: BinaryIO, size: int, shape: tuple[int, ...], dtype: np.dtype, mmap_mode: str | None
-) -> NDArray:
+def _read_pool(file: BinaryIO, size: int, shape: tuple[int, ...], dtype: np.dtype, mmap_mode: str | None) -> NDArray:
     """Read or map pages or scales of that shape and type."""
-    stored = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+    stored = _in_file(dtype)
     found, start = _read_header(file, size, stored)
     if found != shape:
         raise ValueError("the shapes of its pages do not match its parameters")

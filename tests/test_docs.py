@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from scripts import script
 
 from fastattn.__main__ import main
 from support.examples import MODELS, PAGES, ROOT, blocks
+from support.scripts import script
 
 WALK = ROOT / "docs" / "self-attention.md"
 

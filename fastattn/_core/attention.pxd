@@ -4,7 +4,7 @@ from fastattn._core.options cimport Options
 
 
 cdef class Pages:
-    """Pages of keys and values (pages, kv heads, page size, size); int8 rows have scales (pages, kv heads, page size)."""
+    """Pages of keys and values, (pages, kv heads, page size, size), and scales of int8 rows, without the last axis."""
 
     cdef readonly np.ndarray key_pages, value_pages, key_scales, value_scales
 

@@ -41,7 +41,6 @@ cdef enum:
     SLACK = 64             # minimum number of rows of a ring beyond its window
 
 
-
 class OutOfPages(MemoryError):
     """A `PagedKVCache` has fewer free pages than an append needs. The cache is left unchanged.
 
@@ -351,6 +350,7 @@ cdef class Store(Pages):
         thread gets none, this one runs all items again.
         """
         cdef ptrdiff_t elements = self.head_dim + self.value_dim, items, scratch
+        cdef double nanoseconds
         cdef bint ready
         if p.ring:
             tokens = min(tokens, p.page_size)
@@ -358,14 +358,12 @@ cdef class Store(Pages):
             p.item_tokens = max(1, costs.ITEM_ELEMENTS // elements)
             p.blocks = (tokens + p.item_tokens - 1) // p.item_tokens
             items = sequences * p.kv_heads * p.blocks
+            nanoseconds = <double>sequences * p.kv_heads * tokens * elements / costs.CACHE_ELEMENTS
             scratch = max(
                 p.kernels.cache_scratch(&p.sides[KEYS].rows), p.kernels.cache_scratch(&p.sides[VALUES].rows)
             )
             ready = scratch_memory(scratch) != NULL
-            if ready and not run(
-                run_item, p, items,
-                threads_for(asked, items, <double>sequences * p.kv_heads * tokens * elements / costs.CACHE_ELEMENTS), scratch,
-            ):
+            if ready and not run(run_item, p, items, threads_for(asked, items, nanoseconds), scratch):
                 run(run_item, p, items, 1, scratch)
         if not ready:
             raise MemoryError("no scratch memory for the cache")

@@ -52,11 +52,12 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     cdef fa_linear *call = &p.call
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
-    cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1
+    cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1, share
     most = max(most, min(2 * most, p.kernel.dear_rows))
     most = max(tile, min(p.kernel.most_rows, most) // tile * tile)
     if threads > 1:
-        most = min(most, max(p.kernel.least_rows, cut(p.rows, p.rows // (costs.LINEAR_ITEMS_PER_THREAD * threads) + 1, tile)))
+        share = p.rows // (costs.LINEAR_ITEMS_PER_THREAD * threads) + 1
+        most = min(most, max(p.kernel.least_rows, cut(p.rows, share, tile)))
     call.item_rows = cut(p.rows, most, tile)
     p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
     if threads > 1:
@@ -95,11 +96,12 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
     """Run the call; False if there is no memory left."""
     cdef double products = <double>p.rows * p.features * p.call.in_features
-    cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type)
+    cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type), nanoseconds
     cdef int threads
     strides.simplify(&p.outer, 3)
     p.rows = strides.total(&p.outer)
-    threads = threads_for(asked, p.rows * p.features, max(products / costs.LINEAR_PRODUCTS, weight / costs.LINEAR_WEIGHT_BYTES))
+    nanoseconds = max(products / costs.LINEAR_PRODUCTS, weight / costs.LINEAR_WEIGHT_BYTES)
+    threads = threads_for(asked, p.rows * p.features, nanoseconds)
     lay_out(p, threads)
     return run(run_item, p, p.row_items * p.feature_items, threads, p.kernel.scratch(&p.call))
 

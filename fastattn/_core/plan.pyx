@@ -72,14 +72,15 @@ cdef void lay_out(Plan *p, int asked) noexcept nogil:
 
     p.item_rows = p.kernels.most_rows
     while p.item_rows > p.kernels.tile_rows and p.threads > 1 and (
-        count_items(p) < p.threads * costs.ATTENTION_ITEMS_PER_THREAD or longest_item(p) > costs.ATTENTION_ITEM_NANOSECONDS
+        count_items(p) < p.threads * costs.ATTENTION_ITEMS_PER_THREAD
+        or longest_item(p) > costs.ATTENTION_ITEM_NANOSECONDS
     ):
         p.item_rows //= 2
     number_items(p)
 
 
 cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
-    cdef ptrdiff_t rest, keys
+    cdef ptrdiff_t rest, keys, most
     # The keys within the first query's left bound and the last one's right bound.
     s.begin_offset = -FAR if p.left < 0 else sum_within(s.q_offset, -p.left)
     s.end_offset = FAR if p.right < 0 else sum_within(s.q_offset, p.right) + 1
@@ -89,8 +90,8 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     s.rows = s.queries * p.call.group
     rest = s.rows % p.kernels.tile_rows
     s.many_rows = s.rows - rest if rest <= p.kernels.few_rows and not p.weights else s.rows
-    s.parts = min(keys // costs.SHORTEST_PART, costs.ENOUGH_ITEMS // max(1, p.kv_heads * tiles_of(p, s)), <ptrdiff_t>FA_MOST_PARTS)
-    s.parts = 1 if p.weights else max(s.parts, 1)
+    most = min(<ptrdiff_t>FA_MOST_PARTS, costs.ENOUGH_ITEMS // max(1, p.kv_heads * tiles_of(p, s)))
+    s.parts = 1 if p.weights else max(1, min(most, keys // costs.SHORTEST_PART))
     s.part_keys = (keys + s.parts - 1) // s.parts
     s.part_keys = (s.part_keys + costs.PART_ALIGNMENT - 1) // costs.PART_ALIGNMENT * costs.PART_ALIGNMENT
     s.work = 2.0 * s.rows * p.kv_heads * (p.call.head_size + p.call.value_size) * seen(p, s, keys)

@@ -30,7 +30,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
     cdef strides.Axes *outer = &p.outer
     cdef fa_softmax *call = &p.call
     cdef int last
-    cdef ptrdiff_t itemsize = fa_size_of(call.type)
+    cdef ptrdiff_t itemsize = fa_size_of(call.type), elements
     strides.simplify(outer, 3)
     p.rows, call.x_row, call.out_row, call.where_row = 1, 0, 0, 0
     if outer.count:
@@ -43,7 +43,8 @@ cdef void lay_out(Plan *p) noexcept nogil:
         and call.x_element % itemsize == 0 and call.out_element % itemsize == 0
         and <size_t>p.x % itemsize == 0 and <size_t>p.out % itemsize == 0
     )
-    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.streaming else costs.ITEM_ELEMENTS) // max(1, call.length))
+    elements = costs.STREAMED_ITEM_ELEMENTS if call.streaming else costs.ITEM_ELEMENTS
+    p.item_rows = max(1, elements // max(1, call.length))
     if p.columns:
         p.item_rows = (p.item_rows + 63) // 64 * 64
     p.row_items = (p.rows + p.item_rows - 1) // p.item_rows

@@ -24,6 +24,10 @@ EVERY = ("*",)
 
 PACE = Pace(rounds=5, seconds=0.04, patience=0.6)
 
+#: The largest share of the machine's limit that is shown. A larger one means that others used the processors while the
+#: limit was measured.
+BELIEVED = 1.25
+
 SCATTERS, DISTURBED = "~", "!"
 
 LEGEND = {
@@ -36,8 +40,8 @@ NumPy: as an experienced user writes it, in place and in the same precision. For
 {erf.NAME}.
 Rate: useful work only, without excluded keys; in bytes for calls that are bound by memory.
 Of limit: share of this machine's peak, measured now, in multiply-adds ({{arithmetic}})
-or in reading or copying as many bytes. Error: difference from the float64 reference, where it comes closest
-to what is allowed.
+or in reading or copying as many bytes; — if that was disturbed. Error: difference from the float64 reference,
+where it comes closest to what is allowed.
 Shapes: batch × heads × tokens × head size, 32/8 heads are grouped, 64→4096 tokens are queries → keys;
 rows × inputs → outputs of a linear layer; rows × length. Names with "out" write into a given array."""
 
@@ -123,7 +127,7 @@ def _row(result):
         tables.duration(result.outcomes[OTHER].seconds),
         tables.ratio(result.speedup(OTHER)),
         tables.rate(result.rate, result.case.unit),
-        tables.percent(result.share),
+        tables.percent(result.share) if result.share <= BELIEVED else tables.NOTHING,
         tables.scientific(ours.error) if ours.kept else f"WRONG {tables.scientific(ours.error)}",
         _marks(result),
     ]

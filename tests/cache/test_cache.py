@@ -525,14 +525,17 @@ def test_a_prompt_longer_than_the_ring(target, rng):
 
 
 @pytest.mark.parametrize("before", [0, 1, 40])
-@pytest.mark.parametrize("tokens", [89, 90, 91, 92, 180, 181])
-def test_prompts_about_as_long_as_the_ring(target, rng, before, tokens):
-    k, v = normal(rng, 2, 1, 2, before + tokens, 8)
-    cache = fastattn.KVCache(1, 2, 90, 8, window=30)
+@pytest.mark.parametrize("more", [-1, 0, 1, 2])
+@pytest.mark.parametrize(("window", "ring", "size"), [(30, 94, 8), (512, 640, 64)])
+def test_prompts_about_as_long_as_the_ring(target, rng, before, more, window, ring, size):
+    """The larger ring is a whole number of the items that a prompt is stored in."""
+    k, v = normal(rng, 2, 1, 2, before + ring + more, size)
+    cache = fastattn.KVCache(1, 2, 1 << 40, size, window=window)
+    assert cache.nbytes == 2 * 2 * ring * size * 4
     cache.append(k[:, :, :before], v[:, :, :before])
     cache.append(k[:, :, before:], v[:, :, before:])
-    expected = {"is_causal": True, "window": (29, None)}
-    assert_attends(cache.attend, normal(rng, 1, 4, 61, 8), [(k[0], v[0])], {"is_causal": True}, expected, "float32")
+    query, expected = normal(rng, 1, 4, 61, size), {"is_causal": True, "window": (window - 1, None)}
+    assert_attends(cache.attend, query, [(k[0], v[0])], {"is_causal": True}, expected, "float32")
 
 
 @pytest.mark.parametrize("offset", [-(1 << 63), -(1 << 62), -(1 << 50), -(1 << 48) - 1])

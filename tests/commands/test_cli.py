@@ -297,6 +297,16 @@ def test_bench_marks_rows_that_others_disturbed(capsys, monkeypatch):
     assert "other processes took 0.5 of" in text
 
 
+@pytest.mark.parametrize(("arithmetic", "share"), [(1e10, "32 %"), (2.6e9, "123 %"), (1e9, "—")])
+def test_bench_believes_no_limit_that_was_surpassed(capsys, monkeypatch, arithmetic, share):
+    case = CASES["attention-bert-128"]
+    outcome = Outcome(error=0.0, allowed=1.0, times=[case.flops / 3.2e9])
+    outcomes = dict.fromkeys(("fastattn", "numpy"), outcome)
+    monkeypatch.setattr(results, "collect", lambda *_: [Result(case, outcomes, arithmetic, 1e15)])
+    text = run(capsys, "bench", case.name)[1]
+    assert re.search(rf"3.20 GFLOP/s +{share} +0", text)
+
+
 class Terminal(io.StringIO):
     """Standard output that is a terminal."""
 

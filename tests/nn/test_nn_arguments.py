@@ -281,7 +281,7 @@ BAD_CACHES = [
     ("mask", ValueError, "attn_mask", cache, {"attn_mask": np.ones((5, 5), bool)}),
     ("window", ValueError, "window", cache, {"window": (3,)}),
     ("few angles", ValueError, "cos", cache, {"cos": TABLE, "sin": TABLE}),
-    ("not finite", ValueError, "k", lambda: cache(dtype="int8"), {"tokens": X + np.inf}),
+    ("not finite", ValueError, "key", lambda: cache(dtype="int8"), {"tokens": X + np.inf}),
     ("window has moved on", ValueError, "tokens", lambda: moved_on(), {"tokens": zeros(2, 66, 8)}),
     ("out", ValueError, "out", cache, {"out": zeros(2, 5, 9)}),
     ("threads", ValueError, "num_threads", cache, {"num_threads": 0}),

@@ -1,5 +1,6 @@
 """Bad input: the error names the argument, what came and what is needed, and nothing is written. And odd good input."""
 
+import inspect
 import sys
 
 import ml_dtypes
@@ -8,6 +9,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import fastattn
+from fastattn._core.options import attention_options
 from fastattn.nn import quantize
 from support import dtypes
 from support.arrays import POISON, is_poison
@@ -831,6 +833,22 @@ def test_outs_must_not_overlap_each_other(operation):
     for y, total in ((memory[:3], memory[:3]), (memory[:3], memory[1:])):
         assert_refused(operation, "out", ValueError, "overlap", {"out": (y, total)})
         assert is_poison(memory)
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_every_attention_takes_every_option():
+    """In the same order; but packed sequences have no mask, and caches know their lengths."""
+    options = parameters(attention_options)
+    of_caches = [name for name in options if name != "kv_lengths"]
+    assert parameters(fastattn.scaled_dot_product_attention) == ["query", "key", "value", *options]
+    assert parameters(fastattn.attention_weights) == ["query", "key", *options]
+    bounds = ["cu_seqlens_q", "cu_seqlens_k"]
+    assert parameters(fastattn.varlen_attention) == ["query", "key", "value", *bounds, *options[1:]]
+    assert parameters(fastattn.KVCache.attend) == ["self", "query", *of_caches]
+    assert parameters(fastattn.PagedKVCache.attend) == ["self", "ids", "query", *of_caches]
 
 
 # merge_states
