@@ -1,14 +1,14 @@
-"""Time calls where the processors are not ours alone, and write docs/performance/busy.md.
+"""Time calls on a busy machine, and write docs/performance/busy.md.
 
     python benchmarks/busy.py                       # print the tables; takes about ten minutes
     python benchmarks/busy.py --only "softmax"      # some of what is called
     python benchmarks/busy.py --scene "workers"     # some scenes
     python benchmarks/busy.py --page                # also write the page
 
-A scene is what else goes on: busy neighbours (processes that only count), several workers of the same engine, PyTorch
+A scene is a kind of load: busy neighbours (processes that only count), several workers of the same engine, PyTorch
 called in turns in the same process, calls with pauses between them. Every worker is a process of its own with its own
-threads; engines take turns, scene by scene. Results are compared with the oracle before, while the machine is quiet.
-What falls short of what was asked for is shown in bold. A scene lasts for --rounds times --seconds.
+threads; engines take turns, scene by scene. Results are compared with the oracle beforehand, on the quiet machine.
+Missed targets are shown in bold. A scene lasts for --rounds times --seconds.
 """
 
 import concurrent.futures
@@ -48,10 +48,10 @@ the smallest, under 0.95 of one thread's calls with workers, over 1.1 of its pro
 PyTorch the last figure is PyTorch's own time over what it takes in turns with one thread of fastattn, asked to stay
 below 1.1."""
 
-#: From the start of a scene until its calls begin, so that all processes are there.
+#: Seconds from the start of a scene until its calls begin, so that all processes have started.
 LEAD = 0.2
 
-#: Turns of each engine in a scene, every other round backwards.
+#: Turns of each engine in a scene, every other round in reverse order.
 TURNS = 3
 
 NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
@@ -59,7 +59,7 @@ NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
 
 @dataclass(frozen=True)
 class Scene:
-    """What goes on beside a call."""
+    """A kind of load during calls."""
 
     label: str
     neighbours: int = 0
@@ -78,7 +78,7 @@ SCENES = (
     Scene("a call every 10 ms", gap=0.01),
 )
 
-#: What is called: label → the case, and the ending of the names of the engines that know it.
+#: The calls: label → the case, and the suffix of the names of the engines that run it.
 CALLS = {
     "attention 1×12×128×64": (CASES["attention-bert-128"], ""),
     "linear 128×768→3072, gelu": (CASES["linear-128x768x3072-gelu-out"], ""),
@@ -92,7 +92,7 @@ ONE_THREAD = "one thread"
 
 @dataclass(frozen=True)
 class Seen:
-    """What the workers of an engine saw in a scene."""
+    """What the workers of an engine measured in a scene."""
 
     rate: float = math.nan
     median: float = math.nan
@@ -102,7 +102,7 @@ class Seen:
 
     @classmethod
     def of(cls, turns):
-        """That of several workers in several turns: calls a second of all together, and the durations of all calls."""
+        """From several workers in several turns: calls per second of all together, and the durations of all calls."""
         answers = [answer for turn in turns for answer in turn]
         times = sorted(duration for answer in answers for duration in answer["times"])
         foreign = [answer["foreign"] for answer in answers if answer["foreign"] is not None]
@@ -116,7 +116,7 @@ class Seen:
 
 
 def main(argv=None):
-    """Measure, print the tables, and put them where they were asked for."""
+    """Measure, print the tables, and write them where requested."""
     arguments = parse(argv, __doc__, _add_arguments)
     threads = arguments.threads or fastattn.get_num_threads()
     others = [name for name in OTHERS if not PEERS[name].absent]
@@ -141,7 +141,7 @@ def _possible(scene):
 
 
 def _measure(label, case, ending, others, threads, scenes, seconds, progress):
-    """{scene: {engine: what it saw}} of a case."""
+    """{scene: {engine: what was measured}} of a case."""
     most = max(scene.workers for scene in scenes)
     with contextlib.ExitStack() as stack:
         teams = {}
@@ -165,7 +165,7 @@ def _measure(label, case, ending, others, threads, scenes, seconds, progress):
 
 
 def _watch(workers, scene, seconds):
-    """The answers of workers that call at the same time, beside the scene's neighbours."""
+    """The answers of workers that call at the same time, next to the scene's neighbours."""
     neighbours = [subprocess.Popen(NEIGHBOUR, start_new_session=True) for _ in range(scene.neighbours)]
     try:
         start = time.time() + LEAD
@@ -218,7 +218,7 @@ def _against_others(found):
 
 
 def _own(scene, found):
-    """What a scene is judged by beside the other engines."""
+    """The scene's own criterion, besides the other engines."""
     ours, one = found["fastattn"], found[ONE_THREAD]
     if scene.workers > 1:
         return _bold(f"{tables.ratio(ours.rate / one.rate)} one thread's calls", ours.rate < 0.95 * one.rate)

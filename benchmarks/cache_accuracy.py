@@ -1,11 +1,11 @@
-"""How far attention over a cache of 16 or 8 bits is from attention over exact keys and values.
+"""Measure the error of attention over a cache of 16 or 8 bits, against exact keys and values.
 
     python benchmarks/cache_accuracy.py             # print the table; takes a few seconds
     python benchmarks/cache_accuracy.py --page      # write docs/performance/cache-accuracy.md
 
-The keys and values imitate those of trained models: components of unlike sizes, tokens of unlike sizes, keys that share
-a direction, and a few outlier channels, many times as large as the rest. Queries are near some of the keys, so that
-weights are uneven: of 2048 keys the first 4 have half of the weight of a middling query.
+The keys and values imitate those of trained models: components and tokens of different magnitudes, keys that share a
+direction, and a few outlier channels, many times as large as the rest. Queries are close to some of the keys, so that
+weights are uneven: for a median query, the top 4 of 2048 keys have half of the weight.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ HEADS, KV_HEADS, TOKENS, SIZE, QUERIES = 8, 2, 2048, 128, 64
 
 @dataclasses.dataclass(frozen=True)
 class Outliers:
-    """Channels of the keys, and as many of the values, that are so many times as large as they would be."""
+    """Channels of the keys, and as many of the values, that are multiplied by these factors."""
 
     label: str
     channels: int = 0
@@ -54,13 +54,13 @@ def trained_like(rng, outliers):
     query = near.reshape(HEADS, QUERIES, SIZE) * 0.4 + rng.normal(size=(HEADS, QUERIES, SIZE)) * 0.5
     at = rng.permutation(SIZE)[: outliers.channels]
     key[..., at] *= outliers.keys
-    query[..., at] /= outliers.keys  # or those channels would be all that counts
+    query[..., at] /= outliers.keys  # else those channels would dominate the scores
     value[..., at] *= outliers.values
     return [x[None].astype(np.float32) for x in (query, key, value)]
 
 
 def error(dtype, outliers, draws=4):
-    """Error over exact result, each the root of a row's mean square: over all rows, and of the worst row."""
+    """Relative error in root mean square: over all rows, and of the worst row."""
     squares = []
     for seed in range(draws):
         query, key, value = trained_like(np.random.default_rng(seed), outliers)
@@ -72,12 +72,12 @@ def error(dtype, outliers, draws=4):
 
 
 def bits(dtype):
-    """Of an element, with its share of the row's scale."""
+    """Bits per element, including its share of the row's scale."""
     return fastattn.KVCache(1, 1, 1, SIZE, dtype=dtype).nbytes * 8 / (2 * SIZE)
 
 
 def percent(x):
-    """As a percentage of two digits."""
+    """A percentage with two digits."""
     return f"{float(f'{100 * x:.2g}'):g} %"
 
 

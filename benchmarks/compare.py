@@ -5,8 +5,8 @@
     python benchmarks/compare.py --page              # also write the page
     python benchmarks/compare.py --dtype bfloat16,float16 --page      # that of other types, and against float32
 
-Every engine runs in a process of its own, on the same number of threads, and they take turns: times are medians of
-rounds, ratios medians of the rounds' ratios. Losses are shown as they are.
+Every engine runs in a process of its own, with the same number of threads, in turns: times are medians of rounds,
+ratios medians of the rounds' ratios. Losses are shown in bold.
 """
 
 import argparse
@@ -43,7 +43,7 @@ The calls of [operations](operations.md) in bfloat16 and float16, each in turns 
     "compare.py --dtype bfloat16,float16",
 )
 
-#: The sections of the table: title, and the cases that belong there.
+#: The sections of the table: title, and a predicate of their cases.
 SECTIONS = (
     ("Attention", lambda case: case.operation == "scaled_dot_product_attention"),
     ("Linear layers", lambda case: case.operation == "linear"),
@@ -64,7 +64,7 @@ float32 inside, since told otherwise it takes bfloat16."""
 
 
 def main(argv=None):
-    """Measure, print the table, and put it where it was asked for."""
+    """Measure, print the table, and write it where requested."""
     arguments = parse(argv, __doc__, functools.partial(options.add_dtype, default="float32, and some cases in float64"))
     threads = arguments.threads or fastattn.get_num_threads()
     present = [name for name in OTHERS if not PEERS[name].absent]
@@ -84,13 +84,13 @@ def of_float(arguments):
 
 
 def of_types(arguments):
-    """The cases in the types that were asked for, rows into a given array alone, and how to find each in float32."""
+    """The cases in the requested types (row operations only with `out`), and a function that finds each in float32."""
     cases = [case for name in dtypes.present(arguments.dtype) for case in chosen(arguments.only, (name,))]
     return [case for case in cases if case.out or SECTIONS[0][1](case)], in_float32
 
 
 def render(results, others, facts, remarks=()):
-    """The results as Markdown: a section for each kind of case, then what they were measured on."""
+    """The results as Markdown: a section for each kind of case, then the facts of the machine."""
     blocks = []
     for title, section in _sections(results):
         blocks += [f"## {title}", _table(section, others), _mean(section, others)]
@@ -101,7 +101,7 @@ def render(results, others, facts, remarks=()):
 
 
 def _sections(results):
-    """Title and results of each kind of case; those that stand beside float32 are also parted by type."""
+    """Title and results of each kind of case; those compared with float32 are also split by type."""
     kinds = {}
     for result in results:
         place = next(n for n, (_, belongs) in enumerate(SECTIONS) if belongs(result.case))
@@ -111,7 +111,7 @@ def _sections(results):
 
 
 def parse(argv, description, more=lambda parser: None):
-    """The arguments of a script that measures; `more` adds some of its own."""
+    """The arguments of a measuring script; `more` adds its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_arguments(parser)
     more(parser)
@@ -120,7 +120,7 @@ def parse(argv, description, more=lambda parser: None):
     parser.add_argument(
         "--isa",
         choices=[target for target in CAPS if target in fastattn.targets()],
-        help="keep fastattn, PyTorch and OpenVINO from instructions beyond these (ONNX Runtime cannot be kept)",
+        help="limit fastattn, PyTorch and OpenVINO to these instructions (ONNX Runtime cannot be limited)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements")
     add_page(parser)
@@ -138,7 +138,7 @@ def _table(results, others):
 
 
 def _twin(result):
-    """Whether the library's own float32 took turns with it."""
+    """Whether the library's own float32 was measured in the same rounds."""
     return "float32" in result.outcomes
 
 

@@ -1,13 +1,13 @@
-"""Time decoding over long contexts, in bytes against what the machine can read; write docs/performance/decoding.md.
+"""Time decoding over long contexts, against the machine's read bandwidth, and write docs/performance/decoding.md.
 
     python benchmarks/decode.py                      # print the table; takes some minutes and some gigabytes
     python benchmarks/decode.py --only "ragged|loop" # some parts
     python benchmarks/decode.py --page               # also write the page
 
-One query for each sequence, keys and values larger than the last-level cache, in each type that they are stored in:
-given as arrays, and in a KVCache. All types of a shape take turns, with PyTorch in a process of its own, and with
-nothing but reading as many bytes. Times are medians of rounds, ratios medians of the rounds' ratios. What falls short
-of what was asked for is shown as it is.
+One query per sequence, keys and values larger than the last-level cache, in each type that they may be stored in, as
+arrays and in a KVCache. All types of a shape take turns, together with PyTorch in a process of its own, and with a
+probe that only reads as many bytes. Times are medians of rounds, ratios medians of the rounds' ratios. Missed targets
+are shown in bold.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ PAGE = Page(
 #: The name of the part that measures the time outside of attention, for --only.
 LOOP = "loop over 32 caches"
 
-#: The types of its caches, and the largest share of a step that was asked to be spent outside of attention.
+#: The types of its caches, and the target for the share of a step that is spent outside of attention.
 LOOP_TYPES, OUTSIDE = ("float32", "float16", "bfloat16"), 0.05
 
 LEGEND = """\
@@ -51,7 +51,7 @@ take, measured with a single key, would count as outside in the last column. **B
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What came of keys and values stored in one type."""
+    """The results for keys and values stored in one type."""
 
     label: str
     shape: str
@@ -72,12 +72,12 @@ class Row:
 
     @property
     def growth(self):
-        """How many times as fast as with float32."""
+        """Speed-up over float32."""
         return self.best.faster_than(self.float32)
 
     @property
     def speedup(self):
-        """How many times as fast as PyTorch."""
+        """Speed-up over PyTorch."""
         return self.best.faster_than(self.torch)
 
     def rate(self, outcome):
@@ -85,15 +85,15 @@ class Row:
         return self.nbytes / outcome.seconds
 
     def tokens_per_second(self, outcome):
-        """New tokens, of all sequences."""
+        """New tokens per second, of all sequences."""
         return self.tokens / outcome.seconds
 
     def share(self, outcome):
-        """The part of the read bandwidth that was reached."""
+        """The share of the read bandwidth that was reached."""
         return outcome.faster_than(self.read)
 
     def short(self, what, reached):
-        """Whether less was reached than was asked for."""
+        """Whether the target was missed."""
         asked = dict(zip(("share", "growth", "torch"), ASKED[self.stored], strict=True))[what]
         return asked is not None and reached < asked
 
@@ -119,7 +119,7 @@ class Row:
 
 
 def main(argv=None):
-    """Measure, print the table, and put it where it was asked for."""
+    """Measure, print the table, and write it where requested."""
     arguments = parse(argv, __doc__)
     threads = arguments.threads or fastattn.get_num_threads()
     present = [] if PEERS["torch"].absent else ["torch"]
@@ -138,7 +138,7 @@ def main(argv=None):
 
 
 def _measure(label, engines, reader, pace, progress):
-    """All types of a shape, taking turns."""
+    """Measure all types of a shape, in turns."""
     progress.step(label)
     cases = {stored: case for stored, case in DECODING[label].items() if not dtypes.absent(stored)}
     entries = {}
@@ -158,14 +158,14 @@ def _measure(label, engines, reader, pace, progress):
 
 
 def _loop(name, threads, rounds, progress):
-    """Steps are short, so there are more rounds of them."""
+    """Measure the loop; steps are short, so it has more rounds."""
     progress.step(f"{LOOP}, {name}")
     fastattn.set_num_threads(threads)
     return Loop(name).measure(10 * rounds)
 
 
 def _or_none(number):
-    """JSON knows no NaN."""
+    """None for NaN, which JSON does not have."""
     return None if math.isnan(number) else number
 
 
@@ -173,7 +173,7 @@ def _or_none(number):
 
 
 def render(rows, steps, present, facts):
-    """The rows as Markdown: types beside each other, the loop, then what they were measured on."""
+    """The rows as Markdown: all types, the loop, then the facts of the machine."""
     blocks = []
     if rows:
         blocks += ["## One token more", _table(rows), *_remarks(rows), LEGEND.format(asked="; ".join(_asked()))]
@@ -204,7 +204,7 @@ def _line(row):
 
 
 def _asked():
-    """What was asked for, in words."""
+    """The targets in words."""
     for stored, (share, growth, torch) in ASKED.items():
         words = [f"{tables.percent(share)} of read"]
         words += [] if growth is None else [f"{tables.ratio(growth)} float32"]
@@ -213,7 +213,7 @@ def _asked():
 
 
 def _remarks(rows):
-    """What did not run, or not exactly enough; and how PyTorch did it."""
+    """A line for each call that did not run, or whose error is too large."""
     for row in rows:
         for way, outcome in (("arrays", row.arrays), ("KVCache", row.cache), ("PyTorch", row.torch)):
             where = f"{row.label}, {row.stored}, {way}"

@@ -1,10 +1,10 @@
-"""How far embeddings in each dtype are from sentence-transformers' in float32.
+"""Measure the error of embeddings in each dtype, against sentence-transformers' in float32.
 
     python benchmarks/embedding_accuracy.py             # print the table; takes a minute
     python benchmarks/embedding_accuracy.py --page      # write docs/performance/embedding-accuracy.md
 
-The weights are those of MiniLM-L6, the texts a thousand of those that benchmarks/encoder.py embeds, and some that are
-harder: the fewer tokens a text has, the fewer errors average out. Needs pip install '.[compare]'.
+The weights are those of MiniLM-L6, the texts a thousand of those that benchmarks/encoder.py embeds, and some harder
+ones: in short texts, errors average out less. Needs pip install '.[compare]'.
 """
 
 import os
@@ -28,7 +28,7 @@ docstrings and some harder texts, single letters among them. Where the processor
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
-#: Single characters and words, accents, emoji, Chinese and Japanese, nothing, more tokens than are taken.
+#: Single characters and words, accents, emoji, Chinese and Japanese, empty texts, more tokens than the maximum.
 HARD = (
     *string.ascii_lowercase, *".?!,0é猫", "yes", "no", "hello", "the", "", " ",
     "Le café était déjà fermé — où aller ?", "ÅNGSTRÖM ΣΊΣΥΦΟΣ İstanbul", "\N{GUITAR}\N{FIRE} emoji",
@@ -37,7 +37,7 @@ HARD = (
 
 
 def by_sentence_transformers(several):
-    """Embeddings in float32 on PyTorch."""
+    """Embeddings in float32 by PyTorch."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
 
@@ -45,7 +45,7 @@ def by_sentence_transformers(several):
 
 
 def cosines(x, y):
-    """Of the rows of two arrays."""
+    """The cosines between the rows of two arrays."""
     x, y = (rows.astype(np.float64) for rows in (x, y))
     return (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
 

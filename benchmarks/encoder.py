@@ -7,9 +7,9 @@
     python benchmarks/encoder.py --isa avx512_bf16    # without AMX
     python benchmarks/encoder.py --page               # also write the page
 
-Every engine runs in a process of its own, on the same number of threads and the same trained weights; all types of a
+Every engine runs in a process of its own, with the same number of threads and the same trained weights; all types of a
 shape take turns. Times are medians of rounds, ratios medians of the rounds' ratios. Results are compared with the
-model's definition in float64. What falls short of what was asked for is shown as it is.
+model's definition in float64. Missed targets are shown in bold.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ start of a process to its first embedding. "Asked" is the bound that the project
     "encoder.py",
 )
 
-#: What is measured with --quick, and how.
+#: Shapes and pace with --quick.
 QUICK_SHAPES, QUICK_PACE = SHAPES[:2], Pace(rounds=2, seconds=0.05)
 
 LEGEND_OF_PASSES = """\
@@ -78,7 +78,7 @@ Errors are relative to the length of a result (all hidden states of a sequence, 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A case, what came of it in each engine that has its type, and in what it is held to."""
+    """A case, its outcome in each engine that has its type, and that of the rival."""
 
     case: object
     outcomes: dict
@@ -91,25 +91,25 @@ class Row:
 
     @property
     def advantage(self):
-        """How many times as long the fastest other engine of the type took; NaN when none ran."""
+        """The time of the fastest other engine of the type over the library's; NaN if none ran."""
         others = [found for name, found in self.outcomes.items() if name != "fastattn" and found.times]
         return self.ours.faster_than(min(others, key=lambda outcome: outcome.seconds, default=Outcome()))
 
     @property
     def lead(self):
-        """How many times as long the rival took."""
+        """The rival's time over the library's."""
         return self.ours.faster_than(self.rival)
 
     def outcome(self, name):
-        """That of an engine; an empty one when it was not asked."""
+        """The outcome of an engine; an empty one if it did not run the case."""
         return self.outcomes.get(name, Outcome())
 
     def speedup(self, name):
-        """How many times as long another engine took."""
+        """Another engine's time over the library's."""
         return self.ours.faster_than(self.outcome(name))
 
     def rate(self, name):
-        """Operations, or texts, a second."""
+        """Operations, or texts, per second."""
         return self.case.work / self.outcome(name).seconds
 
     def as_json(self):
@@ -127,7 +127,7 @@ class Row:
 
 
 def main(argv=None):
-    """Measure, print the tables, and put them where they were asked for."""
+    """Measure, print the tables, and write them where requested."""
     arguments = parse(argv, __doc__, _more)
     threads = arguments.threads or fastattn.get_num_threads()
     if absent := PEERS["fastattn-encoder"].absent:
@@ -159,13 +159,13 @@ def _more(parser):
 
 
 def _cases(quick):
-    """In float32; the other types run beside it."""
+    """The cases in float32; other types are added to each."""
     shapes, count = (QUICK_SHAPES, FEW) if quick else (SHAPES, TEXTS)
     return [*(Forward(*shape) for shape in shapes), Encode(count)]
 
 
 def _starts(types, present):
-    """Programs that have not been started yet."""
+    """The programs to start."""
     return [
         startup.Start(name, dtype)
         for name, program in startup.PROGRAMS.items()
@@ -175,7 +175,7 @@ def _starts(types, present):
 
 
 def _measure(case, types, engines, pace, progress):
-    """A row for each type: all of them, in all engines, take turns."""
+    """A row for each type; all of them, in all engines, take turns."""
     progress.step(f"{case.operation} {case.shape}")
     runs = RUNS[case.operation]
     pairs = [(name, dtype) for dtype in types for name in engines if dtype in runs.get(name, ())]
@@ -190,7 +190,7 @@ def _measure(case, types, engines, pace, progress):
 
 
 def _or_none(number):
-    """JSON knows no NaN."""
+    """None for NaN, which JSON does not have."""
     return None if math.isnan(number) else number
 
 
@@ -198,7 +198,7 @@ def _or_none(number):
 
 
 def render(rows, starts, present, facts, remarks=()):
-    """The tables as Markdown: passes by type, texts, starts, then what they were measured on."""
+    """The tables as Markdown: passes by type, texts, starts, then the facts of the machine."""
     passes, texts = ([row for row in rows if row.case.operation == name] for name in ("forward", "encode"))
     blocks = []
     for dtype in dict.fromkeys(row.case.dtype for row in passes):
@@ -238,7 +238,7 @@ def _time(row, name):
 
 
 def _ratio(ratio, asked):
-    """In bold when it is less than was asked for."""
+    """A ratio, in bold if it misses the target."""
     return _marked(tables.ratio(ratio), ratio < asked)
 
 
@@ -247,7 +247,7 @@ def _marked(text, short):
 
 
 def _error(found):
-    """Of an outcome or a verdict; of why there is none, remarks tell."""
+    """The error of an outcome or a verdict; a dash if it failed, which `_remarks` explains."""
     if getattr(found, "failure", ""):
         return tables.NOTHING
     shown = tables.scientific(found.error)
@@ -255,7 +255,7 @@ def _error(found):
 
 
 def _means(rows):
-    """What was reached over all shapes, and what was asked for."""
+    """The geometric mean over all shapes, and the target."""
     mean, least = ASKED_OF_PASSES[rows[0].case.dtype]
     name = _name_of_rival(rows[0].case.dtype).removeprefix("vs. ")
     reached = geometric_mean(row.lead for row in rows)
@@ -310,7 +310,7 @@ def _line_of_start(start):
 
 
 def _remarks(rows, starts):
-    """What did not run, and other engines' results that are further off than was allowed."""
+    """A line for each call that did not run, and for each result of another engine that exceeds the allowed error."""
     for row in rows:
         for name, outcome in row.outcomes.items():
             where = f"{PEERS[name].label}, {row.case.dtype}, {row.case.shape}"

@@ -1,15 +1,15 @@
-"""Draw the pictures of docs/performance from the tables that stand there.
+"""Draw the pictures of docs/performance from the tables of its pages.
 
-    python benchmarks/picture.py     # after a page was measured anew
+    python benchmarks/picture.py     # after a page has been measured again
 
-A panel for each row: a bar for each engine, as long as it is fast beside fastattn, and its time.
+A panel for each row: for each engine its time, and a bar of its speed relative to fastattn.
 """
 
 from html import escape
 
 from report import FOLDER
 
-#: Name of a picture: its page, its title, and panels: title, section of the page, the row's first cells.
+#: Name of a picture: its page, its title, and panels of (title, section of the page, the row's first cells).
 PICTURES = {
     "speed": (
         "operations",
@@ -36,11 +36,11 @@ PICTURES = {
     ),
 }
 
-#: A panel's place: panels of a row, size; where bars begin, how long fastattn's is, the distance of two bars.
+#: Layout: panels in a row, size of a panel; start of bars, length of fastattn's, distance between bars.
 COLUMNS, WIDTH, HEIGHT = 4, 245, 118
 BARS, UNIT, STEP = 100, 72, 20
 
-#: Colours that can be read on white and on black, and better ones where it is known which it is.
+#: Colours that are legible on white and on black, and better ones if the colour scheme is known.
 STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #6e7781 }
 .title { font-size: 15px; font-weight: 600 } .panel { font-weight: 600 } .end { text-anchor: end }
@@ -102,7 +102,7 @@ def read(text):
 
 
 def measured_on(text):
-    """Processor, target, threads and date, of the line at the end of a page."""
+    """Processor, target, threads and date, from the line at the end of a page."""
     processor, *facts, date = text.rstrip().rpartition("\n")[2].replace("(R)", "").split(" · ")
     shown = [fact for fact in facts if fact.startswith(("target ", "threads "))]
     return " · ".join([processor, *shown, date])

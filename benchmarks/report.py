@@ -1,4 +1,4 @@
-"""The pages of docs/performance: each is written whole, by the one script that measures what stands there."""
+"""The pages of docs/performance: each is written as a whole by the script that measures its results."""
 
 import argparse
 import json
@@ -10,13 +10,13 @@ from fastattn.commands.measuring import machine
 
 FOLDER = Path(__file__).parents[1] / "docs" / "performance"
 
-#: How the times of several engines come about.
+#: How the times of several engines are measured.
 TURNS = "Every engine runs in a process of its own, all on the same number of threads, in turns; times are medians."
 
 
 @dataclass(frozen=True)
 class Page:
-    """The name of a page's file, its title, what it is about, and the command that writes it."""
+    """The name of a page's file, its title, its introduction, and the command that writes it."""
 
     name: str
     title: str
@@ -25,16 +25,16 @@ class Page:
 
     @property
     def head(self):
-        """What stands before the results."""
+        """The part of the page before the results."""
         return f"# {self.title}\n\n{self.about}\n\n```sh\npython benchmarks/{self.command} --page\n```\n"
 
     def write(self, results):
-        """Put results, in Markdown, in the place of the former ones."""
+        """Write the page with new results, in Markdown."""
         (FOLDER / f"{self.name}.md").write_text(f"{self.head}\n{results}\n", encoding="utf-8")
 
 
 def deliver(results, data, arguments, page):
-    """Print the results, and write page and measurements where that was asked for."""
+    """Print the results, and write the page and the measurements if requested."""
     print(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(data, indent=2) + "\n")
@@ -43,7 +43,7 @@ def deliver(results, data, arguments, page):
 
 
 def print_or_write(table, page, description):
-    """The command of a script that makes one table and times nothing."""
+    """The main function of a script that makes a single table, without timing."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     add_page(parser)
     write = parser.parse_args().page
@@ -55,5 +55,5 @@ def print_or_write(table, page, description):
 
 
 def add_page(parser):
-    """The option that every script has."""
+    """Add the option that every script has."""
     parser.add_argument("--page", action="store_true", help="also write the script's page in docs/performance")

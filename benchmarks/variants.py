@@ -4,9 +4,9 @@
     python benchmarks/variants.py --only "softcap|packed"  # some rows
     python benchmarks/variants.py --page                   # also write the page
 
-An option and the same call without it, and packed sequences and padded ones, take turns in one process. PyTorch has a
-process of its own, and takes turns with fastattn's. Times are medians of rounds, ratios medians of the rounds' ratios.
-What falls short is shown as it is.
+A call with an option and without it, and packed and padded sequences, take turns in one process. PyTorch has a process
+of its own, and takes turns with fastattn's. Times are medians of rounds, ratios medians of the rounds' ratios. Missed
+targets are shown in bold.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ memory order, a padded batch or one sequence after the other."""
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Two outcomes of a row of the table, and the ratio that was asked for, if any."""
+    """The two outcomes of a row of the table, and the target of their ratio, if any."""
 
     label: str
     shape: str
@@ -49,12 +49,12 @@ class Row:
 
     @property
     def speedup(self):
-        """How many times as long the other one took."""
+        """The other one's time over ours."""
         return self.ours.faster_than(self.other)
 
     @property
     def cost(self):
-        """How many times as long as the other one ours took."""
+        """Our time over the other one's."""
         return self.other.faster_than(self.ours)
 
     def as_json(self):
@@ -68,7 +68,7 @@ class Row:
 
 
 def main(argv=None):
-    """Measure, print the table, and put it where it was asked for."""
+    """Measure, print the table, and write it where requested."""
     arguments = parse(argv, __doc__)
     threads = arguments.threads or fastattn.get_num_threads()
     present = [] if PEERS["torch"].absent else ["torch"]
@@ -102,7 +102,7 @@ def _against(name, case, engines, pace):
 
 
 def _packed(name, case, alternatives, engines, pace):
-    """The packed call and each alternative in one process; then PyTorch, which has alternatives of its own."""
+    """The packed call and each alternative in one process; then PyTorch, with its own alternatives."""
     for label, cases, asked in alternatives:
         outcomes = duel({name: [case], label: cases}, engines[0], pace)
         yield Row(label, case.shape, outcomes[name], outcomes[label], asked)
@@ -114,7 +114,7 @@ def _packed(name, case, alternatives, engines, pace):
 
 
 def render(measured, present, facts):
-    """The rows as Markdown: a table for each part, then what they were measured on."""
+    """The rows as Markdown: a table for each part, then the facts of the machine."""
     blocks = [block for name, rows in measured.items() if rows for block in (f"## {name}", *PARTS[name][2](rows))]
     absent = [] if present else ["PyTorch was not installed."]
     return "\n\n".join([*blocks, LEGEND, *absent, machine.line(facts)])
@@ -137,7 +137,7 @@ def _table_of_packed(rows):
 
 
 def _table(header, rows, read):
-    """`read` gives of a row both outcomes, the ratio, whether it falls short, and the sign before what was asked."""
+    """`read` returns for a row: both outcomes, the ratio, whether it misses the target, the sign before the target."""
     return tables.markdown(header, [_line(row, *read(row)) for row in rows], "llrrrr")
 
 

@@ -13,12 +13,12 @@ import fastattn
 from fastattn.commands import files
 
 COMMANDS = {
-    "info": "show what was built, and what this machine uses of it",
-    "check": "compare every operation, on every target of this machine, with the float64 oracle",
-    "bench": "time real model shapes beside NumPy",
+    "info": "show how this build was made, and what it uses on this machine",
+    "check": "compare every operation with the float64 reference, on every target of this machine",
+    "bench": "time the shapes of real models, in comparison with NumPy",
     "embed": "embed the lines of a file",
-    "similar": "print the lines of a file that are nearest to a text",
-    "attention-map": "draw how much each token of a text attends to each",
+    "similar": "print the lines of a file that are most similar to a text",
+    "attention-map": "draw how much each token of a text attends to the others",
 }
 
 

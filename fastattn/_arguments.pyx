@@ -1,8 +1,8 @@
-"""The only module that checks what a user passes in.
+"""The only module that checks the user's arguments.
 
-Each function takes the argument's name and value and returns it as the compiled half wants it, or raises: TypeError for
-a wrong type, ValueError for a wrong shape or value; the message names the argument, what came and what is needed.
-Compiled, because it stands in front of calls that take less than a microsecond.
+Each function takes the name and the value of an argument and returns it in the form that the compiled half needs, or
+raises: TypeError for a wrong type, ValueError for a wrong shape or value. The message names the argument, what is
+needed and what it got. Compiled, because some calls take less than a microsecond in all.
 """
 
 import importlib
@@ -47,10 +47,10 @@ cdef np.ndarray array(str name, object x):
 cdef str REALS = _dtypes.listed(_dtypes.REALS)
 cdef enum:
     MOST_TYPES = 16
-    USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
+    USER_DEFINED = 256  # the first of the types that other packages register (NPY_USERDEF)
 
-# By fa_type: NumPy's number of the type, -1 for int8, which is no real, and until an array of a type that another package
-# brings has come by; and the number of the type that its sums are made in.
+# By fa_type: NumPy's type number (-1 for int8, which is no real, and for a type of another package until the first array
+# of it is seen), and that of the type of its sums.
 cdef int[MOST_TYPES] numbers
 cdef int[MOST_TYPES] sums
 KERNEL_TYPES = {fa_type_name(<fa_type>_i).decode(): _i for _i in range(<int>FA_TYPES)}
@@ -60,7 +60,7 @@ for _row in _dtypes.TYPES:
 
 
 cdef fa_type type_of(np.ndarray x):
-    """How x stores its elements; FA_TYPES where the kernels do not compute with it."""
+    """The type of x's elements; FA_TYPES if the kernels do not support it."""
     cdef int number = np.PyArray_TYPE(x), i
     for i in range(<int>FA_TYPES):
         if numbers[i] == number:
@@ -69,7 +69,7 @@ cdef fa_type type_of(np.ndarray x):
 
 
 cdef fa_type type_by_name(np.ndarray x):
-    """The same of a type that another package brings."""
+    """The same for a type that another package registers."""
     row = _dtypes.BY_NAME.get(x.dtype.name)
     if row is None or not row.package:
         return FA_TYPES
@@ -82,7 +82,7 @@ cdef bint is_real(np.ndarray x):
 
 
 cpdef np.ndarray real_array(str name, object x):
-    """An array of one of the types that the kernels read."""
+    """An array of one of the types that the kernels support."""
     cdef np.ndarray a = array(name, x)
     if not is_real(a):
         raise TypeError(f"{name} must have dtype {REALS} in native byte order, got {described(a)}")
@@ -90,7 +90,7 @@ cpdef np.ndarray real_array(str name, object x):
 
 
 cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_name):
-    """Likewise, of the model's type or a narrower one."""
+    """Likewise, of the type of `model` or a narrower one."""
     cdef np.ndarray a = real_array(name, x)
     if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model):
         raise TypeError(
@@ -100,7 +100,7 @@ cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_
 
 
 cdef int computed_in(np.ndarray x):
-    """NumPy's number of the type that an array's sums are made in: float32, or float64 for float64."""
+    """NumPy's number of the type of an array's sums: float32, or float64 for float64."""
     return sums[<int>type_of(x)]
 
 
@@ -109,12 +109,12 @@ cdef object computed_dtype(np.ndarray x):
 
 
 cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name):
-    """An array that is widened before it is used: of the type that the model is computed in, or a narrower one."""
+    """An array that is converted before use: of the type that `model` is computed in, or a narrower one."""
     cdef np.ndarray a = real_array(name, x)
     if np.PyArray_ITEMSIZE(a) > np.PyArray_ITEMSIZE(model) and computed_in(a) != computed_in(model):
         raise TypeError(
-            f"{name} must not be wider than what {model_name} ({model.dtype}) is computed in, {computed_dtype(model)}, "
-            f"got dtype {a.dtype}; convert it"
+            f"{name} must not be wider than {computed_dtype(model)}, in which {model_name} ({model.dtype}) is "
+            f"computed, got dtype {a.dtype}; convert it"
         )
     return a
 
@@ -127,7 +127,7 @@ cdef np.ndarray bool_array(str name, object x):
 
 
 cdef np.ndarray vector_like(str name, object x, np.ndarray model, str model_name):
-    """None, or a parameter for each element of the model's last axis, side by side."""
+    """None, or a contiguous parameter with an element for each one of the model's last axis."""
     if x is None:
         return None
     cdef np.ndarray a = parameter_like(name, x, model, model_name)
@@ -141,20 +141,20 @@ cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_nam
     """An array of the model's shape and type."""
     cdef np.ndarray a = real_array(name, x)
     if np.PyArray_TYPE(a) != np.PyArray_TYPE(model):
-        raise TypeError(f"{name} must have dtype {model.dtype}, as {model_name} has, got dtype {a.dtype}")
+        raise TypeError(f"{name} must have dtype {model.dtype}, like {model_name}, got dtype {a.dtype}")
     if not np.PyArray_SAMESHAPE(a, model):
         raise ValueError(f"{name} must have {model_name}'s {shape_of(model)}, got {shape_of(a)}")
     return a
 
 
 cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name):
-    """Where a result of this shape and the model's type goes: the caller's array or, for None, a new one."""
+    """The output array, of this shape and the model's type: the caller's or, for None, a new one."""
     if out is None:
         return new_array(model, ndim, shape)
     cdef np.ndarray a = array(name, out)
     cdef int i
     if np.PyArray_TYPE(a) != np.PyArray_TYPE(model) or not np.PyArray_ISNOTSWAPPED(a):
-        raise TypeError(f"{name} must have dtype {model.dtype}, as {model_name} has, got {described(a)}")
+        raise TypeError(f"{name} must have dtype {model.dtype}, like {model_name}, got {described(a)}")
     if a.ndim != ndim or any([a.shape[i] != shape[i] for i in range(ndim)]):
         needed = tuple([shape[i] for i in range(ndim)])
         raise ValueError(f"{name} must have shape {needed}, got {shape_of(a)}")
@@ -162,24 +162,24 @@ cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape,
         raise ValueError(f"{name} must be writable, got a read-only array")
     if overlaps_itself(a):
         raise ValueError(
-            f"{name} must not overlap itself, got {shape_of(a)} with strides {(<object>a).strides}, which hold an "
-            f"element twice"
+            f"{name} must not overlap itself, got {shape_of(a)} with strides {(<object>a).strides}, in which elements "
+            f"share memory"
         )
     return a
 
 
 cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape):
-    """A new array of the model's type and, where the axes correspond, in its memory order (NumPy's order="K")."""
+    """A new array of the model's type and, if it has as many axes, in its memory order (NumPy's order="K")."""
     if ndim != model.ndim or np.PyArray_IS_C_CONTIGUOUS(model):
         return np.PyArray_EMPTY(ndim, <np.npy_intp *>shape, np.PyArray_TYPE(model), 0)
     return np.empty_like(model, shape=tuple([shape[i] for i in range(ndim)]), subok=False)
 
 
 cdef bint overlaps_itself(np.ndarray a) except -1:
-    """Whether two elements have a byte in common, as as_strided makes them (numpy.broadcast_to's are not writable).
+    """Whether two elements share memory, as in arrays of as_strided (those of numpy.broadcast_to are not writable).
 
-    Where the axes nest, each stride beyond all that those of smaller strides span, there is no such pair; only where
-    they do not are the elements looked at one by one.
+    If the axes nest, each stride being larger than the span of all axes with smaller ones, no two do. Only if they do
+    not nest is every element checked.
     """
     cdef int i, j, count = 0
     cdef ptrdiff_t span = np.PyArray_ITEMSIZE(a), step, length
@@ -197,24 +197,24 @@ cdef bint overlaps_itself(np.ndarray a) except -1:
         count += 1
     for i in range(count):
         if steps[i] < span:
-            return steps[i] == 0 or meet(a, steps, lengths, count)
+            return steps[i] == 0 or elements_overlap(a, steps, lengths, count)
         span += steps[i] * (lengths[i] - 1)
     return False
 
 
-cdef bint meet(np.ndarray a, const ptrdiff_t *steps, const ptrdiff_t *lengths, int count) except -1:
-    """The same, element by element: more of them than fit in the memory that they span, or two too near."""
+cdef bint elements_overlap(np.ndarray a, const ptrdiff_t *steps, const ptrdiff_t *lengths, int count) except -1:
+    """The same, element by element: there are more than fit in the memory that they span, or two are too close."""
     cdef int i
     cdef double span = np.PyArray_ITEMSIZE(a)
     for i in range(count):
         span += <double>steps[i] * (lengths[i] - 1)
     if <double>np.PyArray_NBYTES(a) > span:
         return True
-    places = np.zeros(1, np.int64)
+    offsets = np.zeros(1, np.int64)
     for i in range(count):
-        places = (places[:, np.newaxis] + steps[i] * np.arange(lengths[i])).ravel()
-    places.sort()
-    return (np.diff(places) < np.PyArray_ITEMSIZE(a)).any()
+        offsets = (offsets[:, np.newaxis] + steps[i] * np.arange(lengths[i])).ravel()
+    offsets.sort()
+    return (np.diff(offsets) < np.PyArray_ITEMSIZE(a)).any()
 
 
 cdef str shape_of(np.ndarray x):
@@ -226,14 +226,14 @@ cdef str described(np.ndarray x):
 
 
 cpdef tuple states(object outs, object lses, object out):
-    """Results and log-sum-exps of parts, as two lists of the same length, and where they are merged, or None."""
+    """Results and log-sum-exps of parts, as two lists of the same length, and the output array or None."""
     cdef np.ndarray part, lse, first
     if isinstance(outs, np.ndarray) and outs.ndim == 0 or not hasattr(outs, "__len__"):
         raise TypeError(f"outs must be a sequence of arrays, got {type(outs).__name__}")
     if isinstance(lses, np.ndarray) and lses.ndim == 0 or not hasattr(lses, "__len__"):
         raise TypeError(f"lses must be a sequence of arrays, got {type(lses).__name__}")
     if not len(outs) or len(outs) != len(lses):
-        raise ValueError(f"outs and lses must hold equally many parts, at least 1, got {len(outs)} and {len(lses)}")
+        raise ValueError(f"outs and lses must hold the same number of parts, at least 1, got {len(outs)}, {len(lses)}")
     outs, lses = list(outs), list(lses)
     first = real_array("outs[0]", outs[0])
     if first.ndim < 1:
@@ -242,7 +242,7 @@ cpdef tuple states(object outs, object lses, object out):
         part, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
         if np.PyArray_TYPE(lse) != computed_in(first):
             needed = computed_dtype(first)
-            raise TypeError(f"lses[{i}] must have dtype {needed} beside {first.dtype} in outs, got dtype {lse.dtype}")
+            raise TypeError(f"lses[{i}] must have dtype {needed} with {first.dtype} in outs, got dtype {lse.dtype}")
         needed = (<object>part).shape[: part.ndim - 1]
         if (<object>lse).shape != needed:
             raise ValueError(f"lses[{i}] must have shape {needed}, got {shape_of(lse)}")
@@ -250,7 +250,7 @@ cpdef tuple states(object outs, object lses, object out):
 
 
 cdef np.ndarray rows_array(str name, object x):
-    """Rows to normalise: an array whose last axis holds something."""
+    """Rows to normalise: an array whose last axis is not empty."""
     cdef np.ndarray a = real_array(name, x)
     if a.ndim == 0 or a.shape[a.ndim - 1] == 0:
         raise ValueError(f"{name} must have a last axis of at least one element, got {shape_of(a)}")
@@ -275,12 +275,12 @@ cdef int unfit(str name, np.ndarray x, str needed, str advice="") except -1:
     raise ValueError(f"{name} must have {needed}, got {shape_of(x)}{advice}")
 
 
-# Where the axis of the heads and that of the tokens stand, counted from the end; by the latter, how they are called.
-cdef tuple PLACES = ("", "last axis", "last axis but one", "last axis but two")
+# Names of axes in messages, by their number counted from the end.
+cdef tuple AXIS_NAMES = ("", "last axis", "last axis but one", "last axis but two")
 
 
 cdef str other_order(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens):
-    """What to say to arrays that do not fit, but would if heads and tokens changed places."""
+    """Advice for arrays that do not match, but would if heads and tokens were swapped."""
     cdef ptrdiff_t kv_heads = length(key, tokens)
     if (
         min(query.ndim, key.ndim, value.ndim) < 3 or kv_heads == 0 or length(query, tokens) % kv_heads
@@ -292,26 +292,26 @@ cdef str other_order(np.ndarray query, np.ndarray key, np.ndarray value, int hea
 
 
 cdef int fit(np.ndarray query, np.ndarray key, np.ndarray value, int heads, int tokens) except -1:
-    """Check what is the same for padded and for packed sequences: sizes, numbers of heads and of keys."""
+    """The checks that padded and packed sequences share: sizes, numbers of heads and of keys."""
     cdef ptrdiff_t kv_heads = length(key, heads)
     if length(query, 1) == 0:
         unfit("query", query, "a head size (last axis) of at least 1")
     if length(key, 1) != length(query, 1):
         unfit("key", key, f"the head size of query, {length(query, 1)}, as its last axis")
     if length(value, tokens) != length(key, tokens):
-        unfit("value", value, f"as many rows as key, {length(key, tokens)}, in its {PLACES[tokens]}")
+        unfit("value", value, f"as many rows as key, {length(key, tokens)}, in its {AXIS_NAMES[tokens]}")
     if length(value, heads) != kv_heads:
-        unfit("value", value, f"as many heads as key, {kv_heads}, in its {PLACES[heads]}")
+        unfit("value", value, f"as many heads as key, {kv_heads}, in its {AXIS_NAMES[heads]}")
     if length(query, heads) % kv_heads if kv_heads else length(query, heads):
         unfit(
-            "query", query, f"a multiple of key's {kv_heads} heads in its {PLACES[heads]}",
+            "query", query, f"a multiple of key's {kv_heads} heads in its {AXIS_NAMES[heads]}",
             other_order(query, key, value, heads, tokens),
         )
     return 0
 
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1:
-    """Check the three arrays together; write the result's shape, return its number of axes."""
+    """Check the three arrays together; write the result's shape and return its number of axes."""
     cdef int ndim = max(query.ndim, key.ndim, value.ndim), i
     if query.ndim < 2:
         unfit("query", query, "at least 2 axes (..., queries, head size)")
@@ -336,7 +336,7 @@ cdef int broadcast(str name, np.ndarray x, int from_the_end, np.npy_intp *common
     if common[0] == 1:
         common[0] = own
     elif own != 1 and own != common[0]:
-        unfit(name, x, f"leading axes that broadcast with the others' ({common[0]} where it has {own})")
+        unfit(name, x, f"leading axes that broadcast with the others' (where these have {common[0]}, it has {own})")
     return 0
 
 
@@ -359,7 +359,7 @@ cdef int packed_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy
 
 
 cdef str tokens_first(np.ndarray x, ptrdiff_t kv_heads):
-    """What to say to an array that is not (batch, heads, tokens, size), where the heads stand in the tokens' place."""
+    """Advice for an array that may be (batch, tokens, heads, size)."""
     if x.ndim != 4 or x.shape[1] % kv_heads == 0 or x.shape[2] == 0 or x.shape[2] % kv_heads:
         return ""
     return "; if it is (batch, tokens, heads, size), pass x.swapaxes(1, 2)"
@@ -406,7 +406,7 @@ cdef np.ndarray attention_mask(str name, object mask, np.ndarray query, int ndim
 
 
 cdef str padding(str name, np.ndarray mask, int ndim, const np.npy_intp *scores):
-    """What to say to a mask (batch, keys), as tokenizers return it for padded texts."""
+    """Advice for a mask (batch, keys), as tokenizers return it for padded texts."""
     if ndim != 4 or mask.ndim != 2 or mask.shape[0] != scores[0] or mask.shape[1] != scores[3]:
         return ""
     return f"; if it is (batch, keys), pass {name}{'.astype(bool)' * np.PyArray_ISINTEGER(mask)}[:, None, None, :]"
@@ -415,7 +415,7 @@ cdef str padding(str name, np.ndarray mask, int ndim, const np.npy_intp *scores)
 cdef np.ndarray per_head(
     str name, object x, np.ndarray query, bint each, int lead, const np.npy_intp *shape, ptrdiff_t heads
 ):
-    """A real number for each head, or for each head of each sequence; side by side, in query's type; always a copy."""
+    """A number for each head, or for each head of each sequence: contiguous, in the type of sums; always a copy."""
     cdef np.ndarray a = parameter_like(name, x, query, "query")
     leading = tuple([shape[i] for i in range(lead)])
     if (<object>a).shape not in ((heads,), (*leading, heads)):
@@ -464,12 +464,12 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
     if a.ndim == 0:
         return a
     if a.ndim == lead and np.PyArray_IS_C_CONTIGUOUS(a) and not any([a.shape[i] != shape[i] for i in range(lead)]):
-        return a  # as is usual: a step of decoding takes 4 microseconds less
+        return a  # the usual case: it saves 4 microseconds of a decoding step
     return np.ascontiguousarray(np.broadcast_to(a, tuple([shape[i] for i in range(lead)])))
 
 
 cdef np.ndarray integer_array(str name, object x):
-    """As int64, always a copy: nobody can change it between its check and its use."""
+    """As int64; always a copy, so that nobody can change it between its check and its use."""
     cdef np.ndarray a = array(name, x)
     if not np.PyArray_ISINTEGER(a):
         raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
@@ -485,7 +485,7 @@ cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1:
 
 
 cpdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name):
-    """Where each packed sequence begins, and where the last one ends."""
+    """Cumulative lengths of packed sequences."""
     cdef np.ndarray a = integer_array(name, listed(name, x) if isinstance(x, (list, tuple)) else x)
     if a.ndim != 1 or a.shape[0] == 0:
         unfit(name, a, "shape (sequences + 1,)")
@@ -508,7 +508,7 @@ cdef int as_many(str name, np.ndarray x, np.ndarray model, str model_name) excep
 
 
 cdef int attention_window(str name, object window, ptrdiff_t *left, ptrdiff_t *right) except -1:
-    """(left, right), each None or not negative; lowers the bounds as they stand, of which -1 is none."""
+    """Check (left, right), each None or not negative, and lower the present bounds to them; -1 is unbounded."""
     if window is None:
         return 0
     if not isinstance(window, (tuple, list, np.ndarray)):
@@ -550,31 +550,31 @@ cdef np.ndarray rotary_array(str name, object x):
 
 
 cdef np.ndarray rotary_table(str name, object table, np.ndarray x, bint by_position):
-    """A number for each pair of components, in rows: for positions to choose from or, without them, for x's tokens."""
+    """cos or sin: a row of a number per pair, for each position or, without positions, for each of x's tokens."""
     cdef np.ndarray a = parameter_like(name, table, x, "x")
     if by_position and a.ndim != 2:
-        unfit(name, a, "2 axes (positions, pairs) where positions are given")
+        unfit(name, a, "2 axes (positions, pairs) if positions are given")
     if not by_position and (a.ndim < 2 or length(a, 2) != length(x, 2) or not fits_tokens(a, 1, x)):
         needed = ", ".join(map(str, (*tokens_of(x), "pairs")))
         unfit(name, a, f"shape ({needed}), or one that broadcasts to it in its leading axes")
     if 2 * length(a, 1) > length(x, 1):
-        unfit(name, a, f"at most {length(x, 1) // 2} pairs, half of x's last axis, in its own{halved(a, x)}")
+        unfit(name, a, f"at most {length(x, 1) // 2} pairs (half of x's last axis) in its last axis{halved(a, x)}")
     return a
 
 
 cdef str halved(np.ndarray table, np.ndarray x):
-    """What to do with a table that may hold each number twice."""
+    """Advice for a table that may hold each number twice."""
     cdef ptrdiff_t pairs = length(table, 1) // 2
     if 2 * pairs != length(table, 1) or 2 * pairs > length(x, 1):
         return ""
-    return f" (a table that holds each number twice, as transformers makes them, is to be halved: [..., :{pairs}])"
+    return f" (if it holds each number twice, as in transformers, pass half of it: [..., :{pairs}])"
 
 
 cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary_dim) except -1:
-    """Refuse tables of one shape that look as if they held the number of each pair twice, unless `rotary_dim` tells.
+    """Raise for tables of one shape that seem to hold the number of each pair twice, unless `rotary_dim` confirms them.
 
-    The numbers of one row may be alike by chance, those of a whole table are not. Both readings are the same where
-    nothing turns; zeros are no model's table.
+    The numbers of one row may be equal by chance, those of a whole table are not. Tables without rotation are accepted,
+    as both readings agree, and so are zeros, which no model uses.
     """
     cdef ptrdiff_t columns = length(cos, 1), size, rows, row
     cdef bint halves = columns > 0 and columns % 2 == 0, pairs = halves
@@ -582,12 +582,12 @@ cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary
         size = integer("rotary_dim", rotary_dim, "an int or None")
         if size != 2 * columns:
             raise ValueError(
-                f"rotary_dim must be twice the numbers in a row of {name}, {2 * columns}, got {size}"
+                f"rotary_dim must be twice the number of columns of {name}, {2 * columns}, got {size}"
                 + (f": pass {name}[..., :{columns // 2}] of a table that holds each twice" if size == columns else "")
             )
         return 0
     rows = rows_of(cos, sin)
-    if rows:  # the last one first: position 0 says nothing
+    if rows:  # the last one first: the row of position 0 is always uniform
         repeats(cos, sin, rows - 1, &halves, &pairs)
     for row in range(rows - 1):
         if not (halves or pairs):
@@ -599,12 +599,12 @@ cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary
     raise ValueError(
         f"{name} must hold the number of each pair once, got {shape_of(cos)} with "
         f"{'equal halves' if halves else 'equal neighbours'} in all rows of it and of sin, as in transformers: pass "
-        f"cos[..., {part}] and sin[..., {part}], or rotary_dim={2 * columns} where {columns} pairs do turn"
+        f"cos[..., {part}] and sin[..., {part}], or rotary_dim={2 * columns} if there really are {columns} pairs"
     )
 
 
 cdef ptrdiff_t rows_of(np.ndarray cos, np.ndarray sin) noexcept:
-    """Rows that are not the same memory again."""
+    """Number of rows that do not repeat the same memory."""
     cdef ptrdiff_t rows = 1
     cdef int i
     for i in range(cos.ndim - 1):
@@ -614,7 +614,7 @@ cdef ptrdiff_t rows_of(np.ndarray cos, np.ndarray sin) noexcept:
 
 
 cdef void repeats(np.ndarray cos, np.ndarray sin, ptrdiff_t row, bint *halves, bint *pairs) noexcept:
-    """Clear what does not hold in a row: that its halves are equal, that each two neighbours are; to the bit."""
+    """Clear `halves` unless the halves of a row are bitwise equal, and `pairs` unless all neighbours are."""
     cdef const char *c = <const char *>np.PyArray_DATA(cos)
     cdef const char *s = <const char *>np.PyArray_DATA(sin)
     cdef ptrdiff_t half = length(cos, 1) // 2, c_step = element_stride(cos), s_step = element_stride(sin), j, at
@@ -640,7 +640,7 @@ cdef void repeats(np.ndarray cos, np.ndarray sin, ptrdiff_t row, bint *halves, b
 
 
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows):
-    """A copy: nobody can change it between this check and its use."""
+    """A copy, so that nobody can change it between this check and its use."""
     cdef np.ndarray a = integers(name, positions), copy
     if not fits_tokens(a, 0, x):
         raise ValueError(f"{name} must broadcast to shape {tokens_of(x)}, that of x's tokens, got {shape_of(a)}")
@@ -653,19 +653,19 @@ cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdi
 
 
 cdef np.ndarray integers(str name, object x):
-    """Anything that NumPy takes for an array of integers."""
+    """Anything that NumPy converts to an array of integers."""
     cdef np.ndarray a
     try:
         a = array(name, x) if isinstance(x, np.ndarray) else np.asarray(x)
     except ValueError:  # lists of different lengths
-        raise ValueError(f"{name} must be an array of integers, got a {type(x).__name__} that makes none") from None
+        raise ValueError(f"{name} must be an array of integers, got a ragged {type(x).__name__}") from None
     if not np.PyArray_ISINTEGER(a):
         raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
     return a
 
 
 cdef np.ndarray listed(str name, object x):
-    """The same of a list or tuple; NumPy makes reals of an empty one, and of integers that no integer type holds."""
+    """The same for a list or tuple, which NumPy converts to reals if it is empty or a number exceeds 64 bits."""
     cdef np.ndarray a
     try:
         return integers(name, x)
@@ -679,7 +679,7 @@ cdef np.ndarray listed(str name, object x):
 
 
 cdef bint all_below(const np.npy_intp *x, ptrdiff_t count, ptrdiff_t limit) noexcept nogil:
-    """Whether 0 <= x[i] < limit. An unsigned integer too large for the type is a negative one by now."""
+    """Whether 0 <= x[i] < limit. Unsigned integers too large for the type have become negative."""
     cdef ptrdiff_t i
     cdef size_t largest = 0
     for i in range(count):
@@ -688,7 +688,7 @@ cdef bint all_below(const np.npy_intp *x, ptrdiff_t count, ptrdiff_t limit) noex
 
 
 cdef bint fits_tokens(np.ndarray a, int more, np.ndarray x) noexcept:
-    """Whether a's axes, the last `more` left out, broadcast to those of x's tokens: the leading ones without heads."""
+    """Whether a's axes without the last `more` broadcast to (..., tokens) of x."""
     cdef int axis, of_x  # counted from the end
     for axis in range(1, a.ndim - more + 1):
         of_x = 2 if axis == 1 else axis + 2
@@ -736,7 +736,7 @@ cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name):
         values = array(f"{name}[0]", weight[0])
         scales = array(f"{name}[1]", weight[1])
         if np.PyArray_TYPE(values) != np.NPY_INT8:
-            raise TypeError(f"{name}[0] must have dtype int8 where it has scales, got {described(values)}")
+            raise TypeError(f"{name}[0] must have dtype int8 if there are scales, got {described(values)}")
         if np.PyArray_TYPE(scales) != np.NPY_FLOAT32 or not np.PyArray_ISNOTSWAPPED(scales):
             raise TypeError(f"{name}[1] must have dtype float32, got {described(scales)}")
     else:
@@ -755,12 +755,12 @@ cdef fa_type weight_type_of(np.ndarray weight):
 
 
 cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name):
-    """None, or a number for each feature, side by side; float64 beside float64, whose kernels load nothing else."""
+    """None, or a contiguous bias; converted to float64 if x is, as those kernels load nothing else."""
     if bias is None:
         return None
     cdef np.ndarray a = parameter_like(name, bias, x, x_name)
     if a.ndim != 1 or a.shape[0] != features:
-        unfit(name, a, f"shape ({features},), a number for each row of weight")
+        unfit(name, a, f"shape ({features},), a number for each row of the weight")
     cdef int number = np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.PyArray_TYPE(a)
     if np.PyArray_TYPE(a) == number and np.PyArray_ISCARRAY_RO(a):
         return a
@@ -772,7 +772,7 @@ cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *sha
     cdef np.ndarray a = real_array(name, x)
     cdef int i
     if np.PyArray_TYPE(a) != np.PyArray_TYPE(model):
-        raise TypeError(f"{name} must have dtype {model.dtype}, as {model_name} has, got dtype {a.dtype}")
+        raise TypeError(f"{name} must have dtype {model.dtype}, like {model_name}, got dtype {a.dtype}")
     if a.ndim != ndim or any([a.shape[i] != shape[i] for i in range(ndim)]):
         unfit(name, a, f"the result's shape {tuple([shape[i] for i in range(ndim)])}")
     return a
@@ -781,15 +781,15 @@ cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *sha
 # --- caches ---
 
 cpdef object storage_dtype(str name, object x):
-    """What a cache stores, from a NumPy or ml_dtypes type or its name; int8 is quantised."""
+    """The dtype of a cache, from a NumPy or ml_dtypes type or its name; int8 is quantised."""
     row = _dtypes.BY_NAME.get(x) if isinstance(x, str) else None
     if row is not None and row.package:
         try:
             x = getattr(importlib.import_module(row.package), row.name)
         except ImportError:
             raise ValueError(
-                f"{name} must have {row.package} installed to be {row.name} (pip install 'fastattn[{row.name}]'), "
-                f"got {x!r}"
+                f"{name} must be a type that is installed, got {x!r}, which needs {row.package}: "
+                f"pip install 'fastattn[{row.name}]'"
             ) from None
     needed = f"{name} must be {_dtypes.listed(_dtypes.TYPES)} in native byte order"
     if not isinstance(x, (str, type, np.dtype)):
@@ -824,7 +824,7 @@ cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads,
 
 
 cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens):
-    """How many of its tokens each sequence really has: all for None."""
+    """Number of valid tokens of each sequence; all of them for None."""
     cdef np.npy_intp shape = sequences
     cdef np.ndarray given = per_sequence(name, x, 1, &shape)
     if given is None:
@@ -837,18 +837,18 @@ cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t
 
 
 cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positions):
-    """cos or sin: a row for each position that a token takes."""
+    """cos or sin: a row for each position up to the last token's."""
     cdef np.ndarray a = parameter_like(name, x, key, "key")
     if a.ndim != 2 or a.shape[0] < positions or 2 * a.shape[1] > length(key, 1):
         unfit(
-            name, a, f"shape (positions, pairs) with at least {positions} positions, as far as key's tokens reach, "
-            f"and at most {length(key, 1) // 2} pairs, half of key's last axis{halved(a, key) if a.ndim else ''}"
+            name, a, f"shape (positions, pairs) with at least {positions} positions, for all tokens of key, and at "
+            f"most {length(key, 1) // 2} pairs, half of key's last axis{halved(a, key) if a.ndim else ''}"
         )
     return a
 
 
 cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit):
-    """A number below `limit` for each of `count` places; always a copy."""
+    """`count` integers below `limit`; always a copy."""
     cdef np.ndarray a = np.array(integers(name, x), dtype=np.int64)
     if a.ndim != 1 or a.shape[0] != count:
         unfit(name, a, f"shape ({count},)")
@@ -919,7 +919,7 @@ cdef int axis_of(object axis, int ndim) except -1:
 # --- memory ---
 
 cdef void extent(np.ndarray a, char **low, char **high) noexcept:
-    """The addresses that the array's elements span, the end excluded."""
+    """The address range of the array's elements; the end is exclusive."""
     cdef int i
     low[0] = high[0] = <char *>np.PyArray_DATA(a)
     if np.PyArray_SIZE(a) == 0:
@@ -933,7 +933,7 @@ cdef void extent(np.ndarray a, char **low, char **high) noexcept:
 
 
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept:
-    """Whether the two may have an element in common: their address ranges meet."""
+    """Whether the two may share an element: their address ranges overlap."""
     cdef char *low_a
     cdef char *high_a
     cdef char *low_b
@@ -944,7 +944,7 @@ cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept:
 
 
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
-    """Whether element for element they are one and the same: an operation by rows may then work in place."""
+    """Whether the arrays are the same, element by element: a row-wise operation may then work in place."""
     cdef int i
     if np.PyArray_DATA(a) != np.PyArray_DATA(b) or np.PyArray_TYPE(a) != np.PyArray_TYPE(b) or a.ndim != b.ndim:
         return False
@@ -955,10 +955,10 @@ cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
 
 
 cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):
-    """Where to compute a result: in its own array or, where that would spoil what is still to be read, in a new one.
+    """The array to compute a result in: its own or, if that would overwrite input that is still needed, a new one.
 
-    The result may be one of `rows` itself, which are read row by row before the same row of it is written. It shares no
-    memory with them otherwise, and none with `others` (arrays or None).
+    The result may be exactly one of `rows`, whose rows are read before the same row of the result is written. Any other
+    overlap with them or with `others` (arrays or None) needs a new array.
     """
     cdef np.ndarray x
     for x in rows:
@@ -971,7 +971,7 @@ cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):
 
 
 cdef np.ndarray finish(str operation, bint done, np.ndarray result, np.ndarray target):
-    """The end of every call: the result, copied from where it was computed; MemoryError without scratch memory."""
+    """End a call: copy the result to its array if needed and return it; MemoryError without scratch memory."""
     if not done:
         raise MemoryError(f"no scratch memory for {operation}")
     if target is not result:

@@ -1,7 +1,7 @@
-"""A checkout is not a package: its modules are not compiled, unless they were built in place.
+"""Finds the compiled package when Python runs in a checkout, whose modules are not compiled unless built in place.
 
-Yet commands typed in it find it first, for ``python -m`` looks into the current folder before all others. They are
-meant for the installed package. So a checkout hands over to that, whole: half of each would be worse than either.
+``python -m fastattn`` looks into the current folder first, so in a checkout it finds the sources, not the installed
+package that is meant. The package then takes all its modules from the installed one: a mix of both would be worse.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 
 
 def compiled(path):
-    """`path`, a package's ``__path__``, if its modules are compiled; else that of the next fastattn on ``sys.path``."""
+    """`path`, the package's ``__path__``, if its modules are compiled; else that of the next fastattn on sys.path."""
     specs = (PathFinder.find_spec("fastattn", [entry]) for entry in sys.path)
     others = (folder for spec in specs if spec for folder in spec.submodule_search_locations or ())
     for folder in itertools.chain(path, others):

@@ -1,7 +1,7 @@
-"""The types that arrays may be stored in: a row for each, which every module reads that names a type.
+"""The types that arrays may be stored in: one row each, read by every module that names a type.
 
-A new type is a row here and one in the kernels' list of types. int8 is the one that is quantised: caches and weights
-store it with scales, and no other array may have it.
+A new type is a row here and one in the kernels' list of types. int8 is quantised: only caches and weights may have it,
+and store it with scales.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 
 class Stored(NamedTuple):
-    """How an array may store its elements."""
+    """A type in which arrays may be stored."""
 
-    name: str  # NumPy's or, once its package is imported, ml_dtypes'
-    kernels: str  # what _core/kernels/abi/types.h calls it
+    name: str  # of the NumPy dtype
+    kernels: str  # its name in _core/kernels/abi/types.h
     itemsize: int  # bytes of an element
-    computed_in: str  # the type that sums are made in
-    tensor: str | None  # what safetensors calls it, where models may be stored in it
-    activations: str | None  # what a model computes in whose weights have it, where models may be loaded in it
-    package: str | None = None  # which brings the type to NumPy
+    computed_in: str  # the type of sums
+    tensor: str | None  # name in safetensors, if models may be stored in it
+    activations: str | None  # dtype of hidden states with such weights, if models may be loaded in it
+    package: str | None = None  # that adds the type to NumPy
     largest: float = 0.0  # finite number
-    wider: str = ""  # what to take for larger ones
+    wider: str = ""  # for error messages: types that hold larger numbers
 
 
 TYPES = (
@@ -39,7 +39,7 @@ TYPES = (
 
 BY_NAME = {row.name: row for row in TYPES}
 
-#: Those of every array that a function takes; the others are for caches and weights alone.
+#: The types of arguments in general; the others are for caches and weights alone.
 REALS = tuple(row for row in TYPES if row.name != "int8")
 
 

@@ -1,11 +1,12 @@
-"""Threads and targets: what was chosen, by whom, and how to choose otherwise.
+"""Threads and targets: what is used, why, and how to change it.
 
-The number of threads of a call, first match: its num_threads argument; set_num_threads; FASTATTN_NUM_THREADS; OpenMP's
-own setting (OMP_NUM_THREADS, threadpoolctl, else the processors this process may use), but no more than the container's
-CPU quota. Small work runs on the calling thread whatever is set, and so does a call inside another region of the same
-OpenMP library, unless nesting is on (OMP_MAX_ACTIVE_LEVELS). Another library's regions cannot be seen from here.
+The maximum number of threads of a call is the first of: its num_threads argument; set_num_threads;
+FASTATTN_NUM_THREADS; OpenMP's own setting (OMP_NUM_THREADS, threadpoolctl, else the processors this process may use),
+limited by the container's CPU quota. Small work always runs on the calling thread, and so does a call inside a parallel
+region of the same OpenMP library, unless nesting is on (OMP_MAX_ACTIVE_LEVELS). Regions of other OpenMP libraries
+cannot be detected.
 
-It is a limit: how many of these threads come depends on which processors are free (fastattn._core.threads).
+It is a limit: how many threads take part depends on which processors are free (fastattn._core.threads).
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from fastattn._core import targets as _targets
 from fastattn._core import threads as _threads
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # of OpenMP's threads to processors
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # bind OpenMP's threads to processors
 _STACK_SIZES = ("OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE")
-_asked_for = {"set_num_threads": 0, "FASTATTN_NUM_THREADS": 0}  # 0: not said; the first that is said holds
+_asked_for = {"set_num_threads": 0, "FASTATTN_NUM_THREADS": 0}  # 0: not set; the first that is set applies
 
 
 def targets() -> tuple[str, ...]:
-    """Instruction-set targets that this machine can run, best first.
+    """List the instruction-set targets that this machine can run, best first.
 
-    The first is used unless the environment variable FASTATTN_TARGET names another when fastattn is imported.
+    The first one is used, unless the environment variable FASTATTN_TARGET names another when fastattn is imported.
 
     Examples
     --------
@@ -43,7 +44,7 @@ def targets() -> tuple[str, ...]:
 
 
 def use_target(name: str) -> str:
-    """Run this target's kernels from now on, in all threads; return the name of the target used so far."""
+    """Use this target's kernels from now on, in all threads; return the name of the previous target."""
     former = _targets.current()
     if name not in targets():
         known = "this machine cannot run it" if name in _targets.built() else "there is no such target in this build"
@@ -53,7 +54,7 @@ def use_target(name: str) -> str:
 
 
 def get_num_threads() -> int:
-    """How many threads a large call uses at most when it does not say so itself.
+    """Return the default maximum number of threads of a call.
 
     Examples
     --------
@@ -65,17 +66,17 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(num_threads: int | None) -> None:
-    """Let calls use at most so many threads, in the whole process.
+    """Set the default maximum number of threads of a call, for the whole process.
 
     Parameters
     ----------
     num_threads : int or None
-        At least 1; None goes back to FASTATTN_NUM_THREADS and OpenMP's own setting.
+        At least 1; None restores the default, FASTATTN_NUM_THREADS or OpenMP's own setting.
 
     Raises
     ------
     TypeError, ValueError
-        `num_threads` is not an int, or less than 1.
+        `num_threads` is not an int, or is less than 1.
 
     Examples
     --------
@@ -86,11 +87,11 @@ def set_num_threads(num_threads: int | None) -> None:
     >>> fastattn.set_num_threads(None)
     """
     _asked_for["set_num_threads"] = _arguments.thread_limit(num_threads)
-    _settle()
+    _apply_thread_settings()
 
 
 def show_config() -> dict[str, str]:
-    """What this build is and what it chose: compiler, OpenMP, targets, threads and why.
+    """Describe this build and what it uses: compiler, OpenMP, targets and threads, with the reasons.
 
     Examples
     --------
@@ -119,7 +120,7 @@ def _described(target: str) -> str:
 
 
 def has_openmp() -> bool:
-    """Whether this build has threads at all."""
+    """Whether this build supports threads."""
     return bool(_threads.openmp)
 
 
@@ -139,12 +140,12 @@ def _why_threads() -> str:
     return "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "OpenMP"
 
 
-def _settle() -> None:
+def _apply_thread_settings() -> None:
     _threads.choose(next(filter(None, _asked_for.values()), 0), _container_quota())
 
 
 def _stack_size() -> int:
-    """Bytes of a stack that OpenMP was told to give its threads; 0 where it was not, or the number is too large."""
+    """Stack size in bytes that the environment sets for OpenMP's threads; 0 if unset or too large a number."""
     for name in _STACK_SIZES:
         if said := re.fullmatch(r"\s*(\d{1,19})\s*([bkmg]?)\s*", os.environ.get(name, ""), re.IGNORECASE):
             size = int(said[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[said[2].lower()]
@@ -153,13 +154,13 @@ def _stack_size() -> int:
 
 
 def _container_quota() -> int:
-    """Processors' worth of time that the control groups grant this process, rounded up; 0 where there is no limit."""
+    """CPU quota of this process's control groups, in processors, rounded up; 0 without a limit."""
     quotas = [quota for group in _control_groups() if (quota := _group_quota(group))]
     return max(1, math.ceil(min(quotas))) if quotas else 0
 
 
 def _control_groups() -> list[Path]:
-    """This process's group and those around it: version 2 in one tree, version 1 in the tree of the cpu controller."""
+    """This process's group and its parents: version 2 in one tree, version 1 in the tree of the cpu controller."""
     groups = []
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -198,8 +199,8 @@ def _read_environment() -> None:
         try:
             _asked_for["FASTATTN_NUM_THREADS"] = _arguments.thread_limit(int(text))
         except ValueError:
-            raise ImportError(f"FASTATTN_NUM_THREADS must be a number of at least 1, got {text!r}") from None
-    _settle()
+            raise ImportError(f"FASTATTN_NUM_THREADS must be an int of at least 1, got {text!r}") from None
+    _apply_thread_settings()
 
 
 _read_environment()

@@ -1,14 +1,12 @@
-"""What every operation means: the package's functions once more, in plain NumPy and float64.
+"""The definition of every operation: the package's functions in plain NumPy and float64.
 
-These few screens are the definition. The kernels are tested against them, and where a docstring leaves a doubt, the
-code below settles it. Names and arguments are those of the package, except that `out` and `num_threads` are missing:
-they say where and how, not what. Inputs may have any real floating-point type and are converted to float64 first;
-results are float64. Only long double stays what it is: whoever judges results in float64 passes inputs in it. Nothing
-here is fast, and nothing is checked beyond what NumPy itself checks.
+The kernels are tested against this module, and where a docstring leaves a doubt, the code below decides. Names and
+arguments are those of the package, without `out` and `num_threads`, which do not change results. Inputs may have any
+real floating-point type and are converted to float64 first; results are float64. Only long double is kept, to check
+float64 results with. Nothing here is fast, and nothing is checked beyond what NumPy itself checks.
 
-Axis letters, the same everywhere: Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head size of
-query and key, Dv head size of value, N length of a normalised row, P number of parts; in a linear layer K inputs and N
-outputs.
+Axis letters: Hq and Hkv number of query and key-value heads, Sq and Sk query and key length, D head size of query and
+key, Dv head size of value, N length of a normalised row, P number of parts; in a linear layer, K inputs and N outputs.
 """
 
 import math
@@ -44,12 +42,12 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_ls
 
     Parameters
     ----------
-    query : array, shape (..., Hq, Sq, D)
-        A 2-D array (Sq, D) has one head and no axis for it; so has the result where all three are 2-D.
-    key : array, shape (..., Hkv, Sk, D)
+    query : ndarray, shape (..., Hq, Sq, D)
+        A 2-D array (Sq, D) is a single head; if all three are 2-D, so is the result.
+    key : ndarray, shape (..., Hkv, Sk, D)
         Hq is a multiple of Hkv: query head h reads kv head ``h // (Hq // Hkv)``. Leading axes broadcast.
-    value : array, shape (..., Hkv, Sk, Dv)
-    attn_mask : array that broadcasts to (..., Hq, Sq, Sk), optional
+    value : ndarray, shape (..., Hkv, Sk, Dv)
+    attn_mask : ndarray, broadcastable to (..., Hq, Sq, Sk), optional
         bool: True lets the query attend to the key. Float: added to the score, and -inf excludes the key.
     return_lse : bool
         Also return the natural logarithm of each query's sum of exponentials.
@@ -59,14 +57,14 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_ls
 
     Returns
     -------
-    out : array, shape (..., Hq, Sq, Dv)
+    out : ndarray, shape (..., Hq, Sq, Dv)
         Zero for a query that sees no key.
-    lse : array, shape (..., Hq, Sq), only with ``return_lse``
-        -inf for a query that sees no key; with a sink, the sink's logit.
+    lse : ndarray, shape (..., Hq, Sq)
+        Only with `return_lse`. For a query that sees no key: -inf or, with a sink, the sink's logit.
 
     Examples
     --------
-    Both keys score the same, so each query that sees both gets the mean of their values:
+    Both keys have the same score, so a query that sees both gets the mean of their values:
 
     >>> import numpy as np
     >>> from fastattn import reference
@@ -89,37 +87,38 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_ls
 
 
 def attention_weights(query, key, attn_mask=None, *, return_lse=False, **options):
-    """The weights by which `scaled_dot_product_attention` sums the values.
+    """The weights of the values in `scaled_dot_product_attention`.
 
     Parameters
     ----------
-    query : array, shape (..., Hq, Sq, D)
-    key : array, shape (..., Hkv, Sk, D)
-    attn_mask : array that broadcasts to (..., Hq, Sq, Sk), optional
+    query : ndarray, shape (..., Hq, Sq, D)
+    key : ndarray, shape (..., Hkv, Sk, D)
+    attn_mask : ndarray, broadcastable to (..., Hq, Sq, Sk), optional
     return_lse : bool
     is_causal : bool
         Query i, at position ``i + q_offset``, sees only the keys j with ``j <= i + q_offset``.
-    q_offset : int or integer array that broadcasts to the leading axes, optional
-        Position of the first query among the keys. The default, ``Sk - Sq`` or ``kv_lengths - Sq``, lets the last query
-        meet the last key.
+    q_offset : int or integer ndarray, broadcastable to the leading axes, optional
+        Position of the first query among the keys. The default, ``Sk - Sq`` or ``kv_lengths - Sq``, aligns the last
+        query with the last key.
     window : (left, right), optional
-        Query at position p sees only ``p - left <= j <= p + right``; None is unbounded.
+        A query at position p sees only the keys j with ``p - left <= j <= p + right``; None is unbounded.
     scale : float, optional
-        Factor of the scores, 1/sqrt(D) by default.
+        Factor applied to the scores, 1/sqrt(D) by default.
     softcap : float, optional
-        Scaled scores s become ``softcap * tanh(s / softcap)``.
-    sinks : array, shape (Hq,), optional
-        A logit for each head that takes its share of the softmax and has no value.
-    alibi_slopes : array, shape (Hq,), or (..., Hq) with the leading axes, optional
+        A scaled score s becomes ``softcap * tanh(s / softcap)``.
+    sinks : ndarray, shape (Hq,), optional
+        One logit per head that takes part in the softmax but has no value.
+    alibi_slopes : ndarray, shape (Hq,), or (..., Hq) with the leading axes, optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
-    kv_lengths : int or integer array that broadcasts to the leading axes, optional
-        Only the first so many keys of a sequence exist.
+    kv_lengths : int or integer ndarray, broadcastable to the leading axes, optional
+        Number of valid keys of each sequence, counted from the first.
 
     Returns
     -------
-    weights : array, shape (..., Hq, Sq, Sk)
-        Rows sum to 1, to less with a sink, and to 0 where a query sees no key.
-    lse : array, shape (..., Hq, Sq), only with ``return_lse``
+    weights : ndarray, shape (..., Hq, Sq, Sk)
+        Each row sums to 1, to less with a sink, and to 0 where a query sees no key.
+    lse : ndarray, shape (..., Hq, Sq)
+        Only with `return_lse`.
 
     Examples
     --------
@@ -162,15 +161,15 @@ def _weights(
     if scale is None:
         scale = 1 / np.sqrt(query.dtype.type(head_size))
 
-    # 1. Where queries and keys stand. What there is for each sequence gets axes for heads, queries and keys.
+    # 1. Positions of queries and keys. Options per sequence get axes for heads, queries and keys.
     lengths = keys if kv_lengths is None else np.asarray(kv_lengths, np.int64)[..., None, None, None]  # (..., 1, 1, 1)
-    # Python's integers, which do not wrap: an offset may be any int64, and has bounds added to it. Only `astype` makes
-    # them of a NumPy scalar.
+    # Python's integers, which do not overflow: an offset may be any int64, and bounds are added to it. Only `astype`
+    # converts a NumPy scalar to them.
     offset = np.asarray(lengths - queries if q_offset is None else q_offset).astype(object)
     offset = offset if q_offset is None else offset[..., None, None, None]
     i, j = np.arange(queries)[:, None], np.arange(keys)  # (Sq, 1), (Sk,)
 
-    # 2. Scores: how well each key answers each query.
+    # 2. Scores: how well each key matches each query.
     with np.errstate(invalid="ignore", over="ignore"):
         scores = scale * (query @ key.swapaxes(-1, -2))  # (..., Hq, Sq, Sk)
         if softcap is not None:
@@ -178,7 +177,7 @@ def _weights(
         if alibi_slopes is not None:
             scores = scores - _real(alibi_slopes)[..., None, None] * np.abs(i - j + _real(offset))
 
-        # 3. Masks. What they exclude scores -inf, whatever stands in query and key.
+        # 3. Masks. What they exclude scores -inf, whatever query and key hold.
         left, right = (None, None) if window is None else window
         allowed = j < lengths
         if is_causal:
@@ -204,22 +203,22 @@ def _weights(
 
 
 def _bound(offset):
-    """Integers of any size as int64: what is farther than every key and query stays so."""
+    """Clip integers of any size to int64, beyond every key and query."""
     return np.asarray(np.clip(offset, -(2**62), 2**62), np.int64)
 
 
 def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_lse=False, **options):
-    """`scaled_dot_product_attention` of each of N sequences, packed one behind the other.
+    """`scaled_dot_product_attention` of each of N sequences, packed one after the other.
 
     Parameters
     ----------
-    query : array, shape (Tq, Hq, D)
+    query : ndarray, shape (Tq, Hq, D)
         Sequence n is ``query[cu_seqlens_q[n]:cu_seqlens_q[n + 1]]``.
-    key : array, shape (Tk, Hkv, D)
-    value : array, shape (Tk, Hkv, Dv)
+    key : ndarray, shape (Tk, Hkv, D)
+    value : ndarray, shape (Tk, Hkv, Dv)
         Likewise, by `cu_seqlens_k`.
-    cu_seqlens_q, cu_seqlens_k : integer array, shape (N + 1,)
-        From 0 to Tq, and from 0 to Tk, never decreasing.
+    cu_seqlens_q, cu_seqlens_k : integer ndarray, shape (N + 1,)
+        Cumulative sequence lengths: from 0 to Tq, and from 0 to Tk, never decreasing.
     return_lse : bool
     **options
         As in `attention_weights`; `q_offset` and `kv_lengths` broadcast to (N,), `alibi_slopes` has shape (Hq,) or
@@ -227,12 +226,13 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_ls
 
     Returns
     -------
-    out : array, shape (Tq, Hq, Dv)
-    lse : array, shape (Tq, Hq), only with ``return_lse``
+    out : ndarray, shape (Tq, Hq, Dv)
+    lse : ndarray, shape (Tq, Hq)
+        Only with `return_lse`.
 
     Examples
     --------
-    Two sequences of two and of one token. All keys of a sequence score the same:
+    Two sequences, of two tokens and of one. All keys of a sequence have the same score:
 
     >>> import numpy as np
     >>> from fastattn import reference
@@ -264,7 +264,7 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, *, return_ls
 
 
 def _with_common_axes(query, *keys_and_values):
-    """All with the same leading axes and number of heads: key and value repeat each head for its group."""
+    """Broadcast all to the same leading axes and number of heads: key and value heads are repeated for their group."""
     query, *others = (x[None] if x.ndim == 2 else x for x in (query, *keys_and_values))
     group = query.shape[-3] // others[0].shape[-3]
     arrays = [query, *(x.repeat(group, axis=-3) for x in others)]
@@ -273,7 +273,7 @@ def _with_common_axes(query, *keys_and_values):
 
 
 def _weighted_sum(weights, value, allowed):
-    """weights @ value, where an excluded key adds nothing: in floating point 0 · NaN and 0 · inf are not nothing.
+    """weights @ value, where excluded keys contribute nothing: in floating point, 0 · NaN and 0 · inf are NaN.
 
     weights (..., Hq, Sq, Sk), value (..., Hq, Sk, Dv), allowed broadcasts to the weights.
     """
@@ -281,7 +281,7 @@ def _weighted_sum(weights, value, allowed):
     every_axis_but_keys = tuple(axis for axis in range(value.ndim) if axis != value.ndim - 2)
     finite = np.isfinite(value).all(axis=every_axis_but_keys)  # (Sk,)
     out = weights[..., finite] @ value[..., finite, :]
-    for j in np.flatnonzero(~finite):  # few or none: one by one, only to those who attend to them
+    for j in np.flatnonzero(~finite):  # few or none: one by one, only for queries that attend to them
         with np.errstate(invalid="ignore"):
             contribution = weights[..., j, None] * value[..., None, j, :]  # (..., Hq, Sq, Dv)
             out += np.where(allowed[..., j, None], contribution, 0)
@@ -293,19 +293,19 @@ def merge_states(outs, lses):
 
     Parameters
     ----------
-    outs : sequence of P arrays (..., Sq, Dv)
-    lses : sequence of P arrays (..., Sq)
-        What `scaled_dot_product_attention` returns with ``return_lse=True`` for each part of the keys. A part that
-        saw no key has lse -inf and contributes nothing.
+    outs : sequence of P ndarrays, each of shape (..., Sq, Dv)
+    lses : sequence of P ndarrays, each of shape (..., Sq)
+        Results of `scaled_dot_product_attention` with ``return_lse=True`` for each part of the keys. A part in which a
+        query saw no key has lse -inf and contributes nothing.
 
     Returns
     -------
-    out : array, shape (..., Sq, Dv)
-    lse : array, shape (..., Sq)
+    out : ndarray, shape (..., Sq, Dv)
+    lse : ndarray, shape (..., Sq)
 
     Examples
     --------
-    One part saw one key, the other saw three that score the same:
+    One part saw one key, the other three keys with the same score:
 
     >>> import numpy as np
     >>> from fastattn import reference
@@ -329,15 +329,15 @@ def softmax(x, axis=-1, *, where=None):
 
     Parameters
     ----------
-    x : array
+    x : ndarray
     axis : int
-    where : bool array that broadcasts to x, optional
-        False takes an element out: it counts as -inf and its result is 0.
+    where : bool ndarray, broadcastable to x's shape, optional
+        False excludes an element: it counts as -inf, and its result is 0.
 
     Returns
     -------
-    array of x's shape
-        All zeros along the axis where every element is -inf or taken out.
+    ndarray, shape of x
+        All zeros along the axis where every element is -inf or excluded.
 
     Examples
     --------
@@ -357,14 +357,14 @@ def log_softmax(x, axis=-1, *, where=None):
 
     Parameters
     ----------
-    x : array
+    x : ndarray
     axis : int
-    where : bool array that broadcasts to x, optional
-        False takes an element out: it counts as -inf and its result is -inf.
+    where : bool ndarray, broadcastable to x's shape, optional
+        False excludes an element: it counts as -inf, and its result is -inf.
 
     Returns
     -------
-    array of x's shape
+    ndarray, shape of x
 
     Examples
     --------
@@ -384,15 +384,15 @@ def _kept(x, where):
 
 
 def _softmax_and_lse(x, axis):
-    """Softmax and logarithm of its denominator (that axis kept); zeros and -inf where all of x is -inf."""
+    """Softmax and the logarithm of its denominator (the axis is kept); zeros and -inf where all of x is -inf."""
     exponentials, total, top = _exponentials(x, axis)
     with np.errstate(divide="ignore"):
         return exponentials / np.where(total == 0, 1, total), top + np.log(total)
 
 
 def _exponentials(x, axis):
-    """exp(x - top), their sum, and top; the last two with that axis kept."""
-    # 1. The maximum, so that no exponential overflows. Where all is -inf, 0 serves: -inf - -inf would be NaN.
+    """exp(x - top), their sum, and top; the last two with the axis kept."""
+    # 1. The maximum, so that no exponential overflows. If all is -inf, use 0: -inf - -inf would be NaN.
     top = x.max(axis=axis, keepdims=True, initial=-np.inf)
     top = np.where(np.isneginf(top), 0, top)
 
@@ -410,14 +410,14 @@ def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
 
     Parameters
     ----------
-    x : array, shape (..., N)
-    weight, bias : array, shape (N,), optional
+    x : ndarray, shape (..., N)
+    weight, bias : ndarray, shape (N,), optional
     eps : float
-        Added to the variance, which is the mean square (not divided by N - 1).
+        Added to the variance, which is the biased one (divided by N, not N - 1).
 
     Returns
     -------
-    array, shape (..., N)
+    ndarray, shape (..., N)
 
     Examples
     --------
@@ -437,14 +437,14 @@ def rms_norm(x, weight=None, *, eps=1e-6):
 
     Parameters
     ----------
-    x : array, shape (..., N)
-    weight : array, shape (N,), optional
+    x : ndarray, shape (..., N)
+    weight : ndarray, shape (N,), optional
     eps : float
         Added to the mean square.
 
     Returns
     -------
-    array, shape (..., N)
+    ndarray, shape (..., N)
 
     Examples
     --------
@@ -463,15 +463,15 @@ def add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5):
 
     Parameters
     ----------
-    x, residual : array, shape (..., N)
-    weight, bias : array, shape (N,), optional
+    x, residual : ndarray, shape (..., N)
+    weight, bias : ndarray, shape (N,), optional
     eps : float
 
     Returns
     -------
-    y : array, shape (..., N)
+    y : ndarray, shape (..., N)
         ``layer_norm(x + residual, weight, bias, eps=eps)``
-    sum : array, shape (..., N)
+    total : ndarray, shape (..., N)
         ``x + residual``
 
     Examples
@@ -490,15 +490,15 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
 
     Parameters
     ----------
-    x, residual : array, shape (..., N)
-    weight : array, shape (N,), optional
+    x, residual : ndarray, shape (..., N)
+    weight : ndarray, shape (N,), optional
     eps : float
 
     Returns
     -------
-    y : array, shape (..., N)
+    y : ndarray, shape (..., N)
         ``rms_norm(x + residual, weight, eps=eps)``
-    sum : array, shape (..., N)
+    total : ndarray, shape (..., N)
         ``x + residual``
 
     Examples
@@ -513,7 +513,7 @@ def add_rms_norm(x, residual, weight=None, *, eps=1e-6):
 
 
 def _near_one(x, eps):
-    """x · 2^n and eps · 4^n, which have the same quotient x / sqrt(mean(x**2) + eps): lest a square overflow."""
+    """x · 2^n and eps · 4^n, with the same x / sqrt(mean(x**2) + eps), such that no square overflows."""
     eps = x.dtype.type(eps)
     _, exponent = np.frexp(np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.sqrt(eps)))
     return np.ldexp(x, -exponent), np.ldexp(eps, -2 * exponent)
@@ -535,16 +535,16 @@ def linear(x, weight, bias=None, *, activation=None, residual=None):
 
     Parameters
     ----------
-    x : array, shape (..., K)
-    weight : array, shape (N, K), or a pair of it and (N,) scales
-        With scales, row n stands for ``scales[n] * weight[n]``.
-    bias : array, shape (N,), optional
+    x : ndarray, shape (..., K)
+    weight : ndarray, shape (N, K), or (values, scales)
+        A pair of values (N, K) and scales (N,) stands for ``scales[:, None] * values``.
+    bias : ndarray, shape (N,), optional
     activation : None, "gelu", "gelu_tanh", "relu" or "silu"
-    residual : array, shape (..., N), optional
+    residual : ndarray, shape (..., N), optional
 
     Returns
     -------
-    array, shape (..., N)
+    ndarray, shape (..., N)
 
     Examples
     --------
@@ -565,7 +565,7 @@ def linear(x, weight, bias=None, *, activation=None, residual=None):
 
 
 def _gated(x, share):
-    """x times its share; at -inf the limit, 0."""
+    """x * share; at -inf the limit, 0."""
     return np.where(x == -np.inf, 0, x) * share
 
 
@@ -579,7 +579,7 @@ def _normal_distribution(x):
 
 
 def _steepened(x):
-    """What `gelu_tanh` takes the logistic function of, instead of the normal distribution of x."""
+    """The argument of the logistic function by which `gelu_tanh` approximates the normal distribution of x."""
     real = x.dtype.type
     return 2 * np.sqrt(2 / real(np.pi)) * (x + real("0.044715") * x**3)
 
@@ -596,25 +596,24 @@ _ACTIVATIONS = {
 
 
 def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False, rotary_dim=None):
-    """Turn pairs of components by angles that grow with the token's position.
+    """Rotate pairs of components by angles that grow with the token's position.
 
     Parameters
     ----------
-    x : array, shape (..., H, S, D)
-        A 2-D array (S, D) has no axis for heads.
-    cos, sin : array, shape (P, R/2), or (..., S, R/2) without `positions`
-        Cosine and sine of the angle for each position and pair. R, the rotary size, is at most D; components from R
-        on stay as they are.
-    positions : integer array that broadcasts to (..., S), optional
-        Row of `cos` and `sin` for each token. By default cos and sin have a row for each token already.
+    x : ndarray, shape (..., H, S, D) or (S, D)
+    cos, sin : ndarray, shape (P, R/2) with `positions`, (..., S, R/2) without
+        Cosine and sine of the angle for each position (or token) and pair. R, the rotary size, is at most D; components
+        from R on are left unchanged.
+    positions : integer ndarray, broadcastable to (..., S), optional
+        Row of `cos` and `sin` for each token. By default they have a row for each token.
     interleaved : bool
         A pair is (x[2i], x[2i + 1]); otherwise it is (x[i], x[i + R/2]).
     rotary_dim : int, optional
-        R, which the tables tell as well.
+        R, to confirm the width of the tables.
 
     Returns
     -------
-    array of x's shape
+    ndarray, shape of x
 
     Examples
     --------
@@ -627,7 +626,7 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False, rotary_d
     """
     x, cos, sin = _real(x), _real(cos), _real(sin)
     if positions is not None:
-        positions = np.asarray(positions, np.int64) + np.zeros(x.shape[-2], np.int64)  # one may stand for all tokens
+        positions = np.asarray(positions, np.int64) + np.zeros(x.shape[-2], np.int64)  # one position may be for all
         cos, sin = cos[positions], sin[positions]  # (..., S, R/2)
     if x.ndim > 2:
         cos, sin = np.expand_dims(cos, -3), np.expand_dims(sin, -3)  # (..., 1, S, R/2)

@@ -1,7 +1,7 @@
-"""What benchmarks/decode.py times: one query for each sequence, over keys and values larger than any cache.
+"""The cases of benchmarks/decode.py: one query per sequence, over keys and values larger than any cache.
 
-As data: the shapes, the types in which keys and values are stored, and what was asked for. Beside it what is measured
-like nothing else: reading as many bytes, and a loop over as many caches as a model has layers.
+As data: the shapes, the types of keys and values, and the targets. Also two special measurements: reading as many
+bytes, and a loop over as many caches as a model has layers.
 """
 
 import math
@@ -22,12 +22,12 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def largest_cache():
-    """Bytes of the first processor's largest cache, as far as Linux tells; else 0."""
+    """Size of the first processor's largest cache in bytes, as reported by Linux; else 0."""
     sizes = (file.read_text().strip() for file in _CACHES.glob("index*/size"))
     return max((int(size.removesuffix("K")) << 10 for size in sizes), default=0)
 
 
-#: Bytes of keys and values in the narrowest type, int8, that no cache holds; at least what most machines' caches hold.
+#: Bytes of keys and values in the narrowest type, int8: more than any cache of this machine, and of most others.
 LARGE = max(64 << 20, math.ceil(1.1 * largest_cache()))
 
 _SHAPES = (
@@ -38,7 +38,7 @@ _SHAPES = (
     ("ragged batch",    8, 32,  8, 128, 0.4,    ("kv_lengths",)),
 )  # fmt: skip
 
-#: By type of keys and values the asked-for share of the read bandwidth, speed-up over float32, and over PyTorch.
+#: By type of keys and values, the targets: share of the read bandwidth, speed-up over float32, and over PyTorch.
 ASKED = {
     "float32": (0.85, None, None),
     "bfloat16": (0.85, 1.8, 8.0),
@@ -59,12 +59,12 @@ def cached(case):
     return case if case.cached else replace(case, name=f"{case.name}, cached", cached=True)
 
 
-#: By label, the case of each type of keys and values; of quantised ones it is one of a KVCache.
+#: By label, the case of each type of keys and values; quantised ones are in a KVCache.
 DECODING = {label: {stored: _case(label, stored, *row) for stored in ASKED} for label, *row in _SHAPES}
 
 
 class Reader:
-    """Takes turns with engines: its time at a case is that of reading the case's keys and values, and no more."""
+    """Takes turns with engines: its time for a case is that of only reading the case's keys and values."""
 
     name = "read"
 
@@ -72,19 +72,19 @@ class Reader:
         self.threads = threads
 
     def prepare(self, case, beside=False):
-        """Nothing can go wrong."""
+        """Nothing to prepare."""
         return Outcome(variant="read")
 
     def time(self, seconds, cases):
-        """By the best of the probe's tries, which take as long as they take: a limit is what nothing disturbed."""
+        """The best of the probe's tries, whose number is fixed: `seconds` is ignored."""
         nbytes = sum(case.stored for case in cases)
         return nbytes / (1e9 * probe.read(nbytes, num_threads=self.threads))
 
 
 class Loop:
-    """A token's way through a model's caches, without the model.
+    """The decoding of a token by a model's caches, without the model.
 
-    A step appends one token to each of `layers` caches, which then hold `tokens`, and attends to it. Beside it the
+    A step appends one token to each of `layers` caches, which then hold `tokens`, and attends to it. For comparison,
     attention alone: the same number of calls on the same memory.
     """
 
@@ -112,20 +112,20 @@ class Loop:
             cache.attend(self.query, out=self.out)
 
     def back(self):
-        """Take the step's token away again; this is not part of the time."""
+        """Remove the step's token again; this is not timed."""
         for cache in self.caches:
             cache.truncate(self.tokens - 1)
 
     def bare(self, tokens=None):
-        """Attend to the first so many tokens, layer by layer."""
+        """Attend to the first `tokens` tokens, layer by layer."""
         for key, value in self.stored:
             fastattn.scaled_dot_product_attention(self.query, key[:, :, :tokens], value[:, :, :tokens], out=self.out)
 
     def measure(self, rounds):
-        """Medians of the seconds of a step, of its attention alone, and of as many calls with a single key.
+        """Median seconds of a step, of its attention alone, and of as many calls with a single key.
 
-        Each round has one of each, the first two in changing order. The share of a step that is spent outside of
-        attention is the median over the rounds, too.
+        Each round has one of each, the first two in alternating order. The share of a step that is spent outside of
+        attention is also a median over the rounds.
         """
         self.back()
         times = [self._round(turn) for turn in range(rounds + 1)][1:]  # the first one woke the threads

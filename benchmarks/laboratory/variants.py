@@ -1,4 +1,4 @@
-"""What benchmarks/variants.py times: options of attention and packed sequences, as data, and how they take turns."""
+"""The cases of benchmarks/variants.py: options of attention and packed sequences, as data, and how they take turns."""
 
 from dataclasses import replace
 from math import nan
@@ -47,7 +47,7 @@ def _option(label, asked, sizes, arrays, options=None):
     return label, case, replace(case, name=f"plain, {tokens} tokens", arrays=(), options={}), asked
 
 
-#: Label, the case with the option and without, and the ratio of their times that was asked for.
+#: Label, the case with the option and without, and the target of the ratio of their times.
 OPTIONS = tuple(_option(label, asked, sizes, *more) for label, asked, shapes, *more in _OPTIONS for sizes in shapes)
 
 
@@ -69,7 +69,7 @@ _AGAINST = (
 AGAINST = tuple((label, _attention(f"{label}, {sizes[3]} queries", sizes, *more)) for label, sizes, *more in _AGAINST)
 
 
-# Packed sequences of real lengths, and what else computes the same
+# Packed sequences of realistic lengths, and alternatives that compute the same
 
 _SIZES = {"B": 64, "Hq": 12, "Hkv": 12, "shortest": 16, "longest": 512, "roll": 0, "D": 64, "Dv": 64}
 
@@ -84,16 +84,16 @@ _ALTERNATIVES = (
     ("sum of each alone", [_padded("alone", 1, length) for length in long_tailed(64, 16, 512).tolist()], 1 / 1.15),
 )
 
-#: Label and case, and its alternatives: label, cases whose times add up, and the speed-up that was asked for.
+#: Label and case, and its alternatives: label, cases whose times add up, and the target of the speed-up.
 PACKED = (("packed", Case("packed", "varlen_attention", _SIZES), _ALTERNATIVES),)
 
 
 def duel(groups, engine, pace):
-    """Let calls of one engine take turns in its process; their outcomes by name.
+    """Let calls of one engine take turns in its process; return their outcomes by name.
 
     Parameters
     ----------
     groups : dict of str to list of cases
-        What takes a turn together.
+        The cases of a group share a turn.
     """
     return dict(zip(groups, contest([(engine, cases) for cases in groups.values()], pace), strict=True))

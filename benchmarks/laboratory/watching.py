@@ -1,6 +1,6 @@
-"""Engines that are watched call by call, as a service would see them: alone, or in turns with another library.
+"""Engines whose calls are timed one by one, as a service sees them: alone, or in turns with another library.
 
-``python -m laboratory.watching MODULE THREADS`` is such an engine's process.
+``python -m laboratory.watching MODULE THREADS`` runs the process of such an engine.
 """
 
 import statistics
@@ -10,17 +10,17 @@ from time import perf_counter
 
 from fastattn.commands.measuring import engines, worker
 
-#: Calls before those that are watched, and seconds of another library's calls before they take turns with ours.
+#: Number of calls before those that are timed, and seconds of another library's calls before they take turns with ours.
 WARM_UP, FOREIGN_ALONE = 5, 0.5
 
 
 class Engine(engines.Engine):
-    """An engine whose calls may be watched."""
+    """An engine whose calls can be timed one by one."""
 
     worker = __name__
 
     def watch(self, seconds, start=0.0, gap=0.0, turns=""):
-        """Call the prepared case for so long, alone or in turns with another library; see `Desk.watch`."""
+        """Call the prepared case for some seconds, alone or in turns with another library; see `Desk.watch`."""
         return self._ask("watch", seconds=seconds, start=start, gap=gap, turns=turns)
 
 
@@ -31,7 +31,7 @@ def _torch_product():
     return lambda: a @ a
 
 
-#: Other libraries' calls on threads of their own: name → what makes one.
+#: Other libraries' calls, on threads of their own: name → function that makes one.
 FOREIGN = {"PyTorch": _torch_product}
 
 
@@ -42,7 +42,7 @@ def _duration(call):
 
 
 def _seconds_of(call, seconds):
-    """The durations of calls over so many seconds."""
+    """The durations of calls over some seconds."""
     begin, times = perf_counter(), []
     while perf_counter() - begin < seconds:
         times.append(_duration(call))
@@ -50,10 +50,10 @@ def _seconds_of(call, seconds):
 
 
 class Desk(worker.Desk):
-    """Answers the requests for one engine, that to watch it among them."""
+    """Answers the requests for one engine, including `watch`."""
 
     def watch(self, seconds, start=0.0, gap=0.0, turns=""):
-        """Call the prepared case again and again, and tell of each call: as a service would see it.
+        """Call the prepared case repeatedly, and time each call as a service sees it.
 
         Parameters
         ----------

@@ -1,8 +1,8 @@
 # cython: binding=False
-"""Attention between NumPy and the planner: arrays become addresses and strides, and a list of sequences.
+"""The interface of attention between NumPy and the planner: arrays become addresses, strides and a list of sequences.
 
-Padded, packed and paged calls are one call, `attend`. They differ in which axes are those of heads and tokens, and in
-how a sequence is cut out of the arrays: a `Layout` says both.
+Padded, packed and paged calls share one function, `attend`. They differ in the axes of heads and tokens, and in how to
+find a sequence in the arrays: `Layout` holds both.
 """
 
 cimport numpy as np
@@ -27,14 +27,14 @@ cdef struct Layout:
     void (*cut)(Sequence *, ptrdiff_t, const Layout *, const fa_attention *) noexcept nogil
     int heads, tokens                  # axes of queries, keys and values, counted from the end
     ptrdiff_t count, queries, keys     # sequences; queries and keys of each, or the most keys of any
-    int lead, ndim                     # axes of the result: of sequences, of all
+    int lead, ndim                     # number of axes of the result: leading ones (of sequences), all
     np.npy_intp[strides.MOST_AXES] shape
-    const np.npy_intp *leading         # the shape of the sequences, of which there may be more in the result's
+    const np.npy_intp *leading         # the leading axes, which are not those of `shape` if packed
     char *data[ARRAYS]
-    strides.Axes batch                 # from sequence to sequence; no axes where they are packed
+    strides.Axes batch                 # from sequence to sequence; no axes if packed
     const int64_t *begin_q             # packed: where each sequence begins
     const int64_t *begin_k
-    const int64_t *block_tables        # in pages: a row for each sequence; its first key and its end
+    const int64_t *block_tables        # paged: a row for each sequence; below, its first key and its end
     ptrdiff_t table_length
     const int64_t *first_keys
     const int64_t *ends
@@ -70,7 +70,7 @@ cdef void cut_paged(Sequence *s, ptrdiff_t n, const Layout *at, const fa_attenti
     s.key_begin, s.key_end = at.first_keys[n] if at.first_keys != NULL else 0, at.ends[n]
 
 
-# --- arrays as the plan sees them ---
+# --- from arrays to the plan ---
 
 cdef char *data(np.ndarray x) noexcept:
     return NULL if x is None else <char *>np.PyArray_DATA(x)
@@ -91,7 +91,7 @@ cdef void size_up(Plan *p, const Layout *at, np.ndarray q, np.ndarray k, np.ndar
 
 
 cdef void describe_rows(fa_rows *rows, ptrdiff_t *head, np.ndarray x, const Layout *at) noexcept:
-    """How keys or values lie."""
+    """Type and strides of keys or values."""
     rows.type = arguments.weight_type_of(x)
     rows.row, rows.element, head[0] = stride(x, at.tokens), element_stride(x), stride(x, at.heads)
     rows.page = x.strides[0] if at.block_tables != NULL else 0
@@ -99,7 +99,7 @@ cdef void describe_rows(fa_rows *rows, ptrdiff_t *head, np.ndarray x, const Layo
 
 
 cdef const char *describe_scales(fa_rows *rows, ptrdiff_t *head, np.ndarray scales) noexcept:
-    """Scales of int8 pages, or None."""
+    """Strides of the scales of int8 pages, which may be None; returns their address."""
     head[0] = 0
     if scales is not None:
         rows.scale_page, head[0], rows.scale_row = scales.strides[0], scales.strides[1], scales.strides[2]
@@ -107,7 +107,7 @@ cdef const char *describe_scales(fa_rows *rows, ptrdiff_t *head, np.ndarray scal
 
 
 cdef void describe(Plan *p, const Layout *at, np.ndarray q, np.ndarray out, np.ndarray lse) noexcept:
-    """How queries and results lie."""
+    """Strides of queries and results."""
     cdef fa_attention *call = &p.call
     cdef int heads = at.heads, tokens = at.tokens
     call.query_head, call.query_row, call.query_element = stride(q, heads), stride(q, tokens), element_stride(q)
@@ -121,7 +121,7 @@ cdef void describe(Plan *p, const Layout *at, np.ndarray q, np.ndarray out, np.n
 
 
 cdef void walk(Layout *at, int array, np.ndarray x, int own) noexcept:
-    """An array with so many axes of its own behind those of the batch; it may be broadcast, or None."""
+    """Address and batch strides of an array with `own` axes after those of the batch; it may be broadcast, or None."""
     cdef int i
     at.data[array] = data(x)
     for i in range(at.batch.count):
@@ -131,7 +131,7 @@ cdef void walk(Layout *at, int array, np.ndarray x, int own) noexcept:
 # --- the call ---
 
 cdef object attend(Layout *at, np.ndarray q, np.ndarray k, np.ndarray v, Options options, Pages pages):
-    """Attention over arrays that fit each other; v is None for the weights, `pages` unless k and v lie in them."""
+    """Attention over arrays with matching shapes; v is None for the weights, `pages` None unless k and v are paged."""
     cdef Plan p
     cdef np.ndarray result, target, lse = None
     cdef ptrdiff_t n
@@ -164,7 +164,7 @@ cdef object attend(Layout *at, np.ndarray q, np.ndarray k, np.ndarray v, Options
     if pages is not None:
         at.data[KEY], at.data[VALUE] = data(k), data(v)
 
-    # What has no elements takes no memory: there may be any number of sequences and queries then.
+    # A result without elements may have any number of sequences and queries: allocate nothing for them.
     if np.PyArray_SIZE(result) or (lse is not None and np.PyArray_SIZE(lse)):
         done = take_sequences(&p, at.count)
         if done:
@@ -193,7 +193,7 @@ cdef int check_lengths(const Layout *at, np.ndarray lengths) except -1:
 
 
 cdef object attend_padded(query, key, value, Options options, bint weights):
-    """Sequences along leading axes, which broadcast; for the weights `value` is None."""
+    """Attention of sequences along leading axes, which broadcast; for the weights `value` is None."""
     cdef np.ndarray q = arguments.real_array("query", query)
     cdef np.ndarray k = arguments.real_array_like("key", key, q, "query")
     cdef np.ndarray v = None if weights else arguments.real_array_like("value", value, q, "query")
@@ -248,7 +248,7 @@ cdef class Pages:
 cdef object attend_pages(
     query, Pages pages, np.ndarray block_tables, np.ndarray first_keys, np.ndarray lengths, Options options
 ):
-    """Attention over a cache's pages, read where they lie; for cache.pyx, which knows them to be sound.
+    """Attention over a cache's pages, read in place; for cache.pyx, which has checked them.
 
     query (B, Hq, Sq, D). Key j of sequence b, first_keys[b] <= j < lengths[b], is row ``j % page size`` of page
     ``block_tables[b, j // page size]``. block_tables, first_keys (or None) and lengths are int64, in C order.

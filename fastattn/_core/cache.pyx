@@ -1,12 +1,12 @@
-"""Caches of keys and values: where their rows lie, and the storing of new ones on OpenMP's threads.
+"""Caches of keys and values: the layout of their memory, and the storing of new rows by several threads.
 
-Keys and values lie in pages, (pages, kv heads, page size, size), each kv head's rows of a page side by side; int8 rows
-have a scale each. Fixed gives every sequence a page of its own, as a ring where it has a window; Paged hands out pages
-as sequences grow, and shares them. Attention reads them where they lie: attention.pyx.
+Keys and values are stored in pages, (pages, kv heads, page size, size); each int8 row has a scale. Fixed has one page
+per sequence, used as a ring buffer with a window; Paged allocates pages as sequences grow, and shares them. Attention
+reads pages in place: attention.pyx.
 
-What an operation needs is checked before anything changes; where it fails later, the cache is put back as it was.
-Lengths and positions are at most FARTHEST, also those of a file, so that sums of a few of them fit 64 bits. Reading a
-cache from several threads is safe, changing it while another thread uses it is not.
+Arguments are checked before anything changes; if an operation fails later, the cache is restored. Lengths and positions
+are at most FARTHEST, those of a file included, so that sums of a few of them fit 64 bits. Several threads may read a
+cache; changing it while another thread uses it is not safe.
 """
 
 import math
@@ -37,12 +37,12 @@ ctypedef np.npy_int64 int64
 
 cdef enum:
     KEYS, VALUES
-    ASIDE = -1             # a place beside the pages
-    SLACK = 64             # rows of a ring beyond its window, at least
+    ASIDE = -1             # stands for a temporary buffer in a list of moves
+    SLACK = 64             # minimum number of rows of a ring beyond its window
 
 
 class OutOfPages(MemoryError):
-    """A `PagedKVCache` has fewer free pages than an append needs; the cache is as it was before.
+    """A `PagedKVCache` has fewer free pages than an append needs. The cache is left unchanged.
 
     Examples
     --------
@@ -64,26 +64,26 @@ cdef struct Side:  # the keys of a call, or its values
     ptrdiff_t x_sequence, x_head
     char *pages                # NULL: the rows are only checked
     float *scales
-    bint refused               # a row has no finite scale, or a number that would become infinite
+    bint rejected              # a row has no finite scale, or a number that would become infinite
 
 
 cdef struct Plan:
     Side sides[2]
     const char *cos
     const char *sin
-    const int64 *slots         # where sequence n of the call stands in the next two; NULL: at n
+    const int64 *slots         # index of sequence n of the call into the next two; NULL: n itself
     const int64 *tables
-    const int64 *lengths       # tokens that are there already
-    const int64 *counts        # new ones, of sequence n of the call
+    const int64 *lengths       # tokens stored already
+    const int64 *counts        # new tokens of sequence n of the call
     ptrdiff_t table_row, kv_heads, page_size
     ptrdiff_t item_tokens, blocks  # tokens of an item, items of a sequence's kv head
-    bint ring                  # one page a sequence, where later tokens take the place of earlier ones
+    bint ring                  # one page per sequence, in which later tokens replace earlier ones
     const fa_kernels *kernels
 
 
 cdef void store_run(const Plan *p, int which, ptrdiff_t n, ptrdiff_t head, ptrdiff_t position, ptrdiff_t token,
                     ptrdiff_t count, void *memory) noexcept nogil:
-    """`count` tokens of sequence n, from `token` on, which go to places side by side."""
+    """Store `count` tokens of sequence n, from `token` on, in consecutive rows of a page."""
     cdef const Side *side = &p.sides[which]
     cdef ptrdiff_t slot = n if p.slots == NULL else p.slots[n], place = 0
     cdef char *out = NULL
@@ -101,14 +101,14 @@ cdef void store_run(const Plan *p, int which, ptrdiff_t n, ptrdiff_t head, ptrdi
         count,
         memory,
     ):
-        (<Side *>side).refused = True
+        (<Side *>side).rejected = True
 
 
 cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:
     cdef const Plan *p = <const Plan *>plan
     cdef ptrdiff_t head = index // p.blocks % p.kv_heads, n = index // p.blocks // p.kv_heads
     cdef ptrdiff_t token = index % p.blocks * p.item_tokens, end, position, count
-    if p.ring and p.counts[n] > p.page_size:  # of many tokens only the last ones remain
+    if p.ring and p.counts[n] > p.page_size:  # only the last tokens fit
         token += p.counts[n] - p.page_size
     end = min(token + p.item_tokens, <ptrdiff_t>p.counts[n])
     while token < end:
@@ -120,7 +120,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef np.ndarray zeros(shape, dtype):
-    """Of memory that is not there until it is written to."""
+    """Zeros, for which the system provides memory only when it is written to."""
     return np.zeros(shape, dtype)
 
 
@@ -129,7 +129,7 @@ cdef int64 *integers(np.ndarray x) noexcept:
 
 
 cdef void copy_heads(char *to, ptrdiff_t to_head, np.ndarray pool, ptrdiff_t page, ptrdiff_t rows) noexcept:
-    """The first rows of each head of a page to `to`, where those of the next head begin `to_head` bytes farther."""
+    """Copy the first rows of each head of a page to `to`, in which heads are `to_head` bytes apart."""
     cdef const char *start = <const char *>np.PyArray_DATA(pool) + page * pool.strides[0]
     cdef ptrdiff_t head
     for head in range(pool.shape[1]):
@@ -137,7 +137,7 @@ cdef void copy_heads(char *to, ptrdiff_t to_head, np.ndarray pool, ptrdiff_t pag
 
 
 cdef void put_heads(np.ndarray pool, ptrdiff_t page, const char *start, ptrdiff_t start_head, ptrdiff_t rows) noexcept:
-    """The reverse."""
+    """The reverse of copy_heads."""
     cdef char *to = <char *>np.PyArray_DATA(pool) + page * pool.strides[0]
     cdef ptrdiff_t head
     for head in range(pool.shape[1]):
@@ -148,37 +148,37 @@ cdef void copy_rows(np.ndarray pool, ptrdiff_t to, ptrdiff_t page, ptrdiff_t row
     copy_heads(<char *>np.PyArray_DATA(pool) + to * pool.strides[0], pool.strides[1], pool, page, rows)
 
 
-# --- where queries stand ---
+# --- positions of queries ---
 
-# The last padded append to a sequence: it had fewer tokens than the arrays. Queries come in the columns of such arrays,
-# so that the last query is not the last token's. Tokens from `end` on came without padding.
+# The last padded append to a sequence, one of fewer tokens than the arrays had. Queries are padded in the same way, so
+# the last query does not belong to the last token. Tokens from `end` on were appended without padding.
 cdef struct Padding:
     int64 begin, end  # positions of its tokens
-    int64 tokens      # that the arrays had; 0 once it is no longer the last append
+    int64 tokens      # number of tokens of the arrays; 0 once it is not the last append
 
 
 cdef Padding *paddings(np.ndarray x) noexcept:
-    """From an array (sequences, 3)."""
+    """The elements of an array (sequences, 3)."""
     return <Padding *>np.PyArray_DATA(x)
 
 
 cdef void note_append(Padding *padding, int64 length, int64 new, ptrdiff_t tokens) noexcept:
-    """To a sequence of that length, of so many of the arrays' tokens."""
+    """Record the append of `new` of the arrays' tokens to a sequence of that length."""
     if new < tokens:
         padding.begin, padding.end, padding.tokens = length, length + new, min(tokens, FARTHEST)
     elif new:
         padding.begin, padding.tokens = padding.end, 0
 
 
-cdef void note_end(Padding *padding, int64 length, int64 new) noexcept:
-    """Of a sequence that is cut from one length to another."""
+cdef void note_truncation(Padding *padding, int64 length, int64 new) noexcept:
+    """Record the truncation of a sequence to the length `new`."""
     if new < length:
         padding.end = min(padding.end, new)
         padding.begin, padding.tokens = padding.end, 0
 
 
-def could_be(padding, lengths):
-    """Whether these are paddings of sequences of such lengths."""
+def is_valid_padding(padding, lengths):
+    """Whether these can be the paddings of sequences of these lengths."""
     if padding.shape != (len(lengths), 3) or (padding < 0).any() or (padding > FARTHEST).any():
         return False
     begin, end, tokens = padding.T
@@ -186,12 +186,12 @@ def could_be(padding, lengths):
     return bool(((begin <= end) & (end <= lengths) & last).all())
 
 
-cdef int stand(
+cdef int align_queries(
     Options options, query, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring
 ) except -1:
-    """Say where the first queries stand, unless the caller does, or the last ones stand at the last tokens.
+    """Set `q_offset` for queries that are padded like the last append, unless the caller has set it.
 
-    ValueError where that is not known and makes a difference.
+    ValueError if the positions are ambiguous and affect the result.
     """
     if options.q_offset is not None or not isinstance(query, np.ndarray) or query.ndim != 4:
         return 0
@@ -209,9 +209,9 @@ cdef int stand(
         elif p.end and 1 < queries and integers(lengths)[slot] - p.end < queries:
             if ring or options.depends_on_positions():
                 raise ValueError(
-                    f"q_offset must say where {queries} queries stand in sequence {n}, which an append gave fewer "
-                    f"tokens than its arrays had (kv_lengths): as many queries as these had, right after it, are known "
-                    f"to be theirs, got None"
+                    f"q_offset must be given for {queries} queries of sequence {n}, which had a padded append "
+                    f"(kv_lengths), got None: it is known only for as many queries as the arrays of that append had "
+                    f"tokens, right after it"
                 )
     options.q_offset = offsets
     return 0
@@ -229,7 +229,7 @@ cdef class Store(Pages):
     cdef int make(
         self, ptrdiff_t pages, num_kv_heads, ptrdiff_t page_size, head_dim, dtype, value_dim, pools
     ) except -1:
-        """Take the arrays of `pools`, what it returns when told of which shapes and types or, for None, new ones."""
+        """Set sizes and arrays: those of `pools`, which may be a function of `self.pools()`, or new ones for None."""
         self.dtype = arguments.storage_dtype("dtype", dtype)
         self.pages, self.page_size = pages, page_size
         self.kv_heads = arguments.at_least_one("num_kv_heads", num_kv_heads)
@@ -238,7 +238,7 @@ cdef class Store(Pages):
         if pools is None:
             needed = sum([math.prod(shape) * kind.itemsize for shape, kind in self.pools()])
             if needed >= 1 << 63:
-                raise MemoryError(f"no memory for a cache of {needed} bytes")
+                raise MemoryError(f"cannot allocate a cache of {needed} bytes")
             pools = [zeros(shape, kind) for shape, kind in self.pools()]
         elif callable(pools):
             pools = pools(self.pools())
@@ -249,7 +249,7 @@ cdef class Store(Pages):
         return 0
 
     cpdef list pools(self):
-        """(shape, dtype) of the arrays: pages of keys and of values, and their scales where there are any."""
+        """(shape, dtype) of the arrays: pages of keys and of values, and their scales if there are any."""
         shape = (self.pages, self.kv_heads, self.page_size)
         arrays = [((*shape, self.head_dim), self.dtype), ((*shape, self.value_dim), self.dtype)]
         if self.dtype == np.int8:
@@ -261,7 +261,7 @@ cdef class Store(Pages):
         return [x for x in arrays if x is not None]
 
     cdef void copy_page(self, ptrdiff_t to, ptrdiff_t page, ptrdiff_t rows) noexcept:
-        """The first rows of a page."""
+        """Copy the first rows of a page."""
         copy_rows(self.key_pages, to, page, rows)
         copy_rows(self.value_pages, to, page, rows)
         if self.key_scales is not None:
@@ -276,8 +276,8 @@ cdef class Store(Pages):
     cdef bint writes_to(self, np.ndarray x) noexcept:
         return arguments.share_memory(x, self.key_pages) or arguments.share_memory(x, self.value_pages)
 
-    cdef int aim(self, Plan *p, np.ndarray k, np.ndarray v) except -1:
-        """What a plan says of the arrays, new and old."""
+    cdef int fill(self, Plan *p, np.ndarray k, np.ndarray v) except -1:
+        """Set the fields of a plan that describe the arrays."""
         cdef np.ndarray x
         cdef Side *side
         cdef int which
@@ -288,14 +288,14 @@ cdef class Store(Pages):
             side.rows.x_type, side.rows.stored = arguments.type_of(x), self.stored
             side.rows.size, side.rows.pairs = x.shape[3], 0
             side.rows.cos_row = side.rows.sin_row = 0
-            side.pages, side.scales, side.refused = NULL, NULL, False
+            side.pages, side.scales, side.rejected = NULL, NULL, False
         p.cos = p.sin = NULL
         p.kv_heads, p.page_size = self.kv_heads, self.page_size
         p.kernels = kernels_of(FA_F64 if self.stored == FA_F64 else FA_F32)
         return 0
 
     cdef int turn(self, Plan *p, np.ndarray k, cos, sin, interleaved, rotary_dim, ptrdiff_t positions) except -1:
-        """Let the keys turn by the tables, whose rows are positions."""
+        """Set the fields of a plan for rotary embedding of the keys, whose tables have a row per position."""
         cdef fa_cache_rows *rows = &p.sides[KEYS].rows
         cdef np.ndarray c, s
         rows.interleaved = arguments.flag("interleaved", interleaved)
@@ -313,10 +313,10 @@ cdef class Store(Pages):
         return 0
 
     cdef int check_rows(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
-        """Whether all rows can be stored. Nothing is written."""
+        """Raise unless all rows can be stored. Nothing is written."""
         cdef fa_cache_rows *keys = &p.sides[KEYS].rows
         cdef fa_cache_rows *values = &p.sides[VALUES].rows
-        if may_refuse(keys) or may_refuse(values):
+        if may_reject(keys) or may_reject(values):
             self.run_items(p, sequences, tokens, asked)
             self.must_be_stored(p)
         return 0
@@ -324,7 +324,7 @@ cdef class Store(Pages):
     cdef int must_be_stored(self, const Plan *p) except -1:
         cdef int which
         for which in range(2):
-            if p.sides[which].refused:
+            if p.sides[which].rejected:
                 name = "value" if which else "key"
                 if self.stored == FA_I8:
                     raise ValueError(f"{name} must be finite in float32 to be stored as int8, got infinity or NaN")
@@ -344,10 +344,10 @@ cdef class Store(Pages):
         return self.run_items(p, sequences, tokens, asked)
 
     cdef int run_items(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:
-        """Take the `tokens` (of the longest sequence) in items; each kv head of a sequence has its own.
+        """Split the `tokens` (of the longest sequence) of each kv head into items, and run them.
 
-        MemoryError only before anything is written: this thread's scratch memory comes first, and if other threads get
-        none, this one takes all items again.
+        MemoryError only before anything is written: this thread's scratch memory is allocated first, and if another
+        thread gets none, this one runs all items again.
         """
         cdef ptrdiff_t elements = self.head_dim + self.value_dim, items, scratch
         cdef double nanoseconds
@@ -370,15 +370,15 @@ cdef class Store(Pages):
         return 0
 
 
-cdef bint may_refuse(const fa_cache_rows *rows) noexcept:
-    """Whether a finite row may become one that is not, or that has no scale."""
+cdef bint may_reject(const fa_cache_rows *rows) noexcept:
+    """Whether a row may be rejected: finite numbers may become infinite, or a scale may not be finite."""
     if rows.stored == FA_F32 or rows.stored == FA_F64:
         return rows.x_type == FA_F64 and rows.stored == FA_F32
     return rows.stored == FA_I8 or rows.x_type != rows.stored or rows.pairs
 
 
 cdef np.ndarray new_counts(kv_lengths, np.ndarray counts, ptrdiff_t tokens):
-    """New tokens of each sequence: all, or as many as `kv_lengths` says."""
+    """Set the number of new tokens of each sequence: all, or as given by `kv_lengths`."""
     cdef np.npy_intp sequences = counts.shape[0]
     cdef np.ndarray given = arguments.per_sequence("kv_lengths", kv_lengths, 1, &sequences)
     cdef ptrdiff_t n, count
@@ -395,14 +395,14 @@ cdef np.ndarray new_counts(kv_lengths, np.ndarray counts, ptrdiff_t tokens):
 cdef class Fixed(Store):
     """See fastattn.cache.KVCache. The key of position j is row j of the sequence's page, or j % page_size of a ring.
 
-    What attention is told of a ring is rebased to positions from `bases` on, a multiple of page_size: then all keys
-    that are there lie below 2 · page_size, in a table that names the page twice.
+    For attention to a ring, positions are rebased to `bases`, a multiple of page_size: all stored keys are then below
+    2 · page_size, in a table that lists the page twice.
     """
 
     cdef readonly ptrdiff_t batch, max_length, window  # window 0: none
     cdef np.ndarray held_lengths, padding, counts, tables
-    cdef np.ndarray firsts                        # of a ring: the first position that is still there
-    cdef np.ndarray bases, seen_firsts, seen_lengths  # likewise, as attention is told
+    cdef np.ndarray firsts                        # of a ring: the first position that is still stored
+    cdef np.ndarray bases, seen_firsts, seen_lengths  # the rebased ones, for attention
 
     def __init__(self, *, batch, num_kv_heads, max_length, head_dim, dtype, window, value_dim, pools=None):
         self.batch = arguments.at_least_one("batch", batch)
@@ -431,7 +431,7 @@ cdef class Fixed(Store):
         return self.page_size - self.window + 1 if self.window else self.max_length
 
     cdef void rebase(self) noexcept:
-        """After any change of lengths or firsts."""
+        """Update the rebased positions; called after any change of lengths or firsts."""
         cdef ptrdiff_t n
         cdef int64 base
         if not self.window:
@@ -454,7 +454,7 @@ cdef class Fixed(Store):
         for n in range(self.batch):
             most, end = max(most, new[n]), max(end, old[n] + new[n])
             if old[n] + new[n] > longest:
-                of = "tokens that a stream may have" if self.window else "max_length"
+                of = "the maximum" if self.window else "max_length"
                 raise ValueError(
                     f"key must hold at most {longest - old[n]} tokens for sequence {n}, which has {old[n]} of {of} "
                     f"{longest}, got {new[n]}"
@@ -463,12 +463,12 @@ cdef class Fixed(Store):
                 overwrites = overwrites or old[n] - integers(self.firsts)[n] + new[n] > self.page_size
         if self.writes_to(a) or self.writes_to(b):
             a, b = a.copy(), b.copy()
-        self.aim(&p, a, b)
+        self.fill(&p, a, b)
         self.turn(&p, a, cos, sin, interleaved, rotary_dim, end)
         self.must_be_writable()
         p.slots, p.tables, p.table_row = NULL, integers(self.tables), self.tables.shape[1]
         p.lengths, p.counts, p.ring = old, new, self.window != 0
-        if overwrites:  # otherwise what is written before a refusal lies beyond the sequences' ends
+        if overwrites:  # else rows written before an error are beyond the ends of the sequences
             self.check_rows(&p, self.batch, most, asked)
         self.store(&p, self.batch, most, asked)
         self.must_be_stored(&p)
@@ -480,13 +480,13 @@ cdef class Fixed(Store):
         self.rebase()
 
     def attend(self, query, Options options not None):
-        stand(options, query, self.held_lengths, self.padding, None, self.window != 0)
+        align_queries(options, query, self.held_lengths, self.padding, None, self.window != 0)
         if self.window:
-            self.see_through_window(options, query)
+            self.apply_window(options, query)
         return attend_pages(query, self, self.tables, self.seen_firsts, self.seen_lengths, options)
 
-    cdef int see_through_window(self, Options options, query) except -1:
-        """Let the cache's own window apply, and rebase positions, for attention to a ring."""
+    cdef int apply_window(self, Options options, query) except -1:
+        """Apply the cache's own window and rebase positions, for attention to a ring."""
         cdef np.ndarray q = arguments.real_array("query", query)
         cdef np.npy_intp[4] shape
         cdef ptrdiff_t n, first, offset, given = 0
@@ -494,7 +494,7 @@ cdef class Fixed(Store):
         cdef np.ndarray offsets = arguments.per_sequence("q_offset", options.q_offset, 1, &batch), seen = None
         arguments.cached_shape(q, self.key_pages, self.value_pages, batch, shape)
         if options.left >= self.window:
-            raise ValueError(f"window must reach back less than the cache's own, {self.window}, got {options.left}")
+            raise ValueError(f"window must be narrower than the cache's own, {self.window}, got {options.left}")
         if options.left < 0:
             options.left = self.window - 1
         if offsets is not None:
@@ -503,29 +503,29 @@ cdef class Fixed(Store):
             first = integers(self.firsts)[n]
             if offsets is None:
                 offset = integers(self.held_lengths)[n] - q.shape[2]
-            else:  # so far before or behind all keys that it makes no difference
+            else:  # clipped so far before or after all keys that it makes no difference
                 given = offset = integers(offsets)[n if offsets.ndim else 0]
                 offset = max(-FARTHEST // 2, min(offset, 2 * FARTHEST))
                 integers(seen)[n] = offset - integers(self.bases)[n]
             if first == 0:
                 continue
             if options.attn_mask is not None:
-                raise ValueError("attn_mask must be None once the window has moved on, got an array")
+                raise ValueError("attn_mask must be None once the window has dropped tokens, got an array")
             if q.shape[2] and offset - options.left < first:
                 raise ValueError(
-                    f"query must stand at position {first + options.left} or later in sequence {n}, whose keys "
-                    f"before {first} are gone, got {offset if offsets is None else given}; append and attend to at "
-                    f"most {self.chunk} tokens at a time"
+                    f"query must be at position {first + options.left} or later in sequence {n}, whose keys before "
+                    f"{first} were dropped, got {offset if offsets is None else given}; append and attend to at most "
+                    f"{self.chunk} tokens at a time"
                 )
         options.q_offset = seen
         return 0
 
     def view(self, str name, values):
-        """The keys or values as they lie, (batch, kv heads, tokens of the longest sequence, size)."""
+        """A view of the keys or values, (batch, kv heads, tokens of the longest sequence, size)."""
         if self.stored == FA_I8:
-            raise ValueError(f"dtype must not be int8 for {name} to be a view, got int8: its rows have scales")
+            raise ValueError(f"dtype must not be int8 for {name} to be a view, got int8, whose rows have scales")
         if self.window and self.firsts.any():
-            raise ValueError(f"window must not have moved on for {name} to be a view, got first keys gone")
+            raise ValueError(f"window must not have dropped tokens for {name} to be a view, got dropped tokens")
         return (self.value_pages if values else self.key_pages)[:, :, : self.held_lengths.max()]
 
     def reset(self):
@@ -545,7 +545,7 @@ cdef class Fixed(Store):
         for n in range(self.batch):
             self.can_end_at(n, integers(new)[n])
         for n in range(self.batch):
-            note_end(&paddings(self.padding)[n], integers(self.held_lengths)[n], integers(new)[n])
+            note_truncation(&paddings(self.padding)[n], integers(self.held_lengths)[n], integers(new)[n])
             integers(self.held_lengths)[n] = integers(new)[n]
         if self.window:
             self.firsts[new == 0] = 0
@@ -559,16 +559,16 @@ cdef class Fixed(Store):
             least = integers(self.firsts)[n] + self.window - 1
             if length < least:
                 raise ValueError(
-                    f"length must be 0 or, for sequence {n}, at least {least}: keys before are gone, got {length}"
+                    f"length must be 0 or, for sequence {n}, at least {least}, got {length}: earlier keys were dropped"
                 )
         return 0
 
     def mark(self):
-        """What an append changes, for `return_to`."""
+        """The state that an append changes, for `return_to`."""
         return self.held_lengths.copy(), self.padding.copy()
 
     def return_to(self, mark):
-        """Forget appends since then. As with `truncate`, a ring must still have what it had."""
+        """Undo the appends since `mark`. As for `truncate`, a ring must still hold its tokens."""
         lengths, padding = mark
         self.truncate(lengths)
         self.padding[...] = padding
@@ -586,7 +586,7 @@ cdef class Fixed(Store):
             if to == ASIDE:
                 rows = max(rows, self.used(source))
         aside = np.empty(rows * row, np.uint8)
-        rows = 0  # that are aside; nothing fails from here on
+        rows = 0  # in the temporary buffer; nothing fails from here on
         for to, source in moves:
             place = <char *>np.PyArray_DATA(aside)
             if to == ASIDE:
@@ -607,15 +607,15 @@ cdef class Fixed(Store):
         self.rebase()
 
     cpdef ptrdiff_t used(self, ptrdiff_t n):
-        """Rows of sequence n's page that hold something."""
+        """Number of used rows of sequence n's page."""
         return min(integers(self.held_lengths)[n], self.page_size)
 
     def used_parts(self):
-        """Where in the pools there is something: indices of pieces that lie side by side, in their order."""
+        """Indices of the parts of the pools that are in use: contiguous pieces, in ascending order."""
         return [(n, head, slice(self.used(n))) for n in range(self.batch) for head in range(self.kv_heads)]
 
     def parameters(self):
-        """What this cache is made with, by name."""
+        """The constructor's arguments, by name."""
         return {
             "batch": self.batch, "num_kv_heads": self.kv_heads, "max_length": self.max_length,
             "head_dim": self.head_dim, "dtype": self.dtype.name, "window": self.window or None,
@@ -623,18 +623,20 @@ cdef class Fixed(Store):
         }
 
     def state(self):
-        """What besides the pools makes this cache, by name."""
+        """The state of this cache besides the pools, by name."""
         firsts = self.held_lengths * 0 if self.firsts is None else self.firsts
         return {"lengths": self.held_lengths, "firsts": firsts, "padding": self.padding}
 
     def restore(self, lengths, firsts, padding):
-        """Take up a state; False where it cannot be one."""
+        """Set the state; False if it is invalid."""
         if lengths.shape != (self.batch,) or firsts.shape != (self.batch,):
             return False
         if (firsts < 0).any() or (firsts > lengths).any() or (lengths > FARTHEST).any():
             return False
         held = lengths - firsts
-        if (held > self.page_size).any() or (firsts.any() and not self.window) or not could_be(padding, lengths):
+        if (held > self.page_size).any() or (firsts.any() and not self.window):
+            return False
+        if not is_valid_padding(padding, lengths):
             return False
         if self.window and ((firsts > 0) & (held < self.window - 1)).any():
             return False
@@ -646,7 +648,7 @@ cdef class Fixed(Store):
 
 
 cdef list moves_of(dict pending):
-    """In which order each page `to` becomes `pending[to]`, as pairs; what is put ASIDE comes back before the next."""
+    """Order of copies by which each page `to` becomes `pending[to]`: pairs (to, source), ASIDE is the buffer."""
     cdef list moves = []
     while pending:
         needed = set(pending.values())
@@ -654,7 +656,7 @@ cdef list moves_of(dict pending):
         if to is not None:
             moves.append((to, pending.pop(to)))
             continue
-        first = to = next(iter(pending))  # all that are left go round in circles
+        first = to = next(iter(pending))  # only cycles are left
         moves.append((ASIDE, first))
         while pending[to] != first:
             moves.append((to, pending[to]))
@@ -667,7 +669,7 @@ cdef list moves_of(dict pending):
 # --- pages that sequences share ---
 
 cdef class Batch:
-    """The sequences of a call: memory that a cache keeps from call to call."""
+    """The sequences of a call, in buffers that a cache keeps from call to call."""
 
     cdef np.ndarray slots, lengths, counts, tables
 
@@ -677,16 +679,16 @@ cdef class Batch:
 
 
 cdef class Paged(Store):
-    """See fastattn.cache.PagedKVCache. A sequence has a slot: a row of `tables`, which lists its pages, and its length.
+    """See fastattn.cache.PagedKVCache. A sequence has a slot: a row of `tables`, which lists its pages, and a length.
 
-    `references` counts the tables that list a page. A page that several list is written by none of them.
+    `references` counts the tables that list a page. A page that several tables list is never written.
     """
 
     cdef dict slots               # of each live sequence, by id
     cdef list spare_slots
     cdef ptrdiff_t next_id
     cdef np.ndarray tables, held_lengths, padding, references
-    cdef np.ndarray vacant        # pages that nobody lists, from the last to be taken to the first
+    cdef np.ndarray vacant        # pages that no table lists; the last of the first `free_pages` is taken next
     cdef readonly ptrdiff_t free_pages
     cdef Batch spare
 
@@ -704,14 +706,14 @@ cdef class Paged(Store):
 
     cdef ptrdiff_t slot_of(self, str name, object id) except -1:
         if not isinstance(id, (int, np.integer)) or isinstance(id, bool):
-            raise TypeError(f"{name} must be what allocate or fork returned, an int, got {type(id).__name__}")
+            raise TypeError(f"{name} must be an int returned by allocate or fork, got {type(id).__name__}")
         slot = self.slots.get(id)
         if slot is None:
-            raise ValueError(f"{name} must be that of a live sequence, got {id}, which is unknown or was freed")
+            raise ValueError(f"{name} must belong to a live sequence, got {id}, which is unknown or was freed")
         return slot
 
     cdef Batch batch_of(self, object ids):
-        """The slots of these sequences, in memory that `give_back` takes again."""
+        """The slots of these sequences, in the spare buffers if they fit."""
         cdef ptrdiff_t count, n
         cdef Batch batch = self.spare
         if isinstance(ids, np.ndarray) and ids.ndim == 1:
@@ -726,7 +728,7 @@ cdef class Paged(Store):
         return batch
 
     cdef ptrdiff_t new_slot(self) except -1:
-        """A slot that nobody has, the last of `spare_slots`."""
+        """A free slot, the last of `spare_slots`."""
         if not self.spare_slots:
             rows = self.tables.shape[0]
             more = list(range(max(4, 2 * rows) - 1, rows - 1, -1))
@@ -735,7 +737,7 @@ cdef class Paged(Store):
         return self.spare_slots[len(self.spare_slots) - 1]
 
     cdef int widen(self, ptrdiff_t rows, ptrdiff_t blocks) except -1:
-        """Make the tables at least so large. New arrays, for someone may still read the old ones."""
+        """Make the tables at least this large, as new arrays: another thread may still read the old ones."""
         if rows > self.tables.shape[0] or blocks > self.tables.shape[1]:
             former = self.tables
             tables = zeros((max(rows, former.shape[0]), max(blocks, former.shape[1])), np.int64)
@@ -749,7 +751,7 @@ cdef class Paged(Store):
         return self.begin(self.new_slot())
 
     cdef object begin(self, ptrdiff_t slot):
-        """Give the last spare slot an id."""
+        """Create a sequence in the last spare slot; return its id."""
         id = self.next_id
         self.slots[id] = slot
         self.next_id += 1
@@ -785,7 +787,7 @@ cdef class Paged(Store):
         cdef ptrdiff_t block
         for block in range(self.blocks_for(length), self.blocks(slot)):
             self.release(self.table(slot)[block])
-        note_end(&paddings(self.padding)[slot], integers(self.held_lengths)[slot], length)
+        note_truncation(&paddings(self.padding)[slot], integers(self.held_lengths)[slot], length)
         integers(self.held_lengths)[slot] = length
 
     @property
@@ -820,18 +822,18 @@ cdef class Paged(Store):
             self.free_pages += 1
 
     cdef bint leaves_shared_page(self, ptrdiff_t slot, ptrdiff_t new) noexcept:
-        """Whether new tokens would be written to a page that another sequence lists, too."""
+        """Whether new tokens would be written to a page that is shared."""
         cdef int64 length = integers(self.held_lengths)[slot]
         return new and length % self.page_size and integers(self.references)[self.last_page(slot)] > 1
 
     cdef int64 last_page(self, ptrdiff_t slot) noexcept:
         return self.table(slot)[self.blocks(slot) - 1]
 
-    cdef int make_room(self, Batch batch) except -1:
-        """Give each sequence the pages that its new tokens need, a copy of its last one where that is shared.
+    cdef int take_pages(self, Batch batch) except -1:
+        """Allocate the pages that the new tokens of each sequence need, and copy its last page if that is shared.
 
-        Pages are counted before any is taken. Of sequences that share a last page the last one to leave keeps it, if
-        nobody else lists it: hence the references are counted down first.
+        Pages are counted before any is taken. Among sequences of the call that share a last page, one keeps it if no
+        other sequence lists it: hence references are decremented first.
         """
         cdef ptrdiff_t n, slot, needed = 0, blocks = 0, length, new, block
         cdef const int64 *slots = integers(batch.slots)
@@ -851,7 +853,7 @@ cdef class Paged(Store):
                 if leaving[n] >= 0:
                     integers(self.references)[leaving[n]] += 1
             raise OutOfPages(
-                f"num_pages must allow {needed} free pages of {self.page_size} tokens for this append, "
+                f"num_pages must leave {needed} free pages of {self.page_size} tokens for this append, "
                 f"got {self.free_pages} free of {self.pages}: free or truncate sequences"
             )
         for n in range(batch.slots.shape[0]):
@@ -868,8 +870,8 @@ cdef class Paged(Store):
         self.copy_page(copy, page, rows)
         return copy
 
-    cdef void give_back(self, Batch batch) noexcept:
-        """Undo `make_room`, in the reverse order: free pages are then taken in the same order as before."""
+    cdef void return_pages(self, Batch batch) noexcept:
+        """Undo `take_pages`, in reverse order, so that free pages are taken in the same order as before."""
         cdef ptrdiff_t n, slot, block, last
         cdef const int64 *leaving = integers(batch.lengths)
         for n in range(batch.slots.shape[0] - 1, -1, -1):
@@ -877,7 +879,7 @@ cdef class Paged(Store):
             last = self.blocks_for(integers(self.held_lengths)[slot] + integers(batch.counts)[n]) - 1
             for block in range(last, self.blocks(slot) - 1, -1):
                 self.release(self.table(slot)[block])
-            if leaving[n] >= 0:  # who kept that page may have written where this sequence had tokens
+            if leaving[n] >= 0:  # the sequence that kept the page may have overwritten tokens of this one
                 self.copy_page(leaving[n], self.last_page(slot), integers(self.held_lengths)[slot] % self.page_size)
                 self.release(self.last_page(slot))
                 self.table(slot)[self.blocks(slot) - 1] = leaving[n]
@@ -900,18 +902,18 @@ cdef class Paged(Store):
             raise ValueError(f"ids must name each sequence once, got {list(ids)}")
         for n in range(count):
             most, end = max(most, new[n]), max(end, integers(self.held_lengths)[slots[n]] + new[n])
-        self.aim(&p, a, b)
+        self.fill(&p, a, b)
         self.turn(&p, a, cos, sin, interleaved, rotary_dim, end)
         self.must_be_writable()
         self.widen(0, self.table_width(self.blocks_for(end)))
         p.slots, p.counts, p.ring = slots, new, False
         p.tables, p.table_row, p.lengths = integers(self.tables), self.tables.shape[1], integers(self.held_lengths)
-        self.make_room(batch)
-        try:  # what is written before a refusal lies beyond the sequences' ends, or on pages that are free again
+        self.take_pages(batch)
+        try:  # rows written before an error are beyond the ends of the sequences, or on pages that are freed again
             self.store(&p, count, most, asked)
             self.must_be_stored(&p)
         except BaseException:
-            self.give_back(batch)
+            self.return_pages(batch)
             raise
         for n in range(count):
             note_append(&paddings(self.padding)[slots[n]], integers(self.held_lengths)[slots[n]], new[n], a.shape[2])
@@ -919,9 +921,9 @@ cdef class Paged(Store):
         self.spare = batch
 
     cdef ptrdiff_t table_width(self, ptrdiff_t blocks) noexcept:
-        """Room for more than is needed now, so that tables seldom move."""
+        """A power of two times the present width, so that tables are seldom reallocated."""
         cdef ptrdiff_t width = self.tables.shape[1]
-        blocks = min(blocks, self.pages)  # what is more, make_room refuses
+        blocks = min(blocks, self.pages)  # take_pages raises for more
         while width < blocks:
             width *= 2
         return width
@@ -929,7 +931,7 @@ cdef class Paged(Store):
     def attend(self, ids, query, Options options not None):
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t n, slot
-        stand(options, query, self.held_lengths, self.padding, batch.slots, False)
+        align_queries(options, query, self.held_lengths, self.padding, batch.slots, False)
         for n in range(batch.slots.shape[0]):
             slot = integers(batch.slots)[n]
             integers(batch.lengths)[n] = integers(self.held_lengths)[slot]
@@ -943,18 +945,18 @@ cdef class Paged(Store):
     # Files
 
     def used_parts(self):
-        """Where in the pools there is something: indices of pieces that lie side by side, in their order."""
+        """Indices of the parts of the pools that are in use: contiguous pieces, in ascending order."""
         return [(page,) for page in np.flatnonzero(self.references).tolist()]
 
     def parameters(self):
-        """What this cache is made with, by name."""
+        """The constructor's arguments, by name."""
         return {
             "num_pages": self.pages, "page_size": self.page_size, "num_kv_heads": self.kv_heads,
             "head_dim": self.head_dim, "dtype": self.dtype.name, "value_dim": self.value_dim,
         }
 
     def state(self):
-        """What besides the pools makes this cache, by name."""
+        """The state of this cache besides the pools, by name."""
         ids = np.array(list(self.slots), np.int64)
         slots = np.array(list(self.slots.values()), np.int64)
         blocks = max((self.blocks(slot) for slot in slots), default=0)
@@ -967,13 +969,13 @@ cdef class Paged(Store):
         }
 
     def restore(self, ids, lengths, padding, tables, next_id):
-        """Take up a state; False where it cannot be one."""
+        """Set the state; False if it is invalid."""
         count = len(ids) if ids.ndim == 1 else -1
         if lengths.shape != (count,) or tables.ndim != 2 or len(tables) != count or next_id.shape != (1,):
             return False
         if (ids < 0).any() or (ids >= next_id).any() or not 0 <= next_id[0] <= FARTHEST or len(np.unique(ids)) != count:
             return False
-        if (lengths < 0).any() or (lengths > FARTHEST).any() or not could_be(padding, lengths):
+        if (lengths < 0).any() or (lengths > FARTHEST).any() or not is_valid_padding(padding, lengths):
             return False
         blocks = (lengths + (self.page_size - 1)) // self.page_size
         if tables.shape[1] != max(blocks, default=0):

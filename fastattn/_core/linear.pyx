@@ -1,5 +1,5 @@
 # cython: binding=False
-"""Linear layers: the rows of x by those of the weight, cut into items for OpenMP's threads."""
+"""Linear layers: the product of the rows of x and of the weight, split into items for the threads."""
 
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
@@ -24,9 +24,9 @@ np.import_array()
 
 cdef enum:
     X, OUT, RESIDUAL  # rows of Axes.stride
-    MOST_ROWS = 512   # FA_MOST_ROWS, which C does not take for a constant here
+    MOST_ROWS = 512   # FA_MOST_ROWS, which is not a constant to Cython
 
-# Of inputs: scratch memory is some thousand times as large, and its size must not wrap.
+# Maximum number of inputs: scratch memory is some thousand times as large, and its size must not overflow.
 cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
 
 
@@ -43,13 +43,13 @@ cdef struct Plan:
 
 
 cdef ptrdiff_t cut(ptrdiff_t total, ptrdiff_t most, ptrdiff_t unit) noexcept nogil:
-    """The size of pieces of at most `most`, as equal as whole units allow."""
+    """The size of equal pieces of at most `most`, rounded up to whole units."""
     cdef ptrdiff_t pieces = max(1, (total + most - 1) // most)
     return max(unit, ((total + pieces - 1) // pieces + unit - 1) // unit * unit)
 
 
 cdef void lay_out(Plan *p, int threads) noexcept nogil:
-    """Items: blocks of rows and, for several threads, ranges of features: enough of them, and none too long."""
+    """Choose the items: blocks of rows and, for several threads, ranges of features; enough of them, none too long."""
     cdef fa_linear *call = &p.call
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
@@ -95,7 +95,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where no memory was left."""
+    """Run the call; False if there is no memory left."""
     cdef double products = <double>p.rows * p.features * p.call.in_features
     cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type), nanoseconds
     cdef int threads
@@ -108,7 +108,7 @@ cdef bint run_call(Plan *p, int asked) noexcept nogil:
 
 
 cdef const fa_linear_kernel *kernel_of(const fa_kernels *kernels, fa_type x, fa_type weight) noexcept nogil:
-    """Products are made in the type of x if the weight has it; else in the one that both are widened to."""
+    """The kernel of x's type if the weight has it, too; else that of the type to which both are converted."""
     if weight == FA_I8:
         return kernels.linear_int8
     if x == FA_BF16 and weight != FA_BF16:

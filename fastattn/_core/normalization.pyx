@@ -1,5 +1,5 @@
 # cython: binding=False
-"""Layer and RMS normalisation over the last axis, with or without a residual, shared out among OpenMP's threads."""
+"""Layer and RMS normalisation over the last axis, with or without a residual, split into items for the threads."""
 
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
@@ -78,7 +78,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where no memory was left."""
+    """Run the call; False if there is no memory left."""
     cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.NORMALIZATION_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.normalization_scratch(&p.call))
 
@@ -89,7 +89,7 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
     cdef fa_normalization *call = &p.call
     cdef int i, last = x.ndim - 1
     cdef ptrdiff_t itemsize = np.PyArray_ITEMSIZE(x)
-    cdef bint more = residual is not None, sized = x.shape[last] > 1  # the stride of a shorter axis says nothing
+    cdef bint more = residual is not None, sized = x.shape[last] > 1  # the stride of a shorter axis is meaningless
     p.outer.count = last
     for i in range(last):
         p.outer.length[i] = x.shape[i]

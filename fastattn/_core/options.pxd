@@ -4,11 +4,11 @@ from libc.stddef cimport ptrdiff_t
 from fastattn._core.plan cimport Plan, Sequence
 
 
-cdef ptrdiff_t FARTHEST  # tokens of a cached sequence, at most: a window as wide excludes none
+cdef ptrdiff_t FARTHEST  # maximum number of tokens of a cached sequence: a window as wide excludes none
 
 
 cdef class Options:
-    # Arrays, or None; as given until `lower` has put what it makes of them in their place.
+    # Arrays, or None; as given until `lower` replaces them by what it makes of them.
     cdef object attn_mask, q_offset, kv_lengths, sinks, alibi_slopes, out
 
     # Numbers, checked.
@@ -16,7 +16,7 @@ cdef class Options:
     cdef double scale           # NaN: 1 / sqrt(head size)
     cdef double softcap         # 0: none
     cdef bint return_lse
-    cdef int num_threads        # 0: not said
+    cdef int num_threads        # 0: not given
 
     cdef bint depends_on_positions(self) noexcept
     cdef int lower(

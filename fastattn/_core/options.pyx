@@ -1,9 +1,10 @@
 # cython: binding=False, embedsignature.format=clinic
 """The options of attention, in one object: made by name, checked, and lowered to what the planner and kernels read.
 
-A public function makes it of its own arguments by `attention_options`, which checks what needs no arrays. `lower` does
-the rest once the arrays of the call are known, and `place` says what holds for one sequence. Whatever lies between
-passes the object on. A new option is an argument, a field, its check, and the line that lowers it: all of that is here.
+A public function makes it from its arguments by `attention_options`, which checks what does not depend on arrays.
+`lower` does the rest once the arrays of the call are known, and `place` sets the options of one sequence. All code in
+between only passes the object on. A new option is an argument, a field, its check, and the line that lowers it, all of
+them here.
 """
 
 cimport cython
@@ -25,7 +26,7 @@ def attention_options(
     *, attn_mask=None, is_causal=False, q_offset=None, window=None, scale=None, softcap=None, sinks=None,
     alibi_slopes=None, kv_lengths=None, out=None, return_lse=False, num_threads=None,
 ):
-    """Options for one call of attention; see fastattn.attention for what each means."""
+    """The options of one call of attention; see fastattn.attention for their meaning."""
     cdef Options self = Options.__new__(Options)
     self.attn_mask, self.q_offset, self.kv_lengths = attn_mask, q_offset, kv_lengths
     self.sinks, self.alibi_slopes, self.out = sinks, alibi_slopes, out
@@ -42,27 +43,27 @@ def attention_options(
 @cython.freelist(8)
 @cython.no_gc
 cdef class Options:
-    """See above. The caches narrow the window and move the positions of the call that they are asked for."""
+    """See above. Caches narrow the window and shift the positions of a call."""
 
     cdef bint depends_on_positions(self) noexcept:
-        """Whether it matters to any query where it stands."""
+        """Whether positions affect the result."""
         return self.alibi_slopes is not None or 0 <= self.left < FARTHEST or 0 <= self.right < FARTHEST
 
     cdef int lower(
         self, Plan *p, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
         const np.npy_intp *scores,
     ) except -1:
-        """Check the options against the arrays, and write to the plan what holds for all sequences.
+        """Check the options against the arrays, and write those of all sequences to the plan.
 
-        `leading` are the `lead` axes of the sequences, `scores` the shape (..., Hq, Sq, Sk) that a mask broadcasts to.
-        The plan knows its sizes by now.
+        `leading` holds the `lead` axes of the sequences, `scores` the shape (..., Hq, Sq, Sk) that a mask broadcasts
+        to. The sizes in the plan must be set.
         """
         cdef fa_attention *call = &p.call
         cdef np.ndarray slopes
         p.left, p.right = self.left, self.right
         call.scale = 1 / sqrt(<double>call.head_size) if isnan(self.scale) else self.scale
         call.softcap = self.softcap
-        p.group_options = call.group * (8 if call.type == FA_F64 else 4)  # both are in the type that sums are made in
+        p.group_options = call.group * (8 if call.type == FA_F64 else 4)  # both are in the type of sums
         p.sinks = NULL
         if self.q_offset is not None:
             self.q_offset = arguments.per_sequence("q_offset", self.q_offset, lead, leading)
@@ -90,7 +91,7 @@ cdef class Options:
         return 0
 
     cdef void place(self, Sequence *s, ptrdiff_t n) noexcept:
-        """Where the queries of sequence n stand among its keys, and how many of these there are."""
+        """Set the number of keys, the position of the first query and the slopes of sequence n."""
         if self.kv_lengths is not None:
             s.key_end = arguments.entry(<np.ndarray>self.kv_lengths, n)
         s.q_offset = s.key_end - s.queries if self.q_offset is None else arguments.entry(<np.ndarray>self.q_offset, n)

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from fastattn._core.targets cimport fa_attention, fa_kernels
 
 cdef enum:
-    AT_HAND = 4  # sequences that need no memory of their own
+    AT_HAND = 4  # sequences that need no allocation
 
 
 cdef struct Sequence:
@@ -15,13 +15,13 @@ cdef struct Sequence:
     char *out
     char *lse
     const char *slopes
-    const int64_t *pages                               # its block table, where keys and values lie in pages
+    const int64_t *pages                               # its block table, if keys and values are paged
     ptrdiff_t queries, q_offset, key_begin, key_end  # the keys that some query may see
     ptrdiff_t begin_offset, end_offset               # query i: i + begin_offset <= j < i + end_offset, within FAR
     ptrdiff_t rows, many_rows                        # of a kv head; those for attention_many
     ptrdiff_t parts, part_keys
     ptrdiff_t row_items, first_item                  # of a kv head; where the sequence's items begin
-    double work                                      # FLOPs, or so
+    double work                                      # estimated FLOPs
 
 
 cdef struct Plan:
@@ -32,7 +32,7 @@ cdef struct Plan:
     const char *value_scales
     ptrdiff_t key_scale_head, value_scale_head
     ptrdiff_t kv_heads
-    bint weights                       # attention_weights: the weights are the result
+    bint weights                       # attention_weights: return the weights
     const char *sinks
     ptrdiff_t group_options            # bytes of a group's sinks or slopes
     Sequence *sequences

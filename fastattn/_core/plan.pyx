@@ -1,12 +1,11 @@
-"""The planner of attention: sequences become items, cut into parts where they are few, and run on OpenMP's threads.
+"""The planner of attention: splits sequences into items, and these into parts if they are few, and runs them.
 
 A call is a list of sequences, each with its own queries, keys and positions: the entries of the leading axes, or packed
-ones. An item is some rows of one kv head of a sequence; where the rows of a sequence are too few to share out, its keys
-are cut into parts as well, and the parts merged in their order. What numbers are added in which order depends on the
-sequence alone, never on the threads or on the rest of the batch: so its result is the same to the bit whatever is
-around it.
+ones. An item is some rows of one kv head of a sequence. If a sequence has too few rows for all threads, its keys are
+split into parts, too, which are merged in their order. The order of additions depends on the sequence alone, never on
+the threads or the rest of the batch, so its result is bitwise the same in any call.
 
-Nothing here knows Python or NumPy: attention.pyx fills the plan.
+Nothing here uses Python or NumPy: attention.pyx fills the plan.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -18,14 +17,14 @@ from fastattn._core.targets cimport (
 )
 from fastattn._core.threads cimport run, threads_for
 
-# Of a head: scratch memory is some thousand times as large, and its size must not wrap.
+# Maximum head size: scratch memory is some thousand times as large, and its size must not overflow.
 cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
-cdef ptrdiff_t FAR = <ptrdiff_t>1 << 62  # farther from 0 than any key and query, also with the number of one added
+cdef ptrdiff_t FAR = <ptrdiff_t>1 << 62  # beyond every key and query; adding the number of one does not overflow
 cdef ptrdiff_t wave_size = 1024          # parts computed before they are merged: bounds their memory
 
 
 cdef bint take_sequences(Plan *p, ptrdiff_t count) noexcept nogil:
-    """Take memory for so many; False where there is no memory left."""
+    """Allocate memory for `count` sequences; False if there is none left."""
     p.count, p.sequences = count, p.at_hand
     if count > AT_HAND:
         p.sequences = <Sequence *>malloc(count * sizeof(Sequence))
@@ -37,10 +36,10 @@ cdef void release_sequences(Plan *p) noexcept nogil:
         free(p.sequences)
 
 
-# --- laying a call out ---
+# --- the layout of a call ---
 
 cdef fa_type computed_as(const Plan *p) noexcept nogil:
-    """Which row of the target's table: sums of dot products where all three are bfloat16, not for single weights."""
+    """The row of the target's table: that of bfloat16 dot products if all three are bfloat16, except for weights."""
     cdef const fa_attention *call = &p.call
     if call.type == FA_F64:
         return FA_F64
@@ -50,10 +49,10 @@ cdef fa_type computed_as(const Plan *p) noexcept nogil:
 
 
 cdef void lay_out(Plan *p, int asked) noexcept nogil:
-    """Choose the kernel, the parts of the keys, the threads, and last the rows of an item.
+    """Choose the kernel, the parts of the keys, the number of threads, and the rows of an item.
 
-    Tiles and parts decide how numbers are added up; they follow from one sequence. How many tiles make an item decides
-    nothing but speed: as many as share keys in L2, while enough items are left for the threads.
+    Tiles and parts decide the order of additions, and depend on one sequence alone. The number of tiles of an item
+    affects only speed: as many as share keys in L2, while enough items are left for the threads.
     """
     cdef ptrdiff_t n, items
     cdef double work = 0, traffic = 0
@@ -99,14 +98,14 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
 
 
 cdef ptrdiff_t sum_within(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
-    """a + b, but no farther from 0 than FAR: neither wraps."""
+    """a + b without overflow, clipped to FAR."""
     if b > 0:
         return FAR if a > FAR - b else max(a + b, -FAR)
     return -FAR if a < -FAR - b else min(a + b, FAR)
 
 
 cdef double seen(const Plan *p, const Sequence *s, ptrdiff_t keys) noexcept nogil:
-    """About how many of its keys a query sees."""
+    """Estimate of the number of keys that a query sees."""
     cdef double width = keys
     if p.left >= 0 and p.right >= 0:
         width = min(width, <double>p.left + p.right + 1)
@@ -118,7 +117,7 @@ cdef ptrdiff_t tiles_of(const Plan *p, const Sequence *s) noexcept nogil:
 
 
 cdef int whole_and_large_first(const void *a, const void *b) noexcept nogil:
-    """Largest first, so that no long one is awaited in the end; those that are cut into parts after the others."""
+    """Largest first, so that no thread finishes late; sequences that are split into parts come after the others."""
     cdef const Sequence *x = <const Sequence *>a
     cdef const Sequence *y = <const Sequence *>b
     if (x.parts > 1) != (y.parts > 1):
@@ -138,7 +137,7 @@ cdef ptrdiff_t count_items(const Plan *p) noexcept nogil:
 
 
 cdef double longest_item(const Plan *p) noexcept nogil:
-    """About how many nanoseconds the rows of an item take against all keys, or all of a part."""
+    """Estimate of the time of the longest item in nanoseconds, over all keys or those of a part."""
     cdef ptrdiff_t n
     cdef const Sequence *s
     cdef double longest = 0
@@ -165,7 +164,7 @@ cdef void number_items(Plan *p) noexcept nogil:
 # --- items ---
 
 cdef const Sequence *sequence_of(const Plan *p, ptrdiff_t item) noexcept nogil:
-    """The last one whose items begin at or before this one."""
+    """The last sequence whose items begin at or before this one."""
     cdef ptrdiff_t low = 0, high = p.count, middle
     while high - low > 1:
         middle = (low + high) // 2
@@ -201,7 +200,7 @@ cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index
 
 
 cdef void point_to_part(const Plan *p, fa_attention_item *item, ptrdiff_t slot, ptrdiff_t part) noexcept nogil:
-    """Let the item's results go to a part of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
+    """Direct the item's results to a part of the wave's slot: arrays (parts, rows, value_size) and (parts, rows)."""
     cdef ptrdiff_t first = slot * p.most_parts * p.item_rows + part * item.rows
     item.part_out = p.part_out + first * p.call.value_size * p.kernels.itemsize
     item.part_max = p.part_max + first * p.kernels.itemsize
@@ -250,7 +249,7 @@ cdef void merge_item(const void *plan, ptrdiff_t slot, void *memory) noexcept no
 
 
 cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
-    """Parts, then their merging; so many items at a time that the parts' memory stays bounded."""
+    """Compute parts and merge them, in waves of items that bound the memory of the parts."""
     cdef ptrdiff_t wave = max(1, wave_size // p.most_parts), count
     cdef ptrdiff_t rows = min(wave, p.items - p.whole_items) * p.most_parts * p.item_rows
     cdef char *memory = <char *>malloc(rows * (p.call.value_size + 2) * p.kernels.itemsize)
@@ -268,7 +267,7 @@ cdef bint run_waves(Plan *p, ptrdiff_t scratch_size) noexcept nogil:
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where no memory was left."""
+    """Run the call; False if there is no memory left."""
     cdef ptrdiff_t scratch_size
     cdef bint done = True
     if p.call.head_size > LARGEST_SIZE or p.call.value_size > LARGEST_SIZE:
@@ -285,9 +284,9 @@ cdef bint run_call(Plan *p, int asked) noexcept nogil:
 
 
 def assume_wave(size: int) -> int:
-    """Compute so many parts before they are merged from now on; return how many it were.
+    """Set the number of parts of a wave; return the previous one.
 
-    For tests: a call has several waves then, without thousands of parts.
+    For tests, so that a call has several waves without thousands of parts.
     """
     global wave_size
     former = wave_size

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured with the chosen target's own instructions."""
+"""Peak speed of this machine, measured with the chosen target's own instructions."""
 
 import time
 
@@ -18,7 +18,7 @@ cdef enum:
 
 
 def _best(work, done) -> float:
-    """The most that `work` does in a nanosecond, of several tries: a limit is what nothing disturbed."""
+    """The best rate of several tries, per nanosecond: that of the least disturbed one."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -43,7 +43,7 @@ def fma(str dtype, int num_threads) -> float:
 
 
 def dot(str dtype, int num_threads) -> float:
-    """The same of dot products of pairs of that type; 0 where the target has none."""
+    """GFLOP/s of dot products of pairs of that type; 0 if the target has none."""
     cdef const fa_kernels *kernels = kernels_of(FA_BF16 if dtype == "bfloat16" else FA_F32)
     if kernels.probe_dot == NULL:
         return 0.0
@@ -60,7 +60,7 @@ def dot(str dtype, int num_threads) -> float:
 
 
 def read(ptrdiff_t nbytes, int num_threads) -> float:
-    """GB/s of reading so many bytes, each thread its own half, third, ..."""
+    """GB/s of reading `nbytes` in total, an equal share by each thread."""
     cdef const fa_kernels *kernels = kernels_of(FA_F32)
     cdef np.ndarray memory = np.ones(nbytes // 4, dtype=np.float32)
     cdef const char *data = <const char *>np.PyArray_DATA(memory)
@@ -79,7 +79,7 @@ def read(ptrdiff_t nbytes, int num_threads) -> float:
 
 
 def copy(ptrdiff_t nbytes, int num_threads) -> float:
-    """GB/s, reading and writing counted, of copying so many bytes with streaming stores."""
+    """GB/s, counting reads and writes, of copying `nbytes` with non-temporal stores."""
     cdef const fa_kernels *kernels = kernels_of(FA_F32)
     cdef np.ndarray source = np.ones(nbytes // 4, dtype=np.float32), sink = np.zeros(nbytes // 4, dtype=np.float32)
     cdef const char *data = <const char *>np.PyArray_DATA(source)

@@ -1,5 +1,5 @@
 # cython: binding=False
-"""Rotary position embedding: the rows of a strided array, shared out among OpenMP's threads."""
+"""Rotary position embedding: the rows of a strided array, split into items for the threads."""
 
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
@@ -52,7 +52,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
 
 
 cdef void rotate_run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogil:
-    """The same rows of all blocks follow one another: the heads share cos and sin, which so stay in the cache."""
+    """Rotate some rows. The same rows of all blocks come in turn, as heads share cos and sin: these stay in cache."""
     cdef ptrdiff_t block = index % p.blocks, row = index // p.blocks * p.run_rows
     cdef const char *cos = p.cos + strides.offset(&p.outer, COS, block)
     cdef const char *sin = p.sin + strides.offset(&p.outer, SIN, block)
@@ -81,7 +81,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where no memory was left."""
+    """Run the call; False if there is no memory left."""
     cdef double nanoseconds = <double>p.rows * p.blocks * p.call.length / costs.ROTARY_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.rotary_scratch(&p.call))
 
@@ -96,7 +96,7 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray cos, np.ndarray sin, np.ndarray 
         p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], out.strides[i]
         p.outer.stride[COS][i] = p.outer.stride[SIN][i] = p.outer.stride[POSITIONS][i] = 0
         from_the_end = x.ndim - i
-        if from_the_end == 3:  # the heads share what follows
+        if from_the_end == 3:  # heads share cos, sin and positions
             continue
         token = 1 if from_the_end == 2 else from_the_end - 2  # the axis of positions, counted from the end
         if positions is not None:

@@ -1,5 +1,5 @@
 # cython: binding=False
-"""softmax and log_softmax: the rows along one axis of a strided array, shared out among OpenMP's threads."""
+"""softmax and log_softmax: the rows along one axis of a strided array, split into items for the threads."""
 
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
@@ -23,11 +23,11 @@ cdef struct Plan:
     const char *where
     char *out
     const fa_kernels *kernels
-    bint columns            # rows lie side by side: they go into the lanes
+    bint columns            # neighbouring rows are adjacent in memory: one row per lane
 
 
 cdef void lay_out(Plan *p) noexcept nogil:
-    """Merge what can be merged; the axis with the smallest stride becomes that of the rows."""
+    """Merge axes where possible; the one with the smallest stride becomes that of the rows."""
     cdef strides.Axes *outer = &p.outer
     cdef fa_softmax *call = &p.call
     cdef int last
@@ -68,7 +68,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """False where no memory was left."""
+    """Run the call; False if there is no memory left."""
     cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.SOFTMAX_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.softmax_scratch(&p.call))
 
@@ -97,7 +97,7 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
     p.outer.count = n
     p.call.length, p.call.logarithm = a.shape[along], logarithm
     p.call.x_element, p.call.out_element = a.strides[along], target.strides[along]
-    if p.call.length == 1:  # the stride of such an axis says nothing
+    if p.call.length == 1:  # the stride of such an axis is meaningless
         p.call.x_element = p.call.out_element = np.PyArray_ITEMSIZE(a)
     p.call.where_element = 0 if mask is None else mask.strides[along]
     p.call.streaming = p.call.length >= 64 and beyond_cache(np.PyArray_NBYTES(target))

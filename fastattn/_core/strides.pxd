@@ -1,4 +1,4 @@
-"""Leading axes of several arrays walked together: lengths, and a stride in bytes for each array and axis."""
+"""Iteration over the leading axes of several arrays: lengths, and a stride in bytes for each array and axis."""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdlib cimport llabs
@@ -32,7 +32,7 @@ cdef inline ptrdiff_t offset(const Axes *axes, int array, ptrdiff_t index) noexc
 
 
 cdef inline bint joined(const Axes *axes, int arrays, int i, int j) noexcept nogil:
-    """Whether axis j just continues axis i in every array."""
+    """Whether axes i and j can be merged in every array."""
     cdef int array
     for array in range(arrays):
         if axes.stride[array][i] != axes.stride[array][j] * axes.length[j]:
@@ -41,9 +41,9 @@ cdef inline bint joined(const Axes *axes, int arrays, int i, int j) noexcept nog
 
 
 cdef inline void simplify(Axes *axes, int arrays) noexcept nogil:
-    """Axes of length 1 go, the rest is sorted by the first array's stride, neighbours that continue each other merge.
+    """Drop axes of length 1, sort the rest by the first array's stride, and merge neighbours where possible.
 
-    The order of the entries changes, the same for all arrays.
+    The order of the entries changes, in the same way for all arrays.
     """
     cdef int i, j, array, kept = 0
     cdef ptrdiff_t length

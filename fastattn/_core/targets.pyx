@@ -1,4 +1,4 @@
-"""Which kernels run: the table of the chosen target, for every other compiled module."""
+"""The chosen target, whose table of kernels every other compiled module uses."""
 
 import os
 
@@ -32,7 +32,7 @@ cdef const fa_target *chosen = NULL
 
 
 def _cache_size() -> int:
-    """Bytes of the last-level cache; 32 MiB where the system does not say."""
+    """Size of the last-level cache in bytes; 32 MiB if the system does not report it."""
     try:
         return os.sysconf("SC_LEVEL3_CACHE_SIZE") or 1 << 25
     except (AttributeError, ValueError, OSError):
@@ -49,23 +49,23 @@ cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil:
 
 
 cdef void *scratch(size_t size) noexcept nogil:
-    """Memory of the calling thread; NULL where there is none left."""
+    """Scratch memory of the calling thread; NULL if there is none left."""
     return fa_scratch(size)
 
 
 cdef bint beyond_cache(ptrdiff_t size) noexcept nogil:
-    """Whether an output of so many bytes had better be stored around the cache than through it.
+    """Whether an output of `size` bytes should use non-temporal stores.
 
-    It comes with an input of its size, and the cache has other users: at 12 MB of 32 softmax ran at 48 GB/s around it
-    and at 27 through it; at 8 MB at 54 through it.
+    An input of the same size and other processes share the cache. Measured for softmax with a cache of 32 MB: 12 MB ran
+    at 48 GB/s with non-temporal stores and at 27 with normal ones; 8 MB ran at 54 with normal ones.
     """
     return size > cache_size / 4
 
 
 def assume_cache(size: int) -> int:
-    """Take the last-level cache to have so many bytes from now on; return what it was taken for.
+    """Set the assumed size of the last-level cache; return the previous one.
 
-    For tests: with 0 every large enough row is stored around the cache, as only arrays of many megabytes are otherwise.
+    For tests: with 0, every large enough row uses non-temporal stores, as otherwise only arrays of many megabytes do.
     """
     global cache_size
     former = cache_size
@@ -79,12 +79,12 @@ def built() -> tuple:
 
 
 def supported() -> tuple:
-    """Names of those that this machine can run, best first."""
+    """Names of the targets that this machine can run, best first."""
     return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_is_supported(fa_targets[i]))
 
 
 def emulated() -> tuple:
-    """Names of those whose instructions are emulated, for tests; see kernels/simd/emulation.h."""
+    """Names of the targets whose instructions are emulated, for tests; see kernels/simd/emulation.h."""
     return tuple(fa_targets[i].name.decode() for i in range(fa_target_count) if fa_targets[i].emulated)
 
 
@@ -93,7 +93,7 @@ def current() -> str:
 
 
 def use(str name):
-    """Run this target's kernels from now on; `name` is one of supported()."""
+    """Use this target's kernels from now on; `name` is one of supported()."""
     global chosen
     for i in range(fa_target_count):
         if fa_targets[i].name.decode() == name and fa_is_supported(fa_targets[i]):
@@ -103,5 +103,5 @@ def use(str name):
 
 
 if not supported():
-    raise ImportError(f"fastattn was built for {', '.join(built())} alone, and this processor can run none of them")
+    raise ImportError(f"fastattn was built for {', '.join(built())} only, and this processor can run none of them")
 use(min(supported(), key=emulated().__contains__))

@@ -1,11 +1,11 @@
 from libc.stddef cimport ptrdiff_t
 
-# One item of a plan; `memory` is scratch of the calling thread.
+# Runs one item of a plan; `memory` is scratch memory of the calling thread.
 ctypedef void (*Item)(const void *plan, ptrdiff_t index, void *memory) noexcept nogil
 
 
 cdef inline ptrdiff_t item_before(const void *memory) noexcept nogil:
-    """The item of the same call that had this scratch memory before, and may have left something there; or -1."""
+    """The item of the same call that used this scratch memory before, so that its data can be reused; or -1."""
     return (<const ptrdiff_t *>memory)[-1]
 
 

@@ -1,12 +1,12 @@
-"""The team: threads that OpenMP supplies once, and the sharing of a call's items with those of them that come.
+"""The team: a pool of OpenMP threads, whose members take items of calls if they get a processor.
 
-A call puts its items up in a slot and works through them itself; members of the team take items, too. The call returns
-when the last item is done. It waits for whoever is inside an item, never for a member that has not begun one: where
-another process has the processors, a call is as fast as on one thread, while a parallel region would wait for all of
-its threads. The members live in one parallel region, entered once by a thread of the library's own, spin for a moment
-after work, and then sleep.
+A call publishes its items in a slot and works through them itself, while members of the team take items, too. It
+returns when the last item is done. It waits for members that are inside an item, never for one that has not started:
+when other processes use the processors, a call is as fast as on one thread, while a parallel region would wait for all
+of its threads. The members live in one parallel region, entered once by a thread of the library's own; after work they
+spin for a moment, then sleep.
 
-Where the number of threads comes from is told by fastattn._runtime; what the system provides is in sync.h.
+fastattn._runtime documents where the number of threads comes from; sync.h wraps the system's primitives.
 """
 
 import warnings
@@ -30,7 +30,7 @@ cdef extern from *:
     static int omp_get_level(void) { return 1; } /* as if inside a region: calls stay on their threads */
     static int omp_get_max_active_levels(void) { return 1; }
     #endif
-    /* OpenMP 5.0 lets a program give its threads back; before that there is nothing to give. */
+    /* OpenMP 5.0 lets a program release its threads; older versions cannot. */
     static void fa_rest(void) {
     #if FA_OPENMP >= 201811 || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9 && FA_OPENMP)
         extern int omp_pause_resource_all(omp_pause_resource_t);
@@ -84,45 +84,45 @@ cdef extern from "sync.h" nogil:
                               void (*child)() noexcept nogil)
 
 cdef enum:
-    SLOTS = 64              # calls that share their items at the same time; any further one works alone
+    SLOTS = 64              # maximum number of calls that share items at the same time; any further one works alone
     MOST_MEMBERS = 1023
     MOST_BATCHES = 0x3FFFF          # what 18 bits of a ticket count
     MOST_GENERATIONS = 0xFFFFFFF
-    STACK = 128 << 10       # bytes that a member's stack has at least; kernels use up to 20 KB of it
+    STACK = 128 << 10       # minimum stack size of a member in bytes; kernels use up to 20 KB
     NOT_STARTED = 0         # states of the team
     STARTED = 1
-    REFUSED = 2             # no thread could be had
-    MOST_TRUST = 8          # that the next call comes while a member spins: +1 where it does, -2 where not
-    PAUSES = 16             # between two looks at the clock: about a microsecond
+    REFUSED = 2             # no thread could be started
+    MOST_TRUST = 8          # trust that the next call comes while a member spins: +1 if it does, -2 if not
+    PAUSES = 16             # between two readings of the clock: about a microsecond
 
-# Nanoseconds. Another thread pays from so much work on: below, a call stays on the calling thread (an item changes
-# hands in 1 microsecond while members are awake).
-cdef double GRAIN = 3000.0         # of work a thread
-cdef double WAKING = 15000.0       # of work that pays for waking a member, which takes 40 microseconds
-cdef double WAKING_FOR_ONE = 60000.0  # the same where no other call follows
-cdef int64_t SOON = 1000000        # that a call comes after another one, where further ones follow
-cdef int64_t SPIN = 100000         # that a member waits for the next call before it sleeps
-cdef int64_t LONGEST_SPIN = 1000000  # the same, with what the calls before it take to end
-cdef int64_t STOLEN = 50000        # a gap between two looks at the clock: another process had the processor
-cdef int64_t PATIENCE = 200000     # that a call spins, at most, while others finish their last items
-cdef int64_t LOOKING = 2000000     # between two looks at which processors are allowed
+# All in nanoseconds. Below the first three, a call stays on the calling thread. (A member that is awake takes an item
+# within 1 microsecond.)
+cdef double GRAIN = 3000.0         # minimum work per thread
+cdef double WAKING = 15000.0       # minimum work to wake a member, which takes 40 microseconds
+cdef double WAKING_FOR_ONE = 60000.0  # the same for a call that does not follow another one soon
+cdef int64_t SOON = 1000000        # maximum interval between calls of which more are likely to follow
+cdef int64_t SPIN = 100000         # for which a member waits for the next call before it sleeps
+cdef int64_t LONGEST_SPIN = 1000000  # the same, including the time that running calls take to end
+cdef int64_t STOLEN = 50000        # a gap between two readings of the clock: another process had the processor
+cdef int64_t PATIENCE = 200000     # maximum time that a call spins while others finish their last items
+cdef int64_t LOOKING = 2000000     # interval between checks of the process's affinity
 cdef int64_t LONGEST_ALONE = 250000000
-cdef int64_t LONGEST_CHANGE = 1000000000  # that a fork waits for threads being started
-cdef int64_t MOST_BALANCE = 10000000  # of time saved, against time waited
-cdef int WAIT_WEIGHT = 2           # a nanosecond waited outweighs so many saved: waits come at once, to one call
-cdef int PENALTY = 8               # calls work alone for so many times as long as the last one waited
+cdef int64_t LONGEST_CHANGE = 1000000000  # maximum time that a fork waits for threads being started
+cdef int64_t MOST_BALANCE = 10000000  # maximum balance of time saved against time waited
+cdef int WAIT_WEIGHT = 2           # weight of time waited in the balance: one call bears it all
+cdef int PENALTY = 8               # ratio of the time that calls work alone to the last wait
 
 
 cdef struct Slot:
-    uint64_t ticket                # generation << 36 | first << 18 | end of the batches that nobody has taken yet
+    uint64_t ticket                # generation << 36 | first << 18 | end of the batches that are not taken yet
     uint64_t seats                 # generation << 36 | members that may still join
     Item item
     const void *plan
-    ptrdiff_t count, length, batches  # items, items of a batch
+    ptrdiff_t count, length, batches  # number of items, of items in a batch, of batches
     int64_t scratch_size
     int64_t processor              # the caller's
     char[64] padding
-    int done                       # batches that members have finished
+    int done                       # number of batches that members have finished
     int asleep                     # whether the caller sleeps until `done` changes
     char[56] padding_2
 
@@ -130,35 +130,35 @@ cdef struct Slot:
 cdef struct Team:
     uint64_t taken                 # bit n: slot n belongs to a call
     char[64] padding
-    int calls                      # counts what was put up; members sleep until it changes
-    int asleep                     # members that do
+    int calls                      # counts published calls; members sleep until it changes
+    int asleep                     # number of sleeping members
     char[64] padding_2
     int state
-    int wanted                     # members
-    int entered                    # members that the region has
+    int wanted                     # number of members that should be in the region
+    int entered                    # number of members in the region
     int changing                   # 1 while threads are started
     int64_t last_call, looked, alone_until, penalty, balance
     int[MOST_MEMBERS] thread_ids
-    # What a forked child keeps:
-    size_t stack                   # bytes that OpenMP was told to give its threads; 0: it was not
-    bint following                 # the process's affinity, where nothing binds OpenMP's threads
-    int at_import                  # processors that were allowed then
-    int processors                 # and are now; 0: unknown
+    # Kept in a forked child:
+    size_t stack                   # stack size in bytes that OpenMP is set to; 0: not set
+    bint following                 # whether members follow the process's affinity: OpenMP does not bind its threads
+    int at_import                  # number of processors allowed at import
+    int processors                 # and now; 0: unknown
     fa_processors allowed
 
 cdef Slot[SLOTS] slots
 cdef Team team
 
 openmp = FA_OPENMP  # the date of the OpenMP version, yyyymm; 0 in a serial build
-cdef int chosen = 0     # set_num_threads or FASTATTN_NUM_THREADS; 0: not said
-cdef int quota = 0      # processors' worth of time that the container grants; 0: no limit
+cdef int chosen = 0     # by set_num_threads or FASTATTN_NUM_THREADS; 0: not set
+cdef int quota = 0      # the container's CPU quota, in processors; 0: no limit
 cdef int default_threads = omp_get_max_threads()
 
 
 # --- how many threads a call gets ---
 
 cdef int available() noexcept nogil:
-    """Asked anew at each call: omp_set_num_threads, threadpoolctl and the affinity may have changed it."""
+    """The default maximum. Read at each call: omp_set_num_threads, threadpoolctl or the affinity may have changed."""
     cdef int count = omp_get_max_threads()
     if chosen:
         return chosen
@@ -168,7 +168,7 @@ cdef int available() noexcept nogil:
 
 
 cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept nogil:
-    """Threads for `items` independent items of so much work together; `asked` is the caller's limit or 0."""
+    """Number of threads for `items` items that take `nanoseconds` in total; `asked` is the caller's limit or 0."""
     cdef ptrdiff_t count
     cdef int64_t time, last
     if items < 2 or nanoseconds < 2 * GRAIN:
@@ -179,7 +179,7 @@ cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept no
         look_at_processors(time)
     count = asked if asked else available()
     count = min(count, items, <ptrdiff_t>(nanoseconds / GRAIN), 1 + MOST_MEMBERS)
-    count -= count_bits(load_word(&team.taken))  # whose threads work already
+    count -= count_bits(load_word(&team.taken))  # other calls, whose threads are busy
     if count < 2 or omp_get_level() >= omp_get_max_active_levels() or time < peek(&team.alone_until):
         return 1
     if load(&team.asleep) >= load(&team.entered) and nanoseconds < (WAKING if time - last < SOON else WAKING_FOR_ONE):
@@ -188,7 +188,7 @@ cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept no
 
 
 cdef void look_at_processors(int64_t time) noexcept nogil:
-    """The team follows the process's affinity when that changes."""
+    """Apply the process's affinity to the members when it has changed."""
     cdef fa_processors processors
     cdef int i
     put(&team.looked, time)
@@ -205,7 +205,7 @@ cdef void look_at_processors(int64_t time) noexcept nogil:
 # --- a call ---
 
 cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size) noexcept nogil:
-    """Run the items 0 to count - 1 of a plan, the first ones on this thread. False: no scratch memory was left."""
+    """Run the items 0 to count - 1 of a plan, the first ones on this thread. False if there is no scratch memory."""
     cdef void *memory = scratch(scratch_size)
     cdef Slot *slot = NULL
     cdef ptrdiff_t index
@@ -224,7 +224,7 @@ cdef bint run(Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff
 
 
 cdef void set_before(void *memory, ptrdiff_t index) noexcept nogil:
-    """For item_before: scratch memory has some bytes of our own in front."""
+    """Set the result of item_before, which is stored in front of the scratch memory."""
     (<ptrdiff_t *>memory)[-1] = index
 
 
@@ -240,8 +240,8 @@ cdef Slot *take_slot() noexcept nogil:
 
 cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads, ptrdiff_t scratch_size,
                 void *memory) noexcept nogil:
-    """Put the items up, work through them beside whoever comes, and wait for the last one."""
-    cdef uint64_t generation = put_up(slot, item, plan, count, threads, scratch_size)
+    """Publish the items, work through them along with members, and wait for the last one."""
+    cdef uint64_t generation = publish(slot, item, plan, count, threads, scratch_size)
     cdef int64_t begun = now(), finished, waited = 0
     cdef ptrdiff_t batch
     cdef int others = <int>slot.batches, mine = 0
@@ -257,9 +257,9 @@ cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int th
     clear_bits(&team.taken, <uint64_t>1 << (slot - slots))
 
 
-cdef uint64_t put_up(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads,
-                     ptrdiff_t scratch_size) noexcept nogil:
-    """Fill a slot that nobody can take from; its ticket, written last, opens it. The ticket's generation."""
+cdef uint64_t publish(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads,
+                      ptrdiff_t scratch_size) noexcept nogil:
+    """Fill a slot; its ticket, written last, opens it to members. Returns the ticket's generation."""
     cdef uint64_t generation = (load_word(&slot.ticket) >> 36) + 1 & MOST_GENERATIONS
     cdef int asleep
     slot.item, slot.plan, slot.count, slot.scratch_size = item, plan, count, scratch_size
@@ -278,9 +278,9 @@ cdef uint64_t put_up(Slot *slot, Item item, const void *plan, ptrdiff_t count, i
 
 
 cdef bint take_batch(Slot *slot, uint64_t generation, bint caller, ptrdiff_t *batch) noexcept nogil:
-    """Take a batch: the caller the first one left, members the last one. False: there is none.
+    """Take a batch: the caller takes the first one left, members the last one. False if there is none.
 
-    So a thread meets the same rows in one call after another, and finds them in its own cache.
+    A thread so gets the same rows in successive calls, and finds them in its own cache.
     """
     cdef uint64_t ticket = load_word(&slot.ticket), first, end
     while ticket >> 36 == generation and left_of(ticket):
@@ -304,7 +304,7 @@ cdef void run_batch(const Slot *slot, ptrdiff_t batch, void *memory) noexcept no
 
 
 cdef void wait_for(Slot *slot, int others, int64_t patience) noexcept nogil:
-    """Until members have finished so many batches: first spin, then sleep, which gives them this processor."""
+    """Wait until members have finished `others` batches: first spin, then sleep, which yields the processor."""
     cdef int64_t start = now()
     cdef int done
     while now() - start < patience:
@@ -320,10 +320,10 @@ cdef void wait_for(Slot *slot, int others, int64_t patience) noexcept nogil:
 
 
 cdef void record(int64_t saved, int64_t waited) noexcept nogil:
-    """Keep the balance of sharing: nanoseconds that members saved, and that the call waited for the last of them.
+    """Update the balance of sharing: the time that members saved against the time that the call waited for them.
 
-    A member that loses its processor inside an item makes its call wait for milliseconds. Where that outweighs what
-    members have saved of late, calls do not share for a while; longer, where it happens again.
+    A member that loses its processor inside an item makes its call wait for milliseconds. When that exceeds what
+    members have saved recently, calls do not share for a while, and longer if it happens again.
     """
     cdef int64_t balance = min(peek(&team.balance) + saved - WAIT_WEIGHT * waited, MOST_BALANCE), time, penalty
     if balance < 0:
@@ -339,7 +339,7 @@ cdef void record(int64_t saved, int64_t waited) noexcept nogil:
 # --- the members ---
 
 cdef void member(int wanted) noexcept nogil:
-    """Take part in calls until more members are wanted than the region was made for."""
+    """Help calls until more members are wanted than the region was made for."""
     cdef int calls, number = add(&team.entered, 1)
     cdef int trust = MOST_TRUST
     team.thread_ids[number - 1] = thread_id()
@@ -363,7 +363,7 @@ cdef bint help_anybody(int *trust) noexcept nogil:
 
 
 cdef bint help(Slot *slot, int *trust) noexcept nogil:
-    """Take items of a slot. What it says holds while some are left, and while one that was taken is not done."""
+    """Take items of a slot. Its fields are valid while items are left, and until every item taken is done."""
     cdef uint64_t ticket = load_word(&slot.ticket), generation = ticket >> 36
     cdef int64_t scratch_size = peek(&slot.scratch_size)
     cdef int64_t caller = peek(&slot.processor)
@@ -374,7 +374,7 @@ cdef bint help(Slot *slot, int *trust) noexcept nogil:
     ticket = load_word(&slot.ticket)
     if ticket >> 36 != generation or not left_of(ticket):
         return False
-    if caller == processor() and caller >= 0:  # work here would be the caller's delay
+    if caller == processor() and caller >= 0:  # on the caller's processor, a member would delay the caller
         trust[0] = 0
         return False
     if not take_seat(slot, generation):
@@ -401,9 +401,9 @@ cdef bint take_seat(Slot *slot, uint64_t generation) noexcept nogil:
 
 
 cdef void wait_for_call(int calls, int *trust) noexcept nogil:
-    """Until another call is put up, or more members are wanted; at first spinning, where that has mostly paid.
+    """Wait until another call is published, or more members are wanted; spin first if that has mostly paid off.
 
-    While a call finishes its last items, which takes as long as an item, the next one cannot be there yet.
+    While a call finishes its last items, the next one cannot come yet: that time does not count as idle.
     """
     cdef int64_t start = now(), last = start, time = start, idle = start
     while trust[0] and time - idle < SPIN and time - start < LONGEST_SPIN:
@@ -428,7 +428,7 @@ cdef void wait_for_call(int calls, int *trust) noexcept nogil:
 # --- the region that the members live in ---
 
 cdef bint may_share(int members) noexcept nogil:
-    """Whether there is a team; it is started, or made larger, where it is too small."""
+    """Whether there is a team; start it, or enlarge it, if it is too small."""
     cdef int free = 0
     if load(&team.wanted) < members and load(&team.state) != REFUSED and replace(&team.changing, &free, 1):
         store(&team.wanted, members)
@@ -443,7 +443,7 @@ cdef bint may_share(int members) noexcept nogil:
 
 
 cdef void host(void *_) noexcept nogil:
-    """The library's own thread: it enters a region, and a larger one when more members are wanted."""
+    """The library's own thread: enters a region, and a larger one when more members are wanted."""
     cdef int wanted, granted
     block_signals()
     while True:
@@ -475,7 +475,7 @@ cdef int warn(void *_) noexcept with gil:
 # --- forks ---
 
 cdef void before_fork() noexcept nogil:
-    """No thread may be in the middle of being started: the child would wait for it."""
+    """Wait while threads are being started: the child would wait for them forever."""
     cdef int free = 0
     cdef int64_t deadline = now() + LONGEST_CHANGE
     while not replace(&team.changing, &free, 1) and now() < deadline:
@@ -492,7 +492,7 @@ cdef bint has_small_stacks() noexcept nogil:
 
 
 cdef void in_child() noexcept nogil:
-    """The team has stayed with the parent, and so have the other calls."""
+    """Reset the state: the team and other threads' calls exist only in the parent."""
     memset(slots, 0, sizeof(slots))
     memset(&team, 0, <char *>&team.stack - <char *>&team)
     if has_small_stacks():
@@ -510,29 +510,29 @@ def available_threads() -> int:
 
 
 def team_state() -> str:
-    """What a bug report should say of the team."""
+    """The state of the team, for bug reports."""
     if load(&team.state) == REFUSED:
-        return "no thread could be started, or none with enough stack: calls run on their own one"
+        return "no thread could be started, or none with enough stack: calls run on the calling thread"
     if load(&team.state) == NOT_STARTED:
         return "not started yet"
-    return f"{load(&team.entered)} beside the calling thread"
+    return f"{load(&team.entered)} besides the calling thread"
 
 
 def choose(int count, int container):
-    """Set what stands before OpenMP's own setting (0: nothing) and the container's limit (0: none)."""
+    """Set the number of threads that overrides OpenMP's own (0: none), and the container's limit (0: none)."""
     global chosen, quota
     chosen, quota = count, container
 
 
 def bind(bint bound, size_t stack):
-    """Say whether OpenMP's threads are bound to processors, and the stack that it was told to give them (0: none)."""
+    """Set whether OpenMP binds its threads to processors, and the stack size that it is set to (0: not set)."""
     team.following, team.stack = not bound, stack
     if has_small_stacks():
         store(&team.state, REFUSED)
 
 
 def rest():
-    """Give the calling thread's own OpenMP threads back: they do not survive a fork, and the child would wait."""
+    """Release the calling thread's own OpenMP threads: they do not survive a fork; the child would wait for them."""
     fa_rest()
 
 

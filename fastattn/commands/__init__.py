@@ -1,20 +1,20 @@
-"""What ``python -m fastattn`` can do.
+"""The commands of ``python -m fastattn``.
 
 ====================  ==============================================================================
-``info``              what was built and is in use
-``check``             every operation × target × dtype against the oracle
-``bench``             real model shapes: time, speed-up, share of the machine's limit, error
+``info``              the build, and what it uses on this machine
+``check``             every operation × target × dtype against the float64 reference
+``bench``             shapes of real models: time, speed-up, share of the machine's limit, error
 ``embed``             embeddings of a file's lines
-``similar``           the lines of a file that are nearest to a text
+``similar``           the lines of a file that are most similar to a text
 ``attention_map``     attention weights over the tokens of a text, as a picture
 --------------------  ------------------------------------------------------------------------------
-``measuring``         what ``bench`` and ``check`` measure with
-``options``           arguments that several commands have
-``model``             what commands that run a model have in common
-``files``             what commands read and write
+``measuring``         the tools of ``bench`` and ``check``
+``options``           arguments that several commands share
+``model``             what commands that run a model share
+``files``             reading and writing files
 ``heatmap``           weights as a figure
-``barchart``          what `bench` found as a figure
+``barchart``          results of ``bench`` as a figure
 ====================  ==============================================================================
 
-Nothing here is imported by the library itself.
+The library itself imports nothing from here.
 """

@@ -1,7 +1,7 @@
-"""Draw how much each token of a text attends to each, in one head of a model.
+"""Draw how much each token of a text attends to the others, in one head of a model.
 
-A row is a token that attends, a column a token that is attended to; a row's weights sum to 1. Tokens stand there as
-the vocabulary has them. Layers and heads count from 0, or back from the last one as -1, -2 and so on.
+A row is an attending token, a column an attended one; the weights of a row sum to 1. Tokens are shown as in the
+vocabulary. Layers and heads count from 0; negative numbers count from the last one.
 """
 
 import sys
@@ -36,6 +36,6 @@ def run(arguments):
         layer, head = arguments.layer % encoder.num_layers, arguments.head % encoder.num_heads
         missing = heatmap.save(out, format, tokens, weights, f"Layer {layer}, head {head}")
     if missing and sys.stderr:
-        print(f"no font on this machine has {missing}: boxes stand there", file=sys.stderr)
+        print(f"no font on this machine has {missing}: drawn as boxes", file=sys.stderr)
     print(f"{arguments.out}: {len(tokens)} × {len(tokens)} tokens")
     return 0

@@ -1,4 +1,4 @@
-"""What `bench` found as a figure: a bar for each call, as long as its speed-up. Needs matplotlib, none of its state."""
+"""Results of `bench` as a figure: a bar for the speed-up of each call. Uses matplotlib without its global state."""
 
 import math
 
@@ -11,12 +11,12 @@ from fastattn.commands.measuring import tables
 BAR = 0.3  # inches
 WON, LOST = "#3583c4", "#c4563a"
 
-#: What of the machine is told below, and its unit.
+#: Facts of the machine below the chart, and their units.
 _FACTS = {"processor": "", "threads": " threads", "target": "", "date": ""}
 
 
 def save(file, format, results, other, facts):
-    """Draw how many times as fast as the `other` engine the library was, into a binary file."""
+    """Draw the speed-up over the `other` engine into a binary file."""
     with matplotlib.rc_context(SETTINGS):
         metadata = {"Date": None} if format == "svg" else None
         figure = _figure([(result, result.speedup(other)) for result in results], facts)
@@ -24,7 +24,7 @@ def save(file, format, results, other, facts):
 
 
 def _figure(bars, facts):
-    """The bars begin at 1, where both are equally fast; a call that did not run has a row and no bar."""
+    """Bars begin at 1, where both are equally fast; a call that did not run has a row without a bar."""
     figure = Figure((8, BAR * len(bars)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xscale("log")
@@ -43,16 +43,16 @@ def _figure(bars, facts):
     axes.set_title("Times as fast as NumPy", loc="left", fontsize=13, fontweight="bold", color=INK, pad=10)
     below = " · ".join(f"{facts[name]}{unit}" for name, unit in _FACTS.items())
     if any(_is_uncertain(result) for result, _ in bars):
-        below += "\n~ rounds lie apart, or others had the processors"
+        below += "\n~ rounds vary widely, or other processes used the processors"
     axes.set_xlabel(below, loc="left", fontsize=8, color=FAINT, labelpad=8)
     return figure
 
 
 def _draw(axes, row, result, ratio):
-    """A bar from 1 to the ratio, and behind it the ratio and the time that the library took."""
+    """A bar from 1 to the ratio, followed by the ratio and the library's time."""
     axes.barh(row, ratio - 1, left=1, height=0.7, color=WON if ratio >= 1 else LOST)
-    told = f" {tables.ratio(ratio)}  {tables.duration(result.ours.seconds)}{' ~' * _is_uncertain(result)}"
-    axes.text(max(ratio, 1), row, told, va="center", fontsize=8, color=INK)
+    label = f" {tables.ratio(ratio)}  {tables.duration(result.ours.seconds)}{' ~' * _is_uncertain(result)}"
+    axes.text(max(ratio, 1), row, label, va="center", fontsize=8, color=INK)
 
 
 def _is_uncertain(result):

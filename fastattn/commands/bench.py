@@ -1,8 +1,8 @@
-"""Time calls of real models beside NumPy.
+"""Time calls of real models, in comparison with NumPy.
 
-By itself it shows a dozen telling calls. NAME is one as the table prints it, or a pattern like 'attention-*'; --all is
-every call. Each result is compared with the float64 oracle before it is timed. fastattn and NumPy have a process each,
-on the same number of threads, and take turns. The exit code is 1 when a result of the library is wrong.
+By default it runs a dozen representative calls. NAME is a name printed in the table, or a pattern like 'attention-*';
+--all runs every call. Each result is compared with the float64 reference before it is timed. fastattn and NumPy run in
+separate processes, with the same number of threads, in turns. The exit code is 1 if a result of the library is wrong.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from fastattn.commands.measuring.cases import CASES, SHORT, selected
 from fastattn.commands.measuring.engines import Pace
 from fastattn.commands.measuring.peers import PEERS
 
-#: The engine beside the library.
+#: The engine to compare with.
 OTHER = "numpy"
 
 #: The pattern of all names.
@@ -24,24 +24,24 @@ EVERY = ("*",)
 
 PACE = Pace(rounds=5, seconds=0.04, patience=0.6)
 
-#: The largest share of the machine's limit that is shown. A larger one says that the limit was measured while others
-#: had the processors.
+#: The largest share of the machine's limit that is shown. A larger one means that others used the processors while the
+#: limit was measured.
 BELIEVED = 1.25
 
 SCATTERS, DISTURBED = "~", "!"
 
 LEGEND = {
-    SCATTERS: f"rounds lie apart by more than {tables.percent(results.SCATTER)} of their median",
-    DISTURBED: f"other processes, or the machine's host, took more than {machine.Others.ALLOWED} processors meanwhile",
+    SCATTERS: f"rounds differ by more than {tables.percent(results.SCATTER)} of their median",
+    DISTURBED: f"other processes, or the machine's host, used more than {machine.Others.ALLOWED} processors meanwhile",
 }
 
 NOTES = f"""\
-NumPy: in place and in the same precision, as somebody writes it who knows it well. For gelu it has
+NumPy: as an experienced user writes it, in place and in the same precision. For gelu it uses
 {erf.NAME}.
-Rate: useful work only, excluded keys do not count; in bytes where a call moves much and computes little.
-Of limit: share of what this machine does at most, measured now, in multiply-adds ({{arithmetic}}),
-or in reading or copying as many bytes; — where that was disturbed. Error: difference from the float64 oracle,
-where it is closest to what is allowed.
+Rate: useful work only, without excluded keys; in bytes for calls that are bound by memory.
+Of limit: share of this machine's peak, measured now, in multiply-adds ({{arithmetic}})
+or in reading or copying as many bytes; — if that was disturbed. Error: difference from the float64 reference,
+where it comes closest to what is allowed.
 Shapes: batch × heads × tokens × head size, 32/8 heads are grouped, 64→4096 tokens are queries → keys;
 rows × inputs → outputs of a linear layer; rows × length. Names with "out" write into a given array."""
 
@@ -50,14 +50,14 @@ def add_arguments(parser):
     """Describe the command's arguments."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these calls, by name or pattern")
     parser.add_argument("--all", action="store_true", help="every call, in float32 and some in other types")
-    options.add_dtype(parser, "float32, or as names say")
+    options.add_dtype(parser, "float32, or that of the name")
     options.add_threads(parser)
-    parser.add_argument("--plot", type=options.picture, metavar="FILE", help="also draw it, as .svg, .png or .pdf")
+    parser.add_argument("--plot", type=options.picture, metavar="FILE", help="also draw a chart: .svg, .png or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments):
-    """Measure, then print one line for each case, and draw them."""
+    """Measure, print one line for each case, and draw them."""
     cases, left_out = _cases(arguments)
     if arguments.plot is None:
         return _run(arguments, cases, left_out, lambda found, facts: None)
@@ -86,7 +86,7 @@ def _run(arguments, cases, left_out, draw):
 
 
 def _cases(arguments):
-    """The cases that were asked for and can be had, and a line about each type that cannot."""
+    """The requested cases that can run here, and a line about each type that cannot."""
     wanted = _wanted(arguments)
     types = dict.fromkeys(case.dtype for case in wanted)
     cases = [case for case in wanted if not dtypes.absent(case.dtype)]
@@ -107,10 +107,10 @@ def _wanted(arguments):
 
 
 def _more(arguments):
-    """What the table leaves out."""
+    """How to see the calls that are not in the table."""
     if arguments.names or arguments.all:
         return ""
-    return f"bench --all shows {len(selected(EVERY, arguments.dtype))} calls, bench NAME one of them again."
+    return f"bench --all runs {len(selected(EVERY, arguments.dtype))} calls, bench NAME a single one."
 
 
 def _table(found):
@@ -138,7 +138,7 @@ def _marks(result):
 
 
 def _painted(found):
-    """What gives a cell of the table its colour, by its column's place: losses and errors stand out."""
+    """A function that colours cells of the table by column: losses and errors stand out."""
     if not tables.in_colour():
         return lambda row, column, cell: cell
 

@@ -1,9 +1,9 @@
-"""Compare every operation, on every target of this machine and in every dtype, with the float64 oracle.
+"""Compare every operation with the float64 reference, on every target of this machine and in every dtype.
 
-Also attention of float32 queries on keys and values of 16 bits, and float32 rows times weights of 16 and 8 bits.
-bfloat16 takes part where ml_dtypes is installed. The rule is the contract's: an error is at most twice that of the
+Also attention of float32 queries to 16-bit keys and values, and float32 rows times 16-bit and 8-bit weights. bfloat16
+is included if ml_dtypes is installed. The rule is that of the contract: the error is at most twice that of the
 straightforward NumPy formula in the same precision, plus one unit in the last place. Sizes are awkward on purpose. The
-exit code is 1 on a miss.
+exit code is 1 if a line misses the rule.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from fastattn.commands.measuring import accuracy, dtypes, tables
 from fastattn.commands.measuring.cases import AWKWARD, OPERATIONS, QUANTISED, STORING
 from fastattn.commands.measuring.peers import fastattn_itself
 
-#: The types of all arguments, or of the first one and what keys and values or a weight are stored in.
+#: The type of all arguments, or those of the first one and of keys and values or a weight.
 TYPES = (
     *((name, "") for name in dtypes.NEEDS),
     *(("float32", name) for name in (*dtypes.HALF, "int8")),
@@ -39,13 +39,13 @@ def run(arguments):
 
 
 def plan():
-    """What is checked here: an operation, the type of its arguments, and that of what is stored in another."""
+    """The checks that can run here: operation, type of the arguments, type of stored ones if another."""
     here = [types for types in TYPES if not any(map(dtypes.absent, types))]
     return [(name, *types) for types in here for name in OPERATIONS if name in offering(types[1])]
 
 
 def offering(stored):
-    """The operations some of whose arguments may be stored in that type, beside a wider one; all for ""."""
+    """The operations with arguments that may be stored in that, narrower type; all for ""."""
     return {"": OPERATIONS, "int8": QUANTISED}.get(stored, STORING)
 
 
@@ -74,7 +74,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class _Failed:
-    """In the place of a verdict, when there is no result to judge."""
+    """Stands in for a verdict when there is no result."""
 
     failure: str
     error: float = float("nan")
@@ -83,7 +83,7 @@ class _Failed:
 
 
 def _check(operation, dtype, kv_dtype, progress):
-    """The lines of one operation: the oracle answers each case once for all targets."""
+    """The lines of one operation: the reference is computed once per case, for all targets."""
     changes = {"dtype": dtype, "kv_dtype": kv_dtype}
     cases = [dataclasses.replace(case, **changes) for case in AWKWARD if case.operation == operation]
     progress.step(f"{operation} {cases[0].types}")
@@ -92,15 +92,15 @@ def _check(operation, dtype, kv_dtype, progress):
         expectation = accuracy.expected(case)
         for target in fastattn.targets():
             with _using(target):
-                verdicts[target].append(_judge(case, expectation))
+                verdicts[target].append(_verdict(case, expectation))
     return [_line(operation, target, cases, found) for target, found in verdicts.items()]
 
 
-def _judge(case, expectation):
+def _verdict(case, expectation):
     try:
         call, fetch = fastattn_itself.build(case, case.inputs())
-        return accuracy.judge(fetch(call()), expectation)
-    except Exception as error:  # whatever goes wrong is a miss, and the other cases still count
+        return accuracy.check(fetch(call()), expectation)
+    except Exception as error:  # any exception is a miss; the other cases still run
         return _Failed(f"{type(error).__name__}: {error}")
 
 
@@ -135,5 +135,5 @@ def _text(lines):
         for line in lines
     ]
     missed = sum(not line.kept for line in lines)
-    verdict = f"{missed} of {len(lines)} lines miss the rule." if missed else "Everything is as exact as it must be."
+    verdict = f"{missed} of {len(lines)} lines miss the rule." if missed else "All results are as exact as required."
     return "\n".join([tables.text(header, rows, "lllrlrrl"), "", verdict, *dtypes.remarks(dtypes.NEEDS)])

@@ -1,7 +1,7 @@
 """Embed the lines of a file: row i of the .npy file is the embedding of line i + 1.
 
-A line is a text in UTF-8. Empty lines have an embedding as well, so that rows and lines go together. The result is
-float32, of shape (lines, size of an embedding), and replaces OUT only once it is whole.
+A line is a text in UTF-8. Empty lines are embedded, too, so that rows and lines correspond. The result is float32, of
+shape (lines, embedding size), and replaces OUT only when it is complete.
 """
 
 import argparse
@@ -14,19 +14,19 @@ from fastattn.commands import files, model, options
 
 def add_arguments(parser):
     """Describe the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="one text a line; - is standard input")
+    parser.add_argument("file", metavar="FILE", help="one text per line; - is standard input")
     parser.add_argument("-o", dest="out", type=_array, required=True, metavar="OUT", help="the .npy file to write")
     model.add_arguments(parser)
     parser.add_argument(
         "--batch-size",
         type=options.count,
         metavar="N",
-        help="at most so many texts at a time (default: as many as have 4096 tokens); no embedding depends on it",
+        help="maximum number of texts at a time (default: as many as have 4096 tokens); does not affect embeddings",
     )
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,
-        help="scale embeddings to length 1, or do not (default: as the model's modules.json says)",
+        help="scale embeddings to length 1, or do not (default: follow the model's modules.json)",
     )
 
 
@@ -36,7 +36,7 @@ def run(arguments):
     with files.created(arguments.out) as out:
         with model.loaded(arguments) as encoder:
             embeddings = encoder.encode(texts, batch_size=arguments.batch_size, normalize=arguments.normalize)
-        # np.save would not tell that the last kilobytes did not go onto a full disk.
+        # np.save would not report that the last kilobytes did not fit on a full disk.
         npy.write_array_header_1_0(out, npy.header_data_from_array_1_0(embeddings))
         out.write(embeddings)
     print(f"{arguments.out}: {len(embeddings)} × {encoder.embedding_size} float32")

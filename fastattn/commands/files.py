@@ -1,4 +1,4 @@
-"""Files that commands read and write. Where that fails, the command ends with one line that says why."""
+"""Reading and writing files. On failure the command ends with a one-line message."""
 
 import codecs
 import contextlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def lines(name):
-    r"""The lines of a UTF-8 file, or of standard input for "-", without their ends: \n or \r\n, and nothing else."""
+    r"""The lines of a UTF-8 file, or of standard input for "-", without line ends: only \n or \r\n."""
     source = "standard input" if name == "-" else name
     if name == "-" and sys.stdin is None:
         raise SystemExit(f"cannot read {source}: it is closed")
@@ -18,7 +18,7 @@ def lines(name):
         raise _cannot("read", source, error) from None
     rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not rows[-1]:
-        rows.pop()  # a newline ends a line and begins none
+        rows.pop()  # a final newline does not begin a line
     return [_decoded(row.removesuffix(b"\r"), f"{source}, line {number}") for number, row in enumerate(rows, 1)]
 
 
@@ -31,30 +31,30 @@ def _decoded(row, where):
 
 @contextlib.contextmanager
 def created(name):
-    """A binary file to write, which stands at its place when all is written and not before.
+    """A binary file to write, which replaces the target only when it is complete.
 
-    That it may stand there is found out at once, before the work that fills it.
+    Whether the target can be written is checked at once, before the work begins.
     """
-    place = Path(name).resolve()
-    beside = place.with_name(f"{place.name}.{os.getpid()}.part")
-    if name == "-" or (place.exists() and not (place.is_file() and os.access(place, os.W_OK))):
-        raise SystemExit(f"cannot write {name}: it must be a file that may be written")
+    target = Path(name).resolve()
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+    if name == "-" or (target.exists() and not (target.is_file() and os.access(target, os.W_OK))):
+        raise SystemExit(f"cannot write {name}: it must be a writable file")
     try:
-        file = beside.open("xb")
+        file = temporary.open("xb")
     except OSError as error:
         raise _cannot("write", name, error) from None
     try:
         with file:
             yield file
-        beside.replace(place)
+        temporary.replace(target)
     except OSError as error:
         raise _cannot("write", name, error) from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 class _Output:
-    """Standard output, for what is printed there: where it cannot be written, that ends the command."""
+    """Standard output, where a failed write ends the command."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -63,20 +63,20 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text):
-        """As the stream does; a character that its encoding has not becomes a question mark."""
+        """Write text; characters that the encoding does not have become question marks."""
         encoding = self._stream.encoding or "utf-8"
         with written():
             return self._stream.write(text.encode(encoding, "replace").decode(encoding))
 
     def flush(self):
-        """As the stream does."""
+        """Flush the stream."""
         with written():
             self._stream.flush()
 
 
 @contextlib.contextmanager
 def standard_output():
-    """Within, what is printed arrives, or the command ends with one line that says why it does not."""
+    """Within this context, a failure to print ends the command with a one-line message."""
     if sys.stdout is None:
         raise SystemExit("cannot write standard output: it is closed")
     with contextlib.redirect_stdout(_Output(sys.stdout)):
@@ -88,7 +88,7 @@ def standard_output():
 
 @contextlib.contextmanager
 def written():
-    """What is written to standard output within ends the command where it fails; quietly, if its reader has left."""
+    """End the command if a write to standard output fails: silently if its reader is gone."""
     try:
         yield
     except BrokenPipeError:
@@ -100,7 +100,7 @@ def written():
 
 
 def to_nowhere():
-    """Let what is still to be printed, Python's own last flush too, go nowhere."""
+    """Discard all further output, including Python's own final flush."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Attention weights as a figure. Needs matplotlib, and none of its global state."""
+"""Attention weights as a figure. Uses matplotlib without its global state."""
 
 import warnings
 
@@ -9,23 +9,22 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 
-MOST = 512  # tokens: beyond them the picture takes hundreds of megabytes to draw
+MOST = 512  # tokens: drawing more takes hundreds of megabytes
 DPI = 120
 
-# A cell has this side in inches for so many tokens. It shrinks where there are more, and the figure still grows.
+# The side of a cell in inches, for up to FEW tokens. With more, cells shrink, but the figure still grows.
 CELL, FEW = 0.34, 24
 
 INK, FAINT = "#1f2933", "#616e7c"
 COLORS = LinearSegmentedColormap.from_list("weights", ["#f3f5f8", "#a9cbe8", "#3583c4", "#0b3566"])
 LAST_RESORT = "Last Resort High-Efficiency"  # comes with matplotlib: a box for every character
 
-# Whatever the user's own settings are: tokens are no formulas, text in a file stays text, and the same weights give the
-# same file.
+# These override the user's settings: tokens are not formulas, text in an SVG stays text, files are reproducible.
 SETTINGS = {"text.usetex": False, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "fastattn"}
 
 
 def save(file, format, tokens, weights, title):
-    """Draw weights (S, S), whose rows attend to columns, into a binary file; the characters that no font has."""
+    """Draw weights (S, S), whose rows attend to columns, into a binary file; return the characters that no font has."""
     families, missing = _families("".join(tokens))
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # it is returned
@@ -36,11 +35,11 @@ def save(file, format, tokens, weights, title):
 
 
 def _figure(tokens, weights, title, families):
-    """The cells fill the figure; all else stands around it, where ``bbox_inches="tight"`` finds it."""
+    """The cells fill the figure; everything else is outside of it, where ``bbox_inches="tight"`` includes it."""
     count = len(tokens)
     cell = CELL * min(1, (FEW / count) ** 0.4)
     side = cell * count
-    larger = max(1, side / 10)  # so are the things that are there once
+    larger = max(1, side / 10)  # factor for title, axis labels and colour bar
     figure = Figure((side, side))
     axes = figure.add_axes((0, 0, 1, 1))
     mesh = axes.pcolormesh(weights, cmap=COLORS, vmin=0, edgecolors="white", linewidth=3 * cell, rasterized=count > 64)
@@ -54,7 +53,7 @@ def _figure(tokens, weights, title, families):
 
 
 def _label(axes, tokens, families, size):
-    """Tokens at rows and columns, which count from the upper left corner; sizes of text are in points."""
+    """Label rows and columns, from the upper left corner, with tokens; text sizes are in points."""
     places = np.arange(len(tokens)) + 0.5
     axes.set_ylim(len(tokens), 0)
     axes.set_yticks(places, tokens, family=families)
@@ -65,7 +64,7 @@ def _label(axes, tokens, families, size):
 
 
 def _write_numbers(axes, weights, size):
-    """Into the cells that count, if they can be read there."""
+    """Write the larger weights into their cells, if the text is legible."""
     for row, column in np.argwhere(weights >= 0.1) if size > 4.5 else ():
         weight = weights[row, column]
         color = "white" if weight > 0.5 * weights.max() else INK
@@ -74,7 +73,7 @@ def _write_numbers(axes, weights, size):
 
 
 def _add_bar(figure, mesh, side, larger):
-    """The scale of the colours, at the right."""
+    """Add the colour bar at the right."""
     gap, width, height = 0.25 * larger, 0.13 * larger, min(side, 4 * larger)
     axes = figure.add_axes((1 + gap / side, 1 - height / side, width / side, height / side))
     figure.colorbar(mesh, cax=axes).outline.set_visible(False)
@@ -83,7 +82,7 @@ def _add_bar(figure, mesh, side, larger):
 
 
 def _families(text):
-    """The font families that together have the characters of a text, the usual ones first; what none of them has."""
+    """The font families that together cover a text, the usual ones first; and the characters that none has."""
     usual = FontProperties()
     families, missing = [*usual.get_family()], set(text) - _characters(findfont(usual))
     for font in fontManager.ttflist if missing else ():
@@ -95,6 +94,6 @@ def _families(text):
 
 
 def _characters(path):
-    """Those that a font has, if it can be drawn in any size."""
+    """The characters of a font, if it is scalable."""
     font = FT2Font(path)
     return set(map(chr, font.get_charmap())) if font.scalable else set()

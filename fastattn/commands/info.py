@@ -1,4 +1,4 @@
-"""Show what was built, and what this machine uses of it."""
+"""Show how this build was made, and what it uses on this machine."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 import argparse
 import functools
@@ -7,47 +7,47 @@ from pathlib import Path
 
 from fastattn.commands.measuring import dtypes
 
-#: The kinds of pictures that matplotlib writes for us.
+#: The picture formats that we let matplotlib write.
 PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser):
-    """Of what measures: which cases, and on how many threads."""
+    """Add the options of measuring scripts: the cases and the number of threads."""
     parser.add_argument("--only", type=pattern, default="", metavar="REGEX", help="only cases with a matching name")
     add_threads(parser)
 
 
 def add_threads(parser):
-    """On how many threads."""
+    """Add the option for the number of threads."""
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads of every engine (default: the library's own choice)"
     )
 
 
 def pattern(text):
-    """A regular expression; the error of `re.compile` is no ValueError, which argparse would report."""
+    """A regular expression; re.error is not a ValueError, which argparse would report."""
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
 
 
 def count(text):
-    """A whole number from 1 up."""
+    """An int of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an int of at least 1")
     return int(text)
 
 
 def picture(name):
-    """A file that a picture is written to."""
+    """The name of a picture file."""
     if Path(name).suffix.lower() not in PICTURES:
         raise argparse.ArgumentTypeError(f"{name!r} does not end in {', '.join(PICTURES)}")
     return name
 
 
 def add_dtype(parser, default, known=tuple(dtypes.NEEDS)):
-    """Of what measures: in which types."""
+    """Add the option for the types of the cases."""
     help = f"only these types, of {', '.join(known)} (default: {default})"
     parser.add_argument("--dtype", type=functools.partial(_types, known), default=(), metavar="NAME[,NAME]", help=help)
 
@@ -57,5 +57,5 @@ def _types(known, text):
     names = dict.fromkeys(text.split(","))
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(known)}")
     return tuple(names)

@@ -1,6 +1,7 @@
-"""Print the lines of a file that are nearest to a text in meaning, the nearest first.
+"""Print the lines of a file that are most similar to a text in meaning, the most similar first.
 
-Each with the cosine of the two embeddings and the number of the line, tabs between them. Blank lines are left out.
+Each line shows the cosine of the two embeddings, the line number and the text, separated by tabs. Blank lines are
+skipped.
 """
 
 import sys
@@ -13,13 +14,13 @@ from fastattn.commands import files, model, options
 def add_arguments(parser):
     """Describe the command's arguments."""
     parser.add_argument("query", type=model.text, metavar="QUERY", help="a text")
-    parser.add_argument("file", metavar="FILE", help="one text a line, in UTF-8; - is standard input")
+    parser.add_argument("file", metavar="FILE", help="one text per line, in UTF-8; - is standard input")
     parser.add_argument("-n", type=options.count, default=10, metavar="N", help="how many lines (default: 10)")
     model.add_arguments(parser)
 
 
 def run(arguments):
-    """Print the nearest lines."""
+    """Print the most similar lines."""
     numbered = [(number, line) for number, line in enumerate(files.lines(arguments.file), 1) if line.strip()]
     with model.loaded(arguments) as encoder:
         query = encoder.encode(arguments.query, normalize=True)
@@ -30,7 +31,7 @@ def run(arguments):
 
 
 def _print(lines):
-    """To standard output, in UTF-8 as they came; its reader may have seen enough of them."""
+    """Print to standard output in UTF-8, like the input; its reader may stop early."""
     with files.written():
         try:
             for line in lines:

@@ -1,17 +1,17 @@
 """ONNX's operators of attention, softmax, normalisation and rotary embedding, computed by fastattn.
 
-`OPS` is for ``onnx.reference.ReferenceEvaluator(model, new_ops=OPS)``: the evaluator then runs these operators here and
-all others in its own NumPy code. What an operator means in the model's opset is settled by the schema of the installed
-``onnx`` package; where its Python reference differs from the schema's text and function body, they are followed here.
+`OPS` is for ``onnx.reference.ReferenceEvaluator(model, new_ops=OPS)``: the evaluator then computes these operators with
+fastattn, and all others in its own NumPy code. The schemas of the installed ``onnx`` package define the operators in
+the model's opset; where its Python reference differs from a schema's text and function body, these are followed.
 
-Three things differ from the letter of the schemas:
+Three things differ from the schemas:
 
 - float16 and bfloat16 are computed in float32 and rounded once, at the end; Softmax is rounded at each step of its
-  function body. `stash_type` and `softmax_precision` can ask for more precision, never for less.
-- A row of -inf alone, whose softmax is 0/0, gives zeros (LogSoftmax: -inf), as fastattn does everywhere.
+  function body. `stash_type` and `softmax_precision` can increase the precision, never reduce it.
+- A row of -inf alone, whose softmax is 0/0, gives zeros (LogSoftmax: -inf), as in all of fastattn.
 - ``nonpad_kv_seqlen`` beyond the number of keys is an error.
 
-ReferenceEvaluator does not hand `new_ops` to functions that a model brings along: inline those first
+ReferenceEvaluator does not pass `new_ops` to a model's local functions: inline those first
 (``onnx.inliner.inline_local_functions``).
 """
 
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
 __all__ = ["OPS"]
 
-# What fastattn computes each of ONNX's types in.
+# ONNX's types -> the type that fastattn computes in.
 _COMPUTED_IN = {row.name: np.dtype(row.computed_in) for row in REALS}
 
-# What `softmax_precision` and `stash_type` may be.
+# Allowed values of `softmax_precision` and `stash_type`.
 _PRECISIONS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
 class _Operator(OpRun):
-    """An operator with the attributes, and their defaults, that it has in the model's opset."""
+    """An operator with the attributes and defaults of the model's opset."""
 
     def __init__(self, onnx_node: NodeProto, run_params: dict[str, Any], schema: OpSchema | None = None):
         op_type, domain = onnx_node.op_type, onnx_node.domain
-        # Left to itself, OpRun takes the newest schema: its defaults are not those of older opsets (Softmax's axis).
+        # By default OpRun takes the newest schema, whose defaults are not those of older opsets (Softmax's axis).
         schema = schema or defs.get_schema(op_type, run_params["opsets"][domain], domain)
         self.since_version = schema.since_version
         unknown = sorted({attribute.name for attribute in onnx_node.attribute} - set(schema.attributes))
@@ -72,8 +72,8 @@ class _Operator(OpRun):
 class Attention(_Operator):
     """Attention of opsets 23, 24 and 25, by `fastattn.scaled_dot_product_attention`.
 
-    ``qk_matmul_output`` holds scores that fastattn never forms: they are computed beside it, and only where the model
-    names that output. Its mode 3 is `fastattn.attention_weights`.
+    ``qk_matmul_output`` holds scores that fastattn never stores: they are computed separately, and only if the model
+    uses that output. Its mode 3 is `fastattn.attention_weights`.
     """
 
     def _run(
@@ -131,24 +131,24 @@ class Attention(_Operator):
         return outputs
 
     def _is_packed(self, query: NDArray, key: NDArray, value: NDArray, heads: dict[str, int | None]) -> bool:
-        """Whether all heads of a token lie in one axis, as the ranks and the head counts both have to say."""
+        """Whether all heads of a token share one axis; ranks and head counts must agree on it."""
         ranks = query.ndim, key.ndim, value.ndim
         if ranks not in ((3, 3, 3), (4, 4, 4)):
             raise ValueError(f"Q, K and V must all have 3 or all have 4 axes, got {ranks}")
         is_packed = ranks[0] == 3
         for name, number in heads.items():
             if is_packed and (number is None or number < 1):
-                raise ValueError(f"{name} must be given and positive where Q, K and V have 3 axes, got {number}")
+                raise ValueError(f"{name} must be given and positive if Q, K and V have 3 axes, got {number}")
             # Older opsets ignored it.
             if not is_packed and number is not None and self.since_version >= 25:
-                raise ValueError(f"{name} must not be given where Q, K and V have 4 axes, got {number}")
+                raise ValueError(f"{name} must not be given if Q, K and V have 4 axes, got {number}")
         return is_packed
 
     def _mask(self, mask: NDArray, keys: int, dtype: DTypeLike) -> NDArray:
-        """`attn_mask` for all keys: bool, or of the dtype that is computed in."""
+        """`attn_mask` for all keys: bool, or of the dtype of the computation."""
         is_bool = mask.dtype == bool
         missing = keys - mask.shape[-1]
-        # Since opset 24 keys beyond the mask are excluded, even where it is one key long; before, that one broadcast.
+        # Since opset 24, keys beyond the mask are excluded, even if it has a single key; before, that one broadcast.
         if missing > 0 and self.since_version >= 24:
             mask = np.pad(
                 mask if is_bool else mask.astype(dtype),
@@ -169,7 +169,7 @@ def _split_heads(name: str, x: NDArray, attribute: str, heads: int) -> NDArray:
 def _with_past(
     key: NDArray, value: NDArray, past_key: NDArray | None, past_value: NDArray | None
 ) -> tuple[int, NDArray, NDArray]:
-    """The past's length, and keys and values with those of the past before them."""
+    """The length of the past, and past and new keys and values concatenated."""
     if (past_key is None) != (past_value is None):
         raise ValueError("past_key and past_value must be given together, got one of them")
     if past_key is None:
@@ -209,7 +209,7 @@ def _masked_scores(query: NDArray, key: NDArray, attn_mask: NDArray | None, opti
     scores = _capped_scores(query, key, attn_mask, options)
     if attn_mask is not None and attn_mask.dtype != bool:
         scores, attn_mask = scores + attn_mask, None
-    # Where all scores are equal, exactly the excluded keys weigh nothing.
+    # If all scores are equal, exactly the excluded keys have weight 0.
     positions = {name: option for name, option in options.items() if name not in ("scale", "softcap")}
     flat_query, flat_key = np.zeros_like(query[..., :1]), np.zeros_like(key[..., :1])
     is_seen = fastattn.attention_weights(flat_query, flat_key, attn_mask, **positions) > 0
@@ -228,7 +228,7 @@ _QK_MATMUL_OUTPUTS = (_scores, _capped_scores, _masked_scores, _weights)
 
 
 class LayerNormalization(_Operator):
-    """LayerNormalization, by `fastattn.layer_norm`; Mean and InvStdDev, which it does not return, beside it."""
+    """LayerNormalization, by `fastattn.layer_norm`; Mean and InvStdDev, which that does not return, by NumPy."""
 
     def _run(self, x, scale, bias=None, *, axis, epsilon, stash_type):
         stash = _precision("stash_type", stash_type)
@@ -273,7 +273,7 @@ def _normalized(
     if all(p.ndim <= len(row) for p in parameters):
         same_for_all = (np.broadcast_to(p, row).reshape(-1) for p in parameters)
         return norm(rows, *same_for_all, eps=epsilon).reshape(x.shape), rows
-    # Parameters of each row its own are unknown to the norm.
+    # The norm does not support parameters that differ between rows.
     y = norm(rows, eps=epsilon).reshape(x.shape)
     for apply, p in zip((np.multiply, np.add), parameters, strict=False):
         y = apply(y, p)
@@ -298,7 +298,7 @@ class RotaryEmbedding(_Operator):
             raise ValueError(f"X must have 3 or 4 axes, got shape {x.shape}")
         is_packed = x.ndim == 3
         if is_packed and (num_heads is None or num_heads < 1):
-            raise ValueError(f"num_heads must be given and positive where X has 3 axes, got {num_heads}")
+            raise ValueError(f"num_heads must be given and positive if X has 3 axes, got {num_heads}")
         heads = _split_heads("X", x, "num_heads", num_heads) if is_packed else x
         _check_rotation(heads, {"cos_cache": cos, "sin_cache": sin}, positions, rotary_embedding_dim)
 
@@ -313,7 +313,7 @@ class RotaryEmbedding(_Operator):
 
 
 def _check_rotation(x: NDArray, caches: dict[str, NDArray], positions: NDArray | None, rotary_size: int) -> None:
-    """Refuse what `fastattn.rotary_embedding` would take in another sense; rotary_size 0 is the whole head."""
+    """Raise for arguments that `fastattn.rotary_embedding` would take otherwise; rotary_size 0 is the whole head."""
     head_size = x.shape[-1]
     pairs, rest = divmod(rotary_size or head_size, 2)
     if rest or not 0 < 2 * pairs <= head_size:
@@ -346,7 +346,7 @@ class LogSoftmax(_Operator):
 
 def _along(function: Callable[[NDArray, int], NDArray], x: NDArray, axis: int, since_version: int) -> NDArray:
     axis = _axis(axis, x)
-    if since_version < 13:  # there `axis` is where the second axis of a matrix begins
+    if since_version < 13:  # there x is flattened to a matrix, whose second axis begins at `axis`
         return function(x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:])), 1).reshape(x.shape)
     return function(x, axis)
 
@@ -356,7 +356,7 @@ def _log_softmax(x: NDArray, axis: int) -> NDArray:
 
 
 def _softmax(x: NDArray, axis: int) -> NDArray:
-    """In 16 bits the steps of the function body, exponentials, sum and quotient, are each rounded."""
+    """In 16 bits, each step of the function body is rounded: exponentials, sum and quotient."""
     weights = fastattn.softmax(_widened(x), axis)
     if x.dtype.itemsize > 2:
         return weights
@@ -375,7 +375,7 @@ def _axis(axis: int, x: NDArray) -> int:
 
 
 def _precision(name: str, precision: int | None) -> np.dtype:
-    """The dtype that an attribute names by its number in TensorProto; float32 where it is missing."""
+    """The dtype that an attribute names by its number in TensorProto; float32 if it is missing."""
     precision = TensorProto.FLOAT if precision is None else precision
     _check_one_of(name, precision, _PRECISIONS)
     return helper.tensor_dtype_to_np_dtype(precision)
@@ -387,7 +387,7 @@ def _check_one_of(name: str, value: int, allowed: Iterable[int]) -> None:
 
 
 def _computing_dtype(*dtypes: np.dtype) -> np.dtype:
-    """The narrowest dtype that fastattn computes in and that holds all of these."""
+    """The narrowest dtype of fastattn's computations that holds all of these."""
     unknown = sorted({dtype.name for dtype in dtypes} - set(_COMPUTED_IN))
     if unknown:
         raise ValueError(f"tensors must be of {', '.join(_COMPUTED_IN)}, got {', '.join(unknown)}")
@@ -400,7 +400,7 @@ def _widened(x: NDArray) -> NDArray:
 
 @np.errstate(over="ignore")
 def _narrowed(x: NDArray, dtype: np.dtype) -> NDArray:
-    """A result in the type that the operator's schema gives it; what that cannot hold is infinite."""
+    """A result in the type of the operator's schema; numbers that it cannot hold become infinite."""
     return x.astype(dtype, copy=False)
 
 

@@ -2,25 +2,25 @@
 
 A map of the package, which is imported only when used:
 
-bert.py               BertEncoder: each call is a few lines over the rooms below
-folders.py            the files of a model's folder; the folder that serves when none is given
-recognition.py        what a folder is, if no model that is read here: for messages, before any field is checked
-architectures.py      what each model_type calls its fields and its tensors: a row for each
+bert.py               BertEncoder: each method is a few calls of the modules below
+folders.py            the files of a model's folder; the default folder
+recognition.py        recognises folders that are not supported models, for error messages
+architectures.py      the names of fields and tensors in each model_type: one row each
 configuration.py      config.json, checked
-modules.py            what sentence-transformers keeps beside a model: modules, pooling, prompt
-sentences.py          sentence_bert_config.json, checked: the maximum length, changes of the other files
+modules.py            the files of sentence-transformers: modules, pooling, prompt
+sentences.py          sentence_bert_config.json, checked: the maximum length, overrides of the other files
 checkpoint.py         *.safetensors mapped into memory
-parameters.py         tensors, checked, by the names that they have here
-inputs.py             the only place that checks token ids and masks; from there on all is packed
+parameters.py         tensors, checked and renamed for the layers
+inputs.py             the only place that checks token ids and masks; packs them
 tokens.py             texts to token ids
 tokenizer_files.py    the files of a tokenizer, read as transformers reads them
-tokenizer_classes.py  what each class of tokenizers is made of: a row for each
+tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
 pooling.py            the rows of a sequence to one embedding
-float16.py            an error where float16 would lose a sum
-progress.py           the line on standard error while long work goes on
+float16.py            errors for overflow in float16
+progress.py           the progress bar on standard error
 
-A text goes one way: tokens -> embeddings -> fastattn.nn.TransformerEncoder -> pooling.
+A text passes tokens -> embeddings -> fastattn.nn.TransformerEncoder -> pooling.
 """
 
 try:

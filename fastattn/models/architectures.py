@@ -1,4 +1,4 @@
-"""What each model_type calls the fields of its configuration and its tensors: one row for each, nothing else."""
+"""The names of configuration fields and tensors in each model_type: one row each, nothing else."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 
 class Architecture(NamedTuple):
-    """A model_type in its own words; on the left stand ours."""
+    """Our names, mapped to those of a model_type."""
 
-    fields: dict[str, str]  # of a `configuration.Configuration`: of config.json
+    fields: dict[str, str]  # field of `configuration.Configuration` -> field of config.json
     defaults: dict[str, Any]  # of fields that config.json may lack
-    tokenizer_class: str  # where no file names one
-    skips_padding: bool  # positions begin behind the padding's id, and padding has none of its own
-    layers: str  # what stands before the number of a layer in the names of its tensors
-    # A layer's tensors as torch.nn.TransformerEncoderLayer calls them, without "weight" and "bias"; the rows of several
-    # are joined.
+    tokenizer_class: str  # if no file names one
+    skips_padding: bool  # positions start after the padding id, and padding is not counted
+    layers: str  # what precedes the number of a layer in the names of its tensors
+    # torch.nn.TransformerEncoderLayer's name -> tensors of a layer, both without "weight" and "bias"; several tensors
+    # are stacked by rows.
     tensors: dict[str, tuple[str, ...]]
 
 
@@ -94,7 +94,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 
-# Fields that change the computation, and the only value for which it is the one made here. All may be absent or null.
+# Fields that change the computation, with the only supported value. All may be absent or null.
 REQUIRED_VALUES = {
     "add_cross_attention": False,
     "is_decoder": False,

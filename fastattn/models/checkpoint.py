@@ -1,4 +1,4 @@
-"""Tensors of *.safetensors files, mapped into memory: only what is read of them takes room."""
+"""Tensors of *.safetensors files, mapped into memory: only what is read takes memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# What a tensor may be stored in: its dtype here.
+# Dtype in the file -> our dtype.
 _STORED = {row.tensor: row.name for row in TYPES if row.tensor}
 
-# Names of old checkpoints, from before PyTorch: what they end with now.
+# Endings of names in old checkpoints, converted from TensorFlow -> their present ones.
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -35,10 +35,10 @@ class _Entry(NamedTuple):
 
 
 class Checkpoint:
-    """The tensors of a folder by their names, from one file or from the shards that an index lists.
+    """The tensors of a folder by name, from one file or from the shards that an index lists.
 
-    The library's own NumPy arrays are copies; these are views of the mapped files and read-only. The files must not
-    change as long as any of them is in use.
+    The arrays are read-only views of the mapped files (the library's own would be copies). The files must not change
+    while any of them is in use.
     """
 
     def __init__(self, folder: Path, name: str = "model.safetensors") -> None:
@@ -51,14 +51,14 @@ class Checkpoint:
             self._entries |= _entries(existing(path))
 
     def prefix(self, name: str) -> str:
-        """What stands before the names of all tensors, such that there is one called `name`: "", or "bert." ."""
+        """The prefix of tensor names with which `name` exists: "", or "bert." ."""
         found = [entry.removesuffix(name) for entry in self._entries if f".{entry}".endswith(f".{name}")]
         if len(found) != 1:
             raise ValueError(f"{self.folder} must hold the tensor {name} once, got {len(found)} of them")
         return found[0]
 
     def take(self, name: str, shape: tuple[int, ...]) -> NDArray:
-        """The tensor of that name, once it is clear that it has that shape."""
+        """The tensor of that name; ValueError unless it has that shape."""
         if name not in self._entries:
             raise ValueError(f"{self.folder} must hold the tensor {name} of shape {shape}, got none of that name")
         entry = self._entries[name]
@@ -69,20 +69,20 @@ class Checkpoint:
         self._taken.add(name)
         dtype = _arguments.storage_dtype(f"{entry.path}: the tensor {name}", _STORED[entry.dtype])
         x = np.frombuffer(entry.file, dtype, math.prod(shape), entry.offset).reshape(shape)
-        return np.require(x, requirements="A")  # a copy only of what an odd header has put at an odd address
+        return np.require(x, requirements="A")  # copies only if an odd header length misaligns the tensor
 
     def check_rest(self, prefix: str) -> None:
-        """Raise for a tensor that was not taken, of those whose names begin so: it says what would be left out."""
+        """Raise for a tensor with that prefix that was not taken: it would be ignored silently."""
         for name, entry in self._entries.items():
             if name.startswith(prefix) and name not in self._taken:
-                raise ValueError(f"{entry.path} must hold no tensor {name}, of which config.json does not know")
+                raise ValueError(f"{entry.path} must hold no tensor {name}, which config.json does not account for")
 
     def unread(self) -> list[str]:
         """Names of the tensors that were not taken."""
         return [name for name in self._entries if name not in self._taken]
 
     def forget_pages(self) -> None:
-        """Hand back the memory of what was read so far: it is read again from the system's cache where it is needed."""
+        """Release the memory of pages read so far: they are read again from the system's cache if needed."""
         for file in {id(entry.file): entry.file for entry in self._entries.values()}.values():
             if hasattr(mmap, "MADV_DONTNEED"):
                 file.madvise(mmap.MADV_DONTNEED)
@@ -96,12 +96,12 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _entries(path: Path) -> dict[str, _Entry]:
-    """{name: entry}. The library checks the file; offsets, which it keeps to itself, stand in the header."""
+    """{name: entry}. The library checks the file; offsets, which it does not expose, are read from the header."""
     try:
         with safe_open(path, framework="numpy"):
             pass
     except SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} must be a complete safetensors file: {error}") from error
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + int.from_bytes(mapped[:8], "little")

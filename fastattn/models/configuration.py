@@ -1,4 +1,4 @@
-"""config.json: the sizes of a model, whatever its model_type calls them, and a word on what is not supported."""
+"""config.json: the sizes of a model, by our names; errors for what is not supported."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The sizes of a model, and what its architecture calls things."""
+    """The sizes of a model, and the names that its architecture uses."""
 
     architecture: Architecture
     model_type: str
-    classes: tuple[str, ...]  # of transformers, that the model was made of
+    classes: tuple[str, ...]  # transformers' classes that the model was saved from
     tokenizer_class: str
     vocabulary: int
     hidden: int
@@ -34,12 +34,12 @@ class Configuration:
 
     @property
     def max_length(self) -> int:
-        """So many tokens of a sequence have a position."""
+        """Maximum number of tokens of a sequence: the positions that padding does not use."""
         return self.table_rows - (self.padding_id + 1 if self.architecture.skips_padding else 0)
 
 
 def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
-    """The configuration in a folder, with `changes` of its fields, checked; ValueError names the wrong field."""
+    """Read and check the configuration in a folder, with overrides `changes`; ValueError names the wrong field."""
     path = folder / "config.json"
     raw = read_json(path, dict) | changes
     architecture = known_architecture(path, raw)
@@ -52,7 +52,7 @@ def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
     values = dict(architecture.defaults)
     for ours, theirs in architecture.fields.items():
         if raw.get(theirs) is not None:
-            values[ours] = _JUDGED.get(ours, counted)(f"{path}: {theirs}", raw[theirs])
+            values[ours] = _CHECKS.get(ours, counted)(f"{path}: {theirs}", raw[theirs])
         elif ours not in values:
             raise ValueError(f"{path} must have the field {theirs}")
     values["activation"] = ACTIVATIONS[values["activation"]]
@@ -69,7 +69,7 @@ def _one_of(name: str, value: Any, known: dict) -> str:
 
 
 def counted(name: str, value: Any, least: int = 1) -> int:
-    """A number of things from a JSON file, checked."""
+    """A count from a JSON file, checked."""
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
     return value
@@ -81,8 +81,8 @@ def _small(name: str, value: Any) -> float:
     return value
 
 
-# How fields are checked; those that are not here are counts of at least 1.
-_JUDGED = {
+# How fields are checked; the others are counts of at least 1.
+_CHECKS = {
     "activation": lambda name, value: _one_of(name, value, ACTIVATIONS),
     "norm_eps": _small,
     "padding_id": lambda name, value: counted(name, value, 0),
@@ -99,6 +99,6 @@ def _check_together(path: Path, configuration: Configuration) -> None:
         )
     if configuration.max_length < 1:
         raise ValueError(
-            f"{path}: {fields['table_rows']} must leave a position behind {fields['padding_id']}, "
+            f"{path}: {fields['table_rows']} must leave a position after {fields['padding_id']}, "
             f"{configuration.padding_id}, got {configuration.table_rows}"
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Embeddings:
-    """The tables of a model, in the type in which its files hold them."""
+    """The embedding tables of a model, in the dtype of its files."""
 
     __slots__ = ("_eps", "_positions", "_token_types", "_words", "bias", "weight")
 
@@ -33,7 +33,7 @@ class Embeddings:
     def __call__(
         self, ids: NDArray, positions: NDArray, token_types: NDArray | None, num_threads: int | None = None
     ) -> NDArray:
-        """Float32 rows (tokens, H) of these tokens; without token types all are of type 0."""
+        """float32 rows (tokens, H) of these tokens; without token types all are of type 0."""
         x = self._words[ids].astype(np.float32, copy=False)
         if self._token_types is not None:
             x += self._token_types[0 if token_types is None else token_types]
@@ -44,8 +44,8 @@ class Embeddings:
 def token_positions(ids: NDArray, starts: NDArray, lengths: NDArray, skipped: int | None) -> NDArray:
     """The positions of tokens in packed sequences that begin at `starts`.
 
-    They count from 0. With an id `skipped`, RoBERTa's rule: such tokens are not counted and stand all at that position,
-    and the others count on from there, from the next one.
+    They count from 0. With an id `skipped` (RoBERTa), tokens of that id are not counted and all have that position; the
+    others count from the next one on.
     """
     if skipped is None:
         return np.arange(len(ids)) - np.repeat(starts, lengths)

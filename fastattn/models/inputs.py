@@ -1,4 +1,4 @@
-"""Token ids and masks as they come from outside: checked, and packed without what the mask leaves out."""
+"""Token ids and masks from the caller: checked, and packed without what the mask excludes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Packed(NamedTuple):
-    """The tokens of sequences, one behind the other."""
+    """The tokens of sequences, one after the other."""
 
     ids: NDArray
     positions: NDArray
     token_types: NDArray | None
     cu_seqlens: NDArray
-    kept: NDArray | None = None  # which of the flattened (B, S) these are; None: all
+    kept: NDArray | None = None  # mask of the flattened (B, S) that selects these; None: all
 
 
 def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Packed:
-    """Token ids (B, S), packed; only where the mask is set are they and the token types looked at."""
+    """Check and pack token ids (B, S); ids and token types where the mask is 0 are ignored."""
     ids = _integers("input_ids", input_ids)
     if ids.ndim != 2:
         raise ValueError(f"input_ids must have shape (B, S), got shape {ids.shape}")
@@ -46,13 +46,13 @@ def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, t
     _check_ids("input_ids", "words", packed.ids, configuration.vocabulary)
     _check_positions(packed.positions, configuration)
     if packed.token_types is not None:
-        # Where there is no table of types all are 0, as tokenizers may hand them out.
+        # A model without a table of types takes zeros, which tokenizers may return.
         _check_ids("token_type_ids", "token types", packed.token_types, max(configuration.token_types, 1))
     return packed
 
 
 def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray) -> Packed:
-    """Some of the texts whose ids lie one behind the other."""
+    """Pack some texts, given the ids of all, one after the other."""
     cu_seqlens = cumulated(lengths)
     ids = ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], lengths)]
     _check_ids("the ids of tokenizer.json's tokens", "words", ids, configuration.vocabulary)
@@ -61,7 +61,7 @@ def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, length
 
 
 def chosen(name: str, x: Any, count: int) -> int:
-    """One of `count` things by its number, which may be negative to count from the last."""
+    """An index below `count`; negative ones count from the last."""
     try:
         i = operator.index(x)
     except TypeError:
@@ -72,12 +72,12 @@ def chosen(name: str, x: Any, count: int) -> int:
 
 
 def _skipped(configuration: Configuration) -> int | None:
-    """The id whose tokens have no position of their own, if the model has such a rule."""
+    """The id whose tokens positions do not count, if the model has such a rule."""
     return configuration.padding_id if configuration.architecture.skips_padding else None
 
 
 def cumulated(lengths: NDArray) -> NDArray:
-    """Where sequences of these lengths begin, and where the last one ends."""
+    """Cumulative lengths: where sequences begin, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
@@ -85,7 +85,7 @@ def _integers(name: str, x: Any, shape: tuple[int, ...] | None = None, kinds: st
     try:
         array = np.asarray(x)
     except ValueError:  # rows of unlike length
-        raise ValueError(f"{name} must be an array of integers, got a {type(x).__name__} that makes none") from None
+        raise ValueError(f"{name} must be an array of integers, got a ragged {type(x).__name__}") from None
     if array.dtype.kind not in kinds:
         raise TypeError(f"{name} must have an integer dtype{' or bool' * ('b' in kinds)}, got dtype {array.dtype}")
     if shape is not None and array.shape != shape:
@@ -110,6 +110,6 @@ def _check_ids(name: str, what: str, ids: NDArray, size: int) -> None:
 def _check_positions(positions: NDArray, configuration: Configuration) -> None:
     if positions.size and positions.max() >= configuration.table_rows:
         raise ValueError(
-            f"input_ids must have at most {configuration.max_length} tokens in a row, as many as there are positions, "
+            f"input_ids must have at most {configuration.max_length} tokens in a row, the number of positions, "
             f"got one at position {positions.max() + configuration.max_length - configuration.table_rows}"
         )

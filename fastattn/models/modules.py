@@ -1,6 +1,6 @@
-"""What sentence-transformers keeps beside a model: its modules, how to pool, what to put in front of a text.
+"""The files of sentence-transformers in a model's folder: its modules, the pooling, the prompt.
 
-Where there is no modules.json, a model's embedding is the mean of its hidden states, as it is there.
+Without modules.json, an embedding is the mean of the hidden states, as in sentence-transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# Before there was pooling_mode, each mode had a field of its own; several at once are joined in this order.
+# Before pooling_mode existed, each mode had a field of its own; several at once are concatenated in this order.
 _MODE_FIELDS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -30,8 +30,7 @@ _MODE_FIELDS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# Fields of the modules' own files that change the computation, and the only values, None if there is none, for which it
-# is the one made here.
+# Fields of the modules' own files that change the computation, with the only supported values. None: null or absent.
 _OF_SENTENCES = ("sentence_embedding", None)
 _NORMALIZE_FIELDS = {"module_input_name": _OF_SENTENCES, "module_output_name": _OF_SENTENCES}
 _DENSE_FIELDS = {"activation_function": tuple(ACTIVATIONS), "bias": (True, False), "use_residual": (False, None)}
@@ -48,19 +47,19 @@ class Module(NamedTuple):
 class Modules(NamedTuple):
     """The modules of a folder."""
 
-    listed: bool  # in modules.json; if not, there is nothing behind the transformer but the mean
+    listed: bool  # in modules.json; if not, the transformer is followed by the mean alone
     transformer: Path  # where config.json, model.safetensors and tokenizer.json are
     sentences: Sentences
-    prompt: str  # stands in front of every text
+    prompt: str  # prepended to every text
     modes: tuple[str, ...]
     pools_prompt: bool
     steps: tuple[Module, ...]  # between pooling and normalisation
     normalize: bool
-    truncate_dim: int | None  # embeddings are cut off there
+    truncate_dim: int | None  # embeddings are truncated to this size
 
 
 def read_modules(folder: Path) -> Modules:
-    """The modules of a folder, checked; ValueError names the file and the field that does not fit."""
+    """Read and check the modules of a folder; ValueError names the file and the wrong field."""
     defaults = folder / "config_sentence_transformers.json"
     saved = read_json(defaults, dict, default={})
     check_family(folder, saved)
@@ -91,7 +90,7 @@ def read_modules(folder: Path) -> Modules:
 
 
 def read_pooling(modules: Modules, hidden: int, prompt_length: int) -> Pooling:
-    """The pooling of hidden states of that size, with the weights of what stands behind it."""
+    """The pooling of hidden states of that size, with the weights of the modules after it."""
     steps, size = [], hidden * len(modules.modes)
     for module in modules.steps:
         step, size = _STEPS[module.kind](module.folder, size)
@@ -121,7 +120,7 @@ def _check_order(path: Path, kinds: list[str]) -> None:
 
 
 def _prompt(path: Path, raw: dict[str, Any]) -> str:
-    """The prompt in front of every text."""
+    """The prompt that is prepended to every text."""
     name, prompts = raw.get("default_prompt_name"), raw.get("prompts")
     if name is None:
         return ""
@@ -160,7 +159,7 @@ def _layer_norm(folder: Path, size: int) -> tuple[LayerNorm, int]:
     return LayerNorm(weight, bias), size
 
 
-# Modules that compute an embedding from another one: what reads them, (the step, the size that it gives).
+# Modules that compute an embedding from another one -> their readers, which return (the step, its output size).
 _STEPS: dict[str, Callable[[Path, int], tuple[Callable, int]]] = {"Dense": _dense, "LayerNorm": _layer_norm}
 
 _KINDS = ("Transformer", "Pooling", *_STEPS, "Dropout", "Normalize")

@@ -1,4 +1,4 @@
-"""The tensors of a model, checked and named as torch.nn.TransformerEncoder and `embeddings.Embeddings` want them."""
+"""The tensors of a model, checked and renamed for torch.nn.TransformerEncoder's state dict and `Embeddings`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastattn.models.checkpoint import Checkpoint
     from fastattn.models.configuration import Configuration
 
-# The shapes of a layer's weights, in fields of a Configuration. The first axis is the bias's.
+# The shapes of a layer's weights, in fields of a Configuration. The first axis is the shape of the bias.
 SHAPES = {
     "self_attn.in_proj_": ("hidden", "hidden"),  # of each of its three parts
     "self_attn.out_proj.": ("hidden", "hidden"),
@@ -22,7 +22,7 @@ SHAPES = {
     "norm2.": ("hidden",),
 }
 
-# Arguments of Embeddings: tensors, which are called the same everywhere, and their shapes.
+# Arguments of Embeddings -> tensors, which have the same names in all architectures, and their shapes.
 EMBEDDINGS = {
     "words": ("embeddings.word_embeddings.weight", ("vocabulary", "hidden")),
     "positions": ("embeddings.position_embeddings.weight", ("table_rows", "hidden")),
@@ -33,7 +33,7 @@ EMBEDDINGS = {
 
 
 def embedding_parameters(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, NDArray]:
-    """The arrays in EMBEDDINGS, as views of the checkpoint; without token types where the model has none."""
+    """The arrays in EMBEDDINGS, as views of the checkpoint; without token types if the model has none."""
     prefix = _prefix(checkpoint)
     return {
         ours: checkpoint.take(prefix + theirs, _shape(configuration, sizes))
@@ -43,7 +43,7 @@ def embedding_parameters(checkpoint: Checkpoint, configuration: Configuration) -
 
 
 def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, NDArray]:
-    """{PyTorch's name: array} of all layers. Joined tensors are copies, all others views of the checkpoint."""
+    """{PyTorch's name: array} of all layers. Stacked tensors are copies, all others views of the checkpoint."""
     prefix, architecture = _prefix(checkpoint), configuration.architecture
     parameters = {}
     for i in range(configuration.layers):
@@ -58,7 +58,7 @@ def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> di
 
 
 def _prefix(checkpoint: Checkpoint) -> str:
-    """What stands before the names of all tensors: nothing, or "bert." in the checkpoint of a model with a head."""
+    """The prefix of all tensor names: "", or "bert." in the checkpoint of a model with a head."""
     return checkpoint.prefix(EMBEDDINGS["words"][0])
 
 

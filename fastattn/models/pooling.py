@@ -1,4 +1,4 @@
-"""Hidden states of packed sequences to one embedding for each, as sentence-transformers' modules define them."""
+"""Hidden states of packed sequences to one embedding each, as defined by sentence-transformers' modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Sequences(NamedTuple):
-    """Which of the packed tokens belong together; no sequence is empty."""
+    """The bounds of packed sequences; none is empty."""
 
     starts: NDArray  # where they begin
     lengths: NDArray
@@ -36,7 +36,7 @@ def _weighted_mean(x: NDArray, of: Sequences) -> NDArray:
     return np.add.reduceat(x * weights, of.starts, axis=0) / np.add.reduceat(weights, of.starts, axis=0)
 
 
-# Each takes hidden states (tokens, H) of sequences.
+# Each takes hidden states (tokens, H) and the bounds of the sequences.
 MODES: dict[str, Callable[[NDArray, Sequences], NDArray]] = {
     "cls": lambda x, of: x[of.starts],
     "lasttoken": lambda x, of: x[of.starts + of.lengths - 1],
@@ -52,7 +52,7 @@ def _sigmoid(x: NDArray) -> NDArray:
         return 1 / (1 + np.exp(-x))
 
 
-# activation_function of a dense layer: that of `linear`, or what comes behind it.
+# activation_function of a dense layer -> the activation of `linear`, or a function applied after it.
 ACTIVATIONS: dict[str, str | Callable[[NDArray], NDArray] | None] = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.ReLU": "relu",
@@ -64,7 +64,7 @@ ACTIVATIONS: dict[str, str | Callable[[NDArray], NDArray] | None] = {
 
 
 class Dense(NamedTuple):
-    """A dense layer behind the pooling."""
+    """A dense layer after the pooling."""
 
     weight: NDArray
     bias: NDArray | None
@@ -78,7 +78,7 @@ class Dense(NamedTuple):
 
 
 class LayerNorm(NamedTuple):
-    """A layer normalisation behind the pooling, with torch's eps."""
+    """A layer normalisation after the pooling, with torch's eps."""
 
     weight: NDArray
     bias: NDArray
@@ -89,18 +89,18 @@ class LayerNorm(NamedTuple):
 
 
 class Pooling(NamedTuple):
-    """All that comes behind the transformer."""
+    """The modules after the transformer."""
 
     modes: tuple[str, ...]
-    skipped: int  # tokens that begin every text and are not pooled: the prompt's
+    skipped: int  # number of tokens at the beginning of every text that are not pooled: the prompt
     steps: tuple[Callable[[NDArray], NDArray], ...]
     normalize: bool
-    size: int  # what is beyond is cut off
+    size: int  # embeddings are truncated to this size
 
     def __call__(self, x: NDArray, cu_seqlens: NDArray, normalize: bool | None) -> NDArray:
-        """Embeddings (N, size) of N sequences that are packed in x (tokens, H); where nothing is pooled they are zeros.
+        """Embeddings (N, size) of N sequences packed in x (tokens, H); zeros for a sequence without pooled tokens.
 
-        `normalize`: whether they are scaled to length 1; None: as the model says, which is before they are cut off.
+        `normalize` scales them to length 1; None follows the model, which does so before truncation.
         """
         lengths = np.diff(cu_seqlens)
         if self.skipped:
@@ -120,5 +120,5 @@ class Pooling(NamedTuple):
 
 
 def _unit(x: NDArray) -> NDArray:
-    """Rows of length 1. The least divisor is PyTorch's: a row of zeros stays one."""
+    """Scale rows to length 1. The minimum divisor is PyTorch's: a row of zeros stays zero."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""A line on standard error that says how far long work has come."""
+"""A progress bar on standard error."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import contextlib
 import sys
 import time
 
-LONG = 2.0  # seconds, before which a line is not worth the reader's attention
-BETWEEN = 0.1  # seconds
+LONG = 2.0  # seconds before a bar is shown by default
+BETWEEN = 0.1  # seconds between updates
 
 
 class Progress:
-    """The share that is done, and the time that the rest will take.
+    """A bar with the time elapsed and an estimate of the time left.
 
-    `shown`: True or False; None: only on a terminal, and once the work has taken some seconds.
+    `shown`: True, False, or None: only on a terminal, and after LONG seconds.
     """
 
     def __init__(self, total: int, shown: bool | None = None) -> None:
         self._total, self._done = total, 0
         self._begun = time.monotonic()
         self._next = self._begun + (LONG if shown is None else 0)
-        # There may be no standard error at all: closed, or of a program with windows only.
+        # There may be no standard error: it is closed, or this is a Windows GUI program.
         self._shown = sys.stderr is not None and (sys.stderr.isatty() if shown is None else shown)
         self._written = False
 
@@ -32,7 +32,7 @@ class Progress:
             _write("\n")
 
     def add(self, count: int) -> None:
-        """So much more is done."""
+        """Report `count` more units as done."""
         self._done += count
         now = time.monotonic()
         if self._shown and (now >= self._next or (self._written and self._done == self._total)):
@@ -45,7 +45,7 @@ class Progress:
 
 
 def _write(text: str) -> None:
-    """To standard error; that it is full must not end the work."""
+    """Write to standard error; an error there must not end the work."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

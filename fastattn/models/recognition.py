@@ -1,7 +1,6 @@
-"""What a folder is, as far as messages must say it: before any field of it is checked.
+"""Recognises folders that are not supported models, for clear errors before any field is checked.
 
-All that makes a folder something else than a model that is read here is told in this file, from names of files, their
-first bytes, and what config.json and its like say. Nothing here opens more than that.
+It looks only at file names, first bytes of files, and config.json and similar files.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-# How the file begins that Git leaves where Git LFS has not fetched the real one.
+# The beginning of a Git LFS pointer: the file that Git leaves until Git LFS has fetched the real one.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 # Weights that are not read: a pickle can hold any code.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
-# What a missing file may have in its place: {its name: (other names, what to do with them)}.
+# A missing file -> (files that may be there instead, what to do with them).
 _IN_PLACE = {
     "model.safetensors": (
         _PICKLES,
-        "but {found}, a pickle, which is not read: transformers' AutoModel.from_pretrained(folder)"
-        ".save_pretrained(folder) writes model.safetensors beside it, for a folder with modules.json "
-        "SentenceTransformer(folder).save_pretrained(folder) of sentence-transformers",
+        "but {found}, a pickle, which is not read: write model.safetensors by transformers' "
+        "AutoModel.from_pretrained(folder).save_pretrained(folder) or, for a folder with modules.json, by "
+        "sentence-transformers' SentenceTransformer(folder).save_pretrained(folder)",
     ),
     "tokenizer.json": (
         ("sentencepiece.bpe.model", "spiece.model", "vocab.txt", "vocab.json", "bpe.codes"),
-        "but {found}: transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes "
-        "tokenizer.json beside it",
+        "but {found}: write tokenizer.json by transformers' "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
     ),
-    "config.json": (("snapshots",), "but snapshots: one of the folders in there is that of the model"),
+    "config.json": (("snapshots",), "but snapshots: the model's folder is one of those inside"),
 }
 
-# Ends of the names of tensors that every model of the family may have beside what is read: its own pooler, which no
+# Endings of tensor names that any model of the family may have and that are not read: its own pooler, which no
 # embedding uses, and buffers.
 _UNUSED = (
     "pooler.dense.weight",
@@ -47,22 +46,22 @@ _UNUSED = (
 
 
 def in_place_of(path: Path) -> str:
-    """What stands in the place of a missing file, and what to do: for the end of a message, empty if nothing does."""
+    """What is there instead of a missing file, and what to do, for the end of a message; empty if nothing is."""
     names, advice = _IN_PLACE.get(path.name, ((), ""))
     found = next((name for name in names if path.with_name(name).exists()), None)
     return f", {advice.format(found=found)}" if found else ""
 
 
 def check_content(path: Path) -> None:
-    """Raise for a file that only stands for another one."""
+    """Raise for a Git LFS pointer."""
     with path.open("rb") as file:
         start = file.read(len(_POINTER))
     if start == _POINTER:
-        raise ValueError(f"{path} must be the file itself, got the pointer of Git LFS to it: git lfs pull fetches it")
+        raise ValueError(f"{path} must be the file itself, got a Git LFS pointer: run git lfs pull")
 
 
 def check_family(folder: Path, saved: dict[str, Any]) -> None:
-    """Raise unless config_sentence_transformers.json, if there is one, is of a kind of model that embeds sentences."""
+    """Raise if config_sentence_transformers.json names another kind of model than a sentence encoder."""
     family = saved.get("model_type")
     if family not in (None, "SentenceTransformer"):
         raise ValueError(
@@ -74,7 +73,7 @@ def check_family(folder: Path, saved: dict[str, Any]) -> None:
 def known_architecture(path: Path, raw: dict[str, Any]) -> Architecture:
     """The architecture that config.json names."""
     if path.with_name("adapter_config.json").exists():
-        raise ValueError(f"{path.parent} must hold a whole model, got an adapter of one: peft's merge_and_unload joins")
+        raise ValueError(f"{path.parent} must hold a whole model, got an adapter: merge it by peft's merge_and_unload")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(f"{path}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
@@ -82,7 +81,7 @@ def known_architecture(path: Path, raw: dict[str, Any]) -> Architecture:
 
 
 def head(architectures: Iterable[str], unread: Iterable[str]) -> str:
-    """What a model has above its hidden states, by the names of its classes and of tensors not read; empty: nothing."""
+    """The head of a model, by the names of its classes and of tensors not read; empty if it has none."""
     classes = [name for name in architectures if not name.endswith("Model")]
     tensors = sorted(name for name in unread if not name.endswith(_UNUSED))
     return ", ".join([*classes, *tensors[:3], *(["..."] if len(tensors) > 3 else [])])

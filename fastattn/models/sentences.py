@@ -1,4 +1,4 @@
-"""sentence_bert_config.json: what sentence-transformers' Transformer says of texts, and of the files beside it."""
+"""sentence_bert_config.json: how sentence-transformers' Transformer treats texts, and its overrides of other files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastattn.models.folders import read_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Names of the file, of which the first that is there counts.
+# In names of the file; the first one that exists is read.
 _NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 
-# Fields that change the computation, and the only values for which it is the one made here. None: null, or absent.
+# Fields that change the computation, with the only supported values. None: null or absent.
 _FIELDS: dict[str, tuple] = {
     "transformer_task": ("feature-extraction", None),
     "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, None),
@@ -28,10 +28,10 @@ _FIELDS: dict[str, tuple] = {
 _READ = ("max_seq_length", "do_lower_case")
 _WITHOUT_EFFECT = ("backend", "document_length", "query_length", "unpad_inputs")
 
-# Objects of arguments: what each was called in former times.
+# Objects of arguments -> their old names.
 _ARGUMENTS = {"model_kwargs": "model_args", "processor_kwargs": "tokenizer_args", "config_kwargs": "config_args"}
 
-# Arguments of the model that say where and how fast it computes, and in what type, which the caller says here.
+# Arguments of the model that set device, speed and dtype, which the caller sets here.
 _MODEL_ARGUMENTS = (
     "add_pooling_layer",
     "attn_implementation",
@@ -42,23 +42,23 @@ _MODEL_ARGUMENTS = (
     "use_safetensors",
 )
 
-# Arguments that say from where files are fetched.
+# Arguments that say where to fetch files.
 _OF_THE_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 class Sentences(NamedTuple):
-    """What the file says."""
+    """The content of the file."""
 
     max_seq_length: int | None
     lower_case: bool
-    configuration: dict[str, Any]  # fields of config.json that it changes
-    tokenizer: dict[str, Any]  # and of tokenizer_config.json
+    configuration: dict[str, Any]  # overrides of config.json
+    tokenizer: dict[str, Any]  # overrides of tokenizer_config.json
 
 
 def read_sentences(folder: Path) -> Sentences:
-    """What sentence_bert_config.json says, or sentence_roberta_config.json and so on.
+    """Read sentence_bert_config.json, or sentence_roberta_config.json and so on.
 
-    A field that is not known is refused, as by sentence-transformers.
+    An unknown field is an error, as in sentence-transformers.
     """
     for path in (folder / f"sentence_{name}_config.json" for name in _NAMES):
         if raw := read_json(path, dict, default={}):
@@ -75,7 +75,7 @@ def read_sentences(folder: Path) -> Sentences:
 
 
 def _arguments(path: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
-    """One of the objects, by its former name as well, without what says from where files come."""
+    """One of the objects, by its new or old name, without arguments of the Hub."""
     name = former if (former := _ARGUMENTS[name]) in raw else name
     found = raw.get(name, {})
     if not isinstance(found, dict):
@@ -84,12 +84,12 @@ def _arguments(path: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def limit(path: Path, field: str, raw: dict[str, Any]) -> int | None:
-    """A field that is null or a number from 1 up."""
+    """A field that is null or a count of at least 1."""
     return None if raw.get(field) is None else counted(f"{path}: {field}", raw[field])
 
 
 def check_fields(path: Path, needed: dict[str, tuple], raw: dict[str, Any]) -> None:
-    """Raise for a field with another value than these."""
+    """Raise for a field whose value is not one of these."""
     for field, values in needed.items():
         if raw.get(field) not in values:
             known = " or ".join(map(json.dumps, values))

@@ -1,8 +1,7 @@
-"""The tokenizer classes of transformers: what each is made of beside the vocabulary, a row for each.
+"""The tokenizer classes of transformers: the parts of each besides the vocabulary, one row each.
 
-A class takes the vocabulary (and the merges) of tokenizer.json and makes all else anew, from the fields of
-tokenizer_config.json and its own defaults. What tokenizer.json says of normalisation, splitting and the tokens around a
-text does not count then.
+A class takes only the vocabulary (and the merges) of tokenizer.json. Normalisation, splitting and the tokens added to a
+text follow from the fields of tokenizer_config.json and the defaults of the class; tokenizer.json's own are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-# Text that is in no vocabulary: a character that Unicode will never assign.
+# A text that no vocabulary holds: a character that Unicode will never assign.
 _UNKNOWN = "\U0010ffff"
 
 
@@ -25,15 +24,15 @@ class TokenizerClass(NamedTuple):
 
     model: type[models.Model]
     tokens: dict[str, str]  # defaults of the fields that name its special tokens
-    extra: tuple[str, ...]  # more special tokens, where tokenizer_config.json names none
-    needed: tuple[str, ...]  # fields of special tokens that may not be null
-    greedy: tuple[str, ...]  # fields of special tokens that take the blanks before them where nothing else is said
+    extra: tuple[str, ...]  # more special tokens, if tokenizer_config.json names none
+    needed: tuple[str, ...]  # fields of special tokens that must not be null
+    greedy: tuple[str, ...]  # fields of special tokens that strip the whitespace before them by default
     flags: dict[str, bool | None]  # defaults of its other fields; all are bool, or null where None is the default
-    # What it is made of, from a tokenizer that has the vocabulary alone, the fields, and the normaliser of
-    # tokenizer.json. A str says why that vocabulary does not do.
+    # Adds the parts to a tokenizer that has the vocabulary alone, given the fields and the normaliser of
+    # tokenizer.json. Returns a str, for an error, if the vocabulary is unsuitable.
     parts: Callable[[Tokenizer, dict[str, Any], normalizers.Normalizer | None], str | None]
-    around: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]  # what puts tokens around a text
-    # Files that hold the vocabulary where there is no tokenizer.json, and how they are read.
+    post_processor: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]  # adds tokens to a text
+    # Files that hold the vocabulary if there is no tokenizer.json, and how to read them.
     files: tuple[str, ...] = ()
     read: Callable[..., models.Model] | None = None
 
@@ -59,7 +58,7 @@ def _roberta(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
 
 
 def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Callable[..., str | None]:
-    """Of a Unigram model in which unknown text has the id that `unknown` gives."""
+    """The parts of a Unigram model in which unknown text has the id that `unknown` returns."""
 
     def parts(tokenizer: Tokenizer, fields: dict[str, Any], stored: normalizers.Normalizer | None) -> str | None:
         needed, found = unknown(tokenizer, fields), [token.id for token in tokenizer.model.tokenize(_UNKNOWN)]
@@ -80,14 +79,14 @@ def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Calla
 
 
 def _ends(first: str, last: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
-    """The tokens of these two fields around a text."""
+    """Add the tokens of these two fields before and after a text."""
 
-    def around(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
+    def post_processor(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
         ends = [str(fields[field]) for field in (first, last)]
         ids = dict(zip(ends, map(tokenizer.token_to_id, ends), strict=True))
         return processors.TemplateProcessing([ends[0], "$A", ends[1]], special_tokens=list(ids.items()))
 
-    return around
+    return post_processor
 
 
 BERT = TokenizerClass(
@@ -104,7 +103,7 @@ BERT = TokenizerClass(
     greedy=(),
     flags={"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
     parts=_bert,
-    around=_ends("cls_token", "sep_token"),
+    post_processor=_ends("cls_token", "sep_token"),
     files=("vocab.txt",),
     read=models.WordPiece.from_file,
 )
@@ -125,7 +124,7 @@ ROBERTA = TokenizerClass(
     greedy=(),
     flags={"add_prefix_space": False},
     parts=_roberta,
-    around=_ends("cls_token", "sep_token"),
+    post_processor=_ends("cls_token", "sep_token"),
     files=("vocab.json", "merges.txt"),
     read=models.BPE.from_file,
 )
@@ -137,7 +136,7 @@ XLM_ROBERTA = TokenizerClass(
     greedy=(),
     flags={"add_prefix_space": True},
     parts=_sentencepiece(lambda tokenizer, fields: 3),
-    around=_ends("bos_token", "eos_token"),
+    post_processor=_ends("bos_token", "eos_token"),
 )
 CAMEMBERT = XLM_ROBERTA._replace(
     extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
@@ -146,7 +145,7 @@ CAMEMBERT = XLM_ROBERTA._replace(
     parts=_sentencepiece(lambda tokenizer, fields: tokenizer.model.token_to_id(str(fields["unk_token"])) or 0),
 )
 
-# By tokenizer_class, without the "Fast" with which a name may end. None: tokenizer.json counts as it is.
+# By tokenizer_class, without the suffix "Fast". None: tokenizer.json is used as it is.
 TOKENIZER_CLASSES = {
     "BertTokenizer": BERT,
     "CamembertTokenizer": CAMEMBERT,

@@ -1,7 +1,7 @@
-"""The files of a folder to a tokenizer, as transformers' AutoTokenizer reads them.
+"""The tokenizer of a folder, read from its files as transformers' AutoTokenizer does.
 
-tokenizer_config.json names a class, or config.json does, or the model_type has one; tokenizer_classes.py says what that
-class makes of the vocabulary.
+The class is that of tokenizer_config.json, else of config.json, else the default of the model_type;
+tokenizer_classes.py describes each class.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Fields that name a special token. Others that end so name a token of the model's own.
+# Fields that name a special token. Other fields with this ending name special tokens of the model's own.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-# What an added token may say of itself.
+# Attributes of an added token.
 _TOKEN_FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
-# What would let other files count than those that are read here: in tokenizer_config.json, and as an argument of the
-# tokenizer in sentence_bert_config.json.
+# Fields that name other files than those that are read here: of tokenizer_config.json, and of the tokenizer's arguments
+# in sentence_bert_config.json.
 _OTHER_FILES = ("fast_tokenizer_files",)
 _OTHER_SOURCES = ("gguf_file", "merges", "merges_file", "tokenizer_file", "tokenizer_type", "vocab", "vocab_file")
 
 
 class TokenizerFiles(NamedTuple):
-    """What a folder says of its tokenizer."""
+    """The tokenizer of a folder, and its settings."""
 
     tokenizer: Tokenizer
     path: Path  # of the vocabulary, for errors
     config: Path  # tokenizer_config.json
-    fields: dict[str, Any]  # of it, with what sentence_bert_config.json changes
+    fields: dict[str, Any]  # its fields, with the overrides of sentence_bert_config.json
     special_ids: frozenset[int]
 
 
 @contextlib.contextmanager
 def library_errors(path: Path) -> Iterator[None]:
-    """Let what the library raises be a ValueError that names the file.
+    """Turn the library's exceptions into a ValueError that names the file.
 
-    It raises bare Exceptions, and a PanicException that is no Exception and cannot be imported.
+    It raises bare Exceptions, and a PanicException, which is not an Exception and cannot be imported.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def library_errors(path: Path) -> Iterator[None]:
 
 
 def read_tokenizer(folder: Path, default_class: str, changes: dict[str, Any]) -> TokenizerFiles:
-    """The tokenizer of a folder. `changes`: fields of tokenizer_config.json that sentence_bert_config.json sets."""
+    """Read the tokenizer of a folder. `changes` are sentence_bert_config.json's overrides of tokenizer_config.json."""
     config = folder / "tokenizer_config.json"
     stored = read_json(config, dict, default={})
     kind = _class(folder, stored.get("tokenizer_class") or default_class)
@@ -66,7 +66,7 @@ def read_tokenizer(folder: Path, default_class: str, changes: dict[str, Any]) ->
             if source.get(name) is not None:
                 raise ValueError(f"{config}: {name} must be absent, as no other files are read, got {source[name]!r}")
     fields = stored | changes
-    if "added_tokens_decoder" not in fields:  # as in former times: the tokens stand in files of their own
+    if "added_tokens_decoder" not in fields:  # old format: the tokens are in files of their own
         listed = read_json(folder / "special_tokens_map.json", dict, default={})
         fields |= {field: value for field, value in listed.items() if not changes.get(field)}
     _check_flags(config, kind, fields)
@@ -81,7 +81,7 @@ def read_tokenizer(folder: Path, default_class: str, changes: dict[str, Any]) ->
         known = {token.content for token in (*added, *tokenizer.get_added_tokens_decoder().values())}
         tokenizer.add_tokens([*added, *(token for token in special if token.content not in known)])
         if kind:
-            tokenizer.post_processor = kind.around(tokenizer, fields)
+            tokenizer.post_processor = kind.post_processor(tokenizer, fields)
         tokenizer.encode_special_tokens = fields["split_special_tokens"]
         ids = frozenset(tokenizer.token_to_id(token.content) for token in special)
     return TokenizerFiles(tokenizer, path, config, fields, ids)
@@ -95,7 +95,7 @@ def _class(folder: Path, name: Any) -> TokenizerClass | None:
 
 
 def _check_flags(path: Path, kind: TokenizerClass | None, fields: dict[str, Any]) -> None:
-    """Raise for a flag that is none; set those that are absent."""
+    """Raise for a flag that is not a bool; set those that are absent."""
     for field, default in {**(kind.flags if kind else {}), "split_special_tokens": False}.items():
         value = fields.setdefault(field, default)
         if type(value) is not bool and (value is not None or default is not None):
@@ -104,7 +104,7 @@ def _check_flags(path: Path, kind: TokenizerClass | None, fields: dict[str, Any]
 
 
 def _special_tokens(path: Path, kind: TokenizerClass | None, fields: dict[str, Any]) -> list[AddedToken]:
-    """The tokens that fields name, or the class where they do not: `fields` has the contents then."""
+    """The special tokens that the fields name, or else the class; `fields` is updated with their contents."""
     more = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or (kind.extra if kind else ())
     if not isinstance(more, list | tuple | dict):
         raise ValueError(f"{path}: additional_special_tokens must be a list of tokens, got {more!r}")
@@ -126,7 +126,7 @@ def _special_tokens(path: Path, kind: TokenizerClass | None, fields: dict[str, A
 
 
 def _token(name: str, value: Any, **flags: bool) -> AddedToken:
-    """An added token of that content, or from an object that has more to say; `flags` are what it is in any case."""
+    """An added token, from its content or from an object with attributes; `flags` override these."""
     described = {"content": value, "special": True} if isinstance(value, str) else value
     try:
         flags = {flag: described[flag] for flag in _TOKEN_FLAGS if flag in described} | flags
@@ -136,7 +136,7 @@ def _token(name: str, value: Any, **flags: bool) -> AddedToken:
 
 
 def _added_tokens(folder: Path, fields: dict[str, Any], special: list[AddedToken], tokenizer: Tokenizer) -> list:
-    """Tokens beside the vocabulary, in the order of their ids: of tokenizer_config.json alone, if it lists them."""
+    """Tokens outside the vocabulary, in the order of their ids: of tokenizer_config.json alone, if it lists them."""
     if "added_tokens_decoder" not in fields:
         path, names = folder / "added_tokens.json", {token.content for token in special}
         listed = read_json(path, dict, default={})
@@ -153,7 +153,7 @@ def _added_tokens(folder: Path, fields: dict[str, Any], special: list[AddedToken
 
 
 def _vocabulary(folder: Path, kind: TokenizerClass | None) -> tuple[Path, Tokenizer]:
-    """(the file, a tokenizer) of tokenizer.json or, without it, of the files that the class knows."""
+    """(path, tokenizer) from tokenizer.json or, without it, from the vocabulary files of the class."""
     path = folder / "tokenizer.json"
     if path.exists() or not kind or not any((folder / name).exists() for name in kind.files):
         with library_errors(existing(path)):
@@ -164,11 +164,11 @@ def _vocabulary(folder: Path, kind: TokenizerClass | None) -> tuple[Path, Tokeni
 
 
 def _made(path: Path, kind: TokenizerClass, fields: dict[str, Any], stored: Tokenizer) -> Tokenizer:
-    """A tokenizer of this class that has the vocabulary of one."""
+    """A tokenizer of this class with the vocabulary of a stored one."""
     if not isinstance(stored.model, kind.model):
         raise ValueError(
-            f"{path} must hold a {kind.model.__name__} vocabulary, as tokenizer_class needs one, got "
-            f"{type(stored.model).__name__}: of PreTrainedTokenizerFast it may hold any"
+            f"{path} must hold a {kind.model.__name__} vocabulary, as tokenizer_class needs it, got "
+            f"{type(stored.model).__name__}: PreTrainedTokenizerFast takes any"
         )
     tokenizer = Tokenizer(stored.model)
     with library_errors(path):

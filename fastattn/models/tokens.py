@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from fastattn.models.configuration import Configuration
     from fastattn.models.modules import Modules
 
-# Texts to a call of the library, which keeps 1 to 2 KB for each of their tokens' strings and offsets.
+# Texts per call of the library, which keeps 1 to 2 KB of strings and offsets for each token.
 AT_ONCE = 8192
 
-# The library's threads do not outlive a fork. It knows, but waits for them where TOKENIZERS_PARALLELISM asks for them.
+# The library's threads do not survive a fork. It knows, but deadlocks if TOKENIZERS_PARALLELISM asks for them.
 _forked = False
 
 
@@ -40,7 +40,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Tokens:
-    """The tokenizer of a folder, cutting texts off at the model's maximum length."""
+    """The tokenizer of a folder, which truncates texts to the model's maximum length."""
 
     __slots__ = ("_path", "_prompt", "_special_ids", "_tokenizer", "max_length")
 
@@ -60,7 +60,7 @@ class Tokens:
         self.max_length = int(limits[field])
         if self.max_length < least:
             raise ValueError(
-                f"{modules.transformer}: {field} must allow at least {least} tokens, one beside those that the "
+                f"{modules.transformer}: {field} must allow at least {least} tokens, one besides those that the "
                 f"tokenizer adds to each text, got {self.max_length}"
             )
         tokenizer.enable_truncation(self.max_length, direction=side)
@@ -70,7 +70,7 @@ class Tokens:
         self._tokenizer = tokenizer
 
     def __call__(self, texts: list[str]) -> tuple[NDArray, NDArray]:
-        """(ids of all texts one behind the other, where each text begins and the last one ends)."""
+        """Tokenize texts: (ids of all, one after the other; cumulative lengths)."""
         ids, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(texts), AT_ONCE):
             encodings = self._encodings([self._prompt + text for text in texts[start : start + AT_ONCE]])
@@ -80,14 +80,14 @@ class Tokens:
         return np.concatenate(ids), cumulated(np.concatenate(lengths))
 
     def prompt_length(self) -> int:
-        """Tokens of a text that are the prompt's and what stands before it."""
+        """Number of tokens of the prompt and of the special tokens before it."""
         if not self._prompt:
             return 0
         [encoding] = self._encodings([self._prompt])
         return len(encoding) - any(token in self._special_ids for token in encoding.ids[-1:])
 
     def strings(self, ids: NDArray) -> list[str]:
-        """The tokens themselves, as the vocabulary has them."""
+        """The tokens as strings of the vocabulary."""
         return [self._tokenizer.id_to_token(i) or "" for i in ids.tolist()]
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
@@ -98,7 +98,7 @@ class Tokens:
 
 
 def _lowers(normalizer: Normalizer | None) -> bool:
-    """Whether a tokenizer has a step that makes letters small: sentence-transformers adds none then."""
+    """Whether a normalizer lowercases already: sentence-transformers adds no second step then."""
     return any(isinstance(x, Lowercase) for x in (normalizer if isinstance(normalizer, Sequence) else [normalizer]))
 
 
@@ -123,7 +123,7 @@ def checked_texts(texts: object) -> list[str]:
 
 
 def checked_text(name: str, text: object) -> str:
-    """A str that can be encoded, which half of a surrogate pair cannot."""
+    """A str that can be encoded: without lone surrogates."""
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, got {type(text).__name__}")
     try:

@@ -1,11 +1,11 @@
-"""Layers of transformers: what a checkpoint holds, put around the package's operations. Imported only when used.
+"""Transformer layers: the package's operations with the weights of a checkpoint. Imported only when used.
 
 weights.py    quantize, QuantizedWeight; the entries of a state dict, checked and converted once
 attention.py  MultiHeadAttention
 encoder.py    TransformerEncoderLayer, TransformerEncoder
 
-Every class is a container of NumPy arrays, made by its `from_state_dict` from the names that PyTorch's class of the
-same name uses, and called with arrays. Nothing here trains, and nothing is drawn at random.
+Every class holds NumPy arrays, is made by its `from_state_dict` from the state dict of PyTorch's class of the same
+name, and is called with arrays. Inference only: no training, no random initialisation.
 """
 
 from fastattn.nn.attention import MultiHeadAttention

@@ -1,4 +1,4 @@
-"""Multi-head attention: projections around scaled dot-product attention, cache and rotary embedding included."""
+"""Multi-head attention: projections, rotary embedding, cache and scaled dot-product attention."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
 
 
 class MultiHeadAttention:
-    """Queries, keys and values by linear maps of tokens, attention head by head, and a linear map of what it gives.
+    """Multi-head attention with projections of queries, keys, values and output.
 
-    Made by `from_state_dict`. The letters: B sequences, S tokens, E `embed_dim`, H `num_heads`, D `head_dim`, T tokens
-    of packed sequences.
+    Made by `from_state_dict`. Shapes use these letters: B sequences, S tokens, E `embed_dim`, H `num_heads`, Hkv
+    `num_kv_heads`, D `head_dim`, T tokens of all packed sequences.
 
     Attributes
     ----------
     embed_dim, kdim, vdim : int
-        Sizes of a token where queries (and the result), keys and values come from.
+        Sizes of a token of `query` (and of the result), `key` and `value`.
     num_heads, num_kv_heads, head_dim : int
     add_zero_attn : bool
-        Whether a key of zeros, with a value of zeros, stands beside the others: a sink whose logit is 0.
+        Whether a key and value of zeros are added: a sink whose logit is 0.
     in_proj : Linear or None
-        The maps of queries, keys and values one below the other, where all three have E inputs.
+        The projections of queries, keys and values stacked, if all three have E inputs.
     q_proj, k_proj, v_proj, out_proj : Linear
         Each with `weight` and `bias`; the first three are views of `in_proj` if there is one.
     dtype : dtype
-        The type of tokens that the weights are meant for: their own, float32 for quantised ones.
+        Dtype that inputs should have: that of the weights, float32 for quantised ones.
 
     Notes
     -----
     torch.nn.MultiheadAttention, with these differences: tokens are always (B, S, E), ``batch_first=True``; a bool
-    `attn_mask` is True where a query may attend, PyTorch's is True where it may not, and it may have any shape that
-    broadcasts to (B, H, Sq, Sk). PyTorch's arguments become
+    `attn_mask` is True where a query may attend (PyTorch's is True where it may not), and it may have any shape that
+    broadcasts to (B, H, Sq, Sk). PyTorch's arguments become:
 
     ==================================  ==================================================================
     ``attn_mask=m``, bool (Sq, Sk)      ``attn_mask=~m``
     ``attn_mask=m``, (B * H, Sq, Sk)    ``attn_mask=~m.reshape(B, H, Sq, Sk)``
     ``attn_mask=m``, float              ``attn_mask=m``
     ``key_padding_mask=m``, bool        ``attn_mask=~m[:, None, None, :]``, or ``kv_lengths=(~m).sum(-1)``
-                                        where all padding stands at the end
-    ``need_weights=True``               `attention_weights`, head by head
-    ``add_zero_attn=True``              the same, of `from_state_dict`: no weight tells of it
+                                        if all padding is at the end
+    ``need_weights=True``               `attention_weights`, per head
+    ``add_zero_attn=True``              the same, in `from_state_dict`: the weights do not show it
     ==================================  ==================================================================
 
     Examples
@@ -92,7 +92,7 @@ class MultiHeadAttention:
         for name in ("bias_k", "bias_v"):
             if name in entries:
                 key = entries.key(name)
-                raise ValueError(f"{key} must not be there, as added keys and values are not supported, got one")
+                raise ValueError(f"{key} must not be there, got one: added keys and values are not supported")
         self.embed_dim, joined = entries.array("out_proj.weight", sizes).shape
         if joined % heads:
             entries.unfit("out_proj.weight", f"a multiple of num_heads, {heads}, as its last axis")
@@ -102,7 +102,7 @@ class MultiHeadAttention:
         self.out_proj = entries.linear("out_proj", (self.embed_dim, joined), bias)
 
     def _read_projections(self, entries: Entries, q_size: int, kv_size: int, bias: bool | None) -> None:
-        """One map for all three where they have the same inputs, and the parts of it."""
+        """Set the projections of queries, keys and values: views of a stacked one if they have the same inputs."""
         embed, total = self.embed_dim, q_size + 2 * kv_size
         parts = (0, q_size), (q_size, q_size + kv_size), (q_size + kv_size, total)
         in_bias = entries.bias("in_proj_bias", total, bias)
@@ -135,7 +135,7 @@ class MultiHeadAttention:
         add_zero_attn: bool = False,
         dtype: DTypeLike | None = None,
     ) -> MultiHeadAttention:
-        """Take the weights that PyTorch's names stand for.
+        """Make the layer from a state dict with PyTorch's names.
 
         Parameters
         ----------
@@ -144,25 +144,25 @@ class MultiHeadAttention:
             (Hkv * D, kdim) and ``v_proj_weight`` (Hkv * D, vdim); ``in_proj_bias`` ((H + 2 Hkv) * D,);
             ``out_proj.weight`` (E, H * D) and ``out_proj.bias`` (E,).
         prefix : str
-            What the names begin with in the mapping. Under it there is nothing else.
+            Prefix of the names in the mapping. Every entry that has it must belong to this layer.
         num_heads : int
         num_kv_heads : int, optional
-            Heads of keys and values; a divisor of `num_heads`, which is the default.
+            Number of heads of keys and values, a divisor of `num_heads`; `num_heads` by default.
         bias : bool or None
             True: there are biases; False: there are none; None: those that the mapping has.
         add_zero_attn : bool
-            As the layer was made with in PyTorch: a key and a value of zeros beside the others.
+            PyTorch's argument of the same name: add a key and a value of zeros.
         dtype : dtype or str, optional
-            What the weights become: float32, float64, float16 or bfloat16, where biases become float32 (float64 for
-            float64), or int8: quantised as by `fastattn.nn.quantize`. By default all stay as they are, float64 all or
-            none, and are not copied, but that ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight`` are joined
-            where they have equally many inputs.
+            Convert the weights to float32, float64, float16, bfloat16, or int8 (quantised by `fastattn.nn.quantize`);
+            biases then become float32 (float64 for float64). By default nothing is converted, and either all entries or
+            none are float64; nothing is copied, except that ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight``
+            are stacked if they have the same number of inputs.
 
         Raises
         ------
         TypeError, ValueError
-            A parameter does not fit; an entry is missing, unknown or of the wrong type or shape: the message has its
-            name in full.
+            A parameter is invalid; an entry is missing, unknown, or of the wrong type or shape: the message gives its
+            full name.
         """
         entries = Entries(mapping, prefix, dtype)
         attention = cls(entries, num_heads, num_kv_heads, bias)
@@ -171,7 +171,7 @@ class MultiHeadAttention:
         return attention
 
     @property
-    def dtype(self) -> np.dtype:  # noqa: D102 (stands in the class's docstring)
+    def dtype(self) -> np.dtype:  # noqa: D102 (described in the class's docstring)
         return self.out_proj.dtype
 
     def __call__(
@@ -193,39 +193,39 @@ class MultiHeadAttention:
         num_threads: int | None = None,
         **options,
     ) -> NDArray | tuple[NDArray, NDArray]:
-        """Let tokens attend to each other or, with `key`, to others.
+        """Compute self-attention or, with `key`, cross-attention.
 
         Parameters
         ----------
-        query : ndarray, shape (..., S, E), or (T, E) of packed sequences
-            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
+        query : ndarray, shape (..., S, E), or (T, E) for packed sequences
+            float32, float64, float16 or bfloat16; float64 if the weights are. The result has its dtype.
         key : ndarray, shape (..., Sk, kdim), or (Tk, kdim)
             By default query itself: self-attention.
         value : ndarray, shape (..., Sk, vdim), or (Tk, vdim)
             By default key.
         is_causal : bool
-            A query sees the keys up to its own position; by default the last query stands at the last key (bottom
-            right). In self-attention each query stands at its own token's key, also with `kv_lengths`: `q_offset` is 0.
+            A query sees the keys up to its own position; by default the last query is aligned with the last key (bottom
+            right). In self-attention each query is aligned with its own token, with `kv_lengths` too: `q_offset` is 0.
         attn_mask, **options
             As in `fastattn.scaled_dot_product_attention`: `q_offset`, `window`, `scale`, `softcap`, `sinks`,
             `alibi_slopes`, `kv_lengths`, `return_lse`.
         cu_seqlens : integer ndarray or list, shape (N + 1,), optional
-            Where packed sequences begin: `fastattn.varlen_attention`, without `attn_mask`.
+            Cumulative lengths of packed sequences, as in `fastattn.varlen_attention`; without `attn_mask`.
         cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional
-            Instead of `cu_seqlens` where the sequences of query and of key differ.
+            Instead of `cu_seqlens` if the sequences of query and key differ.
         cache : KVCache, optional
-            Self-attention appends keys and values to it, and attends to all that it then holds. Its batch is B of
-            (B, S, E). `kv_lengths` is the number of tokens that each sequence really has, the first ones of the S, and
-            `q_offset` is by default where they go.
+            Self-attention appends keys and values to it, and attends to all tokens in it. query has shape (B, S, E)
+            with the cache's batch B. `kv_lengths` is then the number of valid new tokens of each sequence, counted from
+            the first, and `q_offset` is by default the length before the append.
         cos, sin : ndarray, shape (positions, R/2), optional
-            Self-attention turns queries and keys as `fastattn.rotary_embedding` does, each by the row of its position:
-            its number in its sequence, counted from what the cache has. Each pair's number stands in a row once.
+            Self-attention rotates queries and keys as `fastattn.rotary_embedding` does, each by the row of its position
+            in the sequence, tokens in the cache included. A row holds one number per pair.
         interleaved : bool
-            Which components `cos` and `sin` turn together.
+            A pair is ``(x[2i], x[2i + 1])``; otherwise it is ``(x[i], x[i + R/2])``.
         residual : ndarray, shape of the result, optional
             Added to the result.
         out : ndarray, shape of the result, optional
-            Where it goes; it may be `residual` or query itself.
+            Output array; it may be `residual` or query itself.
         num_threads : int, optional
             Maximum number of threads; see `fastattn.set_num_threads`.
 
@@ -238,7 +238,7 @@ class MultiHeadAttention:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. `out` and the cache are then left unchanged.
+            As the functions it calls. `out` and the cache are then left unchanged.
         """
         key = query if key is None else key
         value = key if value is None else value
@@ -310,26 +310,26 @@ class MultiHeadAttention:
     def run(
         self, x: NDArray, work: Workspace, *, cache: KVCache | None, residual: NDArray | None, out: NDArray | None
     ) -> NDArray:
-        """Self-attention of x in a workspace."""
+        """Compute the self-attention of x in a workspace."""
         self.in_proj(x, out=work.projected, num_threads=work.num_threads)
         work.attend(cache)
         return self.out_proj(work.joined, residual=residual, out=out, num_threads=work.num_threads)
 
     def _with_zero_key(self, options: dict) -> dict:
-        """The options of a call: a key of zeros scores 0 with every query, and a value of zeros adds nothing."""
+        """Options with a sink of logit 0 for `add_zero_attn`: a zero key scores 0, a zero value adds nothing."""
         if not self.add_zero_attn:
             return options
-        must_be_none("beside add_zero_attn", sinks=options.get("sinks"))
+        must_be_none("with add_zero_attn", sinks=options.get("sinks"))
         return options | {"sinks": np.zeros(self.num_heads, np.float32)}
 
     def _check(self, packed: bool, **tokens: NDArray) -> None:
-        """Raise unless query, key and value are tokens for these weights."""
+        """Raise unless query, key and value fit these weights."""
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for name, x in tokens.items():
             check_tokens(name, x, sizes[name], packed, self.dtype)
 
     def _attended(self, query, key, value, attn_mask, bounds, options):
-        """What the heads find in key and value, joined (..., S, H * D), and the lse or None."""
+        """The heads' results, concatenated: (..., S, H * D), and the lse or None."""
         if key is query:
             options = at_own_place(options)
         packed = bool(bounds)
@@ -358,7 +358,7 @@ class MultiHeadAttention:
         return heads, keys, self._by_head(self.v_proj, kv_heads, value, packed, num_threads)
 
     def _by_head(self, projection, heads, x, packed, num_threads):
-        """Tokens through a projection, as (..., heads, S, D), or (T, heads, D) where they are packed."""
+        """Project tokens to (..., heads, S, D), or to (T, heads, D) if they are packed."""
         rows = projection(x, num_threads=num_threads)
         rows = rows.reshape(*rows.shape[:-1], heads, self.head_dim)
         return rows if packed else rows.swapaxes(-2, -3)
@@ -371,21 +371,21 @@ class MultiHeadAttention:
 
 
 class Workspace:
-    """What the layers of one call write, one after the other: fresh memory for each would cost more in page faults.
+    """Buffers shared by all layers of one call: new memory for each layer would cost more in page faults.
 
-    With it the views by head and the calls upon them, which are the same for all layers.
+    It also holds the views by head and the prepared calls, which are the same for all layers.
 
     Attributes
     ----------
     projected : ndarray, shape (..., (H + 2 Hkv) * D)
         Queries, keys and values of all heads.
     joined : ndarray, shape (..., H * D)
-        What the heads found.
+        Results of the heads, concatenated.
     hidden : list of ndarray
-        Of the widths asked for, for a feed-forward; they lie where the two above do.
+        Buffers of the given widths for a feed-forward; they share the memory of the two above.
     normed : ndarray, shape (..., E), or None
     lse : ndarray, shape (..., H, S), or (T, H), or None
-        Of the last attention, if the options ask for it.
+        Log-sum-exp of the last attention, if the options ask for it.
     num_threads : int or None
     """
 
@@ -447,7 +447,7 @@ class Workspace:
             self._turn = partial(rotary_embedding, turned, *rows, **turn)
 
     def reads(self, out: object) -> bool:
-        """Whether every layer's attention may find in `out` what was given to it."""
+        """Whether `out` may share memory with an array that the attention of every layer reads."""
         given = self._views[-1], *self._rotary.values(), *self._options.values()
         return isinstance(out, np.ndarray) and any(
             isinstance(x, np.ndarray) and np.may_share_memory(out, x) for x in given
@@ -455,7 +455,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def appending(self, caches: Mapping[str, KVCache]) -> Iterator[None]:
-        """Check caches, by the names they have as arguments, and leave them as they are now if what follows raises."""
+        """Check caches (by argument name), and restore them if the body raises."""
         for name, cache in caches.items():
             self._check_cache(name, cache)
         before = [(cache._store, cache._store.mark()) for cache in caches.values()]
@@ -467,7 +467,7 @@ class Workspace:
             raise
 
     def attend(self, cache: KVCache | None) -> None:
-        """Make `joined` of `projected`."""
+        """Compute `joined` from `projected`."""
         if cache is not None:
             found = self._attend_to(cache)
         else:
@@ -477,14 +477,14 @@ class Workspace:
         self.lse = found[1] if isinstance(found, tuple) else None
 
     def _attend_to(self, cache: KVCache) -> NDArray | tuple[NDArray, NDArray]:
-        """Append, and attend from where the new tokens then stand."""
+        """Append the new tokens to the cache, and attend from their positions."""
         query, key, value, attn_mask = self._views
         options, before = dict(self._options), cache.lengths
         kv_lengths = options.pop("kv_lengths", None)
         cache.append(key, value, kv_lengths=kv_lengths, **self._rotary, num_threads=self.num_threads)
         if self._turn is not None:
             positions = before[:, np.newaxis] + np.arange(query.shape[-2])
-            # The cache has seen to it that there is a row for each token; there need be none for what pads them.
+            # `append` has checked that there is a row for each token; padding may lie beyond the last row.
             np.minimum(positions, len(self._rotary["cos"]) - 1, out=positions)
             rotary_embedding(query, positions=positions, out=query, num_threads=self.num_threads, **self._rotary)
         if options.get("q_offset") is None:
@@ -493,7 +493,7 @@ class Workspace:
 
 
 def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> list[NDArray]:
-    """Arrays of shape (*tokens, width), one behind the other, from the beginning of `memory`."""
+    """Arrays of shape (*tokens, width), one after the other, from the beginning of `memory`."""
     rows = math.prod(tokens)
     ends = itertools.accumulate(widths, initial=0)
     return [
@@ -502,19 +502,19 @@ def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> l
 
 
 def check_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
-    """Raise unless x is an array (..., S, size), or (T, size) where sequences are packed, for weights of that type."""
+    """Raise unless x is an array (..., S, size), or (T, size) if packed, and fits weights of that dtype."""
     _arguments.real_array(name, x)
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
-        needed = f"(tokens, {size}) beside cu_seqlens" if packed else f"(..., tokens, {size})"
+        needed = f"(tokens, {size}) with cu_seqlens" if packed else f"(..., tokens, {size})"
         raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
     if dtype == np.float64 != x.dtype:
-        raise TypeError(f"{name} must have dtype float64, as the weights have, got dtype {x.dtype}")
+        raise TypeError(f"{name} must have dtype float64, like the weights, got dtype {x.dtype}")
 
 
 def check_cache(
     attention: MultiHeadAttention, x_name: str, x: NDArray, packed: bool, kv_lengths: object, name: str, cache: object
 ) -> None:
-    """Raise unless a cache takes what this attention makes of x."""
+    """Raise unless the keys and values that this attention computes from x can be appended to a cache."""
     if packed:
         raise ValueError(f"{name} must be None with cu_seqlens, got {type(cache).__name__}")
     if not isinstance(cache, KVCache):
@@ -524,29 +524,29 @@ def check_cache(
         raise ValueError(f"{name} must hold {attention.num_kv_heads} heads of size {size}, got {cache!r}")
     if x.ndim != 3 or len(x) != store.batch:
         needed = f"({store.batch}, tokens, {attention.embed_dim})"
-        raise ValueError(f"{x_name} must have shape {needed} beside {name}, got shape {x.shape}")
+        raise ValueError(f"{x_name} must have shape {needed} with {name}, got shape {x.shape}")
     counts = [x.shape[1]] * store.batch
     if kv_lengths is not None:
         counts = _arguments.token_counts("kv_lengths", kv_lengths, store.batch, x.shape[1]).tolist()
-    # A ring that is full takes as many as leave the first of them what its window sees.
+    # A full ring takes as many tokens as leave in place what the window of the first one sees.
     least = cache.chunk if store.window else 0
     for n, (length, count) in enumerate(zip(cache.lengths.tolist(), counts, strict=True)):
         most = max(store.page_size - length, least)
         if count > most:
-            raise ValueError(f"{x_name} must have at most {most} tokens of sequence {n} beside {name}, got {count}")
+            raise ValueError(f"{x_name} must have at most {most} tokens of sequence {n} with {name}, got {count}")
 
 
 def must_be_none(where: str, **arguments: object) -> None:
-    """Raise unless they are, where they would not be looked at."""
+    """Raise for arguments that would be ignored; `where` says when."""
     for name, x in arguments.items():
         if x is not None:
             raise ValueError(f"{name} must be None {where}, got {type(x).__name__}")
 
 
 def boundaries(cu_seqlens: object, cu_seqlens_q: object, cu_seqlens_k: object) -> tuple[tuple[str, object], ...]:
-    """What says where the sequences of query begin, and those of key, each with its name; empty without packing."""
+    """(name, cumulative lengths) for query and for key; empty if sequences are not packed."""
     if cu_seqlens is not None:
-        must_be_none("beside cu_seqlens", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+        must_be_none("with cu_seqlens", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
         return (("cu_seqlens", cu_seqlens),) * 2
     if cu_seqlens_q is None or cu_seqlens_k is None:
         must_be_none("without the other one", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
@@ -555,12 +555,12 @@ def boundaries(cu_seqlens: object, cu_seqlens_q: object, cu_seqlens_k: object) -
 
 
 def at_own_place(options: dict) -> dict:
-    """Options of self-attention: query i stands at key i, also where `kv_lengths` says that the last keys are none."""
+    """Options of self-attention: query i is aligned with key i, even if `kv_lengths` excludes the last keys."""
     return options if options.get("q_offset") is not None else options | {"q_offset": 0}
 
 
 def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | None = None) -> tuple[NDArray, NDArray]:
-    """The rows of cos and sin for so many tokens, each by its number in its sequence."""
+    """The rows of cos and sin for these tokens, by position in the sequence."""
     for name, x in (("cos", cos), ("sin", sin)):
         if not isinstance(x, np.ndarray):
             raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
@@ -573,6 +573,6 @@ def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | Non
             raise ValueError(
                 f"{name} must have shape (positions, pairs) with at least {longest} positions, got shape {x.shape}"
             )
-    if cos.shape == sin.shape:  # the whole tables: those rows may be too few to tell
+    if cos.shape == sin.shape:  # the whole tables, as those rows alone may be too few to decide
         _arguments.each_pair_once("cos", cos, sin, None)
     return cos[rows], sin[rows]

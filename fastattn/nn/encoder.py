@@ -1,4 +1,4 @@
-"""Transformer layers, self-attention and feed-forward with their residuals and normalisations, and stacks of them."""
+"""Transformer encoder layers (self-attention, feed-forward, residuals, normalisation) and stacks of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class TransformerEncoderLayer:
-    """Self-attention and a feed-forward for each token, each added to what it is given, and normalised.
+    """Self-attention and a feed-forward network, each with a residual connection and normalisation.
 
-    Made by `from_state_dict`. With the letters of `MultiHeadAttention` and F, the size inside of the feed-forward::
+    Made by `from_state_dict`. Letters as in `MultiHeadAttention`; F is the hidden size of the feed-forward network::
 
         post-norm:  x = norm1(x + self_attn(x))       pre-norm:  x = x + self_attn(norm1(x))
                     x = norm2(x + feed_forward(x))               x = x + feed_forward(norm2(x))
@@ -36,19 +36,19 @@ class TransformerEncoderLayer:
     ----------
     self_attn : MultiHeadAttention
     linear1, linear2, gate : Linear
-        Each with `weight` and `bias`; `gate` is None for a feed-forward without.
+        Each with `weight` and `bias`; `gate` is None if the feed-forward network is not gated.
     norm1, norm2 : LayerNorm or RMSNorm
         With `weight`, `eps` and, for LayerNorm, `bias`.
     activation : str
     norm_first : bool
         Pre-norm.
     dtype : dtype
-        The type of tokens that the weights are meant for: their own, float32 for quantised ones.
+        Dtype that inputs should have: that of the weights, float32 for quantised ones.
 
     Notes
     -----
     torch.nn.TransformerEncoderLayer. For its arguments ``src_mask`` and ``src_key_padding_mask`` see the table in
-    `MultiHeadAttention`: a bool mask is True here where a token may attend.
+    `MultiHeadAttention`: here a bool mask is True where a token may attend.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class TransformerEncoderLayer:
             if x not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
         norm_eps = _arguments.non_negative("norm_eps", norm_eps)
-        # Layers that share a workspace have one size.
+        # Layers that share a workspace have the same sizes.
         sizes = (None,) * 4 if like is None else like.sizes
         attention = MultiHeadAttention(entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2])
         embed = attention.embed_dim
@@ -110,16 +110,16 @@ class TransformerEncoderLayer:
         bias: bool | None = True,
         dtype: DTypeLike | None = None,
     ) -> TransformerEncoderLayer:
-        """Take the weights that PyTorch's names stand for.
+        """Make the layers from a state dict with PyTorch's names.
 
         Parameters
         ----------
         mapping : mapping of str to ndarray
-            ``self_attn.`` and what `MultiHeadAttention.from_state_dict` reads; ``linear1.weight`` (F, E), or (2 F, E),
-            which is gated: the first F rows make what the activation is applied to; ``linear2.weight`` (E, F);
-            ``norm1.weight`` and ``norm2.weight`` (E,). Each of these has its ``bias``; that of RMS norms has none.
+            ``self_attn.`` and what `MultiHeadAttention.from_state_dict` reads; ``linear1.weight`` (F, E), or (2 F, E)
+            if gated, where the activation is applied to the outputs of the first F rows; ``linear2.weight`` (E, F);
+            ``norm1.weight`` and ``norm2.weight`` (E,). Each of these has a ``bias``, except RMS norms.
         prefix : str
-            What the names begin with in the mapping. Under it there is nothing else.
+            Prefix of the names in the mapping. Every entry that has it must belong to the layers.
         num_heads, num_kv_heads : int
             As in `MultiHeadAttention.from_state_dict`.
         activation : {"relu", "gelu", "gelu_tanh", "silu"}
@@ -128,13 +128,13 @@ class TransformerEncoderLayer:
         norm_first : bool
             Pre-norm.
         bias, dtype
-            As in `MultiHeadAttention.from_state_dict`; what it says of biases goes for the weights of norms.
+            As in `MultiHeadAttention.from_state_dict`; weights of norms are converted like biases.
 
         Raises
         ------
         TypeError, ValueError
-            A parameter does not fit; an entry is missing, unknown or of the wrong type or shape: the message has its
-            name in full.
+            A parameter is invalid; an entry is missing, unknown, or of the wrong type or shape: the message gives its
+            full name.
         """
         entries = Entries(mapping, prefix, dtype)
         layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
@@ -147,7 +147,7 @@ class TransformerEncoderLayer:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """(E, H * D, F, F or 2 F where it is gated)."""
+        """(E, H * D, F, F or 2 F if gated)."""
         hidden = self.linear2.stored.shape[1]
         return *self.self_attn.out_proj.stored.shape, hidden, hidden * (1 if self.gate is None else 2)
 
@@ -165,16 +165,16 @@ class TransformerEncoderLayer:
         num_threads: int | None = None,
         **options,
     ) -> NDArray:
-        """Let tokens attend to each other, and transform each.
+        """Compute the layer.
 
         Parameters
         ----------
         x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
+            float32, float64, float16 or bfloat16; float64 if the weights are. The result has its dtype.
         attn_mask, cu_seqlens, cache, cos, sin, interleaved, **options
-            As when `MultiHeadAttention` is called, of self-attention; `return_lse` is not possible.
+            As when calling `MultiHeadAttention` for self-attention, but without `return_lse`.
         out : ndarray, shape of x, optional
-            Where the result goes; it may be x itself.
+            Output array; it may be x itself.
         num_threads : int, optional
             Maximum number of threads; see `fastattn.set_num_threads`.
 
@@ -185,7 +185,7 @@ class TransformerEncoderLayer:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. `out` and the cache are then left unchanged.
+            As the functions it calls. `out` and the cache are then left unchanged.
         """
         work = self.workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
@@ -195,14 +195,14 @@ class TransformerEncoderLayer:
             return self.run(x, work, cache=cache, out=out)
 
     def workspace(self, x: NDArray, **call) -> Workspace:
-        """A workspace for x on its way through layers of this one's sizes."""
+        """A workspace to take x through layers of these sizes."""
         if "return_lse" in call["options"]:
-            raise TypeError(f"return_lse must not be asked of layers, got {call['options']['return_lse']!r}")
+            raise TypeError(f"return_lse must not be given to layers, got {call['options']['return_lse']!r}")
         _, _, size, whole = self.sizes
         return Workspace(self.self_attn, "x", x, (size,) * (whole // size), self.norm_first, **call)
 
     def run(self, x: NDArray, work: Workspace, *, cache: KVCache | None, out: NDArray | None) -> NDArray:
-        """The layer, in a workspace; `out` may be x."""
+        """Compute the layer in a workspace; `out` may be x."""
         threads = work.num_threads
         if self.norm_first:
             normed = self.norm1(x, out=work.normed, num_threads=threads)
@@ -213,7 +213,7 @@ class TransformerEncoderLayer:
         return self.norm2(self._feed_forward(out, work, out), out=out, num_threads=threads)
 
     def _feed_forward(self, x: NDArray, work: Workspace, out: NDArray) -> NDArray:
-        """Of x, added to what `out` holds."""
+        """Add the feed-forward network's result for x to `out`."""
         hidden, threads = work.hidden[0], work.num_threads
         if self.gate is None:
             self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)
@@ -232,22 +232,22 @@ class TransformerEncoderLayer:
 
 
 class TransformerEncoder:
-    """Layers one after the other and, where there is one, a normalisation at the end.
+    """A stack of layers with an optional final normalisation.
 
-    Made by `from_state_dict`. A decoder without cross-attention (GPT, Llama) is one, too: ``is_causal=True``, with a
-    cache for each layer.
+    Made by `from_state_dict`. It can also be a decoder without cross-attention (GPT, Llama): use ``is_causal=True`` and
+    a cache for each layer.
 
     Attributes
     ----------
     layers : list of TransformerEncoderLayer
     norm : LayerNorm, RMSNorm or None
     dtype : dtype
-        The type of tokens that the weights are meant for: their own, float32 for quantised ones.
+        Dtype that inputs should have: that of the weights, float32 for quantised ones.
 
     Notes
     -----
-    torch.nn.TransformerEncoder. All layers share one workspace, whatever their number: beside its result, a call takes
-    memory for 2 (H + Hkv) D numbers a token or, if that is more, F (2 F where gated), and in pre-norm for E.
+    torch.nn.TransformerEncoder. All layers share one workspace: besides its result, a call takes memory for
+    2 (H + Hkv) D numbers per token or, if that is more, F (2 F if gated), and in pre-norm layers for E more.
 
     Examples
     --------
@@ -264,7 +264,7 @@ class TransformerEncoder:
     >>> weights = {f"layers.{i}.{name}": weight for i in range(2) for name, weight in layer()}
     >>> encoder = TransformerEncoder.from_state_dict(weights, num_heads=4, activation="gelu", bias=False)
 
-    Sentences of 4 and of 6 tokens, one behind the other; what one gives does not depend on the other:
+    Two packed sentences of 4 and 6 tokens; the result of one does not depend on the other:
 
     >>> x = rng.normal(size=(10, 32))
     >>> out = encoder(x, cu_seqlens=np.array([0, 4, 10]))
@@ -300,23 +300,23 @@ class TransformerEncoder:
         bias: bool | None = True,
         dtype: DTypeLike | None = None,
     ) -> TransformerEncoder:
-        """Take the weights that PyTorch's names stand for.
+        """Make the layers from a state dict with PyTorch's names.
 
         Parameters
         ----------
         mapping : mapping of str to ndarray
             ``layers.0.``, ``layers.1.`` and so on with what `TransformerEncoderLayer.from_state_dict` reads, all of one
-            size; ``norm.weight`` and ``norm.bias`` (E,) if there is a normalisation at the end.
+            size; ``norm.weight`` and ``norm.bias`` (E,) if there is a final normalisation.
         prefix : str
-            What the names begin with in the mapping. Under it there is nothing else.
+            Prefix of the names in the mapping. Every entry that has it must belong to the layers.
         num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, dtype
             As in `TransformerEncoderLayer.from_state_dict`, the same for all layers.
 
         Raises
         ------
         TypeError, ValueError
-            A parameter does not fit; an entry is missing, unknown or of the wrong type or shape: the message has its
-            name in full.
+            A parameter is invalid; an entry is missing, unknown, or of the wrong type or shape: the message gives its
+            full name.
         """
         entries = Entries(mapping, prefix, dtype)
         encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
@@ -341,16 +341,16 @@ class TransformerEncoder:
         num_threads: int | None = None,
         **options,
     ) -> NDArray:
-        """Take tokens through all layers.
+        """Compute all layers, one after the other.
 
         Parameters
         ----------
         x : ndarray, shape (..., S, E), or (T, E) with `cu_seqlens`
-            float32, float64, float16 or bfloat16; float64 where the weights are. The result has its dtype.
+            float32, float64, float16 or bfloat16; float64 if the weights are. The result has its dtype.
         caches : sequence of KVCache, optional
             One for each layer.
         attn_mask, cu_seqlens, cos, sin, interleaved, out, num_threads, **options
-            As when `TransformerEncoderLayer` is called, the same for all layers.
+            As when calling `TransformerEncoderLayer`, the same for all layers.
 
         Returns
         -------
@@ -359,7 +359,7 @@ class TransformerEncoder:
         Raises
         ------
         TypeError, ValueError
-            As the functions it is made of. `out` and the caches are then left unchanged.
+            As the functions it calls. `out` and the caches are then left unchanged.
         """
         named = self._named(caches)
         work = self.layers[0].workspace(
@@ -367,7 +367,7 @@ class TransformerEncoder:
             num_threads=num_threads, options=options,
         )  # fmt: skip
         each = list(named.values()) or [None] * len(self.layers)
-        # `out` waits for the last layer where a cache may refuse until then, or where it lies in what all layers read.
+        # `out` is written by the last layer alone if a cache may still raise, or if all layers read from its memory.
         held = None if named or work.reads(out) else out
         with work.appending(named):
             for layer, cache in zip(self.layers[:-1], each, strict=False):
@@ -376,7 +376,7 @@ class TransformerEncoder:
         return out if self.norm is None else self.norm(out, out=out, num_threads=num_threads)
 
     def _named(self, caches: Sequence[KVCache] | None) -> dict[str, KVCache]:
-        """The cache of each layer, by its name as an argument; none if there are none."""
+        """The cache of each layer, by its name in error messages."""
         if caches is None:
             return {}
         if not isinstance(caches, Sequence):
@@ -384,7 +384,7 @@ class TransformerEncoder:
         if len(caches) != len(self.layers):
             raise ValueError(f"caches must hold one for each layer, {len(self.layers)}, got {len(caches)}")
         if len(set(map(id, caches))) < len(caches):
-            raise ValueError("caches must hold another one for each layer, got one twice")
+            raise ValueError("caches must hold a different one for each layer, got the same one twice")
         return {f"caches[{i}]": cache for i, cache in enumerate(caches)}
 
     def __repr__(self) -> str:

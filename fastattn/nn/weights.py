@@ -1,4 +1,4 @@
-"""Weights: quantised, and read from a state dict, where every entry is checked and converted once."""
+"""Weights: quantisation, and the entries of a state dict, each checked and converted once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 _REALS = [row.name for row in REALS]
 
-# What makes arrays of torch's own state dict.
+# Advice: how to convert a state dict of tensors to arrays.
 _OF_TENSORS = "{name: x.numpy() for name, x in state_dict.items()}"
 
 
 class QuantizedWeight(NamedTuple):
-    """The matrix ``values * scales[:, None]``, as `fastattn.linear` takes it for a weight."""
+    """The matrix ``values * scales[:, None]``, a weight that `fastattn.linear` takes."""
 
     values: NDArray[np.int8]  # (out_features, in_features), from -127 to 127
     scales: NDArray[np.float32]  # (out_features,)
@@ -40,14 +40,14 @@ def quantize(weight: NDArray) -> QuantizedWeight:
     Returns
     -------
     QuantizedWeight
-        int8 values and float32 scales, one for each row.
+        int8 values, and a float32 scale for each row.
 
     Raises
     ------
     TypeError
-        `weight` is no array of these types.
+        `weight` is not an array of one of these dtypes.
     ValueError
-        It has not two axes, or is not finite in float32.
+        It does not have two axes, or is not finite in float32.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def quantize(weight: NDArray) -> QuantizedWeight:
 
 
 def _quantized(name: str, weight: NDArray) -> QuantizedWeight:
-    with np.errstate(over="ignore"):  # of float64, which is checked here
+    with np.errstate(over="ignore"):  # float64 may overflow: checked below
         weight = weight.astype(np.float32)
     largest = np.abs(weight).max(axis=1)
     if not np.isfinite(largest).all():
@@ -73,7 +73,7 @@ def _quantized(name: str, weight: NDArray) -> QuantizedWeight:
     scales = largest / np.float32(127)
     weight /= np.where(scales == 0, np.float32(1), scales)[:, np.newaxis]
     np.rint(weight, out=weight)
-    # The scale of a row of subnormal numbers is so coarse that its quotients may exceed 127.
+    # In a row of subnormal numbers the scale is rounded so coarsely that a quotient may exceed 127.
     np.clip(weight, -127, 127, out=weight)
     return QuantizedWeight(weight.astype(np.int8), scales)
 
@@ -96,13 +96,13 @@ class Linear:
         out: NDArray | None = None,
         num_threads: int | None = None,
     ) -> NDArray:
-        """`fastattn.linear` with these two."""
+        """Compute `fastattn.linear` with this weight and bias."""
         return linear(
             x, self.weight, self.bias, activation=activation, residual=residual, out=out, num_threads=num_threads
         )
 
     def rows(self, first: int, last: int) -> Linear:
-        """The part that makes these outputs: views."""
+        """The part that computes these outputs, as views."""
         cut = slice(first, last)
         weight = self.weight
         part = QuantizedWeight(*(x[cut] for x in weight)) if isinstance(weight, QuantizedWeight) else weight[cut]
@@ -115,12 +115,12 @@ class Linear:
 
     @property
     def dtype(self) -> np.dtype:
-        """The type that inputs should have: the weight's, float32 for a quantised one."""
+        """Dtype that inputs should have: that of the weight, float32 for a quantised one."""
         return np.dtype(np.float32) if isinstance(self.weight, QuantizedWeight) else self.weight.dtype
 
 
 class LayerNorm:
-    """The weight, bias and eps of a `fastattn.layer_norm`."""
+    """`fastattn.layer_norm` with its weight, bias and eps."""
 
     __slots__ = ("bias", "eps", "weight")
 
@@ -130,30 +130,30 @@ class LayerNorm:
         self.eps = eps
 
     def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
-        """The operation, with these."""
+        """Normalise x."""
         return layer_norm(x, self.weight, self.bias, eps=self.eps, out=out, num_threads=num_threads)
 
 
 class RMSNorm:
-    """The weight and eps of a `fastattn.rms_norm`."""
+    """`fastattn.rms_norm` with its weight and eps."""
 
     __slots__ = ("eps", "weight")
 
     def __init__(self, entries: Entries, size: int, eps: float, bias: bool | None) -> None:
-        del bias  # it has none in any case
+        del bias  # an RMS norm has none
         self.weight = entries.vector("weight", size)
         self.eps = eps
 
     def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
-        """The operation, with these."""
+        """Normalise x."""
         return rms_norm(x, self.weight, eps=self.eps, out=out, num_threads=num_threads)
 
 
 class Entries:
-    """The entries of a state dict below a prefix; each is checked and converted as it is read.
+    """The entries of a state dict under a prefix; each is checked and converted as it is read.
 
-    `dtype` is what matrices become: None leaves all as it is, int8 quantises. With a dtype vectors (biases, weights of
-    norms) become float32, float64 beside float64: in 16 bits they would cost accuracy and save nothing.
+    Matrices are converted to `dtype` (int8 quantises them), vectors (biases, weights of norms) to float32 or, for
+    float64, to float64: in 16 bits they would cost accuracy and save nothing. With None nothing is converted.
     """
 
     def __init__(self, mapping: Mapping[str, NDArray], prefix: str, dtype: DTypeLike | None) -> None:
@@ -164,61 +164,61 @@ class Entries:
             raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
         for key in mapping:
             if not isinstance(key, str):
-                raise TypeError(f"mapping must have names, str, for keys, got {key!r}")
+                raise TypeError(f"mapping must have str keys, got {key!r}")
         self._mapping, self._prefix = mapping, prefix
         self._dtype = None if dtype is None else _arguments.storage_dtype("dtype", dtype)
         self._read: dict[str, np.dtype] = {}
 
     def under(self, name: str) -> Entries:
-        """Those whose names go on with this one."""
+        """The entries whose names continue with this one."""
         part = copy.copy(self)
         part._prefix = self.key(name)
         return part
 
     def key(self, name: str) -> str:
-        """The name in full."""
+        """The full name."""
         return f"{self._prefix}{name}"
 
     def __contains__(self, name: str) -> bool:
         return self.key(name) in self._mapping
 
     def count(self, name: str) -> int:
-        """One more than the largest number that follows `name` in any name; at least 1."""
+        """Number of layers: one more than the largest number that follows `name` in any name; at least 1."""
         start = self.key(name)
         after = (key[len(start) :].partition(".")[0] for key in self._mapping if key.startswith(start))
         return 1 + max((int(number) for number in after if number.isdecimal()), default=0)
 
     def array(self, name: str, needed: tuple[int | None, ...]) -> NDArray:
-        """An entry as it stands, of this shape; None there is any size but 0."""
+        """An entry of this shape, not converted; None stands for any size but 0."""
         key = self.key(name)
         if key not in self._mapping:
             raise ValueError(f"mapping must have an entry {key!r} of shape {_shape(needed)}, got none")
         x = self._mapping[key]
         _check(key, x, needed)
         self._read[key] = x.dtype
-        return np.asarray(x)  # no np.memmap: every view and every check of one takes longer
+        return np.asarray(x)  # not an np.memmap: each view and check of one takes longer
 
     def matrix(self, name: str, needed: tuple[int | None, ...]) -> NDArray | QuantizedWeight:
-        """A weight in the type asked for."""
+        """A weight, converted to `dtype`."""
         x = self.array(name, needed)
         if self._dtype is None:
             return x
         return _quantized(self.key(name), x) if self._dtype == np.int8 else self._converted(name, x)
 
     def _converted(self, name: str, x: NDArray) -> NDArray:
-        """A weight in another type, unless float16 would make infinity of a number."""
+        """A weight converted to `dtype`; ValueError if a finite number would become infinite in float16."""
         if self._dtype != np.float16:
             return x.astype(self._dtype, copy=False)
         if x.dtype.name == "bfloat16":
-            x = x.astype(np.float32)  # whose conversion tells of an overflow
+            x = x.astype(np.float32)  # whose conversion to float16 reports an overflow
         try:
             with np.errstate(over="raise"):
                 return x.astype(np.float16, copy=False)
         except FloatingPointError:
             largest = np.abs(x[np.isfinite(x)]).max()
             raise ValueError(
-                f"{self.key(name)} must be below 65520 in magnitude to become float16, got {largest:.6g}: dtype must "
-                f"be 'bfloat16' or 'float32'"
+                f"{self.key(name)} must be below 65520 in magnitude to become float16, got {largest:.6g}: use dtype "
+                f"'bfloat16' or 'float32'"
             ) from None
 
     def matrices(self, needed: dict[str, tuple[int, int]]) -> list[NDArray | QuantizedWeight]:
@@ -227,7 +227,7 @@ class Entries:
         first, *others = (self.key(name) for name in needed)
         for other in others:
             if self._dtype is None and self._read[other] != self._read[first]:
-                raise TypeError(f"{other} must have dtype {self._read[first]}, as {first} has, got {self._read[other]}")
+                raise TypeError(f"{other} must have dtype {self._read[first]}, like {first}, got {self._read[other]}")
         return weights
 
     def vector(self, name: str, size: int) -> NDArray:
@@ -238,7 +238,7 @@ class Entries:
         return x.astype(np.float64 if self._dtype == np.float64 else np.float32, copy=False)
 
     def bias(self, name: str, size: int, bias: bool | None) -> NDArray | None:
-        """A vector, if `bias` is True or, where it is None, if there is one."""
+        """A vector if `bias` is True or, with None, if the mapping has one; else None."""
         wanted = name in self if bias is None else _arguments.flag("bias", bias)
         return self.vector(name, size) if wanted else None
 
@@ -251,10 +251,9 @@ class Entries:
         raise ValueError(f"{self.key(name)} must have {needed}, got shape {self._mapping[self.key(name)].shape}")
 
     def check_rest(self) -> None:
-        """Raise for what no single entry shows, once all have been read.
+        """Raise for entries that were not read, and for a mix of float64 with other types.
 
-        An entry below the prefix that nobody asked for says something that would be left out. One in float64 beside
-        others would refuse tokens that those take.
+        An entry that is not read would be ignored silently; a float64 entry accepts only tokens that the others do not.
         """
         for key in self._mapping:
             if key.startswith(self._prefix) and key not in self._read:
@@ -262,13 +261,13 @@ class Entries:
         by_width = {dtype == np.float64: key for key, dtype in self._read.items()}
         if self._dtype is None and len(by_width) == 2:
             raise TypeError(
-                f"mapping must be float64 in all entries or in none, or dtype say what they become, got float64 in "
-                f"{by_width[True]!r}, {self._read[by_width[False]]} in {by_width[False]!r}"
+                f"mapping must be float64 in all entries or in none, got float64 in {by_width[True]!r}, "
+                f"{self._read[by_width[False]]} in {by_width[False]!r}: pass a dtype to convert them"
             )
 
 
 def stacked(weights: list[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeight:
-    """Matrices one below the other; a single one is not copied."""
+    """Matrices stacked by rows; a single one is not copied."""
     first = weights[0]
     if len(weights) == 1:
         return first
@@ -291,7 +290,7 @@ def _check(name: str, x: object, needed: tuple[int | None, ...]) -> None:
 
 
 def _shape(needed: tuple[int | None, ...]) -> str:
-    """A shape in words: what may be any size is called by what it counts."""
+    """A shape in words: an axis of any size is named by what it counts."""
     names = ("rows", "columns") if len(needed) == 2 else ("elements",) * len(needed)
     sizes = (name if need is None else str(need) for name, need in zip(names, needed, strict=True))
     shape = f"({', '.join(sizes)}{',' * (len(needed) == 1)})"

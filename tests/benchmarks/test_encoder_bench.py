@@ -126,9 +126,9 @@ def test_the_library_keeps_to_the_definition(model):
     exact = encoder.hidden_states(TOKENS)
     assert exact.dtype == np.float64
     hidden = BertEncoder.from_pretrained(model)(TOKENS[None])
-    assert encoder.judge(hidden, [exact], "float32").kept
+    assert encoder.check(hidden, [exact], "float32").kept
     embedding = BertEncoder.from_pretrained(model).encode("A man is playing a guitar.")
-    assert encoder.judge([embedding], [encoder.exact_embedding(TOKENS)], "float32").kept
+    assert encoder.check([embedding], [encoder.exact_embedding(TOKENS)], "float32").kept
 
 
 @pytest.mark.parametrize("dtype", ALLOWED)
@@ -139,7 +139,7 @@ def test_errors_are_held_to_what_was_asked_of_the_type(dtype, rng):
 
     def verdict(error):
         """Where the second result alone is off by so much."""
-        return encoder.judge(exact + [[[0]], [[error]]] * noise, list(exact), dtype)
+        return encoder.check(exact + [[[0]], [[error]]] * noise, list(exact), dtype)
 
     close, far, other = (
         verdict(error) for error in (0.9 * ALLOWED[dtype], 1.1 * ALLOWED[dtype], 1.1 * PLAUSIBLE[dtype])

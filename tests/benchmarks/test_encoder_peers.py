@@ -27,7 +27,7 @@ def test_transformers_mean_what_the_definition_says():
     model = BertModel.from_pretrained(encoder.folder(), dtype=torch.float64).eval()
     with torch.inference_mode():
         hidden = model(torch.from_numpy(ids[None])).last_hidden_state.numpy()
-    assert encoder.judge(hidden, [encoder.hidden_states(ids)], "float32").error < 1e-12
+    assert encoder.check(hidden, [encoder.hidden_states(ids)], "float32").error < 1e-12
 
 
 @pytest.mark.parametrize("name", ["fastattn", *OTHERS])

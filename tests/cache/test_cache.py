@@ -144,7 +144,8 @@ def test_tables_that_hold_each_number_twice_are_refused(rng, kind, axis):
     assert_unchanged(cache, before)
     cache.append(*ids, k, k, cos=cos, sin=sin, rotary_dim=32)
     for wrong in (8, 15, 32):
-        with pytest.raises(ValueError, match=rf"rotary_dim must be twice the numbers in a row of cos, 16, got {wrong}"):
+        said = f"rotary_dim must be twice the number of columns of cos, 16, got {wrong}"
+        with pytest.raises(ValueError, match=said):
             cache.append(*ids, k, k, cos=once[0], sin=once[1], rotary_dim=wrong)
     with pytest.raises(ValueError, match="rotary_dim must be None without cos and sin, got 16"):
         cache.append(*ids, k, k, rotary_dim=16)
@@ -428,7 +429,7 @@ def test_queries_of_padded_prompts(target, rng, tmp_path, stored, kind, given):
         )
         slopes = ones(4) / 8
         for options in ({"is_causal": True}, {"window": (3, None)}, {"alibi_slopes": slopes.astype(kind_of_query)}):
-            with pytest.raises(ValueError, match=r"q_offset must say where 2 queries stand in sequence \d, .* got"):
+            with pytest.raises(ValueError, match=r"q_offset must be given for 2 queries of sequence \d, .* got"):
                 cache.attend(*ids, query[:, :, :2], **options)
             cache.attend(*ids, query[:, :, :2], **options, q_offset=0)
         if kind != "ring":  # whose window makes a difference
@@ -518,7 +519,7 @@ def test_a_prompt_longer_than_the_ring(target, rng):
     assert_attends(
         cache.attend, query, [(k[0], k[0])], {"is_causal": True}, {"is_causal": True, "window": (29, None)}, ""
     )
-    with pytest.raises(ValueError, match=r"query must stand at position 939 or later in sequence 0, .* got 938; .* 61"):
+    with pytest.raises(ValueError, match=r"query must be at position 939 or later in sequence 0, .* got 938; .* 61"):
         cache.attend(normal(rng, 1, 1, 62, 8), is_causal=True)
     cache.attend(normal(rng, 1, 1, 62, 8), is_causal=True, window=(28, 0))
 
@@ -546,7 +547,7 @@ def test_positions_far_before_a_ring(rng, offset, each):
     told = np.array([offset]) if each else offset
     np.testing.assert_array_equal(cache.attend(query, q_offset=-100), cache.attend(query, q_offset=told))
     cache.append(normal(rng, 1, 1, 90, 8), normal(rng, 1, 1, 90, 8))
-    with pytest.raises(ValueError, match=rf"query must stand at position 69 or later .* got {offset};"):
+    with pytest.raises(ValueError, match=rf"query must be at position 69 or later .* got {offset};"):
         cache.attend(query, q_offset=told)
 
 
@@ -578,7 +579,7 @@ def test_more_tokens_than_anybody_has(dtype):
     paged = fastattn.PagedKVCache(5, 4, 1, 8, dtype=dtype)
     ids = [paged.allocate()]
     for x in (rows, longest):
-        with pytest.raises(fastattn.OutOfPages, match=r"num_pages must allow \d+ free pages"):
+        with pytest.raises(fastattn.OutOfPages, match=r"num_pages must leave \d+ free pages"):
             paged.append(ids, x, x)
     paged.append(ids, longest, longest, kv_lengths=[3])
 
@@ -592,7 +593,7 @@ def test_sizes_whose_product_is_too_large():
         lambda: fastattn.KVCache(1, 1, 1, most, value_dim=most),
         lambda: fastattn.PagedKVCache(most, most, 1, 1),
     ):
-        with pytest.raises(MemoryError, match=r"no memory for a cache of \d+ bytes"):
+        with pytest.raises(MemoryError, match=r"cannot allocate a cache of \d+ bytes"):
             make()
 
 
@@ -633,7 +634,7 @@ def test_views(rng, stored):
     ring.append(*ones(2, 1, 1, 6, 4))
     assert ring.keys.shape == (1, 1, 6, 4)
     ring.append(*ones(2, 1, 1, 1, 4))
-    with pytest.raises(ValueError, match=r"window must not have moved on for values .* got"):
+    with pytest.raises(ValueError, match=r"window must not have dropped tokens for values .* got"):
         _ = ring.values
 
 
@@ -676,7 +677,7 @@ def test_out_of_pages_leaves_all_as_it_was(rng, page_size):
     cache.append([one], *normal(rng, 2, 1, 2, 4 * page_size + (page_size > 1), 8))
     two, empty = cache.fork(one), cache.allocate()
     before = snapshot(cache)
-    with pytest.raises(fastattn.OutOfPages, match=r"num_pages must allow \d+ free pages .* got \d free of 10"):
+    with pytest.raises(fastattn.OutOfPages, match=r"num_pages must leave \d+ free pages .* got \d free of 10"):
         cache.append([two, empty, one], *normal(rng, 2, 3, 2, 3 * page_size, 8))
     assert issubclass(fastattn.OutOfPages, MemoryError)
     assert_unchanged(cache, before)
@@ -920,7 +921,7 @@ def test_a_file_cut_short_anywhere(tmp_path, kind, mmap_mode):
         with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
             type(cache).load(path, mmap_mode)
     path.write_bytes(whole + b".")
-    with pytest.raises(ValueError, match="more behind its end"):
+    with pytest.raises(ValueError, match="data after its end"):
         type(cache).load(path, mmap_mode)
 
 
@@ -1001,7 +1002,7 @@ def test_a_changed_file_is_refused_or_taken_at_its_word(tmp_path, kind, dtype):
         path.write_bytes(content)
         loaded, refusal = _loaded(type(cache), path, rng.choice([None, "c"]))
         if loaded is None:
-            assert re.match(r"path must be a whole file that .* wrote, got '.*cache'", refusal), f"seed {seed}"
+            assert re.match(r"path must be a complete file that .* wrote, got '.*cache'", refusal), f"seed {seed}"
             continue
         taken += 1
         loaded.save(again)
@@ -1214,7 +1215,7 @@ def test_tables_that_point_outside(tmp_path, kind, name, number):
     state[name] = state[name].copy()
     state[name].reshape(-1)[0] = number
     spoiled = _Spoiled(cache._store, state, cache._store.arrays())
-    with pytest.raises(ValueError, match=r"tables do not fit its pages"):
+    with pytest.raises(ValueError, match=r"tables do not match its pages"):
         saved_and_loaded(cache, spoiled, tmp_path)
 
 
@@ -1225,7 +1226,7 @@ def test_streams_that_are_longer_than_any(tmp_path, length, rows):
     cache = some_cache("ring")
     state = cache._store.state()
     state |= {"lengths": np.full(2, length), "firsts": np.full(2, length - rows)}
-    with pytest.raises(ValueError, match=r"tables do not fit its pages"):
+    with pytest.raises(ValueError, match=r"tables do not match its pages"):
         saved_and_loaded(cache, _Spoiled(cache._store, state, cache._store.arrays()), tmp_path)
 
 
@@ -1387,7 +1388,7 @@ APPENDS = [
     ("cos", ones(9), ValueError, "cos must have shape"),
     ("cos", ones(9, 4, dtype=np.float64), TypeError, "cos must not be wider than .*key"),
     ("sin", ones(9, 3), ValueError, "sin must have cos's shape"),
-    ("sin", ones(9, 4, dtype=np.float16), TypeError, "sin must have dtype float32, as cos has, got"),
+    ("sin", ones(9, 4, dtype=np.float16), TypeError, "sin must have dtype float32, like cos, got"),
     ("interleaved", 1, TypeError, "interleaved must be a bool, got int"),
     ("num_threads", 0, ValueError, "num_threads must be at least 1, got 0"),
 ]
@@ -1453,9 +1454,9 @@ def test_bad_queries(kind, wrong, error, message):
 
 
 RINGS = [
-    ({"window": (5, 0)}, "window must reach back less than the cache's own, 5, got 5"),
-    ({"attn_mask": np.ones((1, 1), bool)}, "attn_mask must be None once the window has moved on, got an array"),
-    ({"q_offset": 0}, "query must stand at position 7 or later in sequence 0, whose keys before 3 are gone, got 0"),
+    ({"window": (5, 0)}, "window must be narrower than the cache's own, 5, got 5"),
+    ({"attn_mask": np.ones((1, 1), bool)}, "attn_mask must be None once the window has dropped tokens, got an array"),
+    ({"q_offset": 0}, "query must be at position 7 or later in sequence 0, whose keys before 3 were dropped, got 0"),
 ]
 
 
@@ -1510,11 +1511,11 @@ def test_bad_ids():
             lambda wrong: cache.attend([one, wrong], k),
         ):
             with pytest.raises(
-                ValueError, match=rf"ids? must be that of a live sequence, got {wrong}, which is unknown"
+                ValueError, match=rf"ids? must belong to a live sequence, got {wrong}, which is unknown"
             ):
                 call(wrong)
     for wrong in ("0", 0.0, None, True):
-        with pytest.raises(TypeError, match=r"id must be what allocate or fork returned, an int, got"):
+        with pytest.raises(TypeError, match=r"id must be an int returned by allocate or fork, got"):
             cache.free(wrong)
     for wrong in (one, None, {one: 1}, np.array([[one]])):
         with pytest.raises(TypeError, match=r"ids must be a list of ints, got"):

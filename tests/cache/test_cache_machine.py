@@ -151,7 +151,7 @@ class FixedMachine(Machine):
         options = self.some_options(data, self.batch, queries, max(self.lengths))
         told = self.told(options, self.paddings, self.lengths, queries, self.window or positions_matter(options))
         if told is None:
-            with pytest.raises(ValueError, match=r"q_offset must say where .* got None"):
+            with pytest.raises(ValueError, match=r"q_offset must be given .* got None"):
                 self.cache.attend(query, **options)
             return
         left, right = options.get("window") or (None, None)
@@ -280,7 +280,7 @@ class PagedMachine(Machine):
             lambda: self.cache.fork(self.ended[0]),
             lambda: self.cache.append([self.ended[-1]], k, v),
         ):
-            with pytest.raises(ValueError, match=r"ids? must be that of a live sequence, got"):
+            with pytest.raises(ValueError, match=r"ids? must belong to a live sequence, got"):
                 call()
 
     @precondition(lambda self: self.sequences)
@@ -320,7 +320,7 @@ class PagedMachine(Machine):
         query, paddings, lengths = self.new_query(len(ids), queries), *self.stand(ids)
         told = self.told(options, paddings, lengths, queries, positions_matter(options))
         if told is None:
-            with pytest.raises(ValueError, match=r"q_offset must say where .* got None"):
+            with pytest.raises(ValueError, match=r"q_offset must be given .* got None"):
                 attend(query, **options)
             return
         assert_attends(attend, query, sequences, options, told, self.dtype)

@@ -13,7 +13,7 @@ F32 = np.float32
 
 
 def found(result, formula, oracle):
-    return accuracy.judge_rows([(result, formula, oracle)])
+    return accuracy.check_rows([(result, formula, oracle)])
 
 
 def test_a_small_row_does_not_hide_beside_a_large_one():
@@ -43,8 +43,8 @@ def test_the_formulas_worst_row_counts_relative_to_its_magnitude():
 def test_parts_of_an_array_are_one_array():
     oracle = np.array([[1.0, 0.5]])
     exact, off = oracle.astype(F32), (oracle + 2**-10).astype(F32)
-    assert not accuracy.judge_rows([(exact, exact, oracle), (off, exact, oracle)]).kept
-    assert accuracy.judge_rows([(exact, off, oracle), (off, exact, oracle)]).kept
+    assert not accuracy.check_rows([(exact, exact, oracle), (off, exact, oracle)]).kept
+    assert accuracy.check_rows([(exact, off, oracle), (off, exact, oracle)]).kept
 
 
 def test_numbers_without_a_row_of_their_own_are_one_row():
@@ -52,7 +52,7 @@ def test_numbers_without_a_row_of_their_own_are_one_row():
     outs, lses = np.ones((2, 3)), np.array([8.0, 2**-20])
     result = outs.astype(F32), np.array([8, 2**-20 + 2**-22], F32)
     part = accuracy.Part(..., (outs, lses), (outs.astype(F32), lses.astype(F32)))
-    assert accuracy.judge(result, [part]).kept
+    assert accuracy.check(result, [part]).kept
     assert not found(result[1].reshape(2, 1), part.formula[1].reshape(2, 1), lses.reshape(2, 1)).kept
 
 

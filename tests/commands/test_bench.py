@@ -153,7 +153,7 @@ def test_weights_may_be_stored_in_less(kv_dtype):
     assert kinds == {"x": "float32", "weight": stored, "bias": "float32", "residual": "float32"}
     (build,) = PEERS["fastattn"].load().VARIANTS["linear"].values()
     call, fetch = build(case, case.inputs())
-    assert accuracy.judge(fetch(call()), accuracy.expected(case)).kept
+    assert accuracy.check(fetch(call()), accuracy.expected(case)).kept
 
 
 def test_keys_behind_the_end_of_a_sequence_are_not_read():
@@ -219,7 +219,7 @@ def test_formulas_keep_the_rule_that_they_define(operation, dtype, kv_dtype):
     for case in [case for case in AWKWARD if case.operation == operation][::4]:
         case = dataclasses.replace(case, dtype=dtype, kv_dtype=kv_dtype)
         result = getattr(formulas, operation)(**case.inputs(), **case.options)
-        assert accuracy.judge(result, accuracy.expected(case)).kept
+        assert accuracy.check(result, accuracy.expected(case)).kept
         kinds = [array.dtype.name for array in (result if isinstance(result, tuple) else (result,))]
         lse = dtypes.wide(dtypes.named(dtype)).name if operation in (*STORING, "merge_states") else dtype
         assert kinds == [dtype, lse][: len(kinds)]
@@ -287,7 +287,7 @@ def test_numpy_in_place_is_as_exact_as_the_formula(name, dtype):
         (build,) = PEERS["numpy"].load().VARIANTS[given.operation].values()
         call, fetch = build(given, given.inputs())
         for _ in range(2):
-            found = accuracy.judge(fetch(call()), accuracy.expected(given, sampled=True))
+            found = accuracy.check(fetch(call()), accuracy.expected(given, sampled=True))
             assert found.error <= 4 * found.allowed
 
 
@@ -304,7 +304,7 @@ def test_numpy_in_place_is_as_exact_as_the_formula(name, dtype):
 def test_numpy_in_place_has_the_options_of_its_cases(case):
     (build,) = PEERS["numpy"].load().VARIANTS[case.operation].values()
     call, fetch = build(case, case.inputs())
-    found = accuracy.judge(fetch(call()), accuracy.expected(case))
+    found = accuracy.check(fetch(call()), accuracy.expected(case))
     assert found.error <= 2 * found.allowed
 
 
@@ -348,7 +348,7 @@ def test_erf_with_and_without_scipy(monkeypatch, rng, dtype):
 
 
 def verdict(result, oracle, formula):
-    return accuracy.judge(result, [accuracy.Part(..., (oracle,), (formula,))])
+    return accuracy.check(result, [accuracy.Part(..., (oracle,), (formula,))])
 
 
 def test_twice_the_formulas_error_and_one_ulp():
@@ -376,11 +376,11 @@ def test_int8_is_held_to_rows_of_integers():
     rounded = inputs | {name: accuracy.quantised(inputs[name], 127) for name in ("key", "value")}
     assert np.abs(rounded["key"] - inputs["key"]).max() <= np.abs(inputs["key"]).max() / 254 * (1 + 1e-6)
     expectation = accuracy.expected(case)
-    found = accuracy.judge(formulas.scaled_dot_product_attention(**rounded), expectation)
+    found = accuracy.check(formulas.scaled_dot_product_attention(**rounded), expectation)
     assert 0 < found.error < found.allowed < found.tolerable
-    assert accuracy.judge(formulas.scaled_dot_product_attention(**inputs), expectation).error < 1e-6
+    assert accuracy.check(formulas.scaled_dot_product_attention(**inputs), expectation).error < 1e-6
     coarse = inputs | {name: accuracy.quantised(inputs[name], 15) for name in ("key", "value")}
-    assert not accuracy.judge(formulas.scaled_dot_product_attention(**coarse), expectation).kept
+    assert not accuracy.check(formulas.scaled_dot_product_attention(**coarse), expectation).kept
 
 
 def test_int8_weights_are_held_to_rows_of_integers():
@@ -389,7 +389,7 @@ def test_int8_weights_are_held_to_rows_of_integers():
     expectation = accuracy.expected(case)
     for levels, kept in ((127, True), (15, False)):
         rounded = inputs | {"weight": accuracy.quantised(inputs["weight"], levels)}
-        assert accuracy.judge(formulas.linear(**rounded), expectation).kept == kept
+        assert accuracy.check(formulas.linear(**rounded), expectation).kept == kept
 
 
 def test_rows_of_nothing_are_quantised_to_nothing():
@@ -661,12 +661,12 @@ def test_pytorch_runs_every_variant():
         for name, build in torch.VARIANTS[case.operation].items():
             with contextlib.suppress(Unsuitable):
                 call, fetch = build(case, case.inputs())
-                assert accuracy.judge(fetch(call()), accuracy.expected(case)).plausible, name
+                assert accuracy.check(fetch(call()), accuracy.expected(case)).plausible, name
     sizes = {"B": 5, "Hq": 2, "Hkv": 2, "shortest": 3, "longest": 40, "roll": 0, "D": 8, "Dv": 8}
     packed = Case("packed", "varlen_attention", sizes)
     for build in torch.VARIANTS["varlen_attention"].values():
         call, fetch = build(packed, packed.inputs())
-        assert accuracy.judge(fetch(call()), accuracy.expected(packed)).plausible
+        assert accuracy.check(fetch(call()), accuracy.expected(packed)).plausible
 
 
 # Limits and results
@@ -896,11 +896,11 @@ def test_the_table_of_types_has_its_own_sections_and_float32(compare):
     for result in shown:
         result.outcomes["float32"] = engines.Outcome(times=[5e-6])
     halves = [dataclasses.replace(result, case=in_dtype(result.case, "bfloat16")) for result in shown]
-    table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is left out"])
+    table = compare.render(halves, ["torch", "onnxruntime"], {}, ["float16 is skipped"])
     assert "## Attention, bfloat16\n" in table
     assert "| attention tiny | 1×8×8×16 | bfloat16 | 1.00 µs | 2.00 µs | 3.00 µs | 2.00× | 5.00× |" in table
     assert "slower in 0 of 1. Against float32: 5.00×." in table
-    assert "float16 is left out" in table
+    assert "float16 is skipped" in table
     assert "vs. float32" not in compare.render(results(), ["torch"], {})
 
 
@@ -1065,7 +1065,7 @@ def test_a_cache_is_filled_with_what_is_attended_to(monkeypatch, arrays):
     case = cached(small(sizes={**SIZES, "B": 3, "Sq": 1, "Sk": 70}, arrays=arrays))
     (build,) = PEERS["fastattn"].load().VARIANTS[case.operation].values()
     call, fetch = build(case, case.inputs())
-    assert accuracy.judge(fetch(call()), accuracy.expected(case)).kept
+    assert accuracy.check(fetch(call()), accuracy.expected(case)).kept
 
 
 def test_a_step_of_the_loop_is_compared_with_its_attention(monkeypatch):

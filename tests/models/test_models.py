@@ -666,7 +666,7 @@ def test_sums_beyond_float16(tmp_path, bert, name):
         assert np.isfinite(BertEncoder.from_pretrained(tmp_path, dtype).encode(TEXTS)).all()
     model = BertEncoder.from_pretrained(tmp_path, "float16")
     for call in (model.encode, lambda texts: model(**model.tokenize(texts))):
-        with pytest.raises(ValueError, match=r"finite, got NaN .* float16, .* 65504: dtype must be 'bfloat16'"):
+        with pytest.raises(ValueError, match=r"finite, got NaN .* float16, .* 65504: use dtype 'bfloat16'"):
             call(TEXTS)
     with pytest.raises(ValueError, match=r"finite, got NaN .* float16"):
         model.attention_map("word", 1, 0) if ".0." in name else model.encode("word")

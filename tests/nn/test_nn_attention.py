@@ -334,7 +334,7 @@ def test_add_zero_attn(dtype, case):
     assert_equal(
         zero.attention_weights(arguments["query"], key), plain.attention_weights(arguments["query"], key, sinks=sinks)
     )
-    with pytest.raises(ValueError, match=r"^sinks must be None beside add_zero_attn, got ndarray"):
+    with pytest.raises(ValueError, match=r"^sinks must be None with add_zero_attn, got ndarray"):
         zero(**arguments, sinks=sinks)
     with pytest.raises(TypeError, match=r"^add_zero_attn must be a bool, got int"):
         attention_of(layer, dtype, add_zero_attn=1)

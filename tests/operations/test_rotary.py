@@ -191,7 +191,7 @@ def test_a_row_that_is_alike_by_chance(rng, dtype, interleaved):
     cos[2:], sin[2:] = twice(cos[2:, :4], "halves"), twice(sin[2:, :4], "halves")
     assert_rotary_accurate(x, cos, sin, positions=[2, 3, 4, 5], interleaved=interleaved)
     assert_rotary_accurate(x, cos[::-1], sin[::-1], positions=[2, 3, 4, 5], interleaved=interleaved)
-    with pytest.raises(ValueError, match=r"rotary_dim=16 where 8 pairs do turn"):
+    with pytest.raises(ValueError, match=r"rotary_dim=16 if there really are 8 pairs"):
         fastattn.rotary_embedding(x, cos[2:6], sin[2:6], interleaved=interleaved)
     confirmed = fastattn.rotary_embedding(x, cos[2:6], sin[2:6], interleaved=interleaved, rotary_dim=16)
     expected = fastattn.rotary_embedding(x, cos, sin, positions=[2, 3, 4, 5], interleaved=interleaved)

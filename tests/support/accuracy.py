@@ -18,7 +18,7 @@ def assert_accurate(result, formula, expected):
     """Hold `result` to the rule; infinities, NaN and zeros of empty rows must be the expected ones exactly."""
     assert result.shape == expected.shape
     assert result.dtype == formula.dtype
-    found = accuracy.judge_rows([(result, formula, expected)])
+    found = accuracy.check_rows([(result, formula, expected)])
     assert found.kept, (
         f"{found.share:.2f} of what the rule allows at {found.place} of shape {result.shape}: "
         f"an error of {found.error:.2g} where {found.allowed:.2g} is allowed"

@@ -1,8 +1,8 @@
 """How other engines run each operation, and how every engine runs the sentence encoder.
 
-An engine is a row below and the module that it names, as :mod:`fastattn.commands.measuring.peers` describes them; the
-rows join those of the library there, so that whoever imports this package can ask for all of them by name. A way that
-cannot do a case raises `Unsuitable`, or whatever the engine raises.
+An engine is a row below and the module that it names, as described in :mod:`fastattn.commands.measuring.peers`; the
+rows are added to the table there, so that all engines can be looked up by name. A variant that does not support a case
+raises `Unsuitable`, or whatever the engine raises.
 """
 
 from fastattn.commands.measuring.peers import PEERS, Peer
@@ -33,23 +33,23 @@ PEERS |= _OTHERS | _ENCODERS
 
 
 class Unsuitable(Exception):
-    """A way of an engine does not compute a case."""
+    """A variant of an engine does not support a case."""
 
 
 def is_causal(case):
-    """Whether the case hides any key; a single query, which stands last, sees all."""
+    """Whether the case excludes any key; a single query, which is aligned with the last one, sees all."""
     return case.options.get("is_causal", False) and case.sizes["Sq"] > 1
 
 
 def is_square(case):
-    """Whether queries and keys are equally many, so that every convention of the causal mask agrees."""
+    """Whether there are as many queries as keys, so that all conventions of the causal mask agree."""
     return case.sizes["Sq"] == case.sizes["Sk"]
 
 
 def lengths_of(case, arguments):
-    """The lengths of a batch's sequences of keys, of which a single query sees all."""
+    """The numbers of keys of a batch's sequences, all seen by a single query."""
     if case.arrays != ("kv_lengths",) or case.sizes["Sq"] > 1:
-        raise Unsuitable("only lengths, and one query for each")
+        raise Unsuitable("only lengths, and one query per sequence")
     return arguments["kv_lengths"]
 
 

@@ -1,8 +1,8 @@
 """The sentence encoder as files for other engines: ``python exported.py MODEL TARGET``.
 
-PyTorch writes them, in a process of its own so that none of it stays in theirs: `eager.onnx` and `sdpa.onnx` after the
-two ways in which transformers writes attention; `fused.onnx`, the first after ONNX Runtime's optimizer has put its own
-operators in the places of whole subgraphs; and `converted.xml`, what OpenVINO itself makes of the model in PyTorch.
+PyTorch writes them, in a process of its own so that it is not loaded in theirs: `eager.onnx` and `sdpa.onnx`, by the
+two implementations of attention in transformers; `fused.onnx`, the first one with subgraphs replaced by ONNX Runtime's
+own operators; and `converted.xml`, converted by OpenVINO itself from the PyTorch model.
 """
 
 import functools
@@ -29,7 +29,7 @@ def models(folder):
 
 
 class _Directory:
-    """Paths in a temporary directory, which stays as long as this does."""
+    """Paths in a temporary directory, which is kept as long as this object."""
 
     def __init__(self, kept):
         self._kept = kept
@@ -39,7 +39,7 @@ class _Directory:
 
 
 def export(folder, target):
-    """Write the files; those of ONNX alone where there is no OpenVINO."""
+    """Write the files; only those of ONNX if OpenVINO is not installed."""
     for attention in ("eager", "sdpa"):
         _write(_model(folder, attention), Path(target, f"{attention}.onnx"))
     _fuse(Path(target, "eager.onnx"), Path(target, "fused.onnx"))
@@ -48,7 +48,7 @@ def export(folder, target):
 
 
 def _model(folder, attention):
-    """A module from token ids to the last hidden state alone."""
+    """A module from token ids to the last hidden state only."""
     import torch
     from transformers import BertModel
 
@@ -65,7 +65,7 @@ def _model(folder, attention):
 
 
 def _inputs():
-    """By name, inputs of some shape."""
+    """Example inputs, by name."""
     import torch
 
     ids = torch.ones(2, 8, dtype=torch.long)

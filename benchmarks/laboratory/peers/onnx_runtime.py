@@ -1,6 +1,6 @@
 """ONNX Runtime: models of one operator or two, with inputs and outputs bound beforehand.
 
-Cases without `out` let the runtime allocate the outputs (from its arena). Of bfloat16 it has the norms on CPUs.
+Cases without `out` let the runtime allocate the outputs (from its arena). For bfloat16 it supports only norms on CPUs.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ OPTIONS = onnxruntime.SessionOptions()
 
 
 def start(threads):
-    """Use so many threads inside of an operator."""
+    """Set the number of threads inside an operator."""
     OPTIONS.intra_op_num_threads = threads
     OPTIONS.log_severity_level = 4
 
@@ -43,7 +43,7 @@ def _session(operator, inputs, outputs, domain="", **attributes):
 
 
 def _session_of(nodes, inputs, outputs, constants=()):
-    """A session of several; `constants` are arrays by name that the model itself holds."""
+    """A session of several operators; `constants` are arrays stored in the model, by name."""
     types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in inputs.items()}
     result_type = next(iter(types.values()))
     graph = helper.make_graph(
@@ -63,14 +63,14 @@ def _values(inputs):
 
 
 def _value(array):
-    """On the array's memory; of bfloat16 the runtime's Python half takes the bits."""
+    """A value that shares the array's memory; for bfloat16 the runtime's Python API takes the bits."""
     if array.dtype.name == "bfloat16":
         return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), TensorProto.BFLOAT16)
     return OrtValue.ortvalue_from_numpy(array)
 
 
 def _array(value):
-    """What a value holds; of bfloat16 it tells the address alone."""
+    """The array of a value; for bfloat16 the API returns only the address."""
     if value.element_type() != TensorProto.BFLOAT16:
         return value.numpy()
     bits = (ctypes.c_uint16 * math.prod(value.shape())).from_address(value.data_ptr())
@@ -95,7 +95,7 @@ def _empty(shape, like):
 
 
 def _attention(operator, inputs, case, in_place=(), **attributes):
-    """An attention operator; its outputs named in `in_place` are the inputs of these names themselves."""
+    """An attention operator; the inputs named in `in_place` are also outputs, in place."""
     first = next(iter(inputs.values()))
     values = _values(inputs)
     outputs = {"y": _empty(_result_shape(case, first), first)} | {f"new_{name}": values[name] for name in in_place}
@@ -124,7 +124,7 @@ def _joined(array):
 
 
 def _standard(case, arguments):
-    """The standard's operator counts its causal mask from the first key: unequal lengths need a mask."""
+    """The standard operator aligns its causal mask with the first key: unequal lengths need a mask."""
     masked = is_causal(case) and not is_square(case)
     inputs = arguments | ({"attn_mask": _visible(case)} if masked else {})
     return _attention("Attention", inputs, case, is_causal=int(is_causal(case) and not masked))
@@ -140,7 +140,7 @@ def _visible(case):
 
 
 def _multi_head(case, arguments):
-    """Keys and values stay (B, H, S, D), which spares the operator a transposition."""
+    """Keys and values stay (B, H, S, D), which saves the operator a transposition."""
     if case.sizes["Hq"] != case.sizes["Hkv"] or (is_causal(case) and not is_square(case)):
         raise Unsuitable("equal heads, and a causal mask for equal lengths only")
     inputs = {**arguments, "query": _joined(arguments["query"])}
@@ -178,7 +178,7 @@ def _group_query(case, arguments):
 
 
 def _rows(operator, results=("y",), **attributes):
-    """A row operation; `results` are the operator's outputs in order, "" for one that is not wanted."""
+    """A row operation; `results` are the operator's outputs in order, "" for one that is not needed."""
 
     def build(case, arguments):
         x = arguments["x"]
@@ -205,7 +205,7 @@ def _arrays(values):
     return tuple(map(_array, values))
 
 
-# Linear layers: weight and bias are the model's own, so that the runtime may lay them out beforehand.
+# Linear layers: weight and bias are constants of the model, so that the runtime can repack them beforehand.
 
 
 def _linear(case, arguments):
@@ -217,7 +217,7 @@ def _linear(case, arguments):
 
 
 def _linear_fused(case, arguments):
-    """The runtime's own operators for bias and activation together, which its optimizer puts into transformers."""
+    """The runtime's fused operators for bias and activation, which its optimizer uses for transformers."""
     if not case.options:
         raise Unsuitable("no activation")
     operator = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}[case.options["activation"]]

@@ -1,6 +1,6 @@
-"""The sentence encoder on ONNX Runtime: the graph with its own fused operators, and by hand what encode does.
+"""The sentence encoder on ONNX Runtime: the graph with its own fused operators, and a hand-written `encode`.
 
-int8 is the runtime's dynamic quantisation of that graph: weights by output channel, activations as they come.
+int8 is the runtime's dynamic quantisation of that graph: weights per output channel, activations at run time.
 """
 
 import functools
@@ -40,7 +40,7 @@ def _session(case):
 
 
 def _feeds(session, arguments):
-    """What the graph takes, in the type in which it takes it."""
+    """The inputs of the graph, in its types."""
     arrays = {"token_type_ids": np.zeros_like(arguments["input_ids"])} | arguments
     types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
     return {node.name: np.ascontiguousarray(arrays[node.name], types[node.type]) for node in session.get_inputs()}

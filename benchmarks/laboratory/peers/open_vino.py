@@ -1,8 +1,8 @@
 """OpenVINO on the CPU: compiled models of one operation, in the arrays' own precision.
 
-Of bfloat16 its Python half knows the bytes alone: arrays go in as tensors of that type over the same memory, and come
-out as float16 of the same bits. The precision hint is a permission: whether attention really ran in bfloat16 is asked
-of the compiled model.
+Its Python API handles bfloat16 only as bytes: arrays go in as tensors of that type over the same memory, and come out
+as float16 with the same bits. The precision hint is only a permission: whether attention really runs in bfloat16 is
+checked in the compiled model.
 """
 
 import numpy as np
@@ -13,13 +13,13 @@ from laboratory.peers import Unsuitable, folded, is_causal, is_square
 
 CONFIG = {"PERFORMANCE_HINT": "LATENCY"}
 
-#: By dtype what the engine is told to compute in. For float16 it has nothing narrower: told "f16" it takes bfloat16
-#: where the processor has that, which errs eight times as much.
+#: By dtype, the precision hint. float16 runs in float32: with the hint "f16" it takes bfloat16 if the processor has
+#: that, with eight times the error.
 _PRECISIONS = {"bfloat16": "bf16"}
 
 
 def start(threads):
-    """Use so many threads."""
+    """Set the number of threads."""
     CONFIG["INFERENCE_NUM_THREADS"] = threads
 
 
@@ -54,14 +54,14 @@ class _Request:
 
 
 def precisions(compiled):
-    """What the operations of a compiled model are computed in: f32, bf16, ..."""
+    """The precisions of the operations of a compiled model: f32, bf16, ..."""
     operations = (node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops())
     passing = ("Input", "Const", "Output")
     return {info["runtimePrecision"].astype(str) for info in operations if info["layerType"].astype(str) not in passing}
 
 
 def _tensor(array):
-    """On the array's memory."""
+    """A tensor that shares the array's memory."""
     if array.dtype.name == "bfloat16":
         return openvino.Tensor(array.view(np.uint16), list(array.shape), openvino.Type.bf16)
     return openvino.Tensor(array, shared_memory=True)
@@ -90,7 +90,7 @@ def _visible(case):
 
 
 def _heads_repeated(case, arguments):
-    """The operation knows no grouped heads: they are repeated beforehand, outside of the timing."""
+    """The operation does not support grouped heads: they are repeated beforehand, outside the timing."""
     group = case.sizes["Hq"] // case.sizes["Hkv"]
     key, value = (arguments[name].repeat(group, axis=1) if group > 1 else arguments[name] for name in ("key", "value"))
     return _attention(case, arguments["query"], key, value)
@@ -144,7 +144,7 @@ def _add(norm):
     return model
 
 
-# Linear layers: weight and bias are the model's own, so that the compiler may lay them out beforehand.
+# Linear layers: weight and bias are constants of the model, so that the compiler can repack them beforehand.
 
 
 def _linear(case, arguments):

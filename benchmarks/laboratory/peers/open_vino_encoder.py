@@ -1,7 +1,7 @@
 """The sentence encoder on OpenVINO, compiled for the shape of the case.
 
-int8 is what the engine makes of weights in 8 bits with a scale for each output: it rounds activations itself, where it
-finds that faster.
+int8 means weights in 8 bits with a scale for each output: the engine quantises activations itself where it considers
+that faster.
 """
 
 import functools
@@ -18,7 +18,7 @@ __all__ = ["VARIANTS", "start"]
 
 _GRAPHS = ("converted.xml", "eager.onnx", "sdpa.onnx")
 
-#: By dtype the graphs, what they may compute in (with weights of 8 bits: all the rest), and what must be found then.
+#: By dtype: the graphs, their precision hints (with 8-bit weights: for everything else), and the precision to expect.
 _WAYS = {
     "float32": (_GRAPHS, ("f32",), "f32"),
     "bfloat16": (_GRAPHS, ("bf16",), "bf16"),

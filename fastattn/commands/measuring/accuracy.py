@@ -1,13 +1,13 @@
-"""The rule that the error of a result must keep: the one yardstick of `check`, of `bench` and of the tests.
+"""The rule for the error of a result, used by `check`, `bench` and the tests.
 
-The contract: the error against the oracle is at most twice that of the straightforward NumPy formula in the same
-precision, plus one unit in the last place. It is taken row by row, along the last axis, relative to the largest
-magnitude that the oracle has in the row: lest a small row hide its errors beside a large one. The formula's error is
-that of its worst row, the unit in the last place that of each row's largest magnitude.
+The contract: the error against the reference (the oracle) is at most twice that of the straightforward NumPy formula in
+the same precision, plus one unit in the last place. It is taken row by row, along the last axis, relative to the
+oracle's largest magnitude in the row, so that a small row cannot hide its errors next to a large one. The formula's
+error is that of its worst row, the unit in the last place that of each row's largest magnitude.
 
-Inputs are rounded to their type beforehand, and the oracle is given the rounded ones, in more digits than the type
-has. Where keys and values or a weight are quantised, the oracle has the exact ones and the formula those that were
-rounded to integers row by row. Large results are judged on samples of their rows, since the oracle stores every score.
+Inputs are rounded to their type first, and the oracle gets the rounded ones, in a wider type. If keys and values or a
+weight are quantised, the oracle gets the exact ones and the formula the quantised ones. Large results are checked on
+samples of their rows, since the oracle stores every score.
 """
 
 import functools
@@ -20,23 +20,23 @@ import numpy as np
 from fastattn import reference
 from fastattn.commands.measuring import formulas
 
-#: By dtype: an engine whose error is beyond this share of the largest value computes something else, or in less.
-#: float16 that is computed in bfloat16, as by OpenVINO unless it is told otherwise, errs by 5e-3.
+#: By dtype: an engine whose error exceeds this share of the largest value computes something else, or in a narrower
+#: type. float16 computed in bfloat16, as OpenVINO does by default, has an error of 5e-3.
 PLAUSIBLE = {"float32": 1e-3, "float64": 1e-11, "float16": 3e-3, "bfloat16": 3e-2, "int8": 5e-2}
 
 #: The largest integer of a quantised type.
 LEVELS = {"int8": 127}
 
-#: The arguments that may be stored in another type than the first one.
+#: The arguments that may have another type than the first one.
 STORED = ("key", "value", "weight")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a result is from the oracle, how far it may be, and how far another engine's may be.
+    """The error of a result, the allowed one, and the tolerable one for other engines.
 
-    Error and allowance are those of the element that is closest to its allowance, or farthest beyond it. An engine's
-    may be any element's: `largest`, which is that error where nothing else is said.
+    `error` and `allowed` are those of the element with the largest ratio of both. Other engines are held to `largest`,
+    the largest error of any element (`error` by default).
     """
 
     error: float
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def kept(self):
-        """Whether the rule is kept; an error that is NaN does not keep it, nor one that nothing bounds."""
+        """Whether the rule is kept; an error that is NaN does not keep it, nor one without a bound."""
         return self.error <= self.allowed < math.inf
 
     @property
@@ -64,9 +64,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a case's result: where it is, and for each returned array what oracle and formula say.
+    """A part of a case's result: its index and, for each returned array, the results of oracle and formula.
 
-    Whatever is stored in fewer bits than the result has is named in `stored`.
+    `stored` names the quantised type of arguments, if there is one.
     """
 
     index: object
@@ -76,7 +76,7 @@ class Part:
 
 
 def expected(case, sampled=False):
-    """What a case's result must be: all of it in one part, or samples of a large one in several."""
+    """The expected result of a case: all of it in one part, or samples of a large one in several."""
     formula = getattr(formulas, case.operation)
     return [
         Part(
@@ -90,14 +90,14 @@ def expected(case, sampled=False):
 
 
 def oracle(operation, dtype, *arguments, **options):
-    """What the reference says, in more digits than `dtype` has: in float64 it would err as float64 results do."""
+    """The reference's result in a wider type than `dtype`: for float64, in long double."""
     if dtype == "float64":
         arguments, options = widened(arguments), widened(options)
     return getattr(reference, operation)(*arguments, **options)
 
 
 def widened(x):
-    """Every array of float64, in tuples, lists and dicts as well, as long double; all else as it is."""
+    """Convert every float64 array, also in tuples, lists and dicts, to long double."""
     if isinstance(x, dict):
         return {name: widened(part) for name, part in x.items()}
     if isinstance(x, (tuple, list)):
@@ -118,12 +118,12 @@ def quantised(x, levels):
     return np.rint(x / np.where(scale == 0, 1, scale)) * scale
 
 
-def judge(result, parts):
-    """The verdict on a result; the worst one, when the operation returns several arrays."""
+def check(result, parts):
+    """Check a result; the worst verdict if the operation returns several arrays."""
     results = _as_tuple(result)
     if len(results) != len(parts[0].oracle):
         raise ValueError(f"the result is {len(results)} arrays, not {len(parts[0].oracle)}")
-    return max((_judge(results[n], n, parts) for n in range(len(results))), key=operator.attrgetter("share"))
+    return max((_check_array(results[n], n, parts) for n in range(len(results))), key=operator.attrgetter("share"))
 
 
 def _as_tuple(result):
@@ -131,8 +131,8 @@ def _as_tuple(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-def _judge(result, n, parts):
-    """The verdict on the n-th returned array; what has fewer axes than the first is a number for each row of that."""
+def _check_array(result, n, parts):
+    """Check the n-th returned array; one with fewer axes than the first holds a number for each row of that."""
     for part in parts:
         got, formula = result[part.index], part.formula[n]
         if (got.shape, got.dtype) != (formula.shape, formula.dtype):
@@ -141,7 +141,7 @@ def _judge(result, n, parts):
     if parts[0].oracle[n].ndim < parts[0].oracle[0].ndim:
         compared = [as_one_row(*zip(*compared, strict=True))]
     tolerable = PLAUSIBLE[parts[0].stored or result.dtype.name] * max(_largest(oracle) for _, _, oracle in compared)
-    return replace(judge_rows(compared), tolerable=float(tolerable))
+    return replace(check_rows(compared), tolerable=float(tolerable))
 
 
 def _largest(oracle):
@@ -150,14 +150,14 @@ def _largest(oracle):
 
 
 def as_one_row(*kinds):
-    """Arrays, or sequences of arrays, each as a row; of numbers that have no row of their own to set a magnitude."""
+    """Join arrays, or sequences of arrays, to one row each: for numbers without a row of their own."""
     return tuple(np.concatenate([np.reshape(x, (1, -1)) for x in arrays], axis=1) for arrays in kinds)
 
 
-def judge_rows(compared):
-    """The verdict on an array by its parts: (result, formula, oracle) of each, whose rows lie along the last axis.
+def check_rows(compared):
+    """Check an array by its parts, (result, formula, oracle) each, with rows along the last axis.
 
-    Where the formula has no finite number, it is not asked.
+    Numbers of the formula that are not finite are ignored.
     """
     magnitudes = [_magnitudes(oracle) for _, _, oracle in compared]
     by_formula = max(map(_of_formula, compared, magnitudes))
@@ -167,7 +167,7 @@ def judge_rows(compared):
 
 
 def _magnitudes(oracle):
-    """Of each row the largest finite one."""
+    """The largest finite magnitude of each row."""
     return np.max(np.abs(oracle), axis=-1, keepdims=True, where=np.isfinite(oracle), initial=0)
 
 
@@ -179,7 +179,7 @@ def _of_formula(compared, magnitude):
 
 
 def _worst(by_formula, compared, magnitude):
-    """The verdict on the element that uses most of its allowance."""
+    """The verdict on the element with the largest ratio of error to allowed error."""
     result, _, oracle = compared
     errors = _errors(result, oracle)
     allowed = np.broadcast_to(2 * by_formula * magnitude + _last_place(magnitude, result.dtype), errors.shape)

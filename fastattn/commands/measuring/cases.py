@@ -1,14 +1,14 @@
 """What is timed and checked, as data: operations, real model shapes, awkward sizes.
 
-A :class:`Case` is an operation, its sizes, options and dtype. An :class:`Operation` knows how to make the
-inputs, how much work they are, and which parts of the result to compare with the oracle. ``bench``,
-``check``, and the folder ``benchmarks`` all draw from the tables below.
+A :class:`Case` is an operation, its sizes, options and dtype. An :class:`Operation` knows how to make the inputs, how
+much work they are, and which parts of the result to compare with the oracle. ``bench``, ``check`` and the folder
+``benchmarks`` all use the tables below.
 
 Sizes of attention: B batch, Hq and Hkv query and key-value heads, Sq and Sk query and key length, D head
 size of query and key, Dv head size of value. Sizes of row operations: `rows` rows of `n` numbers. Sizes of linear
 layers: `rows` rows of K inputs, N outputs. Sizes of rotary embedding: B, H, S, D, the rotary size R, and P rows of the
-tables, or 0 where every token has its own. Sizes of packed sequences: as attention, but for the lengths: `shortest` and
-`longest`, and by how many places the sequences' key lengths are rolled against their query lengths.
+tables, or 0 if every token has its own. Sizes of packed sequences: as attention, but with lengths from `shortest` to
+`longest`; `roll` is the shift of the key lengths against the query lengths.
 """
 
 import fnmatch
@@ -22,18 +22,18 @@ import numpy as np
 from fastattn._arguments import ACTIVATIONS
 from fastattn.commands.measuring import accuracy, dtypes
 
-#: How many rows of a large result are compared with the oracle at its beginning, its middle and its end.
+#: Number of rows of a large result that are compared with the oracle at its beginning, middle and end.
 SAMPLED_ROWS = 8
 
-#: How many numbers of an array are drawn; a prime, so that no two rows are alike.
+#: Maximum number of random numbers in an array, which repeat after that; a prime, so that no two rows are alike.
 DRAWN = 2**22 - 3
 
-#: Bytes of the scale beside each row of a quantised type.
+#: Bytes of the scale of each row of a quantised type.
 SCALE_BYTES = {"int8": 4}
 
-#: A call with at least so many operations for each byte that it moves is told in FLOP/s, others in B/s. Processors of
-#: today do 5 to 20 multiply-adds of float32 in the time of a byte; calls are far to either side: decoding and layers of
-#: one row have 0.5 to 4, all other attention and layers 32 and more.
+#: A call with at least this many operations per byte that it moves is reported in FLOP/s, others in B/s. Today's
+#: processors do 5 to 20 multiply-adds of float32 in the time of a byte, and calls are far to either side: decoding and
+#: layers of one row have 0.5 to 4, all other attention and layers 32 and more.
 INTENSE = 8
 
 
@@ -54,10 +54,10 @@ class Case:
         Keys of `ARRAYS`: further arguments that are drawn with the inputs.
     dtype : str
     kv_dtype : str
-        Of keys and values, or of a weight, where they are stored in another type than the first argument; int8 of keys
-        and values in a cache only.
+        Type of keys and values, or of a weight, if it is not that of the first argument; int8 keys and values are in a
+        cache only.
     cached : bool
-        Whether keys and values are read from a KVCache, into which they were put beforehand.
+        Whether keys and values are read from a KVCache, filled beforehand.
     out : bool
         Whether the call writes into a given array or allocates its result.
     """
@@ -74,24 +74,24 @@ class Case:
 
     @property
     def title(self):
-        """What is computed, as a reader wants it: attention bert-512, or softmax out=."""
+        """The operation for readers: attention bert-512, or softmax out=."""
         return OPERATIONS[self.operation].title(self)
 
     @property
     def shape(self):
-        """The sizes as a reader wants them: 1×12×128×64, or 64×768."""
+        """The sizes for readers: 1×12×128×64, or 64×768."""
         return OPERATIONS[self.operation].shape(self)
 
     @property
     def described(self):
-        """The shape, and the options that it does not show: their names, or what they name themselves."""
+        """The shape, and the options that it does not show: their names, or their values if these are names."""
         shown = {"is_causal", "return_lse"}
         options = {name: value if isinstance(value, str) else name for name, value in self.options.items()}
         return " ".join([self.shape, *(options[name] for name in options if name not in shown), *self.arrays])
 
     @property
     def types(self):
-        """The dtype, or that of the first argument and what others are stored in: bfloat16, or float32/bfloat16."""
+        """The dtype, or that of the first argument and that of stored ones: bfloat16, or float32/bfloat16."""
         return "/".join(filter(None, [self.dtype, self.kv_dtype]))
 
     @property
@@ -101,29 +101,29 @@ class Case:
 
     @property
     def traffic(self):
-        """Bytes that must pass at least: each input read once, each output written once."""
+        """Minimum memory traffic in bytes: each input read once, each output written once."""
         return OPERATIONS[self.operation].traffic(self) * dtypes.named(self.dtype).itemsize + self.stored
 
     @property
     def stored(self):
-        """Those of the bytes that are keys and values, or a weight; 0 of operations without any."""
+        """The bytes of keys and values, or of a weight; 0 for operations without them."""
         name = self.kv_dtype or self.dtype
         itemsize, scale = dtypes.named(name).itemsize, SCALE_BYTES.get(name, 0)
         return sum(rows * (n * itemsize + scale) for rows, n in OPERATIONS[self.operation].stored(self))
 
     @property
     def unit(self):
-        """What its speed is told in, whatever machine it runs on: FLOP/s where it computes much, else B/s."""
+        """The unit of its speed, on any machine: FLOP/s if it is bound by arithmetic, else B/s."""
         return "FLOP/s" if self.flops >= INTENSE * self.traffic else "B/s"
 
     @property
     def work(self):
-        """As many of its unit as one call does."""
+        """The work of one call in its unit."""
         return self.flops if self.unit == "FLOP/s" else self.traffic
 
     @property
     def streaming(self):
-        """The memory probe whose speed bounds it: ``read`` or ``copy``."""
+        """The memory probe that bounds its speed: ``read`` or ``copy``."""
         return OPERATIONS[self.operation].streaming
 
     def inputs(self):
@@ -138,8 +138,8 @@ class Case:
             yield index, {**arguments, **changed}, {**self.options, **options}
 
     def verifier(self):
-        """A function that judges a result, by samples of a large one."""
-        return functools.partial(accuracy.judge, parts=accuracy.expected(self, sampled=True))
+        """A function that checks a result, by samples of a large one."""
+        return functools.partial(accuracy.check, parts=accuracy.expected(self, sampled=True))
 
 
 def _whole(case, arguments):
@@ -148,7 +148,7 @@ def _whole(case, arguments):
 
 @dataclass(frozen=True)
 class Operation:
-    """What the cases of one operation have in common; the functions take the case first.
+    """What the cases of one operation share; the functions take the case as first argument.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ class Operation:
     traffic : function to the numbers read and written, those of `stored` not counted
     stored : function to (rows, length) of the keys and of the values, or of the weight
     parts : function of (case, arguments) to samples of the result, as (index, changed arguments, changed options)
-    flops : function to a count; 0 where memory alone bounds the operation
+    flops : function to a count; 0 if memory alone bounds the operation
     streaming : str
         The memory probe that bounds it, ``read`` or ``copy``.
     """
@@ -174,16 +174,16 @@ class Operation:
 
 @functools.lru_cache(maxsize=1)
 def _inputs(operation, sizes, arrays, dtype, kv_dtype):
-    """The last inputs are kept: cases that differ in `out` alone follow one another."""
+    """Cached for cases that differ in `out` alone, which follow one another."""
     generator, kind = np.random.default_rng(0), dtypes.named(dtype)
 
     def draw(shape):
-        """Normal numbers; beyond `DRAWN` they repeat, since drawing takes longer than most of what is timed."""
+        """Normal numbers; they repeat after `DRAWN`, since drawing takes longer than most calls."""
         numbers = generator.standard_normal(min(math.prod(shape), DRAWN), dtypes.wide(kind))
         return np.resize(numbers.astype(kind, copy=False), shape)
 
     inputs = OPERATIONS[operation].inputs(draw, **dict(sizes))
-    if kv_dtype and kv_dtype not in SCALE_BYTES:  # what is quantised is so by whoever makes the call
+    if kv_dtype and kv_dtype not in SCALE_BYTES:  # quantised types are quantised by the caller
         stored = [name for name in accuracy.STORED if name in inputs]
         inputs |= {name: inputs[name].astype(dtypes.named(kv_dtype)) for name in stored}
     return inputs | {argument: make(draw, **dict(sizes)) for argument, make in map(ARRAYS.get, arrays)}
@@ -246,7 +246,7 @@ def _attention_traffic(case):
 
 
 def _attention_stored(case):
-    """With kv_lengths, what lies behind the end of a sequence is not read."""
+    """With kv_lengths, keys beyond the end of a sequence are not read."""
     B, _, Hkv, _, Sk, D, Dv = case.sizes.values()
     lengths = [make(None, **case.sizes) for name, make in map(ARRAYS.get, case.arrays) if name == "kv_lengths"]
     rows = Hkv * int(lengths[0].sum() if lengths else B * Sk)
@@ -267,7 +267,7 @@ def _weights_stored(case):
 
 
 def long_tailed(count, shortest, longest):
-    """Lengths of sequences as they come: many short ones and a few long ones, evenly over the logarithm."""
+    """Typical lengths of sequences, many short and a few long: their logarithms are uniform."""
     logarithms = np.random.default_rng(0).uniform(math.log1p(shortest), math.log1p(longest), count)
     lengths = np.expm1(logarithms).round().astype(int)
     lengths[:2] = [longest, shortest][:count]
@@ -358,7 +358,7 @@ def _row_shape(case):
 
 
 def _row_traffic(arrays):
-    """Of an operation that reads and writes `arrays` arrays in all; a weight's one row does not count."""
+    """For an operation that reads and writes `arrays` arrays in all; the single row of a weight does not count."""
     return lambda case: arrays * case.sizes["rows"] * case.sizes["n"]
 
 
@@ -366,7 +366,7 @@ def _row_traffic(arrays):
 
 
 def _linear_inputs(draw, rows, K, N):
-    """Sums are about as large as what is summed."""
+    """Weights are scaled so that sums are about as large as their terms."""
     weight = draw((N, K))
     weight *= weight.dtype.type(max(K, 1) ** -0.5)
     return {"x": draw((rows, K)), "weight": weight, "bias": draw((N,))}
@@ -399,7 +399,7 @@ def _linear_stored(case):
 
 
 def _rotary_inputs(draw, B, H, S, D, R, P):
-    """The sequences of a batch stand at different positions."""
+    """The sequences of a batch are at different positions."""
     angles = draw((P, R // 2) if P else (B, S, R // 2))
     arrays = {"x": draw((B, H, S, D)), "cos": np.cos(angles), "sin": np.sin(angles)}
     return arrays | ({"positions": (np.arange(S) + 7 * np.arange(B)[:, None]) % P} if P else {})

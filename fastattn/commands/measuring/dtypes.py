@@ -1,7 +1,7 @@
-"""The types that cases come in, by name, and what each needs beside NumPy.
+"""The types of cases, by name, and the packages that each needs besides NumPy.
 
-bfloat16 comes with ml_dtypes, which is optional: without it these cases are left out, and whoever leaves them out says
-so. Nothing here imports it before a case asks for it.
+bfloat16 needs ml_dtypes, which is optional: without it these cases are skipped, and callers report that. It is imported
+only when a case needs it.
 """
 
 import functools
@@ -32,15 +32,15 @@ def absent(name):
 
 
 def present(names):
-    """Those of the types that can be had here."""
+    """The types that are available here."""
     return [name for name in names if not absent(name)]
 
 
 def remarks(names):
-    """A line about each of the types that cannot."""
-    return [f"{name} is left out: {', '.join(absent(name))} not installed" for name in names if absent(name)]
+    """A line about each of the types that are not available."""
+    return [f"{name} is skipped: {', '.join(absent(name))} not installed" for name in names if absent(name)]
 
 
 def wide(dtype):
-    """The type in which sums of such numbers are kept: float32 at least."""
+    """The type of sums of such numbers: float32 at least."""
     return np.result_type(dtype, np.float32)

@@ -1,9 +1,9 @@
 """Timing calls, and engines that take turns in processes of their own.
 
 Each engine has one process for the whole run (see :mod:`fastattn.commands.measuring.peers`). For a case, every engine
-prepares its fastest way, and the result is compared with the oracle. Then rounds follow: in each, every engine
-runs for a moment while the others sleep. An engine's time is the median of its rounds; a ratio is the median of
-the ratios of the rounds, so that a machine that slows down for a while slows both.
+prepares its fastest variant, whose result is compared with the oracle. Then, in each round, every engine runs for a
+moment while the others sleep. An engine's time is the median of its rounds; a ratio is the median of the ratios of the
+rounds, so that a temporary slowdown of the machine affects both.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from pathlib import Path
 
 from fastattn.commands.measuring.peers import PEERS
 
-#: A time is taken over as many calls as last this long: the clock's own cost then does not count.
+#: A time is taken over as many calls as last this long, so that the cost of the clock does not matter.
 SHORTEST = 50e-6
 
-#: A pause before each turn, in which the threads of the engine before it stop spinning.
+#: A pause before each turn, in which the previous engine's threads stop spinning.
 PAUSE = 0.03
 
-#: Thread settings of the libraries below the engines, that have to be there before these are imported.
+#: Thread settings of the engines' libraries, which must be set before these are imported.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -38,7 +38,7 @@ THREAD_VARIABLES = (
 
 
 def environment(threads, *modules):
-    """Of an engine's process: so many threads, and this very library and these modules wherever the process runs."""
+    """The environment of an engine's process: the number of threads, and a path to this very library and `modules`."""
     packages = dict.fromkeys(module.partition(".")[0] for module in ("fastattn", *modules))
     homes = (str(Path(sys.modules[package].__file__).parents[1]) for package in packages)
     path = os.pathsep.join(filter(None, [*homes, os.environ.get("PYTHONPATH")]))
@@ -64,7 +64,7 @@ def burst(call, seconds):
 
 @dataclass
 class Outcome:
-    """What came of one engine on one case: its times by round, or the reason why there are none."""
+    """The outcome of one engine on one case: its times by round, or the reason why there are none."""
 
     variant: str = ""
     error: float = float("nan")
@@ -84,17 +84,17 @@ class Outcome:
 
     @property
     def scatter(self):
-        """How far the rounds lie apart, as a share of their median; NaN without any."""
+        """The range of the rounds, as a share of their median; NaN without any."""
         return (max(self.times) - min(self.times)) / self.seconds if self.times else float("nan")
 
     def faster_than(self, other):
-        """How many times as long the other one took: the median over the rounds that both ran."""
+        """The other one's time over this one's: the median over the rounds that both ran."""
         ratios = [theirs / ours for ours, theirs in zip(self.times, other.times, strict=False)]
         return statistics.median(ratios) if ratios else float("nan")
 
 
 class EngineFailure(Exception):
-    """An engine cannot do what it was asked to, or its process ended."""
+    """An engine cannot do what is requested, or its process ended."""
 
 
 class Engine:
@@ -125,11 +125,11 @@ class Engine:
 
     @property
     def pid(self):
-        """That of its process; None where it has none now."""
+        """The id of its process; None if there is none now."""
         return self._process and self._process.pid
 
     def prepare(self, case, beside=False):
-        """Get ready for a case, instead of or beside those before, and compare the result with the oracle."""
+        """Prepare a case, replacing the previous ones unless `beside`, and compare the result with the oracle."""
         try:
             return Outcome(**self._ask("prepare", case=case, beside=beside))
         except EngineFailure as failure:
@@ -141,7 +141,7 @@ class Engine:
         return self._ask("time", seconds=seconds, cases=names)["seconds"]
 
     def _ask(self, action, **arguments):
-        """One request there, and one answer back."""
+        """Send a request, and return the answer."""
         if self._process is None:
             self._process = self._start()
         try:
@@ -155,7 +155,7 @@ class Engine:
         return answer
 
     def _stop(self):
-        """End the process, which it does by itself when its input ends; its exit code and last words."""
+        """Close the process's input, which ends it; return its exit code and last line of errors."""
         process, self._process = self._process, None
         with contextlib.suppress(BrokenPipeError), process:
             pass
@@ -178,7 +178,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to measure: rounds, seconds of a turn, and seconds after which an engine gets no further turn."""
+    """How long to measure: rounds, seconds of a turn, and total seconds after which an engine gets no further turn."""
 
     rounds: int
     seconds: float
@@ -186,17 +186,17 @@ class Pace:
 
 
 def contest(entries, pace):
-    """Let engines take turns at cases; the outcomes in the order of the entries.
+    """Let engines take turns at cases; return the outcomes in the order of the entries.
 
     Parameters
     ----------
     entries : list of (engine, list of cases)
-        What takes a turn together: the time of an entry is the sum of its cases' times. An engine may have several.
+        The time of an entry is the sum of its cases' times. An engine may have several entries.
     """
     begun, outcomes = set(), []
     for engine, cases in entries:
         prepared = []
-        for case in cases:  # an engine's first case takes the place of whatever was prepared before
+        for case in cases:  # an engine's first case replaces those prepared before
             prepared.append(engine.prepare(case, beside=engine in begun))
             begun.add(engine)
         outcomes.append(_closest(prepared))
@@ -206,9 +206,9 @@ def contest(entries, pace):
 
 
 def race(case, engines, pace, twin=None):
-    """Let engines take turns at a case; their outcomes by name.
+    """Let engines take turns at a case; return their outcomes by name.
 
-    The first one takes another turn at the `twin`, if there is one; that outcome's name is the twin's dtype.
+    The first engine also runs the `twin` case, if there is one; the name of that outcome is the twin's dtype.
     """
     entries = {engine.name: (engine, [case]) for engine in engines}
     if twin is not None:
@@ -217,12 +217,12 @@ def race(case, engines, pace, twin=None):
 
 
 def _closest(outcomes):
-    """The one that failed, or else used the largest part of its allowed error."""
+    """The one that failed, or else the one with the largest ratio of error to allowed error."""
     return max(outcomes, key=lambda outcome: (bool(outcome.failure), outcome.error / outcome.allowed))
 
 
 def _take_turns(contenders, pace):
-    """Let contenders, (function that times, outcome), run round by round, every other round backwards."""
+    """Let contenders, (timer, outcome), run round by round, every other round in reverse order."""
     spent = [0.0] * len(contenders)
     for turn in range(pace.rounds):
         for n in range(len(contenders))[:: 1 if turn % 2 else -1]:
@@ -232,7 +232,7 @@ def _take_turns(contenders, pace):
 
 
 def _turn(timer, outcome, seconds):
-    """Let one contender run for a moment, and return how long that took in all."""
+    """Let one contender run for a moment, and return the total time."""
     time.sleep(PAUSE)
     start = time.perf_counter()
     try:

@@ -1,6 +1,6 @@
-"""The error function of arrays: SciPy's where SciPy is installed, else array operations as exact as the type.
+"""The error function of arrays: SciPy's if it is installed, else array operations accurate to the type.
 
-NumPy has none. Python's, number by number, takes seven times as long as either in float32: no speed to compare with.
+NumPy has none. Python's, one number at a time, takes seven times as long in float32: not a fair comparison.
 """
 
 import numpy as np
@@ -13,16 +13,16 @@ except ImportError:
 #: The package that it comes from, besides NumPy.
 DISTRIBUTIONS = ("scipy",) if _scipys else ()
 
-#: Which of them it is, as a reader of a table wants it.
+#: Its description in tables.
 NAME = "SciPy's erf" if _scipys else "an erf of array operations, since SciPy is not installed"
 
 
-#: How many numbers take all steps before the next ones do: they stay in a cache meanwhile, which halves the time.
+#: Numbers are processed in blocks of this size, which stay in cache between steps: that halves the time.
 BLOCK = 2**15
 
 
 def erf(x):
-    """In the place of x, a contiguous array of float32 or float64."""
+    """Compute erf(x) in place; x is a contiguous array of float32 or float64."""
     if _scipys:
         return _scipys(x, out=x)
     steps, numbers = in_float32 if x.dtype == np.float32 else in_float64, x.reshape(-1)
@@ -39,7 +39,7 @@ _Q = (-1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2, -1.06777877e
 
 
 def in_float32(x):
-    """In the place of x; off by 6.4e-8 at most, half a unit in the last place of 1."""
+    """Compute erf(x) in place, with an error of at most 6.4e-8, half a unit in the last place of 1."""
     size = np.minimum(np.abs(x), 4)  # where erf is 1 in float32
     tail = _polynomial(_Q, size)
     tail *= size
@@ -54,7 +54,7 @@ def in_float32(x):
 
 
 def _polynomial(coefficients, x):
-    """By Horner's rule, in one array."""
+    """Evaluate a polynomial by Horner's rule, in one array."""
     y = np.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         y *= x
@@ -97,7 +97,7 @@ _C = (
 
 
 def in_float64(x):
-    """In the place of x; off by 6e-16 at most."""
+    """Compute erf(x) in place, with an error of at most 6e-16."""
     size = np.abs(x)
     t = 2 / (2 + size)
     series = np.polynomial.chebyshev.chebval(2 * t - 1, (_C[0] / 2, *_C[1:]))

@@ -1,13 +1,13 @@
 """Each operation as the straightforward NumPy formula, computed in the precision of its input.
 
 Its error against the float64 oracle is the yardstick of the contract (see :mod:`fastattn.commands.measuring.accuracy`),
-so it stays as it is; what ``bench`` times is in :mod:`fastattn.commands.measuring.peers.numpy_formulas`.
-Names and arguments are the library's, without ``out`` and ``num_threads``; the product of matrices may be another
-than NumPy's, for a machine with other instructions.
+so it must not change; what ``bench`` times is in :mod:`fastattn.commands.measuring.peers.numpy_formulas`.
+Names and arguments are the library's, without ``out`` and ``num_threads``; ``matmul`` may replace NumPy's matrix
+product, to emulate a machine with other instructions.
 
-In 16 bits every operation rounds its result to them; products of matrices and sums are float32 inside. So are NumPy's
-own in float16, but its product there knows no BLAS (0.4 GFLOP/s); in bfloat16 its product comes out as float32, and a
-plain sum of 4,096 ones is 256. Both would make the yardstick longer than it is, or the baseline slower.
+In 16 bits every operation rounds its result; matrix products and sums are float32 inside. So are NumPy's own in
+float16, but its product there does not use BLAS (0.4 GFLOP/s); in bfloat16 its product returns float32, and a plain sum
+of 4,096 ones is 256. Both would make the yardstick too lax, or the baseline too slow.
 """
 
 import math
@@ -19,7 +19,7 @@ from fastattn.commands.measuring import dtypes
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_lse=False, matmul=np.matmul, **options):
-    """Attention that stores all scores; arrays of three axes and more, (..., heads, tokens, size)."""
+    """Attention that stores all scores; arrays of at least three axes, (..., heads, tokens, size)."""
     weights, lse = attention_weights(query, key, attn_mask, return_lse=True, matmul=matmul, **options)
     result = _ungrouped(_product(_grouped(weights, value), value[..., None, :, :], matmul))
     return (result, np.broadcast_to(lse, result.shape[:-1])) if return_lse else result
@@ -41,7 +41,7 @@ def attention_weights(
     return_lse=False,
     matmul=np.matmul,
 ):
-    """The softmax of the scores; arrays of three axes and more, (..., heads, tokens, size)."""
+    """The softmax of the scores; arrays of at least three axes, (..., heads, tokens, size)."""
     real = query.dtype.type
     k_length, q_length = key.shape[-2], query.shape[-2]
     scores = _ungrouped(_product(_grouped(query, key), key[..., None, :, :].swapaxes(-1, -2), matmul))
@@ -107,7 +107,7 @@ def _of_sequence(name, option, n):
 
 
 def _out_of_reach(ahead, is_causal, window):
-    """Which keys, so far ahead of the query's position, causal mask and window exclude."""
+    """Which keys, `ahead` of the query's position, causal mask and window exclude."""
     left, right = (np.inf if reach is None else reach for reach in window or (None, None))
     return (ahead > (min(right, 0) if is_causal else right)) | (ahead < -left)
 
@@ -191,7 +191,7 @@ def _silu(x):
 
 
 def _erf(x):
-    """NumPy has none: Python's, number by number, exact to the last place."""
+    """NumPy has none: use Python's, one number at a time, exact to the last place."""
     return np.fromiter(map(math.erf, x.ravel().tolist()), float, x.size).reshape(x.shape).astype(x.dtype)
 
 
@@ -199,7 +199,7 @@ ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "relu": lambda x: np.maxi
 
 
 def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
-    """Pairs turned by their angles, the rest copied; arrays (tokens, size) or (..., heads, tokens, size)."""
+    """Rotate pairs by their angles, copy the rest; arrays (tokens, size) or (..., heads, tokens, size)."""
     cos, sin = (table.astype(x.dtype, copy=False) for table in (cos, sin))
     if positions is not None:
         cos, sin = cos[positions], sin[positions]
@@ -216,14 +216,14 @@ def rotary_embedding(x, cos, sin, *, positions=None, interleaved=False):
 
 
 def _only(x, where):
-    """A copy of x in its own memory order, with -inf at the excluded places."""
+    """A copy of x in its memory order, with -inf for excluded elements."""
     return x.copy("K") if where is None else np.where(where, x, x.dtype.type(-np.inf))
 
 
 def _exponentials(x, axis):
-    """exp(x - max) in the place of x, its sum, and the logarithm of sum(exp(x)), all along an axis."""
+    """exp(x - max), computed in place, its sum, and the logarithm of sum(exp(x)), all along an axis."""
     top = x.max(axis, keepdims=True, initial=-np.inf)
-    # A row with nothing in it has the maximum -inf, and -inf - -inf would be NaN.
+    # The maximum of an empty row is -inf, and -inf - -inf would be NaN.
     x -= np.where(np.isneginf(top), 0, top)
     np.exp(x, out=x)
     total = _sum(x, axis, keepdims=True)
@@ -242,5 +242,5 @@ def _sum(x, axis, keepdims=False):
 
 
 def _mean(x):
-    """Of each row."""
+    """The mean of each row."""
     return x.mean(-1, dtype=dtypes.wide(x.dtype), keepdims=True).astype(x.dtype, copy=False)

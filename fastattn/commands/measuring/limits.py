@@ -1,6 +1,6 @@
-"""What this machine can do at most, measured by the compiled probes: arithmetic and memory.
+"""Peak speed of this machine, measured by the compiled probes: arithmetic and memory.
 
-Memory is probed at the size of the work itself, so that data in a cache is held to the cache's speed.
+Memory is probed at the size of the work itself, so that data in a cache is compared with the cache's speed.
 """
 
 import functools
@@ -9,24 +9,24 @@ import time
 
 from fastattn._core import probe
 
-#: How many buffers of its size a probe of memory passes through.
+#: Number of buffers that a memory probe goes through.
 BUFFERS = {"read": 1, "copy": 2}
 
-#: Smaller buffers would measure the start of the threads; larger ones only take longer.
+#: Limits of buffer sizes: smaller ones would measure the start of the threads, larger ones only take longer.
 SMALLEST, LARGEST = 2**18, 2**28
 
-#: A probe is repeated for so long: something else may disturb all of a short one.
+#: A probe is repeated for this long, as a short one may be disturbed as a whole.
 SECONDS = 0.03
 
-#: The types that some processors have a dot product for, of AVX512_BF16; its probe says 0 where the target has not.
+#: The types for which some processors have a dot product (AVX512_BF16); the probe returns 0 if the target has none.
 DOTTED = ("bfloat16",)
 
 
 @functools.cache
 def arithmetic(dtype, threads):
-    """Operations per second of multiply-adds in registers, by the best instruction that the target has for the type.
+    """Operations per second of multiply-adds in registers, by the target's best instruction for the type.
 
-    Where it has none for 16 bits, they are widened and multiplied in float32.
+    Without one for a 16-bit type, numbers are converted and multiplied in float32.
     """
     dotted = _best(probe.dot, dtype, threads) if dtype in DOTTED and hasattr(probe, "dot") else 0
     return dotted or _best(probe.fma, dtype if dtype == "float64" else "float32", threads)
@@ -44,7 +44,7 @@ def _memory(kind, size, threads):
 
 
 def _best(measure, what, threads):
-    """The best of what the probe measures in a while; the probes count in billions."""
+    """The best of several measurements; the probes count in billions."""
     end = time.perf_counter() + SECONDS
     best = measure(what, num_threads=threads)
     while time.perf_counter() < end:

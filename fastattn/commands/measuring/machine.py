@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, threads, versions, date."""
+"""Facts about a measurement: processor, threads, versions, date."""
 
 import datetime
 import math
@@ -13,19 +13,19 @@ from fastattn._core import targets
 
 _SELF_EVIDENT = ("processor", "features", "system", "date")
 
-#: Settings of engines that a measurement depends on, told where they are set: what oneDNN may use.
+#: Settings of engines that affect a measurement, reported if they are set: the instructions that oneDNN may use.
 _SETTINGS = ("ONEDNN_MAX_CPU_ISA",)
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
 
-#: What decides about speed: of x86 vectors of 512 bits, dot products of 8 and 16 bits, and tiles; of ARM the same.
+#: Features that decide speed: on x86, 512-bit vectors, dot products of 8 and 16 bits, and AMX; the same on ARM.
 _FEATURES = ("avx2", "avx512f", "avx512_fp16", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _FEATURES += ("asimddp", "i8mm", "bf16", "sve")
 
 
 def describe(distributions, threads):
-    """The facts that a table of times needs beside it, as a dict of strings and numbers."""
+    """The facts to report with a table of times, as a dict of strings and numbers."""
     return {
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "features": _features(),
@@ -48,12 +48,12 @@ def line(facts):
 
 
 class Others:
-    """What other processes, and other machines on the same processors, take while something is measured.
+    """Measures the processor time that other processes, and other machines on the same host, take.
 
-    Begins when it is made. Processes of ours count as ours once they have ended; those of `engines` always do.
+    It starts when it is made. Our own processes count as ours once they have ended, those of `engines` always.
     """
 
-    #: Processors' worth of others' work from which on the machine was busy: a process of its own, now and then.
+    #: Number of processors used by others above which the machine counts as busy; background work takes less.
     ALLOWED = 0.1
 
     def __init__(self, engines=()):
@@ -61,11 +61,11 @@ class Others:
         self._begin = _spent(engines)
 
     def taken(self):
-        """How many processors' worth of work that was until now; 0.0 where the system does not tell."""
+        """Number of processors that others have used on average until now; 0.0 if the system does not report it."""
         return sum(self._shares())
 
     def remark(self):
-        """A sentence when the machine was busy, else ""; also "" where the system does not tell."""
+        """A sentence if the machine was busy, else ""; also "" if the system does not report it."""
         processes, host = self._shares()
         if processes + host <= self.ALLOWED:
             return ""
@@ -75,7 +75,7 @@ class Others:
         )
 
     def _shares(self):
-        """Processors' worth of other processes' work, and of what the host took."""
+        """Number of processors used by other processes, and by the host."""
         begin, (elapsed, machine, stolen, own) = self._begin, _spent(self._engines)
         if math.isnan(machine) or elapsed <= begin[0]:
             return 0.0, 0.0
@@ -84,7 +84,7 @@ class Others:
 
 
 def _spent(engines):
-    """Seconds: of the clock, of all processors' work, of what their host took, and of our and our children's work."""
+    """Seconds: of the clock, of all processors' work, taken by the host, and of our and our children's work."""
     own = sum(os.times()[:4]) + sum(_worked(engine.pid) for engine in engines)
     try:
         user, nice, system, _, _, irq, softirq, stolen = map(int, _STAT.read_text().split(maxsplit=9)[1:9])
@@ -95,7 +95,7 @@ def _spent(engines):
 
 
 def _worked(pid):
-    """Seconds that a running process has worked; 0 where there is none."""
+    """Processor time of a running process in seconds; 0 if there is none."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -104,19 +104,19 @@ def _worked(pid):
 
 
 def _features():
-    """Those of the processor that decide about speed, as far as Linux tells."""
+    """The processor's features that decide speed, as reported by Linux."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return " ".join(feature for feature in _FEATURES if feature in flags) or "features unknown"
 
 
 def _cpuinfo(label):
-    """What Linux tells about the first processor under a label; "" when it does not."""
+    """What Linux reports about the first processor under a label, or ""."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(label)), "")
 
 
 def _load():
-    """Average number of running processes in the last minute: what else the machine did."""
+    """Average number of running processes in the last minute."""
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "unknown"
 
 

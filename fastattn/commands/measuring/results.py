@@ -1,4 +1,4 @@
-"""What came of the cases, set against the machine's limits."""
+"""The results of cases, in relation to the machine's limits."""
 
 import contextlib
 import math
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from fastattn.commands.measuring import limits, machine, tables
 from fastattn.commands.measuring.engines import Engine, race
 
-#: The rounds of an engine are said to scatter from this share of their median on. On a quiet machine they keep within
-#: a tenth of it.
+#: Rounds of an engine whose range exceeds this share of their median are marked. On a quiet machine it is within a
+#: tenth.
 SCATTER = 0.25
 
 
 @dataclass(frozen=True)
 class Result:
-    """A case, the outcomes of the engines by name, and what the machine can do at most.
+    """A case, the outcomes of the engines by name, and the machine's limits.
 
     Attributes
     ----------
     case : cases.Case
     outcomes : dict of str to engines.Outcome
-        Also the library's own in another type, under the name of that.
+        The library's own outcome in another type is under the name of that type.
     arithmetic : float
         Floating-point operations per second.
     memory : float
         Bytes per second.
     taken : float
-        Processors' worth of work that others did meanwhile.
+        Number of processors that others used meanwhile.
     """
 
     case: object
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def rate(self):
-        """Useful operations, or bytes, per second, whichever is the case's unit; NaN when the library failed."""
+        """Useful operations or bytes per second, by the case's unit; NaN if the library failed."""
         return self.case.work / self.ours.seconds
 
     @property
@@ -58,11 +58,11 @@ class Result:
 
     @property
     def disturbed(self):
-        """Whether others had the processors meanwhile."""
+        """Whether others used the processors meanwhile."""
         return self.taken > machine.Others.ALLOWED
 
     def speedup(self, name):
-        """How many times as long as the library another engine took; NaN when one of them failed."""
+        """Another engine's time over the library's; NaN if one of them failed."""
         return self.ours.faster_than(self.outcomes[name])
 
     def fastest(self, names):
@@ -100,9 +100,9 @@ class Result:
 
 
 def collect(cases, names, pace, threads, twin_of=lambda case: None):
-    """The results of cases in the engines of these names, with a progress line.
+    """Measure cases with the engines of these names, with a progress line.
 
-    `twin_of` tells of a case which other one the first engine is to run in the same rounds, if any.
+    `twin_of` returns another case that the first engine runs in the same rounds as a case, or None.
     """
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(tables.Progress(len(cases)))
@@ -111,7 +111,7 @@ def collect(cases, names, pace, threads, twin_of=lambda case: None):
 
 
 def geometric_mean(ratios):
-    """Of those that are numbers; NaN when there is none."""
+    """The geometric mean of ratios that are not NaN; NaN if there are none."""
     numbers = [ratio for ratio in ratios if not math.isnan(ratio)]
     return statistics.geometric_mean(numbers) if numbers else math.nan
 
@@ -126,5 +126,5 @@ def _measure(case, twin, engines, pace, threads, progress):
 
 
 def _or_none(number):
-    """JSON knows no NaN."""
+    """None for NaN, which JSON does not have."""
     return None if math.isnan(number) else number

@@ -11,7 +11,7 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
 def _number(format):
-    """Let a format of numbers show NaN as a dash."""
+    """Make a formatter show NaN as a dash."""
 
     @functools.wraps(format)
     def shown(value, *more):
@@ -21,13 +21,13 @@ def _number(format):
 
 
 def digits(value):
-    """A positive number with three significant digits, or all of its integer part."""
+    """A positive number with three significant digits, or its whole integer part."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 @_number
 def duration(seconds):
-    """A time in the unit that suits it: 812 ns, 12.3 µs, 4.56 ms, 1.23 s."""
+    """A time in a suitable unit: 812 ns, 12.3 µs, 4.56 ms, 1.23 s."""
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 0.9995 * size), _UNITS[-1])
     return f"{digits(seconds / size)} {unit}"
 
@@ -75,9 +75,9 @@ def text(header, rows, align, paint=lambda row, column, cell: cell):
     ----------
     header, rows : sequences of str
     align : str
-        One letter a column, ``l`` or ``r``.
+        One letter per column, ``l`` or ``r``.
     paint : function of (row, column, cell) to str
-        Puts colour around a cell that has its width already; the header is row None.
+        Colours a padded cell; the header is row None.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
@@ -89,17 +89,17 @@ def text(header, rows, align, paint=lambda row, column, cell: cell):
     return "\n".join([line(None, header), rule, *(line(n, cells) for n, cells in enumerate(rows))])
 
 
-#: The escape sequences of terminals, by what they do to what follows.
+#: The codes of terminal escape sequences.
 _CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
 
 
 def painted(cell, colour):
-    """A cell in a colour, or as it is for "" and where there is nothing to be seen."""
+    """A cell in a colour; unchanged for "" and if it is blank."""
     return f"\x1b[{_CODES[colour]}m{cell}\x1b[0m" if colour and cell.strip() else cell
 
 
 def in_colour():
-    """Whether standard output is a terminal that shows colours, and its user wants them (https://no-color.org)."""
+    """Whether standard output is a terminal with colours, and the user has not disabled them (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -114,7 +114,7 @@ def _pad(cell, width, side):
 
 
 class Progress:
-    """A line on standard error that is rewritten while work goes on; silent when that is no terminal."""
+    """A line on standard error that is rewritten during work; silent if that is not a terminal."""
 
     def __init__(self, total, stream=None):
         self.total = total
@@ -128,7 +128,7 @@ class Progress:
         self._write("")
 
     def step(self, doing):
-        """Say what comes next, and count it."""
+        """Show the next step, and count it."""
         self.done += 1
         self._write(f"[{self.done}/{self.total}] {doing}")
 

@@ -1,9 +1,8 @@
-"""An engine's process: ``python -m fastattn.commands.measuring.worker MODULE THREADS``.
+"""The process of an engine: ``python -m fastattn.commands.measuring.worker MODULE THREADS``.
 
 The module is that of a :class:`~fastattn.commands.measuring.peers.Peer`. Requests are pickles on standard input,
-``(action, arguments)``, and answers are pickles of dicts on standard output: ``prepare`` a case or several beside each
-other, then ``time`` them. A case comes whole, so that whoever asks may have cases of its own. Between requests the
-process sleeps.
+``(action, arguments)``, and answers are pickles of dicts on standard output: ``prepare`` one or several cases, then
+``time`` them. Cases are sent whole, so that callers may have cases of their own. Between requests the process sleeps.
 """
 
 import importlib
@@ -15,8 +14,8 @@ from time import perf_counter
 
 from fastattn.commands.measuring import engines
 
-#: How long a way of computing a case runs when the fastest is chosen, how often, and how long all may take together
-#: before there is no further trial: what takes so long is not disturbed for all of the time.
+#: To choose the fastest variant: seconds of a trial, number of trials of each variant, and total seconds after which
+#: there are no further ones, as long trials are not disturbed for all of their time.
 TRIAL_SECONDS, TRIALS, PATIENCE = 0.05, 3, 5.0
 
 
@@ -28,12 +27,12 @@ class Desk:
         self.calls = {}
 
     def prepare(self, case, beside=False):
-        """Choose the fastest way that computes the case; forget the other cases, unless it stands beside them."""
+        """Choose the fastest variant for the case; forget the other cases unless `beside`."""
         if not beside:
             self.calls.clear()
-        judge = case.verifier()
-        ways = self.peer.VARIANTS[case.operation]
-        tried = {name: self._try(build, case, judge) for name, build in ways.items()}
+        check = case.verifier()
+        variants = self.peer.VARIANTS[case.operation]
+        tried = {name: self._try(build, case, check) for name, build in variants.items()}
         working = {name: found for name, found in tried.items() if not isinstance(found, str)}
         if not working:
             return {"failure": "; ".join(f"{name}: {reason}" for name, reason in tried.items())}
@@ -42,23 +41,23 @@ class Desk:
         return {"variant": name, "error": verdict.error, "allowed": verdict.allowed}
 
     def time(self, seconds, cases=None):
-        """Run the prepared case, or some of several one after the other, for a moment in all."""
+        """Run the prepared case, or some of several one after the other, for `seconds` in all."""
         calls = [self.calls[name] for name in cases or self.calls]
         return {"seconds": sum(engines.burst(call, seconds / len(calls)) for call in calls)}
 
     @staticmethod
-    def _try(build, case, judge):
-        """The call and the verdict on its result, or in a word why not."""
+    def _try(build, case, check):
+        """The call and the verdict on its result, or a message if it failed."""
         try:
             call, fetch = build(case, case.inputs())
-            verdict = judge(fetch(call()))
-        except Exception as error:  # an engine may raise anything; the next way may work
+            verdict = check(fetch(call()))
+        except Exception as error:  # an engine may raise anything; the next variant may work
             return f"{type(error).__name__}: {error}".partition("\n")[0]
         return (call, verdict) if verdict.plausible else f"wrong result, error {verdict.error:.1e}"
 
     @staticmethod
     def _fastest(working):
-        """By name; each has several trials, in turns, since one may be disturbed."""
+        """The name of the fastest variant, by several trials in turns, since one may be disturbed."""
         if len(working) == 1:
             return next(iter(working))
         best = dict.fromkeys(working, math.inf)
@@ -80,7 +79,7 @@ def serve(requests, answer, desk):
 
 
 def main(module, threads, desk=Desk):
-    """Keep standard output for the answers: whatever an engine prints goes to standard error."""
+    """Reserve standard output for answers: whatever an engine prints goes to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     peer = importlib.import_module(module)

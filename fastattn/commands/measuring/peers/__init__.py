@@ -3,15 +3,15 @@
 A row of :data:`PEERS` names a module with
 
 ``start(threads)``
-    what has to be set before anything runs,
+    sets up the engine before anything runs,
 ``VARIANTS``
-    for each operation the ways in which the engine offers it: name → ``build(case, arguments)``, which returns
-    the call to time and a function that turns what the call returns into NumPy arrays. A way that cannot do a case
-    raises an exception.
+    for each operation, the variants that the engine offers: name → ``build(case, arguments)``, which returns the call
+    to time and a function that converts its result to NumPy arrays. A variant that does not support a case raises an
+    exception.
 
-What is prepared outside the timing favours the engine: arrays converted, laid out and bound as it likes them best.
-The module is imported in the engine's own process, :mod:`fastattn.commands.measuring.worker`. Whoever has further
-engines puts their rows into the table.
+Preparation outside the timing favours the engine: arrays are converted, laid out and bound as it prefers. The module is
+imported in the engine's own process, :mod:`fastattn.commands.measuring.worker`. Other engines may add their rows to the
+table.
 """
 
 import importlib

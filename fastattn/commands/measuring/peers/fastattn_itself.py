@@ -8,12 +8,12 @@ from fastattn.nn import quantize
 
 
 def start(threads):
-    """Use so many threads."""
+    """Set the number of threads."""
     fastattn.set_num_threads(threads)
 
 
 def build(case, arguments):
-    """The call as a user makes it; what is quantised is so beforehand."""
+    """The call as a user makes it; quantisation is done beforehand."""
     prepare = _from_cache if case.cached else _from_arrays
     call = prepare(case, **arguments)
     return (functools.partial(call, out=call()) if case.out else call), _same
@@ -26,7 +26,7 @@ def _from_arrays(case, **arguments):
 
 
 def _from_cache(case, query, key, value, kv_lengths=None):
-    """Attention to what was appended beforehand: of each sequence the tokens that it has."""
+    """Attention to a cache, filled beforehand with the valid tokens of each sequence."""
     B, _, Hkv, _, Sk, D, Dv = case.sizes.values()
     cache = fastattn.KVCache(B, Hkv, Sk, D, dtype=case.kv_dtype or case.dtype, value_dim=Dv)
     cache.append(key, value, kv_lengths=kv_lengths)

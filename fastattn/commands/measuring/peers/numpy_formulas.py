@@ -1,9 +1,9 @@
-"""NumPy, as somebody writes it who knows it well: steps in place, no pass over memory that can be spared.
+"""NumPy, as an experienced user writes it: in place, without needless passes over memory.
 
-Where a case has `out`, results and intermediate arrays are made beforehand and written again in each call. In 16 bits,
-where NumPy's own operations are slow, all is computed in float32 and rounded once at the end. gelu has SciPy's erf
-where SciPy is installed, else one of array operations (:mod:`fastattn.commands.measuring.erf`). What `bench` does not
-time is the formula of :mod:`fastattn.commands.measuring.formulas`.
+If a case has `out`, results and intermediate arrays are allocated beforehand and reused by each call. In 16 bits, where
+NumPy's own operations are slow, everything is computed in float32 and rounded once at the end. gelu uses SciPy's erf
+if SciPy is installed, else one of array operations (:mod:`fastattn.commands.measuring.erf`). Operations that `bench`
+does not time use :mod:`fastattn.commands.measuring.formulas`.
 
 NumPy's BLAS takes its threads from the environment.
 """
@@ -18,7 +18,7 @@ from fastattn.commands.measuring.cases import OPERATIONS
 
 
 def start(threads):
-    """Nothing is left to set."""
+    """Nothing to set up."""
 
 
 def _formula(case, arguments):
@@ -30,7 +30,7 @@ def _same(result):
 
 
 def _in_place(function):
-    """A way of `function`, which takes the arguments, the options and `new(shape)`, where its arrays come from."""
+    """A variant that calls `function` with the arguments, the options and `new(shape)`, which allocates arrays."""
 
     def build(case, arguments):
         def call():
@@ -44,7 +44,7 @@ def _in_place(function):
 
 
 def _widened(array):
-    """Of 16 bits as float32; others as they are."""
+    """16-bit arrays as float32; others unchanged."""
     return array.astype(np.float32) if array.dtype.kind not in "bi" and array.dtype.itemsize == 2 else array
 
 
@@ -55,13 +55,13 @@ def _narrowed(result, kind):
 
 
 class _Memory:
-    """Where a call's arrays come from: the same ones in each call where they are kept, else new ones."""
+    """Allocates a call's arrays: the same ones in each call if they are kept, else new ones."""
 
     def __init__(self, dtype, kept):
         self.dtype, self.kept, self.arrays = dtype, kept, []
 
     def take(self):
-        """A function of a shape to an array, which counts from the first one again."""
+        """A function that returns an array of a shape, starting again from the first one."""
         turn = iter(self.arrays[:])
 
         def new(shape):
@@ -74,7 +74,7 @@ class _Memory:
 
 
 def _attention(query, key, value, new, is_causal=False):
-    """The query heads that share a key head are rows of one product."""
+    """Query heads that share a key head are rows of one product."""
     B, Hq, Sq, D = query.shape
     Hkv, Sk, Dv = value.shape[1:]
     rows = (query * query.dtype.type(D**-0.5)).reshape(B, Hkv, Hq // Hkv * Sq, D)
@@ -89,7 +89,7 @@ def _attention(query, key, value, new, is_causal=False):
 
 
 def _exponentials(x):
-    """exp(x - max) in the place of x, and its sum, row by row."""
+    """exp(x - max), computed in place, and its sum, row by row."""
     x -= x.max(-1, keepdims=True)
     np.exp(x, out=x)
     return x.sum(-1, keepdims=True)
@@ -123,7 +123,7 @@ def _rms_norm(x, weight, new, eps=1e-6):
 
 
 def _over_root(x, eps):
-    """1 / sqrt(mean(x²) + eps) of each row; the squares are summed without being stored."""
+    """1 / sqrt(mean(x²) + eps) of each row; the squares are not stored."""
     return 1 / np.sqrt(np.vecdot(x, x)[:, None] / x.dtype.type(x.shape[-1]) + x.dtype.type(eps))
 
 
@@ -166,7 +166,7 @@ _ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh}
 
 
 def _rotary_embedding(x, cos, sin, positions, new, interleaved=False):
-    """Of whole heads: the parts of a head in the order of `x`."""
+    """Rotation of whole heads; the result has the layout of `x`."""
     cos, sin = cos[positions][:, None], sin[positions][:, None]
     half = x.shape[-1] // 2
     first, second = (np.s_[..., ::2], np.s_[..., 1::2]) if interleaved else (np.s_[..., :half], np.s_[..., half:])
