@@ -132,7 +132,7 @@ def test_files_that_are_named_exist(page):
     if tracked.returncode:
         pytest.skip("needs the checkout")
     paths = [f"/{path}" for path in tracked.stdout.splitlines()]
-    named = re.findall(r"(?<![\w<>/.])[\w/]+\.(?:py|pyx|pxd|h|c|md)\b", page.read_text(encoding="utf-8"))
+    named = re.findall(r"(?<![\w<>/.])[\w/]+\.(?:py|pyx|pxd|h|c)\b", page.read_text(encoding="utf-8"))
     assert {name for name in named if not any(path.endswith(f"/{name}") for path in paths)} == set()
 
 
