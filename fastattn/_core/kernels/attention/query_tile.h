@@ -79,13 +79,13 @@ FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile,
                                   V *max, const int NV) {
     const R factor = factor_of(a);
     for (int j = 0; j < NV; j++) {
-        score_rows rows = {.position = tile->position[j] - (R)step.first_key, .slope = tile->slope[j]};
         V top = max[j], real_key = {0};
-        VI key = {0};
+        VI key = {0}, begin, end;
         for (int lane = 0; lane < LANES; lane++) {
-            rows.begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - step.first_key, 0, step.count);
-            rows.end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - step.first_key, 0, step.count);
+            begin[lane] = (I)fa_clamp(tile->begin[j * LANES + lane] - step.first_key, 0, step.count);
+            end[lane] = (I)fa_clamp(tile->end[j * LANES + lane] - step.first_key, 0, step.count);
         }
+        const score_rows rows = {tile->position[j] - (R)step.first_key, tile->slope[j], begin, end};
         for (ptrdiff_t t = 0; t < step.count; t++, key += 1, real_key += 1) {
             R *at = tile->scores + (t * NV + j) * LANES;
             const R *bias = tile->one_mask ? tile->mask_rows + t : tile->bias + (t * NV + j) * LANES;
