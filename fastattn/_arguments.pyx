@@ -49,13 +49,14 @@ cdef enum:
     MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages register (NPY_USERDEF)
 
-# By fa_type: NumPy's type number (-1 for int8, which is no real, and for a type of another package until the first array
-# of it is seen), and that of the type of its sums.
+# By fa_type: NumPy's type number (-1 for int8, which is no real, and for a type of another package until the first
+# array of it is seen), and that of the type of its sums.
 cdef int[MOST_TYPES] numbers
 cdef int[MOST_TYPES] sums
 KERNEL_TYPES = {fa_type_name(<fa_type>_i).decode(): _i for _i in range(<int>FA_TYPES)}
 for _row in _dtypes.TYPES:
-    numbers[<int>KERNEL_TYPES[_row.kernels]] = -1 if _row.package or _row not in _dtypes.REALS else np.dtype(_row.name).num
+    _known = _row in _dtypes.REALS and not _row.package
+    numbers[<int>KERNEL_TYPES[_row.kernels]] = np.dtype(_row.name).num if _known else -1
     sums[<int>KERNEL_TYPES[_row.kernels]] = np.dtype(_row.computed_in).num
 
 
