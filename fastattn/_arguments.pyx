@@ -49,14 +49,15 @@ cdef enum:
     MOST_TYPES = 16
     USER_DEFINED = 256  # the first of the types that other packages bring (NPY_USERDEF)
 
-# By fa_type: NumPy's number of the type, -1 for int8, which is no real, and until an array of a type that another package
-# brings has come by; and the number of the type that its sums are made in.
+# By fa_type: NumPy's number of the type, -1 for int8, which is no real, and until an array of a type that another
+# package brings has come by; and the number of the type that its sums are made in.
 cdef int[MOST_TYPES] numbers
 cdef int[MOST_TYPES] sums
 KERNEL_TYPES = {fa_type_name(<fa_type>_i).decode(): _i for _i in range(<int>FA_TYPES)}
 for _row in _dtypes.TYPES:
-    numbers[<int>KERNEL_TYPES[_row.kernels]] = -1 if _row.package or _row not in _dtypes.REALS else np.dtype(_row.name).num
-    sums[<int>KERNEL_TYPES[_row.kernels]] = np.dtype(_row.computed_in).num
+    _i = KERNEL_TYPES[_row.kernels]
+    numbers[<int>_i] = -1 if _row.package or _row not in _dtypes.REALS else np.dtype(_row.name).num
+    sums[<int>_i] = np.dtype(_row.computed_in).num
 
 
 cdef fa_type type_of(np.ndarray x):
