@@ -35,18 +35,18 @@ PAGE = Page(
     "busy",
     "On a busy machine",
     """\
-Where the processors are not ours alone: beside other processes, several workers, another library's threads.""",
+Times while other processes, several workers, or another library's threads use the processors.""",
     "busy.py",
 )
 
 LEGEND = """\
-Calls a second of all workers together, then the median, the 99th percentile (milliseconds) and processor time
-(milliseconds a call). "One thread" is fastattn with `num_threads=1`. Behind each scene stand fastattn's calls over the
-best other engine's, and its 99th percentile over the smallest one's; with workers, and with pauses, also calls and
-processor time over those of one thread. **Bold**: fewer calls than the best other engine's, a percentile above 1.25 of
-the smallest, under 0.95 of one thread's calls with workers, over 1.1 of its processor time with pauses. In turns with
-PyTorch the last figure is PyTorch's own time over what it takes in turns with one thread of fastattn, asked to stay
-below 1.1."""
+Calls per second of all workers together, then the median, the 99th percentile (milliseconds) and the processor time
+(milliseconds per call). "One thread" is fastattn with `num_threads=1`. The last columns are fastattn's calls over the
+best other engine's, and its 99th percentile over the smallest one; with workers, and with pauses, also calls and
+processor time over those of one thread. **Bold**: fewer calls than the best other engine, a percentile above 1.25 times
+the smallest, less than 0.95 of one thread's calls with workers, more than 1.1 of its processor time with pauses. In
+turns with PyTorch, the last figure is PyTorch's own time over its time in turns with one thread of fastattn; the target
+is below 1.1."""
 
 #: Seconds from the start of a scene until its calls begin, so that all processes have started.
 LEAD = 0.2

@@ -20,10 +20,10 @@ PAGE = Page(
     "cache-accuracy",
     "Accuracy of caches",
     """\
-What narrower storage costs, on keys and values like those of trained models, 2048 tokens, 128 components: the error of
-attention's result relative to its size, over all rows, and in the worst row of 2048 in brackets. int8 rows have a scale
-each, so that a few channels that are much larger than the others take the precision away from those. Keys with such
-outliers want 16 bits.""",
+The cost of narrower storage, for keys and values like those of trained models, 2048 tokens, 128 components: the error
+of attention relative to the size of its result, over all rows, and in brackets that of the worst of 2048 rows. Each
+int8 row has a scale, so a few channels that are much larger than the others reduce the precision of the rest: keys with
+such outliers need 16 bits.""",
     "cache_accuracy.py",
 )
 

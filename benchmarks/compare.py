@@ -25,9 +25,9 @@ from report import TURNS, Page, add_page, deliver
 
 PAGE = Page(
     "operations",
-    "Operations beside other engines",
+    "Operations against other engines",
     f"""\
-Attention, linear layers and row operations in float32 and float64, beside PyTorch, ONNX Runtime and OpenVINO.
+Attention, linear layers and row operations in float32 and float64, against PyTorch, ONNX Runtime and OpenVINO.
 {TURNS}
 
 ![Speed of eight of these calls](speed.svg)""",
@@ -55,12 +55,12 @@ LEGEND = """\
 Shapes: batch × heads × tokens × head size, rows × inputs → outputs of a linear layer, or rows × length; 32/8 heads are
 grouped, 64→4096 tokens are queries → keys. A linear layer has a bias.
 "vs. fastest" is the time of the fastest other engine over fastattn's; **bold** where fastattn is slower.
-"of limit" is the share of the multiply-adds that this machine can do, or of the bytes it can read or copy."""
+"of limit" is the share of this machine's peak, in multiply-adds or in bytes read or copied."""
 
 LEGEND_TYPES = """\
 "vs. float32" is the time of fastattn's own float32 over that of this type, in the same rounds. The limit of bfloat16 is
-that of its dot product where the processor has one. ONNX Runtime has no bfloat16 but in norms; OpenVINO's float16 is
-float32 inside, since told otherwise it takes bfloat16."""
+that of its dot product if the processor has one. ONNX Runtime has bfloat16 only for norms; OpenVINO's float16 is
+computed in float32, as it would take bfloat16 otherwise."""
 
 
 def main(argv=None):

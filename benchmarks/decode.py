@@ -36,17 +36,17 @@ LOOP = "loop over 32 caches"
 LOOP_TYPES, OUTSIDE = ("float32", "float16", "bfloat16"), 0.05
 
 LEGEND = """\
-Tokens a second, one new token for each sequence, with keys and values in arrays and in a KVCache; "of read" is what
-they read of keys and values, as a share of what the machine reads at best in the same rounds, doing nothing else. GB/s,
+Tokens per second, one new token per sequence, with keys and values in arrays and in a KVCache; "of read" is the rate at
+which they read keys and values, as a share of the machine's best in the same rounds, when only reading. GB/s,
 "vs. float32" and "speed-up" are of the better of both. Shapes: batch × heads × queries → tokens × head size. PyTorch
-does what suits it best: as it is called, in either memory order, with the queries of a group folded into one head, or
-one sequence after the other. int8 rows are read with their scales. **Bold** where less than was asked for:
+uses its fastest variant: the plain call, either memory order, the queries of a group folded into one head, or one
+sequence after the other. int8 rows are read with their scales. **Bold** if a target is missed:
 {asked}."""
 
 LEGEND_OF_LOOP = """\
 A step appends a token to each of 32 caches (8 kv heads × 128, 2048 tokens) and attends to it with 32 heads; attention
-alone is the same number of calls with `out=` on the same memory, in turns. Also the {calls} of their own that calls
-take, measured with a single key, would count as outside in the last column. **Bold** above {outside}."""
+alone is the same number of calls with `out=` on the same memory, in turns. The last column also counts the calls' own
+overhead of {calls}, measured with a single key, as outside. **Bold** above {outside}."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ PAGE = Page(
     "embedding-accuracy",
     "Accuracy of embeddings",
     """\
-What narrower types cost: cosines to sentence-transformers' embeddings in float32, over a thousand sentences and
-docstrings and some harder texts, single letters among them. Where the processor does not multiply 8-bit integers
-(AVX512_VNNI, AMX), int8 rounds the weights alone.""",
+The cost of narrower types: cosines to sentence-transformers' embeddings in float32, over a thousand sentences and
+docstrings and some harder texts, including single letters. If the processor does not multiply 8-bit integers
+(AVX512_VNNI, AMX), int8 quantises only the weights.""",
     "embedding_accuracy.py",
 )
 

@@ -45,7 +45,7 @@ PAGE = Page(
     "A whole encoder",
     """\
 A trained encoder of six layers (MiniLM-L6): from token ids to hidden states, from texts to embeddings, and from the
-start of a process to its first embedding. "Asked" is the bound that the project set itself.
+start of a process to its first embedding. "Asked" is the project's own target.
 
 ![Speed of the encoder from token ids](encoder.svg)""",
     "encoder.py",
@@ -55,25 +55,25 @@ start of a process to its first embedding. "Asked" is the bound that the project
 QUICK_SHAPES, QUICK_PACE = SHAPES[:2], Pace(rounds=2, seconds=0.05)
 
 LEGEND_OF_PASSES = """\
-Shapes: batch × tokens. Behind each time stand the GFLOP/s of the matrix products. "vs. fastest" is the time of the
+Shapes: batch × tokens. Each time is followed by the GFLOP/s of the matrix products. "vs. fastest" is the time of the
 fastest other engine of the type over fastattn's. PyTorch is transformers' model, compiled or not; ONNX Runtime has its
-fused operators, and its dynamic quantisation; OpenVINO has a graph for the very shape, from PyTorch or from ONNX, and
-where it has int8, weights of 8 bits and activations that it rounds itself: whichever is fastest."""
+fused operators, and its dynamic quantisation; OpenVINO has a graph for the exact shape, from PyTorch or from ONNX, and
+for int8, 8-bit weights and activations that it quantises itself. The fastest variant counts."""
 
 LEGEND_OF_TEXTS = """\
-Texts a second: sentences and whole docstrings of Python's own library, with the work of the tokenizer. PyTorch is
-sentence-transformers; ONNX Runtime has batches of texts of about the same length, padded: both in batches of 16, 32 or
+Texts per second, including the tokenizer: sentences and whole docstrings of Python's own library. PyTorch is
+sentence-transformers; ONNX Runtime has padded batches of texts of about the same length: both in batches of 16, 32 or
 64, whichever is fastest."""
 
 LEGEND_OF_STARTS = """\
-Medians of fresh processes whose files are in memory. "First embedding" counts from the start of the process. "Resident"
-is what it holds then, "at most" the most that it held until then. PyTorch is sentence-transformers; ONNX Runtime and
-OpenVINO load what was exported for them."""
+Medians of new processes whose files are in memory. "First embedding" counts from the start of the process. "Resident"
+is its memory at that point, "at most" the maximum until then. PyTorch is sentence-transformers; ONNX Runtime and
+OpenVINO load exported models."""
 
 LEGEND_OF_ERRORS = """\
 Errors are relative to the length of a result (all hidden states of a sequence, or an embedding); allowed are
 {allowed}.
-**Bold** where something is not what was asked for or, where nothing was, fastattn is slower."""
+**Bold** if a target is missed or, without a target, fastattn is slower."""
 
 
 @dataclasses.dataclass(frozen=True)

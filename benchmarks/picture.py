@@ -13,7 +13,7 @@ from report import FOLDER
 PICTURES = {
     "speed": (
         "operations",
-        "Speed beside other engines, float32",
+        "Speed against other engines, float32",
         (
             ("Attention: BERT, 128 tokens", "Attention", "attention bert-128 1×12×128×64 float32"),
             ("Attention: GPT, 1024 tokens", "Attention", "attention gpt-1024 1×12×1024×64 causal float32"),

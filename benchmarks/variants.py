@@ -27,14 +27,14 @@ PAGE = Page(
     "Options of attention",
     """\
 Each option against the same call without it, in turns in one process; then PyTorch, and packed sequences. "Asked" is
-the bound that the project set itself.""",
+the project's own target.""",
     "variants.py",
 )
 
 LEGEND = """\
-Shapes: batch × heads × tokens × head size; 64/128 are the head sizes of keys and of values. **Bold** where a ratio is
-not what was asked for, or fastattn is slower. PyTorch does what suits it best: a mask as bool or as numbers, either
-memory order, a padded batch or one sequence after the other."""
+Shapes: batch × heads × tokens × head size; 64/128 are the head sizes of keys and of values. **Bold** if a ratio misses
+its target, or fastattn is slower. PyTorch uses its fastest variant: a mask as bool or as numbers, either memory order,
+a padded batch or one sequence after the other."""
 
 
 @dataclasses.dataclass(frozen=True)

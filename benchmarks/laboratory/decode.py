@@ -71,7 +71,7 @@ class Reader:
     def __init__(self, threads):
         self.threads = threads
 
-    def prepare(self, case, beside=False):
+    def prepare(self, case, keep=False):
         """Nothing to prepare."""
         return Outcome(variant="read")
 

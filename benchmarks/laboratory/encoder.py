@@ -76,7 +76,7 @@ class Forward:
     ----------
     batch, tokens : int
     dtype : str
-        What the engine may compute in; int8 stands for weights of 8 bits.
+        The type that the engine may compute in; int8 means 8-bit weights.
     """
 
     batch: int

@@ -117,7 +117,7 @@ cdef const fa_linear_kernel *kernel_of(const fa_kernels *kernels, fa_type x, fa_
 
 
 cdef bint plain(np.ndarray a) noexcept:
-    """Whether every row of an array can be used as it lies: elements side by side, everything aligned."""
+    """Whether the rows of an array can be read in place: contiguous and aligned."""
     return arguments.element_stride(a) == np.PyArray_ITEMSIZE(a) and np.PyArray_ISALIGNED(a)
 
 

@@ -29,7 +29,7 @@ cdef struct Plan:
 cdef bint plain(
     const Plan *p, int array, ptrdiff_t row, ptrdiff_t element, const void *data, ptrdiff_t size
 ) noexcept nogil:
-    """Whether the rows of an array can be used as they lie: elements side by side, everything aligned."""
+    """Whether the rows of an array can be read in place: contiguous and aligned."""
     cdef ptrdiff_t bits = <ptrdiff_t>data | row
     cdef int i
     for i in range(p.outer.count):

@@ -352,7 +352,7 @@ class Played(engines.Engine):
         super().__init__(name, 1)
         self.seconds, self.prepared = seconds, []
 
-    def prepare(self, case, beside=False):
+    def prepare(self, case, keep=False):
         self.prepared.append(case.name)
         return outcome(None)
 

@@ -523,7 +523,7 @@ def test_turns_alternate_and_time_what_takes_them_together():
     turns = []
 
     class Scripted(engines.Engine):
-        def prepare(self, case, beside=False):
+        def prepare(self, case, keep=False):
             return engines.Outcome(error=0.0, allowed=1.0)
 
         def time(self, seconds, cases=None):

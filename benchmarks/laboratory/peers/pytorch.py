@@ -14,7 +14,7 @@ from laboratory.peers import Unsuitable, folded, is_causal, is_square, lengths_o
 
 
 def start(threads):
-    """Use so many threads, and record no gradients for as long as the process lives."""
+    """Set the number of threads, and record no gradients in this process."""
     torch.set_num_threads(threads)
     torch.inference_mode().__enter__()
 
@@ -110,11 +110,11 @@ def _each_to_its_length(case, arguments):
     return call, lambda results: _unfolded(case, torch.cat(results))
 
 
-# Packed sequences: no function of its own on CPUs. Sequences of queries are as long as those of keys.
+# Packed sequences: PyTorch has no function for them on CPUs. Each sequence has as many queries as keys.
 
 
 def _padded(case, arguments):
-    """All as long as the longest, beforehand; keys behind a sequence's end are masked."""
+    """All padded to the longest, beforehand; keys beyond a sequence's end are masked."""
     sequences = _sequences(arguments)
     lengths = [len(query) for query, _, _ in sequences]
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
@@ -138,7 +138,7 @@ def _sequences(arguments):
 
 
 def _packed(results):
-    """Those of (H, S, D) one behind the other: (T, H, D)."""
+    """Pack arrays (H, S, D), one after the other: (T, H, D)."""
     return _array(torch.cat([result.transpose(0, 1) for result in results]))
 
 
@@ -239,7 +239,7 @@ def _linear_packed(case, arguments):
     return functools.partial(torch.ops.mkldnn._linear_pointwise, x, packed, bias, *activation), _arrays
 
 
-# Rotary embedding: no function of its own, so what models write. The table's rows are chosen beforehand.
+# Rotary embedding: PyTorch has no function for it, so as models write it. The table's rows are chosen beforehand.
 
 
 def _angles(arguments):

@@ -591,7 +591,7 @@ _ROTARY = (
     ( 1, 32, 2048, 128, {"interleaved": True}),
 )  # fmt: skip
 
-#: The types besides float32 in which a case is shown unless types are asked for.
+#: The types besides float32 of a case, unless types are requested.
 _ALSO = {
     "attention-bert-512": ("float64", "float16", "bfloat16"),
     "attention-gpt-1024": ("float64",),
@@ -604,7 +604,7 @@ _ALSO = {
     "linear-4096x768x3072-gelu-out": ("bfloat16",),
 }
 
-#: What ``bench`` shows unless it is told otherwise: of each operation what models call most.
+#: The cases of ``bench`` by default: of each operation, the calls most common in models.
 SHORT = (
     "attention-tiny",
     "attention-bert-128",
@@ -647,7 +647,7 @@ def in_dtype(case, dtype):
 
 
 def _bench_cases():
-    """Every row above, the row operations with and without `out`; those in other types behind their originals."""
+    """Every row above, the row operations with and without `out`; those in other types after their originals."""
     cases = [_attention(*row) for row in _ATTENTION]
     cases += [_row_case(name, *sizes, out) for name, rows in _ROWS.items() for sizes in rows for out in (True, False)]
     cases += [_linear_case(*row, out=out) for row in _LINEAR for out in (True, False)]
@@ -663,7 +663,7 @@ CASES = {case.name: case for case in _bench_cases()}
 def chosen(pattern, asked=()):
     """The cases whose name has a match of a compiled regular expression.
 
-    In the types that are asked for; else in float32, and some of them in others too.
+    In the requested types; else in float32, and some also in other types.
     """
     return [case for case in CASES.values() if pattern.search(case.name) and _is_shown(case, asked)]
 
@@ -671,8 +671,8 @@ def chosen(pattern, asked=()):
 def selected(patterns, asked=()):
     """The cases that have one of these names, in the order of the cases; ``*`` stands for anything.
 
-    Without types that are asked for, a whole name is that of its one case, and a pattern has the types of `chosen`.
-    With them, names are those in float32.
+    Without requested types, a full name selects its single case, and a pattern the types of `chosen`. With them, names
+    are those in float32.
     """
 
     def fits(case):

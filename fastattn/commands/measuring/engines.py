@@ -128,10 +128,10 @@ class Engine:
         """The id of its process; None if there is none now."""
         return self._process and self._process.pid
 
-    def prepare(self, case, beside=False):
-        """Prepare a case, replacing the previous ones unless `beside`, and compare the result with the oracle."""
+    def prepare(self, case, keep=False):
+        """Prepare a case, replacing the previous ones unless `keep`, and compare the result with the oracle."""
         try:
-            return Outcome(**self._ask("prepare", case=case, beside=beside))
+            return Outcome(**self._ask("prepare", case=case, keep=keep))
         except EngineFailure as failure:
             return Outcome(failure=str(failure))
 
@@ -197,7 +197,7 @@ def contest(entries, pace):
     for engine, cases in entries:
         prepared = []
         for case in cases:  # an engine's first case replaces those prepared before
-            prepared.append(engine.prepare(case, beside=engine in begun))
+            prepared.append(engine.prepare(case, keep=engine in begun))
             begun.add(engine)
         outcomes.append(_closest(prepared))
     timers = [functools.partial(engine.time, cases=cases) for engine, cases in entries]

@@ -26,9 +26,9 @@ class Desk:
         self.peer = peer
         self.calls = {}
 
-    def prepare(self, case, beside=False):
-        """Choose the fastest variant for the case; forget the other cases unless `beside`."""
-        if not beside:
+    def prepare(self, case, keep=False):
+        """Choose the fastest variant for the case; forget the other cases unless `keep`."""
+        if not keep:
             self.calls.clear()
         check = case.verifier()
         variants = self.peer.VARIANTS[case.operation]
