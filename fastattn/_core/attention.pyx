@@ -56,11 +56,11 @@ cdef void cut_padded(Sequence *s, ptrdiff_t n, const Layout *at, const fa_attent
 cdef void cut_packed(Sequence *s, ptrdiff_t n, const Layout *at, const fa_attention *call) noexcept nogil:
     cdef ptrdiff_t first_q = at.begin_q[n], first_k = at.begin_k[n]
     cut_padded(s, 0, at, call)
-    s.query += first_q * call.query_row
+    s.query += first_q * call.query_row_stride
     s.key += first_k * call.key.row
     s.value += first_k * call.value.row
-    s.out += first_q * call.out_row
-    s.lse += first_q * call.lse_row
+    s.out += first_q * call.out_row_stride
+    s.lse += first_q * call.lse_row_stride
     s.queries, s.key_end = at.begin_q[n + 1] - first_q, at.begin_k[n + 1] - first_k
 
 
@@ -110,13 +110,14 @@ cdef void describe(Plan *p, const Layout *at, np.ndarray q, np.ndarray out, np.n
     """Strides of queries and results."""
     cdef fa_attention *call = &p.call
     cdef int heads = at.heads, tokens = at.tokens
-    call.query_head, call.query_row, call.query_element = stride(q, heads), stride(q, tokens), element_stride(q)
-    call.out_head, call.out_row, call.out_element = stride(out, heads), stride(out, tokens), element_stride(out)
-    call.lse_head = call.lse_row = 0
+    call.query_head_stride, call.query_row_stride = stride(q, heads), stride(q, tokens)
+    call.out_head_stride, call.out_row_stride = stride(out, heads), stride(out, tokens)
+    call.query_stride, call.out_stride = element_stride(q), element_stride(out)
+    call.lse_head_stride = call.lse_row_stride = 0
     if lse is not None:
-        call.lse_head, call.lse_row = stride(lse, heads - 1), stride(lse, tokens - 1)
+        call.lse_head_stride, call.lse_row_stride = stride(lse, heads - 1), stride(lse, tokens - 1)
     p.query_group, p.out_group, p.lse_group = (
-        call.query_head * call.group, call.out_head * call.group, call.lse_head * call.group
+        call.query_head_stride * call.group, call.out_head_stride * call.group, call.lse_head_stride * call.group
     )
 
 

@@ -93,9 +93,9 @@ cdef void store_run(const Plan *p, int which, ptrdiff_t n, ptrdiff_t head, ptrdi
         out = side.pages + place * side.rows.size * fa_size_of(side.rows.stored)
     if not p.kernels.store_rows(
         &side.rows,
-        side.x + n * side.x_sequence + head * side.x_head + token * side.rows.x_row,
-        p.cos + position * side.rows.cos_row,
-        p.sin + position * side.rows.sin_row,
+        side.x + n * side.x_sequence + head * side.x_head_stride + token * side.rows.x_row_stride,
+        p.cos + position * side.rows.cos_row_stride,
+        p.sin + position * side.rows.sin_row_stride,
         out,
         side.scales + place,
         count,
@@ -283,11 +283,11 @@ cdef class Store(Pages):
         cdef int which
         for which in range(2):
             side, x = &p.sides[which], v if which else k
-            side.x, side.x_sequence, side.x_head = <const char *>np.PyArray_DATA(x), stride(x, 4), stride(x, 3)
-            side.rows.x_row, side.rows.x_element = stride(x, 2), element_stride(x)
+            side.x, side.x_sequence, side.x_head_stride = <const char *>np.PyArray_DATA(x), stride(x, 4), stride(x, 3)
+            side.rows.x_row_stride, side.rows.x_stride = stride(x, 2), element_stride(x)
             side.rows.x_type, side.rows.stored = arguments.type_of(x), self.stored
             side.rows.size, side.rows.pairs = x.shape[3], 0
-            side.rows.cos_row = side.rows.sin_row = 0
+            side.rows.cos_row_stride = side.rows.sin_row_stride = 0
             side.pages, side.scales, side.rejected = NULL, NULL, False
         p.cos = p.sin = NULL
         p.kv_heads, p.page_size = self.kv_heads, self.page_size
@@ -308,8 +308,8 @@ cdef class Store(Pages):
         arguments.each_pair_once("cos", c, s, rotary_dim)
         p.cos, p.sin = <const char *>np.PyArray_DATA(c), <const char *>np.PyArray_DATA(s)
         rows.pairs, rows.table_type = c.shape[1], arguments.type_of(c)
-        rows.cos_row, rows.cos_element = stride(c, 2), element_stride(c)
-        rows.sin_row, rows.sin_element = stride(s, 2), element_stride(s)
+        rows.cos_row_stride, rows.cos_stride = stride(c, 2), element_stride(c)
+        rows.sin_row_stride, rows.sin_stride = stride(s, 2), element_stride(s)
         return 0
 
     cdef int check_rows(self, Plan *p, ptrdiff_t sequences, ptrdiff_t tokens, int asked) except -1:

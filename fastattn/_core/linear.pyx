@@ -54,7 +54,7 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
     cdef ptrdiff_t tile = p.kernels.tile_rows
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
     cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1, share
-    most = max(most, min(2 * most, p.kernel.dear_rows))
+    most = max(most, min(2 * most, p.kernel.preferred_rows))
     most = max(tile, min(p.kernel.most_rows, most) // tile * tile)
     if threads > 1:
         share = p.rows // (costs.LINEAR_ITEMS_PER_THREAD * threads) + 1
@@ -116,7 +116,7 @@ cdef const fa_linear_kernel *kernel_of(const fa_kernels *kernels, fa_type x, fa_
     return kernels.linear
 
 
-cdef bint plain(np.ndarray a) noexcept:
+cdef bint contiguous(np.ndarray a) noexcept:
     """Whether the rows of an array can be read in place: contiguous and aligned."""
     return arguments.element_stride(a) == np.PyArray_ITEMSIZE(a) and np.PyArray_ISALIGNED(a)
 
@@ -136,12 +136,12 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray weight, np.ndarray scales, np.nd
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
     call.in_features = weight.shape[1]
-    call.x_element, call.plain_x = arguments.element_stride(x), plain(x)
-    call.out_element, call.plain_out = arguments.element_stride(out), plain(out)
-    call.residual_element = arguments.element_stride(residual) if more else 0
-    call.plain_residual = more and plain(residual)
-    call.weight, call.plain_weight = <char *>np.PyArray_DATA(weight), plain(weight)
-    call.weight_row, call.weight_element = weight.strides[0], arguments.element_stride(weight)
+    call.x_stride, call.contiguous_x = arguments.element_stride(x), contiguous(x)
+    call.out_stride, call.contiguous_out = arguments.element_stride(out), contiguous(out)
+    call.residual_stride = arguments.element_stride(residual) if more else 0
+    call.contiguous_residual = more and contiguous(residual)
+    call.weight, call.contiguous_weight = <char *>np.PyArray_DATA(weight), contiguous(weight)
+    call.weight_row_stride, call.weight_stride = weight.strides[0], arguments.element_stride(weight)
     call.type, call.weight_type = arguments.type_of(x), arguments.weight_type_of(weight)
     call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
     call.bias, call.bias_type = NULL, FA_F32

@@ -26,7 +26,7 @@ cdef struct Plan:
     const fa_kernels *kernels
 
 
-cdef bint plain(
+cdef bint contiguous(
     const Plan *p, int array, ptrdiff_t row, ptrdiff_t element, const void *data, ptrdiff_t size
 ) noexcept nogil:
     """Whether the rows of an array can be read in place: contiguous and aligned."""
@@ -43,17 +43,19 @@ cdef void lay_out(Plan *p) noexcept nogil:
     cdef int last
     cdef ptrdiff_t itemsize = fa_size_of(call.type)
     strides.simplify(outer, 4)
-    p.rows, call.x_row, call.residual_row, call.out_row, call.total_row = 1, 0, 0, 0, 0
+    p.rows, call.x_row_stride, call.residual_row_stride, call.out_row_stride, call.total_row_stride = 1, 0, 0, 0, 0
     if outer.count:
         last = outer.count = outer.count - 1
         p.rows = outer.length[last]
-        call.x_row, call.residual_row = outer.stride[X][last], outer.stride[RESIDUAL][last]
-        call.out_row, call.total_row = outer.stride[OUT][last], outer.stride[TOTAL][last]
-    call.plain_x = plain(p, X, call.x_row, call.x_element, p.x, itemsize)
-    call.plain_out = plain(p, OUT, call.out_row, call.out_element, p.out, itemsize)
-    call.plain_residual = plain(p, RESIDUAL, call.residual_row, call.residual_element, p.residual, itemsize)
-    call.plain_total = plain(p, TOTAL, call.total_row, call.total_element, p.total, itemsize)
-    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.streaming else costs.ITEM_ELEMENTS) // call.length)
+        call.x_row_stride, call.residual_row_stride = outer.stride[X][last], outer.stride[RESIDUAL][last]
+        call.out_row_stride, call.total_row_stride = outer.stride[OUT][last], outer.stride[TOTAL][last]
+    call.contiguous_x = contiguous(p, X, call.x_row_stride, call.x_stride, p.x, itemsize)
+    call.contiguous_out = contiguous(p, OUT, call.out_row_stride, call.out_stride, p.out, itemsize)
+    call.contiguous_residual = contiguous(
+        p, RESIDUAL, call.residual_row_stride, call.residual_stride, p.residual, itemsize
+    )
+    call.contiguous_total = contiguous(p, TOTAL, call.total_row_stride, call.total_stride, p.total, itemsize)
+    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.nontemporal else costs.ITEM_ELEMENTS) // call.length)
     p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
     p.items = strides.total(outer) * p.row_items
 
@@ -64,13 +66,13 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
     cdef const char *residual = NULL
     cdef char *total = NULL
     if p.residual != NULL:
-        residual = p.residual + strides.offset(&p.outer, RESIDUAL, block) + row * p.call.residual_row
-        total = p.total + strides.offset(&p.outer, TOTAL, block) + row * p.call.total_row
+        residual = p.residual + strides.offset(&p.outer, RESIDUAL, block) + row * p.call.residual_row_stride
+        total = p.total + strides.offset(&p.outer, TOTAL, block) + row * p.call.total_row_stride
     p.kernels.normalize_rows(
         &p.call,
-        p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row,
+        p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row_stride,
         residual,
-        p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row,
+        p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row_stride,
         total,
         min(p.item_rows, p.rows - row),
         memory,
@@ -97,17 +99,17 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.
         p.outer.stride[RESIDUAL][i] = residual.strides[i] if more else 0
         p.outer.stride[TOTAL][i] = total.strides[i] if more else 0
     call.length = x.shape[last]
-    call.x_element = x.strides[last] if sized else itemsize
-    call.out_element = out.strides[last] if sized else itemsize
-    call.residual_element = residual.strides[last] if more and sized else itemsize
-    call.total_element = total.strides[last] if more and sized else itemsize
+    call.x_stride = x.strides[last] if sized else itemsize
+    call.out_stride = out.strides[last] if sized else itemsize
+    call.residual_stride = residual.strides[last] if more and sized else itemsize
+    call.total_stride = total.strides[last] if more and sized else itemsize
     call.weight = call.bias = NULL
     call.weight_type = call.bias_type = FA_F32
     if weight is not None:
         call.weight, call.weight_type = np.PyArray_DATA(weight), arguments.type_of(weight)
     if bias is not None:
         call.bias, call.bias_type = np.PyArray_DATA(bias), arguments.type_of(bias)
-    call.streaming = call.length >= 64 and beyond_cache(np.PyArray_NBYTES(out))
+    call.nontemporal = call.length >= 64 and beyond_cache(np.PyArray_NBYTES(out))
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
     p.total = <char *>np.PyArray_DATA(total) if more else NULL

@@ -81,13 +81,14 @@ cdef class Options:
         cdef fa_attention *call = &p.call
         cdef np.ndarray mask
         call.mask_type = FA_NO_MASK
-        call.mask_head = call.mask_row = call.mask_key = p.mask_group = 0
+        call.mask_head_stride = call.mask_row_stride = call.mask_stride = p.mask_group = 0
         if self.attn_mask is None:
             return 0
         self.attn_mask = mask = arguments.attention_mask("attn_mask", self.attn_mask, query, ndim, scores)
         call.mask_type = FA_MASK_BOOL if np.PyArray_TYPE(mask) == np.NPY_BOOL else <int>arguments.type_of(mask)
-        call.mask_head, call.mask_row, call.mask_key = stride(mask, 3), stride(mask, 2), stride(mask, 1)
-        p.mask_group = call.mask_head * call.group
+        call.mask_head_stride, call.mask_row_stride = stride(mask, 3), stride(mask, 2)
+        call.mask_stride = stride(mask, 1)
+        p.mask_group = call.mask_head_stride * call.group
         return 0
 
     cdef void place(self, Sequence *s, ptrdiff_t n) noexcept:

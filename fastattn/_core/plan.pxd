@@ -18,7 +18,7 @@ cdef struct Sequence:
     const int64_t *pages                               # its block table, if keys and values are paged
     ptrdiff_t queries, q_offset, key_begin, key_end  # the keys that some query may see
     ptrdiff_t begin_offset, end_offset               # query i: i + begin_offset <= j < i + end_offset, within FAR
-    ptrdiff_t rows, many_rows                        # of a kv head; those for attention_many
+    ptrdiff_t rows, tiled_rows                        # of a kv head; those for attention_tiled
     ptrdiff_t parts, part_keys
     ptrdiff_t row_items, first_item                  # of a kv head; where the sequence's items begin
     double work                                      # estimated FLOPs

@@ -89,7 +89,7 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     keys = s.key_end - s.key_begin
     s.rows = s.queries * p.call.group
     rest = s.rows % p.kernels.tile_rows
-    s.many_rows = s.rows - rest if rest <= p.kernels.few_rows and not p.weights else s.rows
+    s.tiled_rows = s.rows - rest if rest <= p.kernels.rowwise_up_to and not p.weights else s.rows
     most = min(<ptrdiff_t>FA_MOST_PARTS, costs.ENOUGH_ITEMS // max(1, p.kv_heads * tiles_of(p, s)))
     s.parts = 1 if p.weights else max(1, min(most, keys // costs.SHORTEST_PART))
     s.part_keys = (keys + s.parts - 1) // s.parts
@@ -126,7 +126,7 @@ cdef int whole_and_large_first(const void *a, const void *b) noexcept nogil:
 
 
 cdef ptrdiff_t row_items_of(const Plan *p, const Sequence *s) noexcept nogil:
-    return (s.many_rows + p.item_rows - 1) // p.item_rows + (s.many_rows < s.rows)
+    return (s.tiled_rows + p.item_rows - 1) // p.item_rows + (s.tiled_rows < s.rows)
 
 
 cdef ptrdiff_t count_items(const Plan *p) noexcept nogil:
@@ -192,8 +192,8 @@ cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index
     item.sinks = p.sinks + head * p.group_options if p.sinks != NULL else NULL
     item.slopes = s.slopes + head * p.group_options if s.slopes != NULL else NULL
     item.q_offset, item.begin_offset, item.end_offset = s.q_offset, s.begin_offset, s.end_offset
-    item.first_row = min(block * p.item_rows, s.many_rows)
-    item.rows = min(p.item_rows, (s.many_rows if item.first_row < s.many_rows else s.rows) - item.first_row)
+    item.first_row = min(block * p.item_rows, s.tiled_rows)
+    item.rows = min(p.item_rows, (s.tiled_rows if item.first_row < s.tiled_rows else s.rows) - item.first_row)
     item.key_begin, item.key_end = s.key_begin, s.key_end
     item.part_out = item.part_max = item.part_sum = NULL
     return item
@@ -211,10 +211,10 @@ cdef void run_kernel(const Plan *p, const Sequence *s, const fa_attention_item *
     """Rows that fill tiles go in the lanes; a few, or what few are left over, would leave most lanes empty."""
     if p.weights:
         p.kernels.attention_weights(&p.call, item, memory)
-    elif item.first_row < s.many_rows:
-        p.kernels.attention_many(&p.call, item, memory)
+    elif item.first_row < s.tiled_rows:
+        p.kernels.attention_tiled(&p.call, item, memory)
     else:
-        p.kernels.attention_few(&p.call, item, memory)
+        p.kernels.attention_rowwise(&p.call, item, memory)
 
 
 cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nogil:

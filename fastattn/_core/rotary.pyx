@@ -35,15 +35,15 @@ cdef void lay_out(Plan *p) noexcept nogil:
     cdef fa_rotary *call = &p.call
     cdef int last
     strides.simplify(outer, ARRAYS)
-    p.rows, call.x_row, call.out_row, call.position = 1, 0, 0, 0
+    p.rows, call.x_row_stride, call.out_row_stride, call.position = 1, 0, 0, 0
     if outer.count:
         last = outer.count = outer.count - 1
         p.rows = outer.length[last]
-        call.x_row, call.out_row, call.position = (
+        call.x_row_stride, call.out_row_stride, call.position = (
             outer.stride[X][last], outer.stride[OUT][last], outer.stride[POSITIONS][last]
         )
         if p.positions == NULL:
-            call.cos_row, call.sin_row = outer.stride[COS][last], outer.stride[SIN][last]
+            call.cos_row_stride, call.sin_row_stride = outer.stride[COS][last], outer.stride[SIN][last]
     p.run_rows = min(p.rows, max(1, costs.ITEM_ELEMENTS // call.length))
     p.blocks = strides.total(outer)
     p.runs = (p.rows + p.run_rows - 1) // p.run_rows * p.blocks
@@ -60,14 +60,14 @@ cdef void rotate_run(const Plan *p, ptrdiff_t index, void *memory) noexcept nogi
     if p.positions != NULL:
         positions = p.positions + strides.offset(&p.outer, POSITIONS, block) + row * p.call.position
     else:
-        cos, sin = cos + row * p.call.cos_row, sin + row * p.call.sin_row
+        cos, sin = cos + row * p.call.cos_row_stride, sin + row * p.call.sin_row_stride
     p.kernels.rotate_rows(
         &p.call,
-        p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row,
+        p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row_stride,
         cos,
         sin,
         positions,
-        p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row,
+        p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row_stride,
         min(p.run_rows, p.rows - row),
         memory,
     )
@@ -104,9 +104,9 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray cos, np.ndarray sin, np.ndarray 
         else:
             p.outer.stride[COS][i], p.outer.stride[SIN][i] = stride(cos, token + 1), stride(sin, token + 1)
     call.length, call.pairs = x.shape[x.ndim - 1], cos.shape[cos.ndim - 1]
-    call.x_element, call.out_element = element_stride(x), element_stride(out)
-    call.cos_element, call.sin_element = element_stride(cos), element_stride(sin)
-    call.cos_row, call.sin_row = stride(cos, 2), stride(sin, 2)
+    call.x_stride, call.out_stride = element_stride(x), element_stride(out)
+    call.cos_stride, call.sin_stride = element_stride(cos), element_stride(sin)
+    call.cos_row_stride, call.sin_row_stride = stride(cos, 2), stride(sin, 2)
     call.type, call.table_type = arguments.type_of(x), arguments.type_of(cos)
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.cos, p.sin = <char *>np.PyArray_DATA(cos), <char *>np.PyArray_DATA(sin)

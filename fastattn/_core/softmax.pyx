@@ -33,18 +33,18 @@ cdef void lay_out(Plan *p) noexcept nogil:
     cdef int last
     cdef ptrdiff_t itemsize = fa_size_of(call.type), elements
     strides.simplify(outer, 3)
-    p.rows, call.x_row, call.out_row, call.where_row = 1, 0, 0, 0
+    p.rows, call.x_row_stride, call.out_row_stride, call.where_row_stride = 1, 0, 0, 0
     if outer.count:
         last = outer.count = outer.count - 1
         p.rows = outer.length[last]
-        call.x_row, call.out_row = outer.stride[X][last], outer.stride[OUT][last]
-        call.where_row = outer.stride[WHERE][last]
+        call.x_row_stride, call.out_row_stride = outer.stride[X][last], outer.stride[OUT][last]
+        call.where_row_stride = outer.stride[WHERE][last]
     p.columns = (
-        p.where == NULL and p.rows > 1 and call.x_row == itemsize and call.out_row == itemsize
-        and call.x_element % itemsize == 0 and call.out_element % itemsize == 0
+        p.where == NULL and p.rows > 1 and call.x_row_stride == itemsize and call.out_row_stride == itemsize
+        and call.x_stride % itemsize == 0 and call.out_stride % itemsize == 0
         and <size_t>p.x % itemsize == 0 and <size_t>p.out % itemsize == 0
     )
-    elements = costs.STREAMED_ITEM_ELEMENTS if call.streaming else costs.ITEM_ELEMENTS
+    elements = costs.STREAMED_ITEM_ELEMENTS if call.nontemporal else costs.ITEM_ELEMENTS
     p.item_rows = max(1, elements // max(1, call.length))
     if p.columns:
         p.item_rows = (p.item_rows + 63) // 64 * 64
@@ -56,11 +56,11 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
     cdef const Plan *p = <const Plan *>plan
     cdef ptrdiff_t block = index // p.row_items, row = index % p.row_items * p.item_rows
     cdef ptrdiff_t rows = min(p.item_rows, p.rows - row)
-    cdef const char *x = p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row
-    cdef char *out = p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row
+    cdef const char *x = p.x + strides.offset(&p.outer, X, block) + row * p.call.x_row_stride
+    cdef char *out = p.out + strides.offset(&p.outer, OUT, block) + row * p.call.out_row_stride
     cdef const char *where = NULL
     if p.where != NULL:
-        where = p.where + strides.offset(&p.outer, WHERE, block) + row * p.call.where_row
+        where = p.where + strides.offset(&p.outer, WHERE, block) + row * p.call.where_row_stride
     if p.columns:
         p.kernels.softmax_columns(&p.call, x, where, out, rows, memory)
     else:
@@ -96,11 +96,11 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
         n += 1
     p.outer.count = n
     p.call.length, p.call.logarithm = a.shape[along], logarithm
-    p.call.x_element, p.call.out_element = a.strides[along], target.strides[along]
+    p.call.x_stride, p.call.out_stride = a.strides[along], target.strides[along]
     if p.call.length == 1:  # the stride of such an axis is meaningless
-        p.call.x_element = p.call.out_element = np.PyArray_ITEMSIZE(a)
-    p.call.where_element = 0 if mask is None else mask.strides[along]
-    p.call.streaming = p.call.length >= 64 and beyond_cache(np.PyArray_NBYTES(target))
+        p.call.x_stride = p.call.out_stride = np.PyArray_ITEMSIZE(a)
+    p.call.where_stride = 0 if mask is None else mask.strides[along]
+    p.call.nontemporal = p.call.length >= 64 and beyond_cache(np.PyArray_NBYTES(target))
     p.x, p.out = <char *>np.PyArray_DATA(a), <char *>np.PyArray_DATA(target)
     p.where = NULL if mask is None else <char *>np.PyArray_DATA(mask)
     p.call.type = arguments.type_of(a)

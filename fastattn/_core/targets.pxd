@@ -20,11 +20,11 @@ cdef extern from "abi/table.h" nogil:
     ctypedef struct fa_attention:
         fa_type type
         ptrdiff_t group, keys, head_size, value_size
-        ptrdiff_t query_head, query_row, query_element
+        ptrdiff_t query_head_stride, query_row_stride, query_stride
         fa_rows key, value
         ptrdiff_t page_rows
-        ptrdiff_t out_head, out_row, out_element, lse_head, lse_row
-        ptrdiff_t mask_head, mask_row, mask_key
+        ptrdiff_t out_head_stride, out_row_stride, out_stride, lse_head_stride, lse_row_stride
+        ptrdiff_t mask_head_stride, mask_row_stride, mask_stride
         int mask_type
         double scale, softcap
 
@@ -49,36 +49,36 @@ cdef extern from "abi/table.h" nogil:
     ctypedef struct fa_softmax:
         fa_type type
         ptrdiff_t length
-        ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element
-        int logarithm, streaming
+        ptrdiff_t x_row_stride, x_stride, where_row_stride, where_stride, out_row_stride, out_stride
+        int logarithm, nontemporal
 
     ctypedef struct fa_normalization:
         fa_type type
         ptrdiff_t length
-        ptrdiff_t x_row, x_element, residual_row, residual_element
-        ptrdiff_t out_row, out_element, total_row, total_element
+        ptrdiff_t x_row_stride, x_stride, residual_row_stride, residual_stride
+        ptrdiff_t out_row_stride, out_stride, total_row_stride, total_stride
         const void *weight
         const void *bias
         fa_type weight_type, bias_type
         double eps
-        int centred, plain_x, plain_residual, plain_out, plain_total, streaming
+        int centred, contiguous_x, contiguous_residual, contiguous_out, contiguous_total, nontemporal
 
     ctypedef struct fa_rotary:
         fa_type type, table_type
         ptrdiff_t length, pairs
-        ptrdiff_t x_row, x_element, out_row, out_element
-        ptrdiff_t cos_row, cos_element, sin_row, sin_element
+        ptrdiff_t x_row_stride, x_stride, out_row_stride, out_stride
+        ptrdiff_t cos_row_stride, cos_stride, sin_row_stride, sin_stride
         ptrdiff_t position
         int interleaved
 
     ctypedef struct fa_linear:
         fa_type type, weight_type, bias_type
         ptrdiff_t in_features, item_rows
-        ptrdiff_t x_element, residual_element, out_element, weight_row, weight_element
+        ptrdiff_t x_stride, residual_stride, out_stride, weight_row_stride, weight_stride
         const char *weight
         const char *bias
         const float *scales
-        int activation, plain_x, plain_weight, plain_residual, plain_out
+        int activation, contiguous_x, contiguous_weight, contiguous_residual, contiguous_out
 
     enum:
         FA_NO_ACTIVATION, FA_ACTIVATIONS
@@ -93,21 +93,21 @@ cdef extern from "abi/table.h" nogil:
         int same_rows
 
     ctypedef struct fa_linear_kernel:
-        ptrdiff_t unit, most_rows, least_rows, dear_rows
+        ptrdiff_t unit, most_rows, least_rows, preferred_rows
         ptrdiff_t (*scratch)(const fa_linear *) noexcept nogil
         void (*run)(const fa_linear *, const fa_linear_item *, void *) noexcept nogil
 
     ctypedef struct fa_cache_rows:
         ptrdiff_t size, pairs
-        ptrdiff_t x_row, x_element, cos_row, cos_element, sin_row, sin_element
+        ptrdiff_t x_row_stride, x_stride, cos_row_stride, cos_stride, sin_row_stride, sin_stride
         fa_type x_type, stored, table_type
         int interleaved
 
     ctypedef struct fa_kernels:
-        ptrdiff_t itemsize, lanes, tile_rows, most_rows, few_rows
+        ptrdiff_t itemsize, lanes, tile_rows, most_rows, rowwise_up_to
         ptrdiff_t (*attention_scratch)(const fa_attention *) noexcept nogil
-        void (*attention_many)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
-        void (*attention_few)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
+        void (*attention_tiled)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
+        void (*attention_rowwise)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
         void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         const fa_linear_kernel *linear
@@ -130,7 +130,7 @@ cdef extern from "abi/table.h" nogil:
         double (*probe_read)(const void *, ptrdiff_t) noexcept nogil
         void (*probe_copy)(void *, const void *, ptrdiff_t) noexcept nogil
 
-    int FA_MOST_PARTS, FA_FEW_MOST, FA_MOST_ROWS
+    int FA_MOST_PARTS, FA_MOST_ROWWISE, FA_MOST_ROWS
 
 
 cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil

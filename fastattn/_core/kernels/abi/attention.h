@@ -20,11 +20,11 @@ typedef struct {
 typedef struct {
     fa_type type; /* of query and result; the lse is in the kernel's own */
     ptrdiff_t group, keys, head_size, value_size;
-    ptrdiff_t query_head, query_row, query_element;
+    ptrdiff_t query_head_stride, query_row_stride, query_stride;
     fa_rows key, value;
     ptrdiff_t page_rows; /* rows of a page, where the items have pages */
-    ptrdiff_t out_head, out_row, out_element, lse_head, lse_row;
-    ptrdiff_t mask_head, mask_row, mask_key;
+    ptrdiff_t out_head_stride, out_row_stride, out_stride, lse_head_stride, lse_row_stride;
+    ptrdiff_t mask_head_stride, mask_row_stride, mask_stride;
     int mask_type;         /* an fa_type, FA_MASK_BOOL or FA_NO_MASK */
     double scale, softcap; /* softcap 0: none */
 } fa_attention;
@@ -46,6 +46,6 @@ typedef struct {
     void *part_out, *part_max, *part_sum;
 } fa_attention_item;
 
-enum { FA_MOST_PARTS = 64, FA_FEW_MOST = 16, FA_MOST_ROWS = 512 };
+enum { FA_MOST_PARTS = 64, FA_MOST_ROWWISE = 16, FA_MOST_ROWS = 512 };
 
 #endif

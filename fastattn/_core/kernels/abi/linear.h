@@ -8,11 +8,11 @@
 typedef struct {
     fa_type type, weight_type, bias_type;
     ptrdiff_t in_features, item_rows; /* item_rows: of the largest item */
-    ptrdiff_t x_element, residual_element, out_element, weight_row, weight_element;
+    ptrdiff_t x_stride, residual_stride, out_stride, weight_row_stride, weight_stride;
     const char *weight, *bias; /* bias (features,) side by side; or NULL */
     const float *scales;       /* of the weight's rows; or NULL */
     int activation;
-    int plain_x, plain_weight, plain_residual, plain_out; /* elements side by side and aligned */
+    int contiguous_x, contiguous_weight, contiguous_residual, contiguous_out; /* elements side by side and aligned */
 } fa_linear;
 
 /* The activations: ROW(NAME, name) for each, where FA_<NAME> is its number and `name` both the function of
@@ -38,7 +38,7 @@ typedef struct {
     ptrdiff_t unit;       /* elements of a row that its product takes at a time, in as much memory as one real */
     ptrdiff_t most_rows;  /* of an item: at most FA_MOST_ROWS */
     ptrdiff_t least_rows; /* of an item, if it stays in the cache: so many make up for reading the weight once more */
-    ptrdiff_t dear_rows;  /* so many are worth more than half of a cache */
+    ptrdiff_t preferred_rows; /* so many are worth more than half of a cache */
     ptrdiff_t (*scratch)(const fa_linear *);
     void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
 } fa_linear_kernel;

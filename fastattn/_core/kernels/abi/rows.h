@@ -8,29 +8,30 @@
 typedef struct {
     fa_type type;
     ptrdiff_t length;
-    ptrdiff_t x_row, x_element, where_row, where_element, out_row, out_element;
-    int logarithm; /* log_softmax */
-    int streaming; /* use non-temporal stores */
+    ptrdiff_t x_row_stride, x_stride, where_row_stride, where_stride, out_row_stride, out_stride;
+    int logarithm;   /* log_softmax */
+    int nontemporal; /* use non-temporal stores */
 } fa_softmax;
 
 typedef struct {
     fa_type type;
     ptrdiff_t length;
-    ptrdiff_t x_row, x_element, residual_row, residual_element, out_row, out_element, total_row, total_element;
+    ptrdiff_t x_row_stride, x_stride, residual_row_stride, residual_stride, out_row_stride, out_stride,
+        total_row_stride, total_stride;
     const void *weight, *bias; /* (length,) side by side; or NULL */
     fa_type weight_type, bias_type;
     double eps;
-    int centred;                                         /* layer_norm: the mean is subtracted */
-    int plain_x, plain_residual, plain_out, plain_total; /* elements side by side and aligned */
-    int streaming;
+    int centred;                                                             /* layer_norm: the mean is subtracted */
+    int contiguous_x, contiguous_residual, contiguous_out, contiguous_total; /* elements side by side and aligned */
+    int nontemporal;
 } fa_normalization;
 
 /* Rotary embedding: row i of x turns by the angles in row positions[i] of the tables; without positions, in row i. */
 typedef struct {
     fa_type type, table_type;
     ptrdiff_t length, pairs; /* components of a row; how many pairs of them turn */
-    ptrdiff_t x_row, x_element, out_row, out_element;
-    ptrdiff_t cos_row, cos_element, sin_row, sin_element;
+    ptrdiff_t x_row_stride, x_stride, out_row_stride, out_stride;
+    ptrdiff_t cos_row_stride, cos_stride, sin_row_stride, sin_stride;
     ptrdiff_t position; /* bytes from a row's position, an intptr_t, to the next row's */
     int interleaved;    /* pairs are neighbours; otherwise their second halves follow all the first ones */
 } fa_rotary;
@@ -38,7 +39,7 @@ typedef struct {
 /* Rows of new keys or values on their way into a cache, where they lie side by side. */
 typedef struct {
     ptrdiff_t size, pairs; /* components of a row; how many pairs of them turn by a row of cos and sin */
-    ptrdiff_t x_row, x_element, cos_row, cos_element, sin_row, sin_element;
+    ptrdiff_t x_row_stride, x_stride, cos_row_stride, cos_stride, sin_row_stride, sin_stride;
     fa_type x_type, stored, table_type;
     int interleaved;
 } fa_cache_rows;

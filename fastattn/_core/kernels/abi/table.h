@@ -12,14 +12,14 @@
 #include "abi/types.h"
 
 typedef struct {
-    ptrdiff_t itemsize;  /* bytes of an element */
-    ptrdiff_t lanes;     /* elements in a vector */
-    ptrdiff_t tile_rows; /* rows of the widest tile */
-    ptrdiff_t most_rows; /* rows that attention_many takes at a time */
-    ptrdiff_t few_rows;  /* up to this many rows a kv head attention_few is the faster one */
+    ptrdiff_t itemsize;      /* bytes of an element */
+    ptrdiff_t lanes;         /* elements in a vector */
+    ptrdiff_t tile_rows;     /* rows of the widest tile */
+    ptrdiff_t most_rows;     /* rows that attention_tiled takes at a time */
+    ptrdiff_t rowwise_up_to; /* up to this many rows a kv head attention_rowwise is the faster one */
     ptrdiff_t (*attention_scratch)(const fa_attention *);
-    void (*attention_many)(const fa_attention *, const fa_attention_item *, void *scratch);
-    void (*attention_few)(const fa_attention *, const fa_attention_item *, void *scratch);
+    void (*attention_tiled)(const fa_attention *, const fa_attention_item *, void *scratch);
+    void (*attention_rowwise)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t parts);
     void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *scratch);
     const fa_linear_kernel *linear, *linear_int8; /* the latter for int8 weights */

@@ -34,9 +34,9 @@ FA_INLINE int kinds_noted(mask_kinds kinds) {
 
 /* Reads mask elements of any type and stride one by one. */
 static void gather_mask(const fa_attention *a, const char *from, ptrdiff_t count, R *to) {
-    if (a->mask_type != FA_MASK_BOOL) widen(to, from, (fa_type)a->mask_type, a->mask_key, count);
+    if (a->mask_type != FA_MASK_BOOL) widen(to, from, (fa_type)a->mask_type, a->mask_stride, count);
     else
-        for (ptrdiff_t t = 0; t < count; t++) to[t] = from[t * a->mask_key] ? 0 : (R)-INFINITY;
+        for (ptrdiff_t t = 0; t < count; t++) to[t] = from[t * a->mask_stride] ? 0 : (R)-INFINITY;
 }
 
 /* Writes the biases of one row for `count` keys from `from` on and adds their kinds. The last vector is filled up
@@ -45,23 +45,23 @@ FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t
     ptrdiff_t t = 0, whole = (count + LANES - 1) / LANES * LANES;
     /* The next block of this row: with so many rows in turn the hardware does not see it coming, and a full bool mask
      * costs 40 % instead of 25 % (prefetched into L2: 37 %). */
-    for (ptrdiff_t at = 0; at < count * a->mask_key; at += 64)
-        __builtin_prefetch(from + count * a->mask_key + at, 0, 3);
-    if (a->mask_type == FA_MASK_BOOL && a->mask_key == 1)
+    for (ptrdiff_t at = 0; at < count * a->mask_stride; at += 64)
+        __builtin_prefetch(from + count * a->mask_stride + at, 0, 3);
+    if (a->mask_type == FA_MASK_BOOL && a->mask_stride == 1)
         for (; t + LANES <= count; t += LANES) {
             VI admits = load_bytes((const uint8_t *)from + t) != (VI){0};
             V bias = choose(admits, (V){0}, splat((R)-INFINITY));
             store(to + t, bias);
             kinds = note_kinds(kinds, bias);
         }
-    else if (a->mask_type == STORED && a->mask_key == (ptrdiff_t)sizeof(R))
+    else if (a->mask_type == STORED && a->mask_stride == (ptrdiff_t)sizeof(R))
         for (; t + LANES <= count; t += LANES) {
-            V bias = load((const R *)(from + t * a->mask_key));
+            V bias = load((const R *)(from + t * a->mask_stride));
             store(to + t, bias);
             kinds = note_kinds(kinds, bias);
         }
     if (t == count) return kinds;
-    gather_mask(a, from + t * a->mask_key, count - t, to + t);
+    gather_mask(a, from + t * a->mask_stride, count - t, to + t);
     for (ptrdiff_t rest = count; rest < whole; rest++) to[rest] = to[count - 1];
     for (; t < whole; t += LANES) kinds = note_kinds(kinds, load(to + t));
     return kinds;
@@ -69,7 +69,7 @@ FA_INLINE mask_kinds mask_row(const fa_attention *a, const char *from, ptrdiff_t
 
 /* Address of the mask of row `row`. */
 FA_INLINE const char *mask_of(const fa_attention *a, const fa_attention_item *item, ptrdiff_t row) {
-    return item->mask + row_offset(a, row, a->mask_head, a->mask_row);
+    return item->mask + row_offset(a, row, a->mask_head_stride, a->mask_row_stride);
 }
 
 #endif

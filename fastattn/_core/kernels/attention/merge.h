@@ -10,7 +10,7 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
     const R *out = item->part_out, *max = item->part_max, *sum = item->part_sum;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
-        char *to = item->out + row_offset(a, at, a->out_head, a->out_row);
+        char *to = item->out + row_offset(a, at, a->out_head_stride, a->out_row_stride);
         R top = (R)-INFINITY, total = 0, weight[FA_MOST_PARTS];
         for (ptrdiff_t p = 0; p < parts; p++) top = max[p * item->rows + row] > top ? max[p * item->rows + row] : top;
         R shift = top == (R)-INFINITY ? 0 : top;
@@ -23,11 +23,11 @@ static void EXPORT(attention_merge)(const fa_attention *a, const fa_attention_it
             R x = 0;
             for (ptrdiff_t p = 0; p < parts; p++) x += weight[p] * out[(p * item->rows + row) * a->value_size + d];
             x /= divisor;
-            write_element(to + d * a->out_element, a->type, x);
+            write_element(to + d * a->out_stride, a->type, x);
         }
         if (item->lse) {
             R lse = log_sum(top, total);
-            memcpy(item->lse + row_offset(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+            memcpy(item->lse + row_offset(a, at, a->lse_head_stride, a->lse_row_stride), &lse, sizeof lse);
         }
     }
 }

@@ -56,7 +56,7 @@ typedef struct {
 
 /* Reads the step's part of the mask as biases, lane by lane or one for all lanes. Returns the kinds that occur. */
 static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
-    ptrdiff_t offset = step.first_key * a->mask_key, NV = tile->vectors;
+    ptrdiff_t offset = step.first_key * a->mask_stride, NV = tile->vectors;
     mask_kinds kinds = {{0}, {0}, {0}};
     if (tile->one_mask) return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
     for (ptrdiff_t j = 0; j < NV; j++) {
@@ -103,10 +103,9 @@ FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile,
         }
         const score_rows rows = {tile->position[j] - (R)step.first_key, tile->slope[j], begin, end};
         if (!tile->one_mask && mask_alone) /* in a loop without the other options: 1.05 times as fast */
-            max[j] = apply_lane_options(at, step.count, (score_options){.has_bias = 1}, rows, bias, 0, max[j], factor,
-                                        NV);
-        else
-            max[j] = apply_lane_options(at, step.count, options, rows, bias, tile->one_mask, max[j], factor, NV);
+            max[j] =
+                apply_lane_options(at, step.count, (score_options){.has_bias = 1}, rows, bias, 0, max[j], factor, NV);
+        else max[j] = apply_lane_options(at, step.count, options, rows, bias, tile->one_mask, max[j], factor, NV);
     }
 }
 

@@ -25,12 +25,12 @@ typedef struct {
     R *factors;                           /* scales of a block's int8 rows */
     uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][ROWWISE_KEYS] */
     fa_type words;                        /* of the rows that are multiplied in pairs; FA_F32 if none is */
-    int single[FA_FEW_MOST];              /* rows whose query does not fit into words: scored one by one */
-    R factor[FA_FEW_MOST];                /* of each row's scores: scaling the queries would round every component */
-    R max[FA_FEW_MOST], sum[FA_FEW_MOST], decay[FA_FEW_MOST];
-    R position[FA_FEW_MOST], slope[FA_FEW_MOST];
-    int kinds[FA_FEW_MOST]; /* of mask in this step */
-    fa_interval keys[FA_FEW_MOST], any;
+    int single[FA_MOST_ROWWISE];          /* rows whose query does not fit into words: scored one by one */
+    R factor[FA_MOST_ROWWISE];            /* of each row's scores: scaling the queries would round every component */
+    R max[FA_MOST_ROWWISE], sum[FA_MOST_ROWWISE], decay[FA_MOST_ROWWISE];
+    R position[FA_MOST_ROWWISE], slope[FA_MOST_ROWWISE];
+    int kinds[FA_MOST_ROWWISE]; /* of mask in this step */
+    fa_interval keys[FA_MOST_ROWWISE], any;
 } rowwise_state;
 
 /* The rows of a block: in place if possible, otherwise widened to `panel`. */
@@ -184,7 +184,7 @@ FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_row
 FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t rows, const block_rows *value,
                                          ptrdiff_t count, const block_rows *ahead) {
 #if FA_REAL_IS_FLOAT
-    R factor[FA_FEW_MOST], decay[FA_FEW_MOST];
+    R factor[FA_MOST_ROWWISE], decay[FA_MOST_ROWWISE];
     ptrdiff_t whole = (count + LANES - 1) / LANES * LANES;
     unsigned single = 0;
     for (ptrdiff_t row = 0; row < rows; row++) {
@@ -221,7 +221,7 @@ static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, r
                          ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
-        const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_key : NULL;
+        const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_stride : NULL;
         const mask_kinds none = {{0}, {0}, {0}};
         state->kinds[row] = BLOCK_ADMITS;
         if (mask) state->kinds[row] = kinds_noted(mask_row(a, mask, count, state->bias + row * ROWWISE_KEYS, none));
@@ -332,9 +332,9 @@ static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, 
     state->any = (fa_interval){item->key_end, item->key_begin};
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         ptrdiff_t at = item->first_row + row;
-        const char *from = item->query + row_offset(a, at, a->query_head, a->query_row);
+        const char *from = item->query + row_offset(a, at, a->query_head_stride, a->query_row_stride);
         R *to = state->query + row * state->key_width;
-        widen(to, from, a->type, a->query_element, a->head_size);
+        widen(to, from, a->type, a->query_stride, a->head_size);
         memset(to + a->head_size, 0, (size_t)(state->key_width - a->head_size) * sizeof(R));
         state->factor[row] = (R)a->scale;
         fa_interval keys = state->keys[row] = fa_keys_of(item, at / a->group);
@@ -354,9 +354,9 @@ static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, 
 static void finish_rowwise(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state) {
     int part = item->part_sum != NULL;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
-        ptrdiff_t at = item->first_row + row, element = part ? (ptrdiff_t)sizeof(R) : a->out_element;
+        ptrdiff_t at = item->first_row + row, element = part ? (ptrdiff_t)sizeof(R) : a->out_stride;
         char *to = part ? (char *)((R *)item->part_out + row * a->value_size)
-                        : item->out + row_offset(a, at, a->out_head, a->out_row);
+                        : item->out + row_offset(a, at, a->out_head_stride, a->out_row_stride);
         R sum = state->sum[row] == 0 ? 1 : state->sum[row];
         R *out = state->out + row * state->value_width;
         for (ptrdiff_t d = 0; d < a->value_size; d++) out[d] /= sum;
@@ -366,7 +366,7 @@ static void finish_rowwise(const fa_attention *a, const fa_attention_item *item,
             ((R *)item->part_sum)[row] = state->sum[row];
         } else if (item->lse) {
             R lse = log_sum(state->max[row], state->sum[row]);
-            memcpy(item->lse + row_offset(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+            memcpy(item->lse + row_offset(a, at, a->lse_head_stride, a->lse_row_stride), &lse, sizeof lse);
         }
     }
 }
@@ -391,7 +391,7 @@ static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *state, ch
 
 static ptrdiff_t rowwise_scratch(const fa_attention *a) {
     rowwise_state state;
-    return lay_out_rowwise(a, &state, NULL, FA_FEW_MOST);
+    return lay_out_rowwise(a, &state, NULL, FA_MOST_ROWWISE);
 }
 
 static int row_is_nan(const rowwise_state *state, ptrdiff_t row) {

@@ -60,14 +60,14 @@ static void find_options(const fa_attention *a, const fa_attention_item *item, q
 
 /* Transposes the queries into the lanes. */
 static void gather_queries(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
-    int plain = are_side_by_side(item->query, a->query_head | a->query_row, a->query_element, a->type);
+    int plain = are_side_by_side(item->query, a->query_head_stride | a->query_row_stride, a->query_stride, a->type);
     for (ptrdiff_t j = 0; j < tile->vectors; j++) {
         const char *from[LANES];
         for (int lane = 0; lane < LANES; lane++) {
             ptrdiff_t row = tile->first_row + fa_clamp(j * LANES + lane, 0, tile->rows - 1);
-            from[lane] = item->query + row_offset(a, row, a->query_head, a->query_row);
+            from[lane] = item->query + row_offset(a, row, a->query_head_stride, a->query_row_stride);
         }
-        rows_into_lanes(from, a->query_element, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
+        rows_into_lanes(from, a->query_stride, a->type, a->head_size, plain, tile->query + j * LANES, tile->vectors);
     }
     const ptrdiff_t filled = UNITS(a->head_size) * tile->vectors * LANES;
     memset(tile->query + filled, 0, (size_t)(PADDED_UNITS(a->head_size) * tile->vectors * LANES - filled) * sizeof(R));
@@ -84,10 +84,10 @@ static void address_rows(const fa_attention *a, const fa_attention_item *item, c
             ((R *)item->part_sum)[in_item] = sum;
             continue;
         }
-        to[row] = item->out + row_offset(a, at, a->out_head, a->out_row);
+        to[row] = item->out + row_offset(a, at, a->out_head_stride, a->out_row_stride);
         if (item->lse) {
             R lse = log_sum(max, sum);
-            memcpy(item->lse + row_offset(a, at, a->lse_head, a->lse_row), &lse, sizeof lse);
+            memcpy(item->lse + row_offset(a, at, a->lse_head_stride, a->lse_row_stride), &lse, sizeof lse);
         }
     }
 }
@@ -97,8 +97,8 @@ static void scatter_out(const fa_attention *a, const fa_attention_item *item, co
     char *to[FA_TILE_VECTORS * LANES];
     address_rows(a, item, tile, to);
     fa_type type = item->part_sum ? STORED : a->type;
-    ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_element, size = fa_size_of(type);
-    int plain = item->part_sum || are_side_by_side(item->out, a->out_head | a->out_row, element, type);
+    ptrdiff_t element = item->part_sum ? (ptrdiff_t)sizeof(R) : a->out_stride, size = fa_size_of(type);
+    int plain = item->part_sum || are_side_by_side(item->out, a->out_head_stride | a->out_row_stride, element, type);
     for (ptrdiff_t j = 0; j * LANES < tile->rows; j++) {
         V inverse = choose(tile->sum[j] == (V){0}, (V){0}, (R)1 / tile->sum[j]);
         ptrdiff_t d = 0, lanes = fa_clamp(tile->rows - j * LANES, 0, LANES);

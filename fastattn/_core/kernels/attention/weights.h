@@ -12,7 +12,7 @@ static void scatter_weights(const fa_attention *a, const query_tile *tile, key_s
     for (ptrdiff_t row = 0; row < tile->rows; row++)
         for (ptrdiff_t t = 0; t < step.count; t++) {
             const R *weight = tile->scores + (t * tile->vectors + row / LANES) * LANES + row % LANES;
-            write_element(to[row] + (step.first_key + t) * a->out_element, a->type, *weight);
+            write_element(to[row] + (step.first_key + t) * a->out_stride, a->type, *weight);
         }
 }
 
@@ -46,7 +46,7 @@ static void weights_step(const fa_attention *a, const fa_attention_item *item, q
 }
 
 static void clear_row(const fa_attention *a, char *to) {
-    for (ptrdiff_t key = 0; key < a->keys; key++) memset(to + key * a->out_element, 0, (size_t)fa_size_of(a->type));
+    for (ptrdiff_t key = 0; key < a->keys; key++) memset(to + key * a->out_stride, 0, (size_t)fa_size_of(a->type));
 }
 
 static void EXPORT(attention_weights)(const fa_attention *a, const fa_attention_item *item, void *scratch) {

@@ -141,7 +141,7 @@ FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low
                        ptrdiff_t n, const fa_type type) {
     const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
     const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
-    if (!l->plain_out || (residual && !l->plain_residual)) {
+    if (!l->contiguous_out || (residual && !l->contiguous_residual)) {
         scatter_row(l, residual, to, low, feature, first);
         scatter_row(l, residual, to, high, feature + LANES, second);
         return;
@@ -190,7 +190,7 @@ FA_NOINLINE void finish_block(const fa_linear *l, const fa_linear_item *item, co
 FA_INLINE void expect_rows(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row, ptrdiff_t feature,
                            ptrdiff_t count) {
     const ptrdiff_t begin = feature * fa_size_of(l->type), end = begin + count * fa_size_of(l->type);
-    if (!l->plain_out || (item->residual && !l->plain_residual)) return;
+    if (!l->contiguous_out || (item->residual && !l->contiguous_residual)) return;
     for (ptrdiff_t i = row; i < fa_clamp(item->rows, row, row + BY_ROWS_GROUP); i++)
         for (ptrdiff_t j = begin; j < end; j += 64) {
             __builtin_prefetch(item->out[i] + j, 1);

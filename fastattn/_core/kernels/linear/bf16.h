@@ -16,18 +16,18 @@
 
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
                                R *panel) {
-    const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
+    const char *from = l->weight + feature * l->weight_row_stride + UNIT * unit * l->weight_stride;
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = PADDED(units);
-    const int fits = l->weight_element == 2 && size >= UNIT * units && l->weight_row % (ptrdiff_t)sizeof(R) == 0;
+    const int fits = l->weight_stride == 2 && size >= UNIT * units && l->weight_row_stride % (ptrdiff_t)sizeof(R) == 0;
     if (fits && whole == units && !(PADDED(count) - count))
-        return (weight_block){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
+        return (weight_block){{(const R *)from, l->weight_row_stride / (ptrdiff_t)sizeof(R)}};
     for (ptrdiff_t i = 0; i < PADDED(count); i++) {
         R *to = panel + i * whole;
-        ptrdiff_t u = i < count && l->weight_element == 2 ? fa_clamp(size / UNIT, 0, units) : 0;
-        memcpy(to, from + fa_clamp(i, 0, count - 1) * l->weight_row, (size_t)u * sizeof(R));
+        ptrdiff_t u = i < count && l->weight_stride == 2 ? fa_clamp(size / UNIT, 0, units) : 0;
+        memcpy(to, from + fa_clamp(i, 0, count - 1) * l->weight_row_stride, (size_t)u * sizeof(R));
         for (; i < count && u < units; u++)
-            to[u] = read_unit(from + i * l->weight_row, l->weight_element, u, size, FA_BF16);
+            to[u] = read_unit(from + i * l->weight_row_stride, l->weight_stride, u, size, FA_BF16);
         memset(to + u, 0, (size_t)(whole - u) * sizeof(R));
     }
     return (weight_block){{panel, whole}};
@@ -37,7 +37,7 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
 static R exact_sum(const fa_linear *l, const char *x, const char *weight) {
     R sum = 0;
     for (ptrdiff_t k = 0; k < l->in_features; k++)
-        sum += read_element(x + k * l->x_element, FA_BF16) * read_element(weight + k * l->weight_element, FA_BF16);
+        sum += read_element(x + k * l->x_stride, FA_BF16) * read_element(weight + k * l->weight_stride, FA_BF16);
     return sum;
 }
 
@@ -58,10 +58,10 @@ static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < splat(FA_LEAST_SUM)) & (sums[lane] > splat(-FA_LEAST_SUM));
         if (!any_lane(lost)) continue;
-        if (row_is_zero(x[lane], l->x_element, l->in_features)) continue;
+        if (row_is_zero(x[lane], l->x_stride, l->in_features)) continue;
         for (ptrdiff_t i = 0; i < features; i++) {
-            const char *weight = l->weight + (feature + i) * l->weight_row;
-            if (lost[i] && !row_is_zero(weight, l->weight_element, l->in_features))
+            const char *weight = l->weight + (feature + i) * l->weight_row_stride;
+            if (lost[i] && !row_is_zero(weight, l->weight_stride, l->in_features))
                 sums[lane][i] = exact_sum(l, x[lane], weight);
         }
     }
@@ -69,11 +69,11 @@ static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_
 
 /* A row of x as units, zeros behind it: as it lies, or in `memory`. */
 FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory, ptrdiff_t units, R *scale, I *zero) {
-    if (l->plain_x && l->in_features == UNIT * units) return (const R *)from;
-    const ptrdiff_t whole = l->x_element == 2 ? l->in_features / UNIT : 0;
+    if (l->contiguous_x && l->in_features == UNIT * units) return (const R *)from;
+    const ptrdiff_t whole = l->x_stride == 2 ? l->in_features / UNIT : 0;
     ptrdiff_t u = whole;
     memcpy(memory, from, (size_t)whole * sizeof(R));
-    for (; u < UNITS(l->in_features); u++) memory[u] = read_unit(from, l->x_element, u, l->in_features, l->type);
+    for (; u < UNITS(l->in_features); u++) memory[u] = read_unit(from, l->x_stride, u, l->in_features, l->type);
     memset(memory + u, 0, (size_t)(units - u) * sizeof(R));
     return memory;
 }

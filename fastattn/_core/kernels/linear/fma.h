@@ -20,18 +20,18 @@ static ptrdiff_t linear_run(ptrdiff_t in_features) {
 
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
                                R *panel) {
-    const char *from = l->weight + feature * l->weight_row + unit * l->weight_element;
-    if (l->plain_weight && l->weight_type == STORED)
-        return (weight_block){{(const R *)from, l->weight_row / (ptrdiff_t)sizeof(R)}};
+    const char *from = l->weight + feature * l->weight_row_stride + unit * l->weight_stride;
+    if (l->contiguous_weight && l->weight_type == STORED)
+        return (weight_block){{(const R *)from, l->weight_row_stride / (ptrdiff_t)sizeof(R)}};
     for (ptrdiff_t i = 0; i < count; i++)
-        widen(panel + i * units, from + i * l->weight_row, l->weight_type, l->weight_element, units);
+        widen(panel + i * units, from + i * l->weight_row_stride, l->weight_type, l->weight_stride, units);
     return (weight_block){{panel, units}};
 }
 
 /* A row of x as reals: as it lies, or in `memory`. */
 FA_INLINE const R *gather_row(const fa_linear *l, const char *from, R *memory, ptrdiff_t units, R *scale, I *zero) {
-    if (l->plain_x && l->type == STORED) return (const R *)from;
-    widen(memory, from, l->type, l->x_element, units);
+    if (l->contiguous_x && l->type == STORED) return (const R *)from;
+    widen(memory, from, l->type, l->x_stride, units);
     return memory;
 }
 

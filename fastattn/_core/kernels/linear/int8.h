@@ -20,20 +20,20 @@
 
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
                                R *panel) {
-    const char *from = l->weight + feature * l->weight_row + UNIT * unit * l->weight_element;
+    const char *from = l->weight + feature * l->weight_row_stride + UNIT * unit * l->weight_stride;
     ptrdiff_t size = l->in_features - UNIT * unit;
     const ptrdiff_t whole = PADDED(units);
-    const int fits = l->weight_element == 1 && size >= UNIT * units && l->weight_row % UNIT == 0;
-    weight_block weights = {{(const R *)from, l->weight_row / UNIT}, {0}};
+    const int fits = l->weight_stride == 1 && size >= UNIT * units && l->weight_row_stride % UNIT == 0;
+    weight_block weights = {{(const R *)from, l->weight_row_stride / UNIT}, {0}};
     if (!fits || whole != units || PADDED(count) - count) {
         memset(panel, 0, (size_t)(PADDED(count) * whole) * sizeof(R));
         for (ptrdiff_t i = 0; i < count; i++) {
             char *to = (char *)(panel + i * whole);
-            const char *row = from + i * l->weight_row;
+            const char *row = from + i * l->weight_row_stride;
             const ptrdiff_t bytes = fa_clamp(size, 0, UNIT * units);
-            if (l->weight_element == 1) memcpy(to, row, (size_t)bytes);
+            if (l->weight_stride == 1) memcpy(to, row, (size_t)bytes);
             else
-                for (ptrdiff_t k = 0; k < bytes; k++) to[k] = row[k * l->weight_element];
+                for (ptrdiff_t k = 0; k < bytes; k++) to[k] = row[k * l->weight_stride];
         }
         weights.rows = (unit_rows){panel, whole};
     }
@@ -85,8 +85,8 @@ static void quantise(const fa_linear *l, const char *x, R *row, uint8_t *to, R *
     fa_type type = l->type;
     R top = 0, bottom = 0, inverse;
     int finite = 1;
-    if (!l->plain_x) {
-        widen(row, x, type, l->x_element, size);
+    if (!l->contiguous_x) {
+        widen(row, x, type, l->x_stride, size);
         x = (const char *)row;
         type = STORED;
     }

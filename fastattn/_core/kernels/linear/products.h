@@ -36,7 +36,7 @@
 #ifndef gather_rows
 static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrdiff_t vectors, R *bytes,
                         row_quantisation *quantised, ptrdiff_t j) {
-    rows_into_lanes(from, l->x_element, l->type, l->in_features, l->plain_x, to, vectors);
+    rows_into_lanes(from, l->x_stride, l->type, l->in_features, l->contiguous_x, to, vectors);
 }
 #endif
 #ifndef sum_weights

@@ -19,9 +19,9 @@ typedef struct {
 /* n results of a row, with their residual if there is one, where elements do not lie side by side. */
 static void scatter_row(const fa_linear *l, const char *residual, char *to, V y, ptrdiff_t feature, ptrdiff_t n) {
     V more = {0};
-    if (residual) widen((R *)&more, residual + feature * l->residual_element, l->type, l->residual_element, n);
+    if (residual) widen((R *)&more, residual + feature * l->residual_stride, l->type, l->residual_stride, n);
     y += more;
-    narrow(to + feature * l->out_element, l->type, l->out_element, (const R *)&y, n);
+    narrow(to + feature * l->out_stride, l->type, l->out_stride, (const R *)&y, n);
 }
 
 /* The scales of n features, if there are any, and their biases or 0. */
@@ -44,12 +44,12 @@ FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptr
         for (ptrdiff_t i = 0; i < n && finite; i++) {
             if (isfinite(y[row][i]) || !isfinite(bias[i]) || !isfinite(l->scales[feature + i])) continue;
             if (finite < 0) finite = 1;
-            const char *weight = l->weight + (feature + i) * l->weight_row;
+            const char *weight = l->weight + (feature + i) * l->weight_row_stride;
             double sum = 0, scale = (double)l->scales[feature + i];
             for (ptrdiff_t k = 0; finite && k < l->in_features; k++) {
-                const double from = (double)read_element(x[row] + k * l->x_element, l->type);
+                const double from = (double)read_element(x[row] + k * l->x_stride, l->type);
                 finite = isfinite(from);
-                sum += from * scale * (double)*(const int8_t *)(weight + k * l->weight_element);
+                sum += from * scale * (double)*(const int8_t *)(weight + k * l->weight_stride);
             }
             if (finite) y[row][i] = (R)(sum + (double)bias[i]);
         }
@@ -95,8 +95,7 @@ static void scatter_rows(const fa_linear *l, const linear_tile *tile, ptrdiff_t 
 /* Writes n features of `count` rows: scale, bias, activation, residual. */
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                         ptrdiff_t feature, ptrdiff_t n) {
-    const int plain = l->plain_out && (!tile->residual || l->plain_residual),
-              rough = l->type != STORED;
+    const int plain = l->contiguous_out && (!tile->residual || l->contiguous_residual), rough = l->type != STORED;
     V scale, bias;
     if (plain) prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
     recompute_flushed(l, tile->from + row, count, feature, n, y);

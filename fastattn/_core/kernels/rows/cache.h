@@ -49,10 +49,10 @@ FA_INLINE ptrdiff_t whole_vectors(ptrdiff_t size) { return (size + LANES - 1) / 
 /* A row as it is stored but for its type, in memory for R. */
 FA_INLINE void read_row(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, R *row, R *cos_row,
                         R *sin_row) {
-    widen(row, x, c->x_type, c->x_element, c->size);
+    widen(row, x, c->x_type, c->x_stride, c->size);
     if (!c->pairs) return;
-    widen(cos_row, cos, c->table_type, c->cos_element, c->pairs);
-    widen(sin_row, sin, c->table_type, c->sin_element, c->pairs);
+    widen(cos_row, cos, c->table_type, c->cos_stride, c->pairs);
+    widen(sin_row, sin, c->table_type, c->sin_stride, c->pairs);
     if (c->interleaved) turn_row((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 1);
     else turn_row((char *)row, cos_row, sin_row, (char *)row, STORED, c->pairs, 0);
 }
@@ -97,11 +97,11 @@ FA_NOINLINE int has_overflown(const fa_cache_rows *c, const char *x, const R *ro
                               R limit) {
     for (ptrdiff_t i = 0; i < c->size; i++) {
         if (row[i] < limit && row[i] > -limit) continue;
-        int finite = is_finite_in(x + i * c->x_element, c->x_type);
+        int finite = is_finite_in(x + i * c->x_stride, c->x_type);
         if (i < 2 * c->pairs) {
             const ptrdiff_t pair = c->interleaved ? i / 2 : i % c->pairs;
             const ptrdiff_t other = c->interleaved ? i ^ 1 : i < c->pairs ? i + c->pairs : i - c->pairs;
-            finite = finite && is_finite_in(x + other * c->x_element, c->x_type) && isfinite(cos_row[pair]) &&
+            finite = finite && is_finite_in(x + other * c->x_stride, c->x_type) && isfinite(cos_row[pair]) &&
                      isfinite(sin_row[pair]);
         }
         if (finite) return 1;
@@ -114,11 +114,11 @@ FA_NOINLINE int has_overflown(const fa_cache_rows *c, const char *x, const R *ro
 static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, char *out,
                               float *scales, ptrdiff_t rows, void *scratch) {
     const ptrdiff_t itemsize = fa_size_of(c->stored), bytes = c->size * itemsize;
-    if (c->x_type == c->stored && c->x_element == itemsize && !c->pairs) {
+    if (c->x_type == c->stored && c->x_stride == itemsize && !c->pairs) {
         if (!out) return 1;
-        if (c->x_row == bytes) memcpy(out, x, (size_t)(rows * bytes));
+        if (c->x_row_stride == bytes) memcpy(out, x, (size_t)(rows * bytes));
         else
-            for (ptrdiff_t i = 0; i < rows; i++) memcpy(out + i * bytes, x + i * c->x_row, (size_t)bytes);
+            for (ptrdiff_t i = 0; i < rows; i++) memcpy(out + i * bytes, x + i * c->x_row_stride, (size_t)bytes);
         return 1;
     }
     char *free_scratch = scratch;
@@ -127,12 +127,13 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
     for (ptrdiff_t i = c->size; i < whole_vectors(c->size); i++) row[i] = 0;
     const R limit = overflow_limit(c);
     const int as_they_lie =
-        c->x_type == STORED && is_contiguous(x, c->x_row, c->x_element) && !c->pairs && c->stored != FA_I8;
+        c->x_type == STORED && is_contiguous(x, c->x_row_stride, c->x_stride) && !c->pairs && c->stored != FA_I8;
     VI reaching = {0};
     for (ptrdiff_t i = 0; i < rows; i++) {
-        const char *given = x + i * c->x_row;
+        const char *given = x + i * c->x_row_stride;
         const R *read = as_they_lie ? (const R *)given : row;
-        if (!as_they_lie) read_row(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
+        if (!as_they_lie)
+            read_row(c, given, cos + i * c->cos_row_stride, sin + i * c->sin_row_stride, row, cos_row, sin_row);
         if (c->stored != FA_I8) {
             if (limit) reaching |= lanes_reaching(read, limit, c->size);
             if (out) narrow(out + i * bytes, c->stored, itemsize, read, c->size);
@@ -147,8 +148,8 @@ static int EXPORT(store_rows)(const fa_cache_rows *c, const char *x, const char 
     }
     if (!(lane_max(choose(reaching, splat(1), (V){0})) > 0)) return 1;
     for (ptrdiff_t i = 0; i < rows; i++) {
-        const char *given = x + i * c->x_row;
-        read_row(c, given, cos + i * c->cos_row, sin + i * c->sin_row, row, cos_row, sin_row);
+        const char *given = x + i * c->x_row_stride;
+        read_row(c, given, cos + i * c->cos_row_stride, sin + i * c->sin_row_stride, row, cos_row, sin_row);
         if (has_overflown(c, given, row, cos_row, sin_row, limit)) return 0;
     }
     return 1;

@@ -104,16 +104,16 @@ FA_INLINE void add_rows(const char *x, const char *residual, char *total, R *row
  * is normalised before it is rounded. */
 static const R *normalization_row(const fa_normalization *n, const char *x, const char *residual, char *total, R *row) {
     if (!residual) {
-        if (n->plain_x && n->type == STORED) return (const R *)x;
-        widen(row, x, n->type, n->x_element, n->length);
+        if (n->contiguous_x && n->type == STORED) return (const R *)x;
+        widen(row, x, n->type, n->x_stride, n->length);
         return row;
     }
-    if (!(n->plain_x && n->plain_residual && n->plain_total)) {
+    if (!(n->contiguous_x && n->contiguous_residual && n->contiguous_total)) {
         R *other = row + n->length;
-        widen(row, x, n->type, n->x_element, n->length);
-        widen(other, residual, n->type, n->residual_element, n->length);
+        widen(row, x, n->type, n->x_stride, n->length);
+        widen(other, residual, n->type, n->residual_stride, n->length);
         for (ptrdiff_t i = 0; i < n->length; i++) row[i] += other[i];
-        narrow(total, n->type, n->total_element, row, n->length);
+        narrow(total, n->type, n->total_stride, row, n->length);
         return row;
     }
 #define ADDED(TYPE) add_rows(x, residual, total, row, TYPE, n->length)
@@ -172,19 +172,20 @@ static const R *widened_parameter(const void *from, fa_type type, ptrdiff_t coun
 static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, const char *residual, char *out,
                                    char *total, ptrdiff_t rows, void *scratch) {
     const ptrdiff_t bytes = n->length * fa_size_of(n->type);
-    const fa_type out_type = n->plain_out ? n->type : STORED;
+    const fa_type out_type = n->contiguous_out ? n->type : STORED;
     R *work = scratch, *result = work + 2 * n->length, *parameters = result + n->length;
     const R *weight = widened_parameter(n->weight, n->weight_type, n->length, parameters);
     const R *bias = widened_parameter(n->bias, n->bias_type, n->length, parameters + n->length);
     nontemporal_line nontemporal = {.filled = 0};
-    int streaming = n->streaming && n->plain_x && n->plain_out && n->type == STORED, joined = n->out_row == bytes;
+    int streaming = n->nontemporal && n->contiguous_x && n->contiguous_out && n->type == STORED,
+        joined = n->out_row_stride == bytes;
     for (ptrdiff_t row = 0; row < rows; row++) {
         const R *in = normalization_row(n, x, residual, total, work);
         row_moments s = n->centred ? row_statistics(in, n->length, row_mean(in, n->length), 1)
                                    : row_statistics(in, n->length, 0, 0);
         R factor = (R)(1 / sqrt((double)s.spread + n->eps));
-        const char *ahead = n->plain_x ? row_ahead(x, n->x_row, bytes, rows - row) : (const char *)in;
-        char *to = n->plain_out ? out : (char *)result;
+        const char *ahead = n->contiguous_x ? row_ahead(x, n->x_row_stride, bytes, rows - row) : (const char *)in;
+        char *to = n->contiguous_out ? out : (char *)result;
         int done = 0;
         if (__builtin_expect(is_out_of_range(s.spread, n->eps), 0)) {
             if (streaming) end_nontemporal_row(&nontemporal, (R *)out, 0);
@@ -195,17 +196,18 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
         if (!done) FA_FOR_RESULT(out_type, NORMALIZE);
 #undef NORMALIZE
         if (streaming) end_nontemporal_row(&nontemporal, (R *)out + n->length, joined && row + 1 < rows);
-        if (!n->plain_out) narrow(out, n->type, n->out_element, result, n->length);
-        x += n->x_row;
-        residual = residual ? residual + n->residual_row : NULL;
-        out += n->out_row;
-        total = total ? total + n->total_row : NULL;
+        if (!n->contiguous_out) narrow(out, n->type, n->out_stride, result, n->length);
+        x += n->x_row_stride;
+        residual = residual ? residual + n->residual_row_stride : NULL;
+        out += n->out_row_stride;
+        total = total ? total + n->total_row_stride : NULL;
     }
     if (streaming) nontemporal_fence();
 }
 
 static ptrdiff_t EXPORT(normalization_scratch)(const fa_normalization *n) {
-    int copies = n->type != STORED || !(n->plain_x && n->plain_out) || !(n->plain_residual && n->plain_total);
+    int copies = n->type != STORED || !(n->contiguous_x && n->contiguous_out) ||
+                 !(n->contiguous_residual && n->contiguous_total);
     int widened = (n->weight && n->weight_type != STORED) || (n->bias && n->bias_type != STORED);
     return copies || widened ? 5 * n->length * (ptrdiff_t)sizeof(R) : 0;
 }

@@ -52,27 +52,27 @@ FA_INLINE void copy_elements(char *to, ptrdiff_t to_step, const char *from, ptrd
 FA_INLINE void rotate(const fa_rotary *r, const char *x, const char *cos, const char *sin, const char *positions,
                       char *out, ptrdiff_t rows, R *scratch, const fa_type type, const int interleaved) {
     const ptrdiff_t size = fa_size_of(type), turned = 2 * r->pairs * size, rest = r->length * size - turned;
-    const int plain_x = are_side_by_side(x, r->x_row, r->x_element, type);
-    const int plain_out = are_side_by_side(out, r->out_row, r->out_element, type);
-    const int plain_cos = r->table_type == STORED && is_contiguous(cos, r->cos_row, r->cos_element);
-    const int plain_sin = r->table_type == STORED && is_contiguous(sin, r->sin_row, r->sin_element);
+    const int contiguous_x = are_side_by_side(x, r->x_row_stride, r->x_stride, type);
+    const int contiguous_out = are_side_by_side(out, r->out_row_stride, r->out_stride, type);
+    const int plain_cos = r->table_type == STORED && is_contiguous(cos, r->cos_row_stride, r->cos_stride);
+    const int plain_sin = r->table_type == STORED && is_contiguous(sin, r->sin_row_stride, r->sin_stride);
     R *cos_copy = scratch, *sin_copy = cos_copy + r->pairs;
     char *row = (char *)(sin_copy + r->pairs), *result = row + r->length * size;
     for (ptrdiff_t i = 0; i < rows; i++) {
         ptrdiff_t at = positions ? *(const intptr_t *)(positions + i * r->position) : i;
-        const char *c = cos + at * r->cos_row, *s = sin + at * r->sin_row;
-        if (!plain_cos) widen(cos_copy, c, r->table_type, r->cos_element, r->pairs);
-        if (!plain_sin) widen(sin_copy, s, r->table_type, r->sin_element, r->pairs);
-        if (!plain_x) copy_elements(row, size, x, r->x_element, type, r->length);
+        const char *c = cos + at * r->cos_row_stride, *s = sin + at * r->sin_row_stride;
+        if (!plain_cos) widen(cos_copy, c, r->table_type, r->cos_stride, r->pairs);
+        if (!plain_sin) widen(sin_copy, s, r->table_type, r->sin_stride, r->pairs);
+        if (!contiguous_x) copy_elements(row, size, x, r->x_stride, type, r->length);
 
-        const char *from = plain_x ? x : row;
-        char *to = plain_out ? out : result;
+        const char *from = contiguous_x ? x : row;
+        char *to = contiguous_out ? out : result;
         turn_row(from, plain_cos ? (const R *)c : cos_copy, plain_sin ? (const R *)s : sin_copy, to, type, r->pairs,
                  interleaved);
         if (rest && to != from) memcpy(to + turned, from + turned, (size_t)rest);
-        if (!plain_out) copy_elements(out, r->out_element, result, size, type, r->length);
-        x += r->x_row;
-        out += r->out_row;
+        if (!contiguous_out) copy_elements(out, r->out_stride, result, size, type, r->length);
+        x += r->x_row_stride;
+        out += r->out_row_stride;
     }
 }
 

@@ -24,12 +24,12 @@ FA_INLINE ptrdiff_t span_of(const fa_softmax *s) { return s->length < SPAN ? s->
 /* Elements [first, first + count) of a row: in place, or widened into scratch with the excluded ones at -inf. */
 FA_INLINE const R *softmax_span(const fa_softmax *s, const char *x, const char *where, ptrdiff_t first, ptrdiff_t count,
                                 int plain, R *scratch) {
-    x += first * s->x_element;
+    x += first * s->x_stride;
     if (plain) return (const R *)x;
-    widen(scratch, x, s->type, s->x_element, count);
+    widen(scratch, x, s->type, s->x_stride, count);
     if (where)
         for (ptrdiff_t i = 0; i < count; i++)
-            if (!where[(first + i) * s->where_element]) scratch[i] = (R)-INFINITY;
+            if (!where[(first + i) * s->where_stride]) scratch[i] = (R)-INFINITY;
     return scratch;
 }
 
@@ -107,7 +107,7 @@ FA_INLINE void span_finish(const fa_softmax *s, const R *x, int terms, char *out
 
 /* What the rows of a call have in common. */
 typedef struct {
-    int plain, plain_out;          /* rows can be read as they lie, and be written to where they belong */
+    int plain, contiguous_out;     /* rows can be read as they lie, and be written to where they belong */
     fa_type out_type;              /* how they are written there, or to `result` */
     int joined;                    /* a row begins where the one before ends */
     nontemporal_line *nontemporal; /* NULL: plain stores */
@@ -125,11 +125,12 @@ typedef struct {
 FA_INLINE softmax_row begin_row(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t left,
                                 R *scratch, const softmax_memory *memory) {
     softmax_row row = {.x = softmax_span(s, x, where, 0, s->length, memory->plain, scratch)};
-    row.ahead = memory->plain ? (const R *)row_ahead(x, s->x_row, s->length * (ptrdiff_t)sizeof(R), left) : row.x;
+    row.ahead =
+        memory->plain ? (const R *)row_ahead(x, s->x_row_stride, s->length * (ptrdiff_t)sizeof(R), left) : row.x;
     /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed or too
      * narrow. */
-    row.terms = memory->plain_out && memory->out_type == STORED && !memory->nontemporal ? (R *)out : scratch;
-    row.to = memory->plain_out ? out : (char *)memory->result;
+    row.terms = memory->contiguous_out && memory->out_type == STORED && !memory->nontemporal ? (R *)out : scratch;
+    row.to = memory->contiguous_out ? out : (char *)memory->result;
     row.shift = finite_shift(span_max(row.x, s->length));
     return row;
 }
@@ -158,8 +159,9 @@ static void softmax_short_rows(const fa_softmax *s, const char *x, const char *w
         softmax_row *middle = r >= 1 && r <= rows ? &slot[(r + 2) % 3] : NULL;
         softmax_row *last = r >= 2 ? &slot[(r + 1) % 3] : NULL;
         if (r < rows)
-            slot[r % 3] = begin_row(s, x + r * s->x_row, where ? where + r * s->where_row : NULL, out + r * s->out_row,
-                                    rows - r - 1, memory->scratch + r % 3 * s->length, memory);
+            slot[r % 3] =
+                begin_row(s, x + r * s->x_row_stride, where ? where + r * s->where_row_stride : NULL,
+                          out + r * s->out_row_stride, rows - r - 1, memory->scratch + r % 3 * s->length, memory);
         V sum = {0};
         for (ptrdiff_t i = 0; i < s->length; i += RUN) {
             ptrdiff_t count = s->length - i < RUN ? s->length - i : RUN;
@@ -167,8 +169,8 @@ static void softmax_short_rows(const fa_softmax *s, const char *x, const char *w
             if (last) row_results(s, last, i, count, memory);
         }
         if (middle) middle->factor = last_factor(s, lane_sum(sum));
-        if (last && !memory->plain_out)
-            narrow(out + (r - 2) * s->out_row, s->type, s->out_element, memory->result, s->length);
+        if (last && !memory->contiguous_out)
+            narrow(out + (r - 2) * s->out_row_stride, s->type, s->out_stride, memory->result, s->length);
         if (last && memory->nontemporal)
             end_nontemporal_row(memory->nontemporal, (R *)last->to + s->length, memory->joined);
     }
@@ -191,9 +193,9 @@ static void softmax_long_row(const fa_softmax *s, const char *x, const char *whe
     for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
         const R *span = softmax_span(s, x, where, first, count, memory->plain, memory->scratch);
-        char *to = memory->plain_out ? out + first * s->out_element : (char *)memory->result;
+        char *to = memory->contiguous_out ? out + first * s->out_stride : (char *)memory->result;
         span_finish(s, span, 0, to, memory->out_type, count, shift, factor, memory->nontemporal);
-        if (!memory->plain_out) narrow(out + first * s->out_element, s->type, s->out_element, memory->result, count);
+        if (!memory->contiguous_out) narrow(out + first * s->out_stride, s->type, s->out_stride, memory->result, count);
     }
     if (memory->nontemporal) end_nontemporal_row(memory->nontemporal, (R *)out + s->length, memory->joined);
 }
@@ -201,23 +203,23 @@ static void softmax_long_row(const fa_softmax *s, const char *x, const char *whe
 static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                  void *scratch) {
     nontemporal_line nontemporal = {.filled = 0};
-    int plain_out = are_side_by_side(out, s->out_row, s->out_element, s->type);
+    int contiguous_out = are_side_by_side(out, s->out_row_stride, s->out_stride, s->type);
     softmax_memory memory = {
-        .plain = !where && s->type == STORED && is_contiguous(x, s->x_row, s->x_element),
-        .plain_out = plain_out,
-        .out_type = plain_out ? s->type : STORED,
-        .joined = s->out_row == s->length * (ptrdiff_t)sizeof(R),
+        .plain = !where && s->type == STORED && is_contiguous(x, s->x_row_stride, s->x_stride),
+        .contiguous_out = contiguous_out,
+        .out_type = contiguous_out ? s->type : STORED,
+        .joined = s->out_row_stride == s->length * (ptrdiff_t)sizeof(R),
         .scratch = scratch,
         .result = (R *)scratch + 3 * span_of(s),
     };
-    if (s->streaming && memory.plain && plain_out) memory.nontemporal = &nontemporal;
+    if (s->nontemporal && memory.plain && contiguous_out) memory.nontemporal = &nontemporal;
     if (s->length <= SPAN) softmax_short_rows(s, x, where, out, rows, &memory);
     else
         for (ptrdiff_t row = 0; row < rows; row++)
-            softmax_long_row(s, x + row * s->x_row, where ? where + row * s->where_row : NULL, out + row * s->out_row,
-                             &memory);
+            softmax_long_row(s, x + row * s->x_row_stride, where ? where + row * s->where_row_stride : NULL,
+                             out + row * s->out_row_stride, &memory);
     if (memory.nontemporal) {
-        end_nontemporal_row(&nontemporal, (R *)(out + (rows - 1) * s->out_row) + s->length, 0);
+        end_nontemporal_row(&nontemporal, (R *)(out + (rows - 1) * s->out_row_stride) + s->length, 0);
         nontemporal_fence();
     }
 }
@@ -227,8 +229,8 @@ static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char 
 FA_INLINE void softmax_lanes(const fa_softmax *s, const char *x, char *out, const fa_type type, int lanes) {
     const V lowest = splat((R)-INFINITY);
     V max = lowest, sum = {0};
-#define AT(i) load_some_as(x + (i) * s->x_element, type, lanes)
-#define PUT(i, value) store_some_as(out + (i) * s->out_element, type, value, lanes)
+#define AT(i) load_some_as(x + (i) * s->x_stride, type, lanes)
+#define PUT(i, value) store_some_as(out + (i) * s->out_stride, type, value, lanes)
     for (ptrdiff_t i = 0; i < s->length; i++) max = maximum(AT(i), max);
     V shift = choose(max == lowest, (V){0}, max);
     for (ptrdiff_t i = 0; i < s->length; i++) {
@@ -241,7 +243,7 @@ FA_INLINE void softmax_lanes(const fa_softmax *s, const char *x, char *out, cons
     if (s->logarithm)
         for (int lane = 0; lane < LANES; lane++) factor[lane] = sum[lane] == 0 ? 0 : (R)log((double)sum[lane]);
     for (ptrdiff_t i = 0; i < s->length; i++) {
-        V kept = type == STORED ? load_some((const R *)(out + i * s->out_element), lanes) : (V)(AT(i) - shift);
+        V kept = type == STORED ? load_some((const R *)(out + i * s->out_stride), lanes) : (V)(AT(i) - shift);
         if (type != STORED && !s->logarithm) kept = vector_exp(kept);
         if (s->logarithm) kept = kept - factor;
         else kept = kept * factor;

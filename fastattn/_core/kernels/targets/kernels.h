@@ -23,7 +23,7 @@ ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
 /* What all tables of this instance share. */
 #define FA_OWN_KERNELS                                                                                                 \
     .itemsize = sizeof(R), .lanes = LANES, .tile_rows = FA_TILE_VECTORS * LANES,                                       \
-    .attention_few = EXPORT(attention_rowwise), .attention_merge = EXPORT(attention_merge),                            \
+    .attention_rowwise = EXPORT(attention_rowwise), .attention_merge = EXPORT(attention_merge),                        \
     .attention_weights = EXPORT(attention_weights), .softmax_scratch = EXPORT(softmax_scratch),                        \
     .softmax_rows = EXPORT(softmax_rows), .softmax_columns = EXPORT(softmax_columns),                                  \
     .normalization_scratch = EXPORT(normalization_scratch), .normalize_rows = EXPORT(normalize_rows),                  \
@@ -43,9 +43,9 @@ double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
 
 const fa_kernels EXPORT(kernels) = {
     .most_rows = ITEM_TILES * FA_TILE_VECTORS * LANES,
-    .few_rows = FA_ROWWISE_UP_TO,
+    .rowwise_up_to = FA_ROWWISE_UP_TO,
     .attention_scratch = EXPORT(attention_scratch),
-    .attention_many = EXPORT(attention_tiled),
+    .attention_tiled = EXPORT(attention_tiled),
     .linear = &EXPORT(linear_kernel),
     .linear_int8 = &FA_INT8_LINEAR,
     FA_OWN_KERNELS,
@@ -55,9 +55,9 @@ const fa_kernels EXPORT(kernels) = {
 #if FA_HAS_DOT
 static const fa_kernels bf16_kernels = {
     .most_rows = FA_BF16_TILES * FA_TILE_VECTORS * LANES,
-    .few_rows = FA_ROWWISE_UP_TO_BF16,
+    .rowwise_up_to = FA_ROWWISE_UP_TO_BF16,
     .attention_scratch = FA_SYMBOL(attention_scratch, bf16),
-    .attention_many = FA_SYMBOL(attention_tiled, bf16),
+    .attention_tiled = FA_SYMBOL(attention_tiled, bf16),
     .linear = &FA_SYMBOL(linear_kernel, bf16),
     .linear_int8 = &FA_INT8_LINEAR,
     .probe_dot = FA_SYMBOL(probe_dot, bf16),
