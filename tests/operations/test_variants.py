@@ -57,6 +57,8 @@ PAIRS = [
     ("softcap", "float mask of heads"),
     ("softcap", "alibi"),
     ("softcap", "scale"),
+    ("softcap", "bool mask"),
+    ("alibi", "bool mask"),
     ("sinks", "bool mask"),
     ("alibi per batch", "lengths"),
     ("lengths", "float mask"),

@@ -74,8 +74,7 @@ static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     return kinds_noted(kinds);
 }
 
-/* Applies the options to the scores of a step and raises the maximum of each lane. */
-/* The scores of a vector of rows; returns the maximum of each. */
+/* Applies the options to the scores of a vector of rows; returns the maximum of each lane. */
 FA_INLINE V apply_lane_options(R *at, ptrdiff_t count, score_options options, score_rows rows, const R *bias,
                                const int one_bias, V top, R factor, const int NV) {
     V real_key = {0};
@@ -89,10 +88,13 @@ FA_INLINE V apply_lane_options(R *at, ptrdiff_t count, score_options options, sc
     return top;
 }
 
+/* Applies the options to the scores of a step and raises the maximum of each lane. */
 FA_INLINE void apply_tile_options(const fa_attention *a, const query_tile *tile, score_options options, key_step step,
                                   V *max, const int NV) {
     const R factor = factor_of(a);
-    const int mask_alone = options.has_bias && !options.has_edge && !options.has_slopes && options.cap == 0;
+    score_options others = options;
+    others.has_bias = 0;
+    const int mask_alone = options.has_bias && !any_options(others);
     for (int j = 0; j < NV; j++) {
         R *at = tile->scores + j * LANES;
         const R *bias = tile->one_mask ? tile->mask_rows : tile->bias + j * LANES;
