@@ -1,6 +1,6 @@
 """Digests of the results of 43,000 calls: two builds that print the same lines give the same bits.
 
-    python tests/support/digest.py > before.txt
+    PYTHONPATH=. python tests/support/digest.py > before.txt    # of the build in place
 
 A line holds target, operation, type, number of calls and a digest of their results. Run it before and after a change
 that must not move a bit; `diff` then names the operation that has moved.
