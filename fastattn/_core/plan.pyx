@@ -1,9 +1,10 @@
 """The planner of attention: splits sequences into items, and these into parts if they are few, and runs them.
 
 A call is a list of sequences, each with its own queries, keys and positions: the entries of the leading axes, or packed
-ones. An item is some rows of one kv head of a sequence. If a sequence has too few rows for all threads, its keys are
-split into parts, too, which are merged in their order. The order of additions depends on the sequence alone, never on
-the threads or the rest of the batch, so its result is bitwise the same in any call.
+ones. An item is some rows of one kv head of a sequence. If a sequence has few tiles (with its heads, fewer than 32
+items, whatever the number of threads), its keys are split into parts, too, which are merged in their order. The order
+of additions depends on the sequence alone, never on the threads or the rest of the batch, so its result is bitwise the
+same in any call.
 
 Nothing here uses Python or NumPy: attention.pyx fills the plan.
 """
