@@ -61,7 +61,7 @@ class OutOfPages(MemoryError):
 cdef struct Side:  # the keys of a call, or its values
     fa_cache_rows rows
     const char *x
-    ptrdiff_t x_sequence, x_head
+    ptrdiff_t x_sequence_stride, x_head_stride
     char *pages                # NULL: the rows are only checked
     float *scales
     bint rejected              # a row has no finite scale, or a number that would become infinite
@@ -93,7 +93,7 @@ cdef void store_run(const Plan *p, int which, ptrdiff_t n, ptrdiff_t head, ptrdi
         out = side.pages + place * side.rows.size * fa_size_of(side.rows.stored)
     if not p.kernels.store_rows(
         &side.rows,
-        side.x + n * side.x_sequence + head * side.x_head_stride + token * side.rows.x_row_stride,
+        side.x + n * side.x_sequence_stride + head * side.x_head_stride + token * side.rows.x_row_stride,
         p.cos + position * side.rows.cos_row_stride,
         p.sin + position * side.rows.sin_row_stride,
         out,
@@ -283,7 +283,8 @@ cdef class Store(Pages):
         cdef int which
         for which in range(2):
             side, x = &p.sides[which], v if which else k
-            side.x, side.x_sequence, side.x_head_stride = <const char *>np.PyArray_DATA(x), stride(x, 4), stride(x, 3)
+            side.x = <const char *>np.PyArray_DATA(x)
+            side.x_sequence_stride, side.x_head_stride = stride(x, 4), stride(x, 3)
             side.rows.x_row_stride, side.rows.x_stride = stride(x, 2), element_stride(x)
             side.rows.x_type, side.rows.stored = arguments.type_of(x), self.stored
             side.rows.size, side.rows.pairs = x.shape[3], 0
