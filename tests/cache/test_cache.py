@@ -574,7 +574,7 @@ def test_more_tokens_than_anybody_has(dtype):
     with pytest.raises(ValueError, match=r"key must hold at most \d+ tokens for sequence 0, .* got 144115188075855872"):
         cache.append(longest, longest)
     cache.append(longest, longest, kv_lengths=3)
-    with pytest.raises(ValueError, match=r"q_offset must say"):
+    with pytest.raises(ValueError, match=r"q_offset must be given"):
         cache.attend(ones(1, 1, 2, 8))
     paged = fastattn.PagedKVCache(5, 4, 1, 8, dtype=dtype)
     ids = [paged.allocate()]
@@ -918,7 +918,7 @@ def test_a_file_cut_short_anywhere(tmp_path, kind, mmap_mode):
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 37), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+        with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
             type(cache).load(path, mmap_mode)
     path.write_bytes(whole + b".")
     with pytest.raises(ValueError, match="data after its end"):
@@ -932,7 +932,7 @@ def test_foreign_files(tmp_path, content):
     path = tmp_path / "cache"
     path.write_bytes(content)
     for kind in (fastattn.KVCache, fastattn.PagedKVCache):
-        with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+        with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
             kind.load(path)
 
 
@@ -942,7 +942,7 @@ def test_foreign_files(tmp_path, content):
 def test_foreign_arrays(tmp_path, x):
     path = tmp_path / "cache.npy"
     np.save(path, x)
-    with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+    with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
         fastattn.KVCache.load(path)
 
 
@@ -1036,7 +1036,7 @@ def test_foreign_texts(tmp_path, text):
     with open(path, "wb") as file:
         _cache_file._write_arrays(file, [(np.frombuffer(text, np.uint8), None)], with_holes=False)
     for kind in (fastattn.KVCache, fastattn.PagedKVCache):
-        with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+        with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
             kind.load(path)
 
 
@@ -1068,7 +1068,7 @@ def test_headers_that_are_not_right(tmp_path, right, wrong):
     start, rest = whole_file(cache, tmp_path).split(b"\n", 1)  # the first array is a text
     assert right in rest
     path.write_bytes(start + b"\n" + rest.replace(right, wrong, 1))
-    with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+    with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
         fastattn.KVCache.load(path)
 
 
@@ -1094,7 +1094,7 @@ def test_a_small_file_asks_for_little_memory(tmp_path, kind, parameters, state, 
     spoiled = _Spoiled(cache._store, cache._store.state() | state, cache._store.arrays())
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+        with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
             saved_and_loaded(cache, spoiled, tmp_path, mmap_mode, **parameters)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
@@ -1243,7 +1243,7 @@ def test_the_longest_stream(tmp_path, rng):
     for x, pages in zip((k, v), held, strict=True):
         np.testing.assert_array_equal(pages[:, :, np.arange(most - 3, most) % 9], x)
     before = snapshot(loaded)
-    with pytest.raises(ValueError, match=rf"key must hold at most 0 tokens for sequence 0, which has {most} of tokens"):
+    with pytest.raises(ValueError, match=rf"key must hold at most 0 tokens for sequence 0, .* {most} of the maximum"):
         loaded.append(k[:, :, :1], v[:, :, :1])
     assert_unchanged(loaded, before)
     query = normal(rng, 2, 4, 1, 5)
@@ -1269,7 +1269,7 @@ def test_scales_that_are_not_finite(tmp_path, kind, bad, which):
 def test_parameters_that_do_not_fit(tmp_path, name, value):
     cache = some_cache("plain")
     spoiled = _Spoiled(cache._store, cache._store.state(), cache._store.arrays())
-    with pytest.raises(ValueError, match=r"path must be a whole file .* got"):
+    with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
         saved_and_loaded(cache, spoiled, tmp_path, **{name: value})
 
 
@@ -1466,7 +1466,7 @@ def test_what_a_ring_cannot_do(wrong, message):
     cache.append(*ones(2, 1, 1, 12, 4))
     with pytest.raises(ValueError, match=message):
         cache.attend(ones(1, 1, 1, 4), **wrong)
-    with pytest.raises(ValueError, match=r"length must be 0 or, for sequence 0, at least 7: .* got 6"):
+    with pytest.raises(ValueError, match=r"length must be 0 or, for sequence 0, at least 7, got 6: earlier keys"):
         cache.truncate(6)
     cache.truncate(7)
 

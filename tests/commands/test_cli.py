@@ -293,7 +293,7 @@ def test_bench_marks_rows_that_others_disturbed(capsys, monkeypatch):
     text = run(capsys, "bench", QUICK[0])[1]
     (row,) = (line for line in text.splitlines() if line.startswith(QUICK[0]))
     assert row.endswith("!")
-    assert "! other processes, or the machine's host, took more than 0.1 processors meanwhile" in text
+    assert "! other processes, or the machine's host, used more than 0.1 processors meanwhile" in text
     assert "other processes took 0.5 of" in text
 
 

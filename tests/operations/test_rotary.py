@@ -174,7 +174,8 @@ def test_tables_that_hold_each_number_twice(rng, dtype, interleaved, form, pairs
     more = {"interleaved": interleaved, "out": np.full_like(x, 7)}
     if rows.startswith("positions"):
         more["positions"] = np.zeros(S, int) if rows.endswith("one") else np.arange(S)
-    with pytest.raises(ValueError, match=r"cos must (hold the number of each pair once, got .* equal|have .* halved)"):
+    message = r"cos must (hold the number of each pair once, got .* equal|have .* pass half of it)"
+    with pytest.raises(ValueError, match=message):
         fastattn.rotary_embedding(x, twice(cos, form), twice(sin, form), **more)
     assert (readable(more["out"]) == 7).all()
     columns = slice(pairs) if form == "halves" else slice(None, None, 2)

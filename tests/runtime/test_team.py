@@ -355,7 +355,7 @@ def test_no_thread_to_be_had(asked):
     """
     done = python(SCRIPT + code, "0")
     assert done.returncode == 0, done.stderr
-    assert "calls run on their own" in done.stdout
+    assert "calls run on the calling thread" in done.stdout
     assert done.stderr.count("RuntimeWarning") == 1
 
 
@@ -381,7 +381,7 @@ def test_stacks_too_small_for_the_kernels(variable):
     assert in_child(lambda: right(4))
     print(fastattn.show_config()["team"])
     """
-    assert "calls run on their own" in said(code, **{variable: "16k"})
+    assert "calls run on the calling thread" in said(code, **{variable: "16k"})
 
 
 @needs_openmp
@@ -395,7 +395,7 @@ def test_stacks_too_large_for_the_machine(size):
     time.sleep(0.2)
     print(fastattn.show_config()["team"])
     """
-    assert ("calls run on their own" in said(code, OMP_STACKSIZE=size)) == (size[0] == "1")
+    assert ("calls run on the calling thread" in said(code, OMP_STACKSIZE=size)) == (size[0] == "1")
 
 
 @needs_openmp
@@ -412,7 +412,7 @@ def test_small_default_stacks():
     done = python(SCRIPT + code)
     if done.returncode < 0 and "team" not in done.stdout:
         pytest.skip("Python itself does not run in so small a stack")
-    assert "calls run on their own" in done.stdout, done.stderr
+    assert "calls run on the calling thread" in done.stdout, done.stderr
 
 
 # The process's affinity
