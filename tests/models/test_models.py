@@ -693,7 +693,7 @@ def test_weights_beyond_float16(tmp_path, bert):
     weight = encoder.tensors[name].copy()
     weight[0, 0] = -1e5
     encoder.save(tmp_path, tensors=encoder.tensors | {name: weight})
-    with pytest.raises(ValueError, match=r"layers\.1\.linear2\.weight must be below 65520 .* got 100000: dtype"):
+    with pytest.raises(ValueError, match=r"layers\.1\.linear2\.weight must be below 65520 .* got 100000: use dtype"):
         BertEncoder.from_pretrained(tmp_path, "float16")
 
 
