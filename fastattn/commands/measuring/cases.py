@@ -821,7 +821,8 @@ def _check_cases():
                 if "where" not in options or rows == 67:
                     yield Case("awkward", name, {"rows": rows, "n": n}, options)
     yield from (_awkward_linear(*row) for row in _AWKWARD_LINEAR)
-    yield from (_awkward_linear(17, 40, 35, activation) for activation in ACTIVATIONS)
+    # Rows of some hundred outputs, so that the formula's worst error is its own and not that of a lucky row.
+    yield from (_awkward_linear(17, 40, 355, activation) for activation in ACTIVATIONS)
     for sizes in _AWKWARD_ROTARY:
         for interleaved in (False, True):
             named = dict(zip("BHSDRP", sizes, strict=True))
