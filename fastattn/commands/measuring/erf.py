@@ -16,7 +16,6 @@ DISTRIBUTIONS = ("scipy",) if _scipys else ()
 #: Its description in tables.
 NAME = "SciPy's erf" if _scipys else "an erf of array operations, since SciPy is not installed"
 
-
 #: Numbers are processed in blocks of this size, which stay in cache between steps: that halves the time.
 BLOCK = 2**15
 

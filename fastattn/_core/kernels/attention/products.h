@@ -19,15 +19,15 @@
  *   unit_rows finite_values(value, count, size, panel)
  *                                        the values in `panel`, with 0 for what is not finite
  *
- *   KEY_GROUP        UNIT                keys come in whole groups, counted from the item's first one
- *   STEP_GROUP       FA_BLOCK_ROWS_1     ends of steps are cut to these: a rest of one key costs as much as four
+ *   KEY_GROUP          UNIT                keys come in whole groups, counted from the item's first one
+ *   STEP_GROUP         FA_BLOCK_ROWS_1     ends of steps are cut to these: a rest of one key costs as much as four
  *   PADDED_UNITS       UNITS(size)         units of a query's or a key's row, padded
  *   PADDED_COMPONENTS  size                components of a value's row, padded
- *   values_from      by rows of units    the values from key `count` of a block on
- *   factor_of        1                   scores in natural units are `factor` times those that are stored
- *   in_natural_units the score
- *   keeps_order      1                   whether the largest score in natural units is the largest stored one
- *   is_flushed       0                   whether multiply-adds must make a tile's results again: see FA_LEAST_SUM */
+ *   values_from        by rows of units    the values from key `count` of a block on
+ *   factor_of          1                   scores in natural units are `factor` times those that are stored
+ *   in_natural_units   the score
+ *   keeps_order        1                   whether the largest score in natural units is the largest stored one
+ *   is_flushed         0                   whether multiply-adds must make a tile's results again: see FA_LEAST_SUM */
 #ifndef FA_ATTENTION_PRODUCTS_H
 #define FA_ATTENTION_PRODUCTS_H
 
