@@ -11,10 +11,12 @@ It is a limit: how many threads take part depends on which processors are free (
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,16 @@ def use_target(name: str) -> str:
         raise ValueError(f"target must be one of {', '.join(targets())}, got {name!r}: {known}")
     _targets.use(name)
     return former
+
+
+@contextlib.contextmanager
+def on_target(name: str) -> Iterator[None]:
+    """Use this target's kernels meanwhile."""
+    former = use_target(name)
+    try:
+        yield
+    finally:
+        use_target(former)
 
 
 def get_num_threads() -> int:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn._runtime import on_target
 from support import dtypes
 from support.drawing import drawn
-from support.targets import on_target
 
 # The same examples on every run; HYPOTHESIS_PROFILE=thorough looks further, at random.
 hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)

@@ -6,7 +6,6 @@ straightforward NumPy formula in the same precision, plus one unit in the last p
 exit code is 1 if a line misses the rule.
 """
 
-import contextlib
 import dataclasses
 import json
 from collections import defaultdict
@@ -91,7 +90,7 @@ def _check(operation, dtype, kv_dtype, progress):
     for case in cases:
         expectation = accuracy.expected(case)
         for target in fastattn.targets():
-            with _using(target):
+            with _runtime.on_target(target):
                 verdicts[target].append(_verdict(case, expectation))
     return [_line(operation, target, cases, found) for target, found in verdicts.items()]
 
@@ -108,15 +107,6 @@ def _line(operation, target, cases, verdicts):
     case, worst = max(zip(cases, verdicts, strict=True), key=lambda pair: pair[1].share)
     failure = getattr(worst, "failure", "")
     return Line(operation, target, case.types, len(cases), case.described, worst.error, worst.allowed, failure)
-
-
-@contextlib.contextmanager
-def _using(target):
-    former = _runtime.use_target(target)
-    try:
-        yield
-    finally:
-        _runtime.use_target(former)
 
 
 def _text(lines):

@@ -17,6 +17,7 @@ import pytest
 
 import fastattn
 from fastattn import _arguments
+from fastattn._runtime import on_target
 from fastattn.commands import check
 from fastattn.commands.measuring import accuracy, dtypes, engines, erf, formulas, limits, machine, tables
 from fastattn.commands.measuring.cases import (
@@ -42,7 +43,6 @@ from laboratory.decode import DECODING, Loop, Reader, cached, largest_cache
 from laboratory.peers import PEERS, Unsuitable, folded
 from laboratory.variants import PACKED, duel
 from support.scripts import pages_in, script
-from support.targets import on_target
 
 HALF = ("float16", "bfloat16")
 

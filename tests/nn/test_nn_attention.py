@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn._runtime import on_target
 from fastattn.nn import MultiHeadAttention, quantize
 from support.arrays import LAYOUTS, WRITABLE_LAYOUTS, assert_nothing_written_around, empty_laid_out
 from support.dtypes import ALL, WIDE, assert_equal, computed_in, eps, readable, stored_beside
@@ -26,7 +27,7 @@ from support.nn_layers import (
 )
 from support.nn_layers import attention_weights as state_dict
 from support.problems import EVERYTHING_ELSE, OPTIONS, Shape, of_sequence, options_of
-from support.targets import multiplies_and_adds_at_once, on_target
+from support.targets import multiplies_and_adds_at_once
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

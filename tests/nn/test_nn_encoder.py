@@ -10,6 +10,7 @@ import pytest
 
 import fastattn
 from fastattn._arguments import ACTIVATIONS
+from fastattn._runtime import on_target
 from fastattn.nn import TransformerEncoder, TransformerEncoderLayer
 from support.arrays import LAYOUTS, WRITABLE_LAYOUTS, assert_nothing_written_around, empty_laid_out
 from support.dtypes import ALL, assert_equal
@@ -26,7 +27,7 @@ from support.nn_layers import (
     tokens,
 )
 from support.problems import EVERYTHING_ELSE, OPTIONS, Shape, of_sequence, options_of
-from support.targets import multiplies_and_adds_at_once, on_target
+from support.targets import multiplies_and_adds_at_once
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

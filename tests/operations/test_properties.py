@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn._runtime import on_target
 from support.accuracy import by_formula
 from support.arrays import WRITABLE_LAYOUTS, laid_out
 from support.dtypes import ALL, assert_equal, eps, readable
 from support.layers import ACTIVATIONS, INT8, assert_close_enough, each, layer
 from support.problems import Shape, assert_same_attention, problem
-from support.targets import on_target
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 

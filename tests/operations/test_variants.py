@@ -12,6 +12,7 @@ import pytest
 
 import fastattn
 from fastattn import reference
+from fastattn._runtime import on_target
 from support.arrays import (
     LAYOUTS,
     WRITABLE_LAYOUTS,
@@ -37,7 +38,6 @@ from support.problems import (
     options_of,
     problem,
 )
-from support.targets import on_target
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 attention_weights = functools.partial(fastattn.attention_weights, return_lse=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn._runtime import on_target
 from support.arrays import (
     LAYOUTS,
     WRITABLE_LAYOUTS,
@@ -21,7 +22,6 @@ from support.arrays import (
 from support.dtypes import ALL, computed_in, eps, stored_beside
 from support.pairing import by_turns
 from support.problems import assert_same_attention
-from support.targets import on_target
 
 attention = functools.partial(fastattn.scaled_dot_product_attention, return_lse=True)
 varlen_attention = functools.partial(fastattn.varlen_attention, return_lse=True)

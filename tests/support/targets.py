@@ -1,20 +1,8 @@
-"""Which kernels a test runs."""
+"""What the current target does."""
 
-import contextlib
 import platform
 
-from fastattn import _runtime
 from fastattn._core import targets as _targets
-
-
-@contextlib.contextmanager
-def on_target(name):
-    """Run this instruction set's kernels meanwhile."""
-    former = _runtime.use_target(name)
-    try:
-        yield
-    finally:
-        _runtime.use_target(former)
 
 
 def multiplies_and_adds_at_once():

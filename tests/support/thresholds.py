@@ -6,21 +6,20 @@ from fastattn._core import plan as _plan
 from fastattn._core import targets as _targets
 
 
-@contextlib.contextmanager
 def results_stored_around_the_cache():
     """Meanwhile the library does so with every row that is long enough, as otherwise with arrays of many megabytes."""
-    former = _targets.assume_cache(0)
-    try:
-        yield
-    finally:
-        _targets.assume_cache(former)
+    return _assuming(_targets.assume_cache, 0)
+
+
+def waves_of(parts):
+    """Meanwhile so many parts of the keys are computed before they are merged, not a thousand."""
+    return _assuming(_plan.assume_wave, parts)
 
 
 @contextlib.contextmanager
-def waves_of(parts):
-    """Meanwhile so many parts of the keys are computed before they are merged, not a thousand."""
-    former = _plan.assume_wave(parts)
+def _assuming(assume, value):
+    former = assume(value)
     try:
         yield
     finally:
-        _plan.assume_wave(former)
+        assume(former)
