@@ -56,8 +56,6 @@ FA_INLINE void store_part(R *p, V x, int n) { _mm256_maskstore_ps(p, first_lanes
 /* The first n lanes of a, then those of b. */
 FA_INLINE V join_lanes(V a, V b, int n) { return (V)join_words((__m256)a, (__m256)b, n); }
 FA_INLINE void store_nontemporal(R *p, V x) { _mm256_stream_ps(p, (__m256)x); }
-FA_INLINE V vector_exp2(V x) { return exp2_bits(maximum(splat(-127.0f), x)); }
-FA_INLINE V vector_exp(V x) { return exp_bits(maximum(splat(FA_EXP_FLOOR), x)); }
 
 #else
 
@@ -74,9 +72,10 @@ FA_INLINE V load_part(const R *p, int n) { return (V)_mm256_maskload_pd(p, first
 FA_INLINE void store_part(R *p, V x, int n) { _mm256_maskstore_pd(p, first_lanes(n), (__m256d)x); }
 FA_INLINE V join_lanes(V a, V b, int n) { return (V)join_words((__m256)a, (__m256)b, 2 * n); }
 FA_INLINE void store_nontemporal(R *p, V x) { _mm256_stream_pd(p, (__m256d)x); }
-FA_INLINE V vector_exp2(V x) { return exp2_bits(maximum(splat(-1023.0), x)); }
-FA_INLINE V vector_exp(V x) { return exp_bits(maximum(splat(FA_EXP_FLOOR), x)); }
 
 #endif
+
+FA_INLINE V vector_exp2(V x) { return exp2_bits(maximum(splat(-FA_EXPONENT_BIAS), x)); }
+FA_INLINE V vector_exp(V x) { return exp_bits(maximum(splat(FA_EXP_FLOOR), x)); }
 
 #endif

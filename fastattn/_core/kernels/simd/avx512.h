@@ -78,7 +78,7 @@ FA_INLINE V vector_exp2(V x) {
 /* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
 FA_INLINE V vector_exp(V x) {
     x = maximum(splat(-110.0f), x);
-    V n = (V)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0x08);
+    V n = (V)_mm512_roundscale_ps((__m512)(x * FA_LOG2_E), 0x08);
     return (V)_mm512_scalef_ps((__m512)exp_half(exp_rest(x, n)), (__m512)n);
 }
 
@@ -99,7 +99,7 @@ FA_INLINE V vector_exp2(V x) {
 }
 FA_INLINE V vector_exp(V x) {
     x = maximum(splat(-760.0), x);
-    V n = (V)_mm512_roundscale_pd((__m512d)(x * 1.4426950408889634), 0x08);
+    V n = (V)_mm512_roundscale_pd((__m512d)(x * FA_LOG2_E), 0x08);
     return (V)_mm512_scalef_pd((__m512d)exp_half(exp_rest(x, n)), (__m512d)n);
 }
 

@@ -22,10 +22,14 @@
 /* R: the reals. I: integers of their width. */
 #if FA_REAL_IS_FLOAT
 #define FA_REAL_BYTES 4
+#define FA_MANTISSA_BITS 23
+#define FA_EXPONENT_BIAS 127
 #define R float
 #define I int32_t
 #else
 #define FA_REAL_BYTES 8
+#define FA_MANTISSA_BITS 52
+#define FA_EXPONENT_BIAS 1023
 #define R double
 #define I int64_t
 #endif

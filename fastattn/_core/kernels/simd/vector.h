@@ -141,136 +141,88 @@ FA_INLINE uint16_t float_to_f16(float x) { return (uint16_t)bits_of_f16((V_f32){
 
 /* --- exponentials --- */
 
+/* Coefficients of polynomials, the highest first, and log 2 in two parts, the first short enough for exact products with
+ * whole numbers. Beyond +-FA_TANH_MOST, in units of log(2) / 2, tanh is +-1. */
 #if FA_REAL_IS_FLOAT
+#define FA_LOG2_E 1.44269504f
+#define FA_LOG_2_HIGH 0.693359375f
+#define FA_LOG_2_LOW -2.12194440e-4f
+#define FA_EXP_FLOOR -88.029694f
+#define FA_TANH_MOST 30.0f
+#define FA_EXP2_UNIT                                                                                                   \
+    0.000216129163f, 0.00124678458f, 0.00967545155f, 0.0554852821f, 0.240229309f, 0.693147063f, 1.0f
+#define FA_EXP2_LESS 0.000153533547f, 0.00133988739f, 0.00961843692f, 0.0555033237f, 0.240226477f, 0.693147182f
+#define FA_EXP_HALF 8.29031877e-3f, 4.18979302e-2f, 1.66676357e-1f, 4.99991506e-1f, 9.99999762e-1f, 1.0f
+#else
+#define FA_LOG2_E 1.4426950408889634
+#define FA_LOG_2_HIGH 0x1.62e42fefp-1
+#define FA_LOG_2_LOW 7.440617110012397e-11
+#define FA_EXP_FLOOR -709.0895657128241
+#define FA_TANH_MOST 60.0
+#define FA_EXP2_UNIT                                                                                                   \
+    6.263464252221697e-10, 6.559530413441016e-09, 1.0253212163172274e-07, 1.3208367327571748e-06,                      \
+        1.5253175052149782e-05, 0.0001540351230982355, 0.001333355862955955, 0.009618129099550964,                     \
+        0.05550410866560223, 0.2402265069590633, 0.693147180559946, 1.0
+#define FA_EXP2_LESS                                                                                                   \
+    4.4347712665481056e-10, 7.073783248498184e-09, 1.0178199572026883e-07, 1.321543528230637e-06,                      \
+        1.5252733493127124e-05, 0.00015403530457112102, 0.001333355814677462, 0.00961812910759412,                     \
+        0.055504108664820084, 0.2402265069591013, 0.6931471805599453
+#define FA_EXP_HALF                                                                                                    \
+    2.4991432676936897e-08, 2.7631034033848393e-07, 2.755762669692093e-06, 2.48014906365034e-05,                       \
+        0.00019841269436798092, 0.001388888894635271, 0.00833333333354969, 0.04166666666651783, 0.1666666666666622,    \
+        0.5000000000000012, 1.0, 1.0
+#endif
+
+FA_INLINE V polynomial(V x, const R *coefficient, int degree) {
+    V p = x * coefficient[0] + coefficient[1];
+    FA_UNROLL_FOR(int i = 2; i <= degree; i++) p = p * x + coefficient[i];
+    return p;
+}
+#define FA_POLYNOMIAL(x, ...) polynomial(x, (const R[]){__VA_ARGS__}, sizeof((const R[]){__VA_ARGS__}) / sizeof(R) - 1)
 
 /* 2^f for f in [0, 1): minimax in relative error with the constant term fixed at 1, so that 2^0 is exact.
  * Error before rounding 2.0e-9 (float32) and 3.2e-18 (float64). */
-FA_INLINE V exp2_unit(V f) {
-    V p = f * 0.000216129163f + 0.00124678458f;
-    p = p * f + 0.00967545155f;
-    p = p * f + 0.0554852821f;
-    p = p * f + 0.240229309f;
-    p = p * f + 0.693147063f;
-    return p * f + 1.0f;
-}
+FA_INLINE V exp2_unit(V f) { return FA_POLYNOMIAL(f, FA_EXP2_UNIT); }
 
 /* 2^f - 1, and 2^f, for f in [-1/2, 1/2]: error 1.9746e-9 and 3.4e-18. */
-FA_INLINE V exp2_less(V f) {
-    V p = f * 0.000153533547f + 0.00133988739f;
-    p = p * f + 0.00961843692f;
-    p = p * f + 0.0555033237f;
-    p = p * f + 0.240226477f;
-    return (p * f + 0.693147182f) * f;
-}
-FA_INLINE V exp2_half(V f) { return exp2_less(f) + 1.0f; }
+FA_INLINE V exp2_less(V f) { return FA_POLYNOMIAL(f, FA_EXP2_LESS) * f; }
+FA_INLINE V exp2_half(V f) { return exp2_less(f) + 1; }
 
-/* e^r for r in [-log(2)/2, log(2)/2]: error 1.1e-7 and 1.1e-17. One degree less in float32
- * than above: softmax is bound by it. */
-FA_INLINE V exp_half(V r) {
-    V p = r * 8.29031877e-3f + 4.18979302e-2f;
-    p = p * r + 1.66676357e-1f;
-    p = p * r + 4.99991506e-1f;
-    p = p * r + 9.99999762e-1f;
-    return p * r + 1.0f;
-}
+/* e^r for r in [-log(2)/2, log(2)/2]: error 1.1e-7 and 1.1e-17. One degree less in float32 than above: softmax is bound
+ * by it. */
+FA_INLINE V exp_half(V r) { return FA_POLYNOMIAL(r, FA_EXP_HALF); }
 
-/* x / log 2 rounded, and what remains of x; log 2 in two parts, the first short enough for an exact product. */
-FA_INLINE V exp_rest(V x, V n) { return x - n * 0.693359375f + n * 2.12194440e-4f; }
+/* What remains of x where n is x / log 2, rounded. */
+FA_INLINE V exp_rest(V x, V n) { return x - n * FA_LOG_2_HIGH - n * FA_LOG_2_LOW; }
 
 /* 2^x and e^x for x <= 0 on machines without an instruction for the scaling. `floored` is x, but at least -bias (or
  * -bias log 2). n is rounded by adding a magic constant whose low bits then hold n + bias, so that a shift makes 2^n;
  * at n = -bias that is exactly 0: -inf gives 0 without a branch. NaN passes through the product. */
-#define FA_MAGIC (0x1.8p23f + 127.0f)
-#define FA_EXP_FLOOR -88.029694f
+#define FA_MAGIC ((R)((I)3 << (FA_MANTISSA_BITS - 1)) + FA_EXPONENT_BIAS)
+FA_INLINE V power_of_two(V t) { return (V)((VI)t << FA_MANTISSA_BITS); }
 FA_INLINE V exp2_bits(V floored) {
     V t = floored + FA_MAGIC;
-    return exp2_half(floored - (t - FA_MAGIC)) * (V)((VI)t << 23);
+    return exp2_half(floored - (t - FA_MAGIC)) * power_of_two(t);
 }
 FA_INLINE V exp_bits(V floored) {
-    V t = floored * 1.44269504f + FA_MAGIC;
-    return exp_half(exp_rest(floored, t - FA_MAGIC)) * (V)((VI)t << 23);
+    V t = floored * FA_LOG2_E + FA_MAGIC;
+    return exp_half(exp_rest(floored, t - FA_MAGIC)) * power_of_two(t);
 }
 
 /* The same to half a unit and a little: for single weights, which no sum follows. */
 FA_INLINE V exp_exact_bits(V floored) {
-    V t = floored * 1.44269504f + FA_MAGIC;
-    return exp2_half(exp_rest(floored, t - FA_MAGIC) * 1.44269504f) * (V)((VI)t << 23);
+    V t = floored * FA_LOG2_E + FA_MAGIC;
+    return exp2_half(exp_rest(floored, t - FA_MAGIC) * FA_LOG2_E) * power_of_two(t);
 }
 
 /* tanh of (log(2) / 2) t: (2^t - 1) / (2^t + 1), where 2^t - 1 = 2^n (2^f - 1) + (2^n - 1) keeps the relative error
- * small near 0 as well. Beyond the clamp it is +-1. */
+ * small near 0 as well. */
 FA_INLINE V tanh_half(V t) {
-    const V most = splat(30.0f);
+    const V most = splat(FA_TANH_MOST);
     t = choose(t > most, most, choose(t < -most, -most, t));
-    V magic = t + FA_MAGIC, power = (V)((VI)magic << 23);
-    V less = exp2_less(t - (magic - FA_MAGIC)) * power + (power - 1.0f);
-    return less / (less + 2.0f);
+    V magic = t + FA_MAGIC, power = power_of_two(magic);
+    V less = exp2_less(t - (magic - FA_MAGIC)) * power + (power - 1);
+    return less / (less + 2);
 }
-
-#else
-
-FA_INLINE V exp2_unit(V f) {
-    V p = f * 6.263464252221697e-10 + 6.559530413441016e-09;
-    p = p * f + 1.0253212163172274e-07;
-    p = p * f + 1.3208367327571748e-06;
-    p = p * f + 1.5253175052149782e-05;
-    p = p * f + 0.0001540351230982355;
-    p = p * f + 0.001333355862955955;
-    p = p * f + 0.009618129099550964;
-    p = p * f + 0.05550410866560223;
-    p = p * f + 0.2402265069590633;
-    p = p * f + 0.693147180559946;
-    return p * f + 1.0;
-}
-FA_INLINE V exp2_less(V f) {
-    V p = f * 4.4347712665481056e-10 + 7.073783248498184e-09;
-    p = p * f + 1.0178199572026883e-07;
-    p = p * f + 1.321543528230637e-06;
-    p = p * f + 1.5252733493127124e-05;
-    p = p * f + 0.00015403530457112102;
-    p = p * f + 0.001333355814677462;
-    p = p * f + 0.00961812910759412;
-    p = p * f + 0.055504108664820084;
-    p = p * f + 0.2402265069591013;
-    return (p * f + 0.6931471805599453) * f;
-}
-FA_INLINE V exp2_half(V f) { return exp2_less(f) + 1.0; }
-FA_INLINE V exp_half(V r) {
-    V p = r * 2.4991432676936897e-08 + 2.7631034033848393e-07;
-    p = p * r + 2.755762669692093e-06;
-    p = p * r + 2.48014906365034e-05;
-    p = p * r + 0.00019841269436798092;
-    p = p * r + 0.001388888894635271;
-    p = p * r + 0.00833333333354969;
-    p = p * r + 0.04166666666651783;
-    p = p * r + 0.1666666666666622;
-    p = p * r + 0.5000000000000012;
-    p = p * r + 1.0;
-    return p * r + 1.0;
-}
-FA_INLINE V exp_rest(V x, V n) { return x - n * 0x1.62e42fefp-1 - n * 7.440617110012397e-11; }
-#define FA_MAGIC (0x1.8p52 + 1023.0)
-#define FA_EXP_FLOOR -709.0895657128241
-FA_INLINE V exp2_bits(V floored) {
-    V t = floored + FA_MAGIC;
-    return exp2_half(floored - (t - FA_MAGIC)) * (V)((VI)t << 52);
-}
-FA_INLINE V exp_bits(V floored) {
-    V t = floored * 1.4426950408889634 + FA_MAGIC;
-    return exp_half(exp_rest(floored, t - FA_MAGIC)) * (V)((VI)t << 52);
-}
-FA_INLINE V exp_exact_bits(V floored) {
-    V t = floored * 1.4426950408889634 + FA_MAGIC;
-    return exp2_half(exp_rest(floored, t - FA_MAGIC) * 1.4426950408889634) * (V)((VI)t << 52);
-}
-FA_INLINE V tanh_half(V t) {
-    const V most = splat(60.0);
-    t = choose(t > most, most, choose(t < -most, -most, t));
-    V magic = t + FA_MAGIC, power = (V)((VI)magic << 52);
-    V less = exp2_less(t - (magic - FA_MAGIC)) * power + (power - 1.0);
-    return less / (less + 2.0);
-}
-
-#endif
 
 #endif
