@@ -50,6 +50,7 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "embedsignature": True,
+    "binding": False,  # plain built-in functions: a call takes 40 to 380 instructions less
     "freethreading_compatible": True,
 }
 

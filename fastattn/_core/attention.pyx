@@ -1,4 +1,3 @@
-# cython: binding=False
 """The interface of attention between NumPy and the planner: arrays become addresses, strides and a list of sequences.
 
 Padded, packed and paged calls share one function, `attend`. They differ in the axes of heads and tokens, and in how to

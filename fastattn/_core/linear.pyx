@@ -1,4 +1,3 @@
-# cython: binding=False
 """Linear layers: the product of the rows of x and of the weight, split into items for the threads."""
 
 cimport numpy as np

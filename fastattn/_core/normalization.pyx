@@ -1,4 +1,3 @@
-# cython: binding=False
 """Layer and RMS normalisation over the last axis, with or without a residual, split into items for the threads."""
 
 cimport numpy as np

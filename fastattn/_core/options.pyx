@@ -1,4 +1,4 @@
-# cython: binding=False, embedsignature.format=clinic
+# cython: embedsignature.format=clinic
 """The options of attention, in one object: made by name, checked, and lowered to what the planner and kernels read.
 
 A public function makes it from its arguments by `attention_options`, which checks what does not depend on arrays.

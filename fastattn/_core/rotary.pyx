@@ -1,4 +1,3 @@
-# cython: binding=False
 """Rotary position embedding: the rows of a strided array, split into items for the threads."""
 
 cimport numpy as np

@@ -1,4 +1,3 @@
-# cython: binding=False
 """softmax and log_softmax: the rows along one axis of a strided array, split into items for the threads."""
 
 cimport numpy as np
