@@ -141,8 +141,8 @@ FA_INLINE uint16_t float_to_f16(float x) { return (uint16_t)bits_of_f16((V_f32){
 
 /* --- exponentials --- */
 
-/* Coefficients of polynomials, the highest first, and log 2 in two parts, the first short enough for exact products with
- * whole numbers. Beyond +-FA_TANH_MOST, in units of log(2) / 2, tanh is +-1. */
+/* Coefficients of polynomials, the highest first, and log 2 in two parts, the first short enough for exact products
+ * with whole numbers. Beyond +-FA_TANH_MOST, in units of log(2) / 2, tanh is +-1. */
 #if FA_REAL_IS_FLOAT
 #define FA_LOG2_E 1.44269504f
 #define FA_LOG_2_HIGH 0.693359375f
