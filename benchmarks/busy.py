@@ -18,6 +18,7 @@ import concurrent.futures
 import contextlib
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,12 @@ LEAD = 0.2
 #: Turns of each engine in a scene, every other round in reverse order.
 TURNS = 3
 
-NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
+#: A process that only counts, until its parent has ended, even if that was killed.
+NEIGHBOUR = [
+    sys.executable,
+    "-c",
+    f"import os\nwhile os.getppid() == {os.getpid()}:\n    for _ in range(1_000_000): pass",
+]
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,18 @@ def test_a_scene():
         assert answer["foreign"] is None
 
 
+def test_a_neighbour_ends_with_its_parent():
+    """Here the parent is another process from the beginning."""
+    code = f"import subprocess; subprocess.run({busy.NEIGHBOUR!r}, check=True)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    with subprocess.Popen(busy.NEIGHBOUR) as process:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        finally:
+            process.kill()
+
+
 class Played:
     """An engine that fails or has two variants, of which it chooses the given one or the second."""
 
