@@ -3,22 +3,28 @@
     python benchmarks/busy.py                       # print the tables; takes about ten minutes
     python benchmarks/busy.py --only "softmax"      # some of what is called
     python benchmarks/busy.py --scene "workers"     # some scenes
-    python benchmarks/busy.py --page                # also write the page
+    python benchmarks/busy.py --page                # also write the page, from all rows that are saved
 
 A scene is a kind of load: busy neighbours (processes that only count), several workers of the same engine, PyTorch
 called in turns in the same process, calls with pauses between them. Every worker is a process of its own with its own
 threads; engines take turns, scene by scene. Results are compared with the oracle beforehand, on the quiet machine.
 Missed targets are shown in bold. A scene lasts for --rounds times --seconds.
+
+The rows of a call are printed and saved as soon as it is done, in build/busy.json or the file of --json, where they
+replace earlier ones of the same call and scene. So an interrupted run can be continued with --only, and --page.
 """
 
 import concurrent.futures
 import contextlib
+import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import fastattn
 from compare import parse
@@ -26,10 +32,11 @@ from fastattn.commands import options
 from fastattn.commands.measuring import machine, tables
 from fastattn.commands.measuring.cases import CASES
 from fastattn.commands.measuring.results import geometric_mean
+from laboratory import shared
 from laboratory.encoder import ENCODER
 from laboratory.peers import OTHERS, PEERS
 from laboratory.watching import Engine
-from report import Page, deliver
+from report import Page
 
 PAGE = Page(
     "busy",
@@ -48,13 +55,21 @@ the smallest, less than 0.95 of one thread's calls with workers, more than 1.1 o
 turns with PyTorch, the last figure is PyTorch's own time over its time in turns with one thread of fastattn; the target
 is below 1.1."""
 
+#: Where rows are saved by default.
+SAVED = Path(__file__).parents[1] / "build" / "busy.json"
+
 #: Seconds from the start of a scene until its calls begin, so that all processes have started.
 LEAD = 0.2
 
 #: Turns of each engine in a scene, every other round in reverse order.
 TURNS = 3
 
-NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
+#: A process that only counts, until its parent has ended, even if that was killed.
+NEIGHBOUR = [
+    sys.executable,
+    "-c",
+    f"import os\nwhile os.getppid() == {os.getpid()}:\n    for _ in range(1_000_000): pass",
+]
 
 
 @dataclass(frozen=True)
@@ -114,26 +129,60 @@ class Seen:
             foreign=statistics.mean(foreign) if foreign else math.nan,
         )
 
+    @classmethod
+    def from_json(cls, numbers):
+        """From what `as_json` returned."""
+        return cls(**{name: math.nan if number is None else number for name, number in numbers.items()})
 
+    def as_json(self):
+        """The numbers by name; None for NaN, which JSON does not have."""
+        return {name: None if math.isnan(number) else number for name, number in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the engines measured in a scene, by name, and the facts of the machine."""
+
+    found: dict
+    machine: dict
+
+    @classmethod
+    def from_json(cls, engines, machine):
+        """From what `as_json` returned."""
+        return cls({name: Seen.from_json(numbers) for name, numbers in engines.items()}, machine)
+
+    def as_json(self):
+        """The row as plain data."""
+        return {"engines": {name: seen.as_json() for name, seen in self.found.items()}, "machine": self.machine}
+
+
+@shared.run()
 def main(argv=None):
-    """Measure, print the tables, and write them where requested."""
+    """Measure call by call, print and save the rows of each, and write the page where requested."""
     arguments = parse(argv, __doc__, _add_arguments)
     threads = arguments.threads or fastattn.get_num_threads()
     others = [name for name in OTHERS if not PEERS[name].absent]
     facts = machine.describe(others, threads)
     scenes = [scene for scene in SCENES if arguments.scene.search(scene.label) and _possible(scene)]
     calls = {label: call for label, call in CALLS.items() if arguments.only.search(label)}
-    seconds, measured = arguments.rounds * arguments.seconds, {}
+    seconds, measured, saved = arguments.rounds * arguments.seconds, {}, load(arguments.json)
     with tables.Progress(len(calls) * len(scenes)) as progress:
         for label, (case, ending) in calls.items():
-            measured[label] = _measure(label, case, ending, others, threads, scenes, seconds, progress)
-    deliver(render(measured, facts), {"machine": facts, "calls": _as_json(measured)}, arguments, PAGE)
+            seen = _measure(label, case, ending, others, threads, scenes, seconds, progress)
+            measured[label] = {scene: Row(found, facts) for scene, found in seen.items()}
+            saved[label] = saved.get(label, {}) | measured[label]
+            save(saved, arguments.json)
+            print(f"{_section(label, measured[label])}\n", flush=True)
+    print(_foot(measured))
+    if arguments.page:
+        PAGE.write(render(load(arguments.json)))
 
 
 def _add_arguments(parser):
     parser.add_argument(
         "--scene", type=options.pattern, default="", metavar="REGEX", help="only scenes of a matching name"
     )
+    parser.set_defaults(json=SAVED)
 
 
 def _possible(scene):
@@ -146,12 +195,11 @@ def _measure(label, case, ending, others, threads, scenes, seconds, progress):
     with contextlib.ExitStack() as stack:
         teams = {}
         for name in ("fastattn", ONE_THREAD, *others):
-            of = "fastattn" if name == ONE_THREAD else name
+            of, count = ("fastattn", 1) if name == ONE_THREAD else (name, threads)
             if PEERS[of + ending].absent:
                 continue
-            count = 1 if name == ONE_THREAD else threads
             workers = [stack.enter_context(Engine(of + ending, count)) for _ in range(most)]
-            if not any(worker.prepare(case).failure for worker in workers):
+            if _prepare(workers, case):
                 teams[name] = workers
         seen = {}
         for scene in scenes:
@@ -162,6 +210,17 @@ def _measure(label, case, ending, others, threads, scenes, seconds, progress):
                     answers[name].append(_watch(teams[name][: scene.workers], scene, seconds / TURNS))
             seen[scene] = {name: Seen.of(turns) for name, turns in answers.items()}
     return seen
+
+
+def _prepare(workers, case):
+    """Whether all workers can run the case; the first one chooses the variant."""
+    variant = ""
+    for worker in workers:
+        outcome = worker.prepare(case, variant=variant)
+        if outcome.failure:
+            return False
+        variant = outcome.variant
+    return True
 
 
 def _watch(workers, scene, seconds):
@@ -178,27 +237,59 @@ def _watch(workers, scene, seconds):
             neighbour.wait()
 
 
+# Saved rows
+
+
+def load(path):
+    """The saved rows, {call: {scene: row}}, in the order of `CALLS` and `SCENES`; none without a file."""
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {
+        label: {scene: Row.from_json(**saved[label][scene.label]) for scene in SCENES if scene.label in saved[label]}
+        for label in CALLS
+        if label in saved
+    }
+
+
+def save(measured, path):
+    """Write the rows as `load` reads them."""
+    saved = {label: {scene.label: row.as_json() for scene, row in rows.items()} for label, rows in measured.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+
+
 # Tables
 
 
-def render(measured, facts):
+def render(measured):
     """The tables as Markdown, then what they were measured on."""
-    blocks = []
-    for label, seen in measured.items():
-        names = list(next(iter(seen.values())))
-        header = ["", *(PEERS[name].label if name in PEERS else name for name in names), "calls", "99th percentile", ""]
-        rows = [_row(scene, seen[scene], names) for scene in seen]
-        blocks += [f"## {label}", tables.markdown(header, rows, "l" + "r" * (len(header) - 1))]
-    ratios = [_against_others(found)[0] for seen in measured.values() for found in seen.values()]
+    return "\n\n".join([*(_section(label, rows) for label, rows in measured.items()), _foot(measured)])
+
+
+def _section(label, rows):
+    """The table of a call."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row.found))
+    header = ["", *(PEERS[name].label if name in PEERS else name for name in names), "calls", "99th percentile", ""]
+    lines = [_row(scene, row.found, names) for scene, row in rows.items()]
+    return f"## {label}\n\n{tables.markdown(header, lines, 'l' + 'r' * (len(header) - 1))}"
+
+
+def _foot(measured):
+    """The mean, the legend, and the facts of the machine; which calls were measured when they differ."""
+    calls_on = {}
+    for label, rows in measured.items():
+        for row in rows.values():
+            calls_on.setdefault(machine.line(row.machine), {})[label] = None
+    lines = [f"{', '.join(calls)}: {line}" for line, calls in calls_on.items()] if len(calls_on) > 1 else calls_on
+    ratios = [_against_others(row.found)[0] for rows in measured.values() for row in rows.values()]
     mean = f"Calls against the best other engine, geometric mean: {tables.ratio(geometric_mean(ratios))}."
-    return "\n\n".join([*blocks, mean, LEGEND, machine.line(facts)])
+    return "\n\n".join([mean, LEGEND, *lines])
 
 
 def _row(scene, found, names):
     calls, tail = _against_others(found)
     quiet = scene == SCENES[0]
     cells = [_bold(tables.ratio(calls), calls < 1), _bold(tables.ratio(tail), tail > 1.25 and not quiet)]
-    return [scene.label, *(_cell(found[name]) for name in names), *cells, _own(scene, found)]
+    return [scene.label, *(_cell(found.get(name, Seen())) for name in names), *cells, _own(scene, found)]
 
 
 def _cell(seen):
@@ -232,19 +323,6 @@ def _own(scene, found):
 
 def _bold(text, short):
     return f"**{text}**" if short else text
-
-
-def _as_json(measured):
-    return {
-        label: {
-            scene.label: {
-                name: {key: None if math.isnan(number) else number for key, number in vars(seen).items()}
-                for name, seen in found.items()
-            }
-            for scene, found in seen_by_scene.items()
-        }
-        for label, seen_by_scene in measured.items()
-    }
 
 
 if __name__ == "__main__":

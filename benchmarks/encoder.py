@@ -22,7 +22,7 @@ from fastattn.commands import options
 from fastattn.commands.measuring import dtypes, machine, tables
 from fastattn.commands.measuring.engines import Engine, Outcome, Pace, contest
 from fastattn.commands.measuring.results import geometric_mean
-from laboratory import startup
+from laboratory import shared, startup
 from laboratory.encoder import (
     ALLOWED,
     ASKED_OF_PASSES,
@@ -126,6 +126,7 @@ class Row:
         return words | {key: _or_none(number) for key, number in numbers.items()}
 
 
+@shared.run()
 def main(argv=None):
     """Measure, print the tables, and write them where requested."""
     arguments = parse(argv, __doc__, _more)

@@ -7,6 +7,7 @@
 ``variants``          options of attention, and packed sequences, as data
 ``peers``             how PyTorch, ONNX Runtime and OpenVINO run each operation, and each engine the encoder
 ``watching``          engines whose calls are timed one by one, on a busy machine
+``shared``            files that the processes of a run share
 ``instructions``      limits engines to the instructions of an older processor
 ====================  ==============================================================================
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from fastattn import reference
 from fastattn.commands.measuring.accuracy import Verdict
+from laboratory import shared
 
 #: Batch × tokens of one pass; no sequence is padded.
 SHAPES = ((1, 16), (1, 128), (8, 64), (32, 128), (4, 512))
@@ -153,14 +154,14 @@ class Encode:
         return lambda result: check(result[sampled], exact, self.dtype)
 
 
-@functools.cache
+@shared.cache
 def _exact_states(case):
     """The expected result of a pass for its first and its last sequence."""
     ids = case.inputs()["input_ids"]
     return [hidden_states(ids[n]) for n in (0, -1)]
 
 
-@functools.cache
+@shared.cache
 def _exact_embeddings(count):
     """Some of the first texts, from the shortest to the longest, and their embeddings."""
     ids = [encoding.ids for encoding in tokenizer().encode_batch(texts()[:count])]
@@ -284,7 +285,7 @@ def _gelu(x):
 # Texts
 
 
-@functools.cache
+@shared.cache
 def texts():
     """Real English texts of mixed length: sentences from the docstrings of Python's own library, and whole docstrings.
 

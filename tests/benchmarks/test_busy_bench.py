@@ -11,7 +11,7 @@ import pytest
 from fastattn.commands.measuring import machine
 from fastattn.commands.measuring.cases import CASES
 from laboratory.watching import Desk, Engine
-from support.scripts import script
+from support.scripts import pages_in, script
 
 busy = script("busy")
 
@@ -74,6 +74,98 @@ def test_a_scene():
         assert answer["times"] == sorted(answer["times"])
         assert answer["rate"] > 0 < answer["cpu"]
         assert answer["foreign"] is None
+
+
+def test_a_neighbour_ends_with_its_parent():
+    """Here the parent is another process from the beginning."""
+    code = f"import subprocess; subprocess.run({busy.NEIGHBOUR!r}, check=True)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    with subprocess.Popen(busy.NEIGHBOUR) as process:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        finally:
+            process.kill()
+
+
+class Played:
+    """An engine that fails or has two variants, of which it chooses the given one or the second."""
+
+    def __init__(self, failure=""):
+        self.failure, self.asked = failure, []
+
+    def prepare(self, case, variant=""):
+        self.asked.append(variant)
+        return SimpleNamespace(variant=variant or "second", failure=self.failure)
+
+
+def test_workers_take_the_variant_of_the_first():
+    workers = [Played(), Played(), Played()]
+    assert busy._prepare(workers, None)
+    assert [worker.asked for worker in workers] == [[""], ["second"], ["second"]]
+
+
+def test_no_further_worker_prepares_what_fails():
+    workers = [Played("no such call"), Played()]
+    assert not busy._prepare(workers, None)
+    assert workers[1].asked == []
+
+
+# Interrupted runs
+
+SOFTMAX, LINEAR = "softmax 1536×128", "linear 128×768→3072, gelu"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the script in two scenes with given calls per second by call; a call without them interrupts it."""
+    saved = tmp_path / "new" / "busy.json"
+
+    def run(rates, *options, machine_now="a machine"):
+        def measure(label, case, ending, others, threads, scenes, seconds, progress):
+            if label not in rates:
+                raise KeyboardInterrupt
+            return {scene: {"fastattn": seen(rates[label]), busy.ONE_THREAD: seen(50)} for scene in scenes}
+
+        monkeypatch.setattr(busy, "_measure", measure)
+        monkeypatch.setattr(busy.machine, "describe", lambda *_: {"processor": machine_now})
+        with pages_in(tmp_path):
+            busy.main(["--scene", "quiet|two workers", "--json", str(saved), *options])
+
+    run.saved, run.page = saved, tmp_path / "busy.md"
+    return run
+
+
+def test_rows_of_an_interrupted_run_are_printed_and_saved(run, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        run({SOFTMAX: 222}, "--only", "softmax|MiniLM", "--page")
+    assert f"## {SOFTMAX}\n" in capsys.readouterr().out
+    assert not run.page.exists()
+    [(label, rows)] = busy.load(run.saved).items()
+    assert label == SOFTMAX
+    assert [scene.label for scene in rows] == ["quiet", "two workers"]
+    assert rows[QUIET].found["fastattn"].rate == 222
+    assert math.isnan(rows[QUIET].found["fastattn"].foreign)
+
+
+def test_a_run_can_be_continued(run, capsys):
+    """The page has all calls in order; what is measured again replaces what was saved."""
+    run({SOFTMAX: 111}, "--only", "softmax")
+    run({SOFTMAX: 222}, "--only", "softmax", "--scene", "two workers")
+    capsys.readouterr()
+    run({LINEAR: 333}, "--only", "linear", "--page")
+    page, printed = run.page.read_text(encoding="utf-8"), capsys.readouterr().out
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [f"## {LINEAR}", f"## {SOFTMAX}"]
+    assert [rate in page for rate in ("| 111 ·", "| 222 ·", "| 333 ·")] == [True] * 3
+    assert page.count("a machine") == 1
+    assert LINEAR in printed
+    assert SOFTMAX not in printed
+
+
+def test_a_page_of_several_machines_names_the_calls_of_each(run):
+    run({SOFTMAX: 111}, "--only", "softmax")
+    run({LINEAR: 333}, "--only", "linear", "--page", machine_now="another machine")
+    assert run.page.read_text(encoding="utf-8").endswith(f"{LINEAR}: another machine\n\n{SOFTMAX}: a machine\n")
 
 
 def test_watching_takes_turns_and_pauses(monkeypatch):

@@ -579,6 +579,11 @@ def test_a_wrong_way_is_not_timed():
     assert desk(wrong, impossible, right).prepare(CASES["softmax-1x128"])["variant"] == "right"
 
 
+def test_a_given_way_is_the_only_one():
+    assert desk(right, wrong).prepare(CASES["softmax-1x128"], variant="right")["variant"] == "right"
+    assert "right" not in desk(right, wrong).prepare(CASES["softmax-1x128"], variant="wrong")["failure"]
+
+
 @pytest.mark.parametrize(("patience", "trials"), [(0.0, 1), (60.0, TRIALS)])
 def test_ways_that_take_long_have_one_trial(monkeypatch, patience, trials):
     """Beside the call whose result is judged."""

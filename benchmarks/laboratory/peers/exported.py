@@ -8,7 +8,6 @@ own operators; and `converted.xml`, converted by OpenVINO itself from the PyTorc
 import functools
 import subprocess
 import sys
-import tempfile
 import warnings
 from importlib import util
 from pathlib import Path
@@ -17,25 +16,19 @@ from pathlib import Path
 FUSED = {"EmbedLayerNormalization": 1, "Attention": 6, "BiasGelu": 6, "SkipLayerNormalization": 12}
 
 
-@functools.cache
 def models(folder):
-    """A directory with the files, which is removed when the process ends."""
-    kept = tempfile.TemporaryDirectory()
-    command = [sys.executable, "-P", __file__, str(folder), kept.name]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """The path of a directory with the files, which a run's processes share."""
+    from laboratory import shared  # not found by the process that exports
+
+    return shared.made("models", functools.partial(_start, folder))
+
+
+def _start(folder, target):
+    """Write the files into a new directory, in another process."""
+    target.mkdir(exist_ok=True)
+    done = subprocess.run([sys.executable, "-P", __file__, str(folder), str(target)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the export failed: {done.stderr.splitlines()[-1:]}")
-    return _Directory(kept)
-
-
-class _Directory:
-    """Paths in a temporary directory, which is kept as long as this object."""
-
-    def __init__(self, kept):
-        self._kept = kept
-
-    def __truediv__(self, name):
-        return str(Path(self._kept.name, name))
 
 
 def export(folder, target):

@@ -128,10 +128,13 @@ class Engine:
         """The id of its process; None if there is none now."""
         return self._process and self._process.pid
 
-    def prepare(self, case, keep=False):
-        """Prepare a case, replacing the previous ones unless `keep`, and compare the result with the oracle."""
+    def prepare(self, case, keep=False, variant=""):
+        """Prepare a case, replacing the previous ones unless `keep`, and compare the result with the oracle.
+
+        The variant is the fastest one, or the given one.
+        """
         try:
-            return Outcome(**self._ask("prepare", case=case, keep=keep))
+            return Outcome(**self._ask("prepare", case=case, keep=keep, variant=variant))
         except EngineFailure as failure:
             return Outcome(failure=str(failure))
 

@@ -26,13 +26,13 @@ class Desk:
         self.peer = peer
         self.calls = {}
 
-    def prepare(self, case, keep=False):
-        """Choose the fastest variant for the case; forget the other cases unless `keep`."""
+    def prepare(self, case, keep=False, variant=""):
+        """Choose the fastest variant for the case, or take the given one; forget the other cases unless `keep`."""
         if not keep:
             self.calls.clear()
         check = case.verifier()
         variants = self.peer.VARIANTS[case.operation]
-        tried = {name: self._try(build, case, check) for name, build in variants.items()}
+        tried = {name: self._try(build, case, check) for name, build in variants.items() if variant in ("", name)}
         working = {name: found for name, found in tried.items() if not isinstance(found, str)}
         if not working:
             return {"failure": "; ".join(f"{name}: {reason}" for name, reason in tried.items())}
