@@ -281,7 +281,7 @@ class BuildExtensions(build_ext):
             for source in INSTANCES
         ]
         tasks += [(KERNELS / "targets" / "dispatch.c", self.build_temp, built, "")]
-        tasks += [(KERNELS / "abi" / "scratch.c", self.build_temp, [], "")]
+        tasks += [(KERNELS / "abi" / f"{name}.c", self.build_temp, [], "") for name in ("panels", "scratch")]
         with ThreadPoolExecutor(2) as jobs:
             return list(jobs.map(lambda task: compile_one(*task), tasks))
 

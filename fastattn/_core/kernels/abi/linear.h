@@ -11,6 +11,8 @@ typedef struct {
     ptrdiff_t x_stride, residual_stride, out_stride, weight_row_stride, weight_stride;
     const char *weight, *bias; /* bias (features,) side by side; or NULL */
     const float *scales;       /* of the weight's rows; or NULL */
+    ptrdiff_t features;        /* outputs of a packed weight: rows without those of its gate */
+    int packed, gated;         /* packed: weight_row_stride is that of panels, see linear/packed.h */
     int activation;
     int contiguous_x, contiguous_weight, contiguous_residual, contiguous_out; /* elements side by side and aligned */
 } fa_linear;
@@ -34,13 +36,17 @@ typedef struct {
     int same_rows; /* as the item before, which has left them in this scratch memory as the kernel takes them */
 } fa_linear_item;
 
-typedef struct {
+typedef struct fa_linear_kernel {
     ptrdiff_t unit;       /* elements of a row that its product takes at a time, in as much memory as one real */
     ptrdiff_t most_rows;  /* of an item: at most FA_MOST_ROWS */
     ptrdiff_t least_rows; /* of an item, if it stays in the cache: so many make up for reading the weight once more */
     ptrdiff_t preferred_rows; /* so many are worth more than half of a cache */
     ptrdiff_t (*scratch)(const fa_linear *);
     void (*run)(const fa_linear *, const fa_linear_item *, void *scratch);
+    const struct fa_linear_kernel *packed; /* for packed weights; it alone sets the fields below */
+    ptrdiff_t panel;                       /* rows of a weight in a panel */
+    ptrdiff_t padding;                     /* a panel has a multiple of this many units */
+    ptrdiff_t run_units; /* 0, or: a panel ends with the sums of each run of this many of its units */
 } fa_linear_kernel;
 
 #endif

@@ -123,7 +123,7 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
 FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
                             ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
     V scale, bias, least[4];
-    find_shift(l, feature, count, &scale, &bias);
+    find_shift(l, feature, feature, count, &scale, &bias);
     FA_UNROLL_FOR(int i = 0; i < 4; i++) least[i] = splat(1);
     FA_UNROLL_FOR(int i = 0; i < 16; i++) least[i % 4] = smaller(least[i % 4], load(sums + i * LANES));
     FA_UNROLL_FOR(int i = 1; i < 4; i++) least[0] = smaller(least[0], least[i]);

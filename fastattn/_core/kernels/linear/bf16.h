@@ -34,19 +34,26 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
 }
 
 /* The sum of products of two rows by multiply-adds. */
-static R exact_sum(const fa_linear *l, const char *x, const char *weight) {
+static R exact_sum(const fa_linear *l, const char *x, ptrdiff_t row) {
     R sum = 0;
     for (ptrdiff_t k = 0; k < l->in_features; k++)
-        sum += read_element(x + k * l->x_stride, FA_BF16) * read_element(weight + k * l->weight_stride, FA_BF16);
+        sum += read_element(x + k * l->x_stride, FA_BF16) * read_element(weight_element(l, row, k), FA_BF16);
     return sum;
 }
 
-static int row_is_zero(const char *row, ptrdiff_t element, ptrdiff_t size) {
-    uint16_t bits = 0, x;
-    for (ptrdiff_t k = 0; k < size; k++) {
-        memcpy(&x, row + k * element, sizeof x);
-        bits |= x;
-    }
+FA_INLINE uint16_t bits_at(const char *element) {
+    uint16_t bits;
+    memcpy(&bits, element, sizeof bits);
+    return bits;
+}
+static int row_is_zero(const fa_linear *l, const char *x) {
+    uint16_t bits = 0;
+    for (ptrdiff_t k = 0; k < l->in_features; k++) bits |= bits_at(x + k * l->x_stride);
+    return !(bits & 0x7fff);
+}
+static int weight_row_is_zero(const fa_linear *l, ptrdiff_t row) {
+    uint16_t bits = 0;
+    for (ptrdiff_t k = 0; k < l->in_features; k++) bits |= bits_at(weight_element(l, row, k));
     return !(bits & 0x7fff);
 }
 
@@ -58,12 +65,9 @@ static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < splat(FA_LEAST_SUM)) & (sums[lane] > splat(-FA_LEAST_SUM));
         if (!any_lane(lost)) continue;
-        if (row_is_zero(x[lane], l->x_stride, l->in_features)) continue;
-        for (ptrdiff_t i = 0; i < features; i++) {
-            const char *weight = l->weight + (feature + i) * l->weight_row_stride;
-            if (lost[i] && !row_is_zero(weight, l->weight_stride, l->in_features))
-                sums[lane][i] = exact_sum(l, x[lane], weight);
-        }
+        if (row_is_zero(l, x[lane])) continue;
+        for (ptrdiff_t i = 0; i < features; i++)
+            if (lost[i] && !weight_row_is_zero(l, feature + i)) sums[lane][i] = exact_sum(l, x[lane], feature + i);
     }
 }
 

@@ -16,7 +16,8 @@
 #include "storage/elements.h"
 #include "storage/partial.h"
 
-#define LINEAR_RUN(l) 16384
+#define RUN_OF_TOTALS 16384
+#define LINEAR_RUN(l) RUN_OF_TOTALS
 
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
                                R *panel) {
@@ -138,6 +139,10 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory,
 }
 #define add_weights add_weights
 #define row_as_real row_as_real
+#define add_product_of_lanes add_product_of_lanes
+#define join_sums join_sums
+FA_INLINE V add_product_of_lanes(V sum, V lanes, V spread) { return add_product(sum, lanes, spread); }
+FA_INLINE V join_sums(V a, V b) { return (V)((VI)a + (VI)b); }
 FA_INLINE VI add_weights(VI total, V weights) { return add_bytes(total, (VI)weights); }
 FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) {
     VI whole = (VI)sum - *zero * *(const VI *)total;

@@ -9,6 +9,7 @@
 #ifndef FA_LINEAR_LINEAR_H
 #define FA_LINEAR_LINEAR_H
 
+#include "linear/packed.h"
 #include "linear/tile.h"
 #include "simd/lanes.h"
 #include "storage/scratch.h"
@@ -94,11 +95,26 @@ static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void 
     release_registers();
 }
 
-const fa_linear_kernel EXPORT(linear_kernel) = {UNIT,
-                                                ITEM_TILES * FA_TILE_VECTORS * LANES,
-                                                LEAST_TILES * FA_TILE_VECTORS * LANES,
-                                                PREFERRED_TILES * FA_TILE_VECTORS * LANES,
-                                                EXPORT(linear_scratch),
-                                                EXPORT(linear)};
+static const fa_linear_kernel EXPORT(packed_kernel) = {
+    .unit = UNIT,
+    .most_rows = PACKED_MOST_ROWS,
+    .least_rows = PACKED_MOST_ROWS,
+    .preferred_rows = PACKED_ROWS,
+    .scratch = EXPORT(packed_scratch),
+    .run = EXPORT(packed),
+    .panel = PANEL,
+    .padding = PADDED(1),
+    .run_units = FA_QUANTISED ? RUN_OF_TOTALS : 0,
+};
+
+const fa_linear_kernel EXPORT(linear_kernel) = {
+    .unit = UNIT,
+    .most_rows = ITEM_TILES * FA_TILE_VECTORS * LANES,
+    .least_rows = LEAST_TILES * FA_TILE_VECTORS * LANES,
+    .preferred_rows = PREFERRED_TILES * FA_TILE_VECTORS * LANES,
+    .scratch = EXPORT(linear_scratch),
+    .run = EXPORT(linear),
+    .packed = &EXPORT(packed_kernel),
+};
 
 #endif

@@ -18,7 +18,12 @@
  *   LINEAR_MOST_UNITS  any           units of a row at most
  *   smaller, any_below nothing       the sum nearer to 0 of two; whether one may have been flushed
  *   add_weights        nothing       a vector of weights added to the total of each feature
- *   row_as_real        the sum       a vector of sums of one row of x as reals */
+ *   row_as_real        the sum       a vector of sums of one row of x as reals
+ *
+ * and of a packed weight:
+ *   add_product_of_lanes  add_product  with weights in the lanes and x broadcast
+ *   join_sums             a + b        sums of the same run
+ *   RUN_OF_TOTALS         1            units of a run, whose weights are totalled behind the panel */
 #ifndef FA_LINEAR_PRODUCTS_H
 #define FA_LINEAR_PRODUCTS_H
 
@@ -63,6 +68,15 @@ FA_INLINE int any_below(V x, R least) { return 0; }
 #endif
 #ifndef add_weights
 FA_INLINE VI add_weights(VI total, V weights) { return total; }
+#endif
+#ifndef add_product_of_lanes
+FA_INLINE V add_product_of_lanes(V sum, V lanes, V spread) { return add_product(sum, spread, lanes); }
+#endif
+#ifndef RUN_OF_TOTALS
+#define RUN_OF_TOTALS 1
+#endif
+#ifndef join_sums
+FA_INLINE V join_sums(V a, V b) { return a + b; }
 #endif
 #ifndef row_as_real
 FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) { return sum; }

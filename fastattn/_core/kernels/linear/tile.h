@@ -24,10 +24,10 @@ static void scatter_row(const fa_linear *l, const char *residual, char *to, V y,
     narrow(to + feature * l->out_stride, l->type, l->out_stride, (const R *)&y, n);
 }
 
-/* The scales of n features, if there are any, and their biases or 0. */
-FA_INLINE void find_shift(const fa_linear *l, ptrdiff_t feature, ptrdiff_t n, V *scale, V *bias) {
+/* The scales of n rows of the weight, if there are any, and n biases or 0. */
+FA_INLINE void find_shift(const fa_linear *l, ptrdiff_t row, ptrdiff_t feature, ptrdiff_t n, V *scale, V *bias) {
     *scale = *bias = (V){0};
-    if (l->scales) widen((R *)scale, (const char *)(l->scales + feature), FA_F32, sizeof(float), n);
+    if (l->scales) widen((R *)scale, (const char *)(l->scales + row), FA_F32, sizeof(float), n);
     if (l->bias) *bias = load_some_as(l->bias + feature * fa_size_of(l->bias_type), l->bias_type, n);
 }
 
@@ -44,12 +44,11 @@ FA_NOINLINE void remake_overflowed(const fa_linear *l, const char *const *x, ptr
         for (ptrdiff_t i = 0; i < n && finite; i++) {
             if (isfinite(y[row][i]) || !isfinite(bias[i]) || !isfinite(l->scales[feature + i])) continue;
             if (finite < 0) finite = 1;
-            const char *weight = l->weight + (feature + i) * l->weight_row_stride;
             double sum = 0, scale = (double)l->scales[feature + i];
             for (ptrdiff_t k = 0; finite && k < l->in_features; k++) {
                 const double from = (double)read_element(x[row] + k * l->x_stride, l->type);
                 finite = isfinite(from);
-                sum += from * scale * (double)*(const int8_t *)(weight + k * l->weight_stride);
+                sum += from * scale * (double)*(const int8_t *)weight_element(l, feature + i, k);
             }
             if (finite) y[row][i] = (R)(sum + (double)bias[i]);
         }
@@ -92,21 +91,33 @@ static void scatter_rows(const fa_linear *l, const linear_tile *tile, ptrdiff_t 
         scatter_row(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], feature, n);
 }
 
+/* Applies scale and bias to sums with n rows of the weight, from `from` on: what the activation takes. */
+FA_INLINE void shift_sums(const fa_linear *l, const char *const *x, ptrdiff_t count, V *y, ptrdiff_t from,
+                          ptrdiff_t feature, ptrdiff_t n) {
+    V scale, bias;
+    recompute_flushed(l, x, count, from, n, y);
+    find_shift(l, from, feature, n, &scale, &bias);
+    for (ptrdiff_t i = 0; i < count; i++) y[i] = shifted(l, y[i], scale, bias);
+    remake_overflows(l, x, count, count, from, n, bias, y);
+}
+
+/* Writes n features of `count` rows, with the residual if there is one. */
+FA_INLINE void put_results(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
+                           ptrdiff_t feature, ptrdiff_t n) {
+#define PUT(TYPE) put_rows(tile, row, count, y, feature, n, TYPE)
+    if (l->contiguous_out && (!tile->residual || l->contiguous_residual)) FA_FOR_RESULT(l->type, PUT);
+    else scatter_rows(l, tile, row, count, y, feature, n);
+#undef PUT
+}
+
 /* Writes n features of `count` rows: scale, bias, activation, residual. */
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                         ptrdiff_t feature, ptrdiff_t n) {
-    const int plain = l->contiguous_out && (!tile->residual || l->contiguous_residual), rough = l->type != STORED;
-    V scale, bias;
-    if (plain) prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
-    recompute_flushed(l, tile->from + row, count, feature, n, y);
-    find_shift(l, feature, n, &scale, &bias);
-    for (ptrdiff_t i = 0; i < count; i++) y[i] = shifted(l, y[i], scale, bias);
-    remake_overflows(l, tile->from + row, count, count, feature, n, bias, y);
-    activate(y, (int)count, l->activation, rough);
-#define PUT(TYPE) put_rows(tile, row, count, y, feature, n, TYPE)
-    if (plain) FA_FOR_RESULT(l->type, PUT);
-    else scatter_rows(l, tile, row, count, y, feature, n);
-#undef PUT
+    if (l->contiguous_out && (!tile->residual || l->contiguous_residual))
+        prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
+    shift_sums(l, tile->from + row, count, y, feature, feature, n);
+    activate(y, (int)count, l->activation, l->type != STORED);
+    put_results(l, tile, row, count, y, feature, n);
 }
 
 #endif

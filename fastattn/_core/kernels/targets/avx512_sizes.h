@@ -16,4 +16,8 @@
 #define FA_ROWWISE_VECTORS 4
 #define FA_ROWWISE_UP_TO 8
 
+/* A full tile with a packed weight: rows of x, and panels of two vectors side by side; 24 sums. */
+#define FA_PACKED_ROWS 6
+#define FA_PACKED_PANELS 2
+
 #endif

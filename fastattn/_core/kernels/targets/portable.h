@@ -14,10 +14,14 @@
 #if defined(__aarch64__)
 #define FA_BLOCK_ROWS_2 8
 #define FA_BLOCK_ROWS_3 8
+#define FA_PACKED_ROWS 6
+#define FA_PACKED_PANELS 2
 #define FA_CHAIN 128
 #else
 #define FA_BLOCK_ROWS_2 6
 #define FA_BLOCK_ROWS_3 4
+#define FA_PACKED_ROWS 3
+#define FA_PACKED_PANELS 2
 #define FA_CHAIN 8 /* products are rounded as well: shorter chains keep the accuracy */
 #endif
 #define FA_TILE_VECTORS 3
