@@ -6,8 +6,10 @@ attention.py      scaled_dot_product_attention, varlen_attention, attention_weig
 softmax.py        softmax, log_softmax
 normalization.py  layer_norm, rms_norm, add_layer_norm, add_rms_norm
 linear.py         linear
+weights.py        pack, PackedWeight: weights in the form that linear's kernels read; quantisation
 rotary.py         rotary_embedding
 cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
+_array_file.py    files of arrays: of caches and of packed weights
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
@@ -51,10 +53,12 @@ from fastattn.linear import linear
 from fastattn.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from fastattn.rotary import rotary_embedding
 from fastattn.softmax import log_softmax, softmax
+from fastattn.weights import PackedWeight, pack
 
 __all__ = [
     "KVCache",
     "OutOfPages",
+    "PackedWeight",
     "PagedKVCache",
     "add_layer_norm",
     "add_rms_norm",
@@ -64,6 +68,7 @@ __all__ = [
     "linear",
     "log_softmax",
     "merge_states",
+    "pack",
     "rms_norm",
     "rotary_embedding",
     "scaled_dot_product_attention",

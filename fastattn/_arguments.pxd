@@ -1,6 +1,7 @@
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
+from fastattn._core.packed cimport Packed
 from fastattn._core.targets cimport fa_type
 
 cdef np.ndarray array(str name, object x)
@@ -54,7 +55,8 @@ cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdi
 cdef np.ndarray rows_of_any_length(str name, object x)
 cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name)
 cdef fa_type weight_type_of(np.ndarray weight)
-cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name)
+cdef Packed packed_weight(str name, object weight, np.ndarray x, str x_name)
+cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, bint gated, np.ndarray x, str x_name)
 cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
 cdef int activation(str name, object x) except -1
 cpdef double non_negative(str name, object x) except -1

@@ -10,6 +10,7 @@ import importlib
 import numpy as np
 
 from fastattn import _dtypes
+from fastattn._core import targets
 
 cimport numpy as np
 from cpython.bool cimport PyBool_Check
@@ -19,12 +20,15 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcmp
 
+from fastattn._core.packed cimport Packed
 from fastattn._core.strides cimport MOST_AXES
 from fastattn._core.targets cimport (
     FA_ACTIVATIONS,
+    FA_F64,
     FA_I8,
     FA_NO_ACTIVATION,
     FA_TYPES,
+    current_target,
     fa_activation_name,
     fa_type,
     fa_type_name,
@@ -751,16 +755,41 @@ cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name):
     return values, scales
 
 
+cdef Packed packed_weight(str name, object weight, np.ndarray x, str x_name):
+    """A packed weight of the target in use for rows of x."""
+    cdef Packed w = weight
+    if w.made_for != current_target():
+        raise ValueError(
+            f"{name} must be packed for the target in use, {targets.current()!r}, got one for {w.target!r}: pack it "
+            f"again"
+        )
+    if w.type == FA_F64 != type_of(x):
+        raise TypeError(
+            f"{name} must not be wider than float32, in which {x_name} ({x.dtype}) is computed, got dtype float64; "
+            f"convert it"
+        )
+    if w.form.inputs != length(x, 1):
+        raise ValueError(
+            f"{name} must have shape (out_features, {length(x, 1)}), the latter the last axis of {x_name}, got shape "
+            f"{w.shape}"
+        )
+    return w
+
+
 cdef fa_type weight_type_of(np.ndarray weight):
     return FA_I8 if np.PyArray_TYPE(weight) == np.NPY_INT8 else type_of(weight)
 
 
-cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, np.ndarray x, str x_name):
-    """None, or a contiguous bias; converted to float64 if x is, as those kernels load nothing else."""
+cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, bint gated, np.ndarray x, str x_name):
+    """None, or a contiguous bias, of a gated weight two; converted to float64 if x is: those kernels load nothing else.
+    """
     if bias is None:
         return None
     cdef np.ndarray a = parameter_like(name, bias, x, x_name)
-    if a.ndim != 1 or a.shape[0] != features:
+    if gated:
+        if a.ndim != 2 or a.shape[0] != 2 or a.shape[1] != features:
+            unfit(name, a, f"shape (2, {features}), the gate's numbers and those of the weight")
+    elif a.ndim != 1 or a.shape[0] != features:
         unfit(name, a, f"shape ({features},), a number for each row of the weight")
     cdef int number = np.NPY_FLOAT64 if np.PyArray_TYPE(x) == np.NPY_FLOAT64 else np.PyArray_TYPE(a)
     if np.PyArray_TYPE(a) == number and np.PyArray_ISCARRAY_RO(a):

@@ -12,10 +12,12 @@ from fastattn._core import linear as _core
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastattn.weights import PackedWeight
+
 
 def linear(
     x: NDArray,
-    weight: NDArray | tuple[NDArray, NDArray],
+    weight: NDArray | tuple[NDArray, NDArray] | PackedWeight,
     bias: NDArray | None = None,
     *,
     activation: str | None = None,
@@ -29,12 +31,12 @@ def linear(
     ----------
     x : ndarray, shape (..., K)
         float32, float64, float16 or bfloat16, with any strides.
-    weight : ndarray, shape (N, K), or (values, scales)
+    weight : ndarray, shape (N, K), or (values, scales), or PackedWeight
         One row per output, as in PyTorch; float32 (float64 if x is float64) or a narrower type. Or a pair of int8
         values (N, K) and float32 scales (N,), where row n stands for ``scales[n] * values[n]``; `fastattn.nn.quantize`
-        makes one.
+        makes one. Or a weight that `fastattn.pack` copied into the kernels' form once, with the same results.
     bias : ndarray, shape (N,), optional
-        float32 (float64 if x is float64) or a narrower type.
+        float32 (float64 if x is float64) or a narrower type; of shape (2, N) for a gated weight (see Notes).
     activation : None, "gelu", "gelu_tanh", "relu" or "silu"
         "gelu" is exact (computed by the error function), "gelu_tanh" its tanh approximation.
     residual : ndarray, shape (..., N), optional
@@ -60,6 +62,13 @@ def linear(
     -----
     ONNX's Gemm and torch.nn.functional.linear. Sums are accumulated in float32 (float64 for float64). bfloat16 rows and
     weights are multiplied by dot-product instructions where the processor has them.
+
+    Gated weights: with ``fastattn.pack(weight, gate=gate)`` the activation applies to the gate, and the result is
+    ``activation(x @ gate.T + bias[0]) * (x @ weight.T + bias[1]) + residual``, in one pass.
+
+    Pack a weight that is used more than a few times. An array is brought to the kernels' form at every call: for few
+    rows of x, blocks of the weight are transposed in registers, which makes a call with one row slower than memory
+    would allow; with AMX, the whole weight is repacked. With hundreds of rows the difference is small, except on AMX.
 
     int8 weights: with 8-bit integer dot products (AVX512_VNNI), each row of x is quantised to 255 steps between its
     minimum and maximum (extended to include 0). The error of an element is then at most half a step (a step is at least

@@ -13,6 +13,8 @@ import math
 
 import numpy as np
 
+from fastattn.weights import PackedWeight
+
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
@@ -536,9 +538,10 @@ def linear(x, weight, bias=None, *, activation=None, residual=None):
     Parameters
     ----------
     x : ndarray, shape (..., K)
-    weight : ndarray, shape (N, K), or (values, scales)
-        A pair of values (N, K) and scales (N,) stands for ``scales[:, None] * values``.
-    bias : ndarray, shape (N,), optional
+    weight : ndarray, shape (N, K), or (values, scales), or PackedWeight
+        A pair of values (N, K) and scales (N,) stands for ``scales[:, None] * values``. With a gated weight and its
+        gate, the result is ``activation(x @ gate.T + bias[0]) * (x @ weight.T + bias[1]) + residual``.
+    bias : ndarray, shape (N,), or (2, N) for a gated weight, optional
     activation : None, "gelu", "gelu_tanh", "relu" or "silu"
     residual : ndarray, shape (..., N), optional
 
@@ -553,15 +556,28 @@ def linear(x, weight, bias=None, *, activation=None, residual=None):
     >>> reference.linear(np.array([1.0, 2.0]), np.array([[1.0, 1.0], [1.0, -1.0]]), activation="relu")
     array([3., 0.])
     """
+    if isinstance(weight, PackedWeight) and weight.gated:
+        weight, gate = weight.unpack()
+        gate_bias, bias = (None, None) if bias is None else bias
+        y = _activated(_affine(x, gate, gate_bias), activation) * _affine(x, weight, bias)
+    else:
+        y = _activated(_affine(x, weight, bias), activation)
+    return y if residual is None else y + _real(residual)
+
+
+def _affine(x, weight, bias):
+    """x @ weight.T + bias"""
+    if isinstance(weight, PackedWeight):
+        weight = weight.unpack()
     if isinstance(weight, tuple):
         values, scales = weight
         weight = _real(values) * _real(scales)[:, None]
     y = _real(x) @ _real(weight).T
-    if bias is not None:
-        y = y + _real(bias)
-    if activation is not None:
-        y = _ACTIVATIONS[activation](y)
-    return y if residual is None else y + _real(residual)
+    return y if bias is None else y + _real(bias)
+
+
+def _activated(x, activation):
+    return x if activation is None else _ACTIVATIONS[activation](x)
 
 
 def _gated(x, share):

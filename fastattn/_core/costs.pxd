@@ -14,6 +14,7 @@ cdef enum:
     NORMALIZATION_ELEMENTS = 5
     ROTARY_ELEMENTS = 5
     CACHE_ELEMENTS = 4
+    PACKED_BYTES = 4           # of a weight that is being packed
 
     # A call of attention with fewer products of queries and keys, about a microsecond, keeps the GIL.
     ATTENTION_LOCKED_PRODUCTS = 16384
@@ -32,6 +33,7 @@ cdef enum:
     ATTENTION_ITEMS_PER_THREAD = 8  # at least, if there are enough rows, so that no thread finishes much later
     LINEAR_ITEMS_PER_THREAD = 4
     LINEAR_ITEM_FEATURES = 64       # at least, as an item may have to transpose its rows of x into lanes
+    PACKED_ITEM_PANELS = 4          # at least: they are read side by side
     LINEAR_ITEM_BYTES = 524288      # of rows of x: a quarter or half of a core's L2; the rest is for the weight
 
     # Parts of the keys, for a sequence whose rows make fewer than 32 items. They decide the order of additions: other

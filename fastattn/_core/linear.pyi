@@ -1,8 +1,10 @@
 from numpy.typing import NDArray
 
+from fastattn._core.packed import Packed
+
 def linear(
     x: NDArray,
-    weight: NDArray | tuple[NDArray, NDArray],
+    weight: NDArray | tuple[NDArray, NDArray] | Packed,
     bias: NDArray | None,
     activation: str | None,
     residual: NDArray | None,

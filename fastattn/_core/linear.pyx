@@ -5,14 +5,17 @@ from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
 from fastattn._core cimport costs, strides
+from fastattn._core.packed cimport Packed
 from fastattn._core.targets cimport (
     FA_BF16,
     FA_F32,
+    FA_F64,
     FA_I8,
     fa_kernels,
     fa_linear,
     fa_linear_item,
     fa_linear_kernel,
+    fa_panel_rows,
     fa_size_of,
     fa_type,
     kernels_of,
@@ -37,6 +40,7 @@ cdef struct Plan:
     const char *x
     const char *residual
     char *out
+    ptrdiff_t tile, least_features  # rows and features of items are multiples of these
     const fa_kernels *kernels
     const fa_linear_kernel *kernel
 
@@ -50,7 +54,7 @@ cdef ptrdiff_t cut(ptrdiff_t total, ptrdiff_t most, ptrdiff_t unit) noexcept nog
 cdef void lay_out(Plan *p, int threads) noexcept nogil:
     """Choose the items: blocks of rows and, for several threads, ranges of features; enough of them, none too long."""
     cdef fa_linear *call = &p.call
-    cdef ptrdiff_t tile = p.kernels.tile_rows
+    cdef ptrdiff_t tile = p.tile
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
     cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1, share
     most = max(most, min(2 * most, p.kernel.preferred_rows))
@@ -65,8 +69,8 @@ cdef void lay_out(Plan *p, int threads) noexcept nogil:
             (costs.LINEAR_ITEMS_PER_THREAD * threads + p.row_items - 1) // p.row_items,
             <ptrdiff_t>(<double>call.item_rows * p.features * call.in_features / costs.LINEAR_ITEM_PRODUCTS) + 1,
         )
-        pieces = max(1, min(pieces, p.features // costs.LINEAR_ITEM_FEATURES))
-    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, costs.LINEAR_ITEM_FEATURES)
+        pieces = max(1, min(pieces, p.features // p.least_features))
+    p.item_features = cut(p.features, (p.features + pieces - 1) // pieces, p.least_features)
     p.feature_items = (p.features + p.item_features - 1) // p.item_features
 
 
@@ -120,9 +124,32 @@ cdef bint contiguous(np.ndarray a) noexcept:
     return arguments.element_stride(a) == np.PyArray_ITEMSIZE(a) and np.PyArray_ISALIGNED(a)
 
 
-cdef int fill(Plan *p, np.ndarray x, np.ndarray weight, np.ndarray scales, np.ndarray bias, np.ndarray residual,
-              np.ndarray out) except -1:
-    """Addresses and strides; scales, bias and residual may be None."""
+cdef void fill_weight(Plan *p, np.ndarray weight, np.ndarray scales) noexcept:
+    cdef fa_linear *call = &p.call
+    p.features, call.in_features = weight.shape[0], weight.shape[1]
+    call.weight, call.contiguous_weight = <char *>np.PyArray_DATA(weight), contiguous(weight)
+    call.weight_row_stride, call.weight_stride = weight.strides[0], arguments.element_stride(weight)
+    call.weight_type = arguments.weight_type_of(weight)
+    call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
+    call.packed = call.gated = False
+    p.kernel = kernel_of(p.kernels, call.type, call.weight_type)
+    p.tile, p.least_features = p.kernels.tile_rows, costs.LINEAR_ITEM_FEATURES
+
+
+cdef void fill_packed(Plan *p, Packed weight) noexcept:
+    cdef fa_linear *call = &p.call
+    p.features, call.in_features = weight.form.rows, weight.form.inputs
+    call.weight, call.contiguous_weight = <char *>np.PyArray_DATA(weight.data), True
+    call.weight_row_stride, call.weight_stride = weight.panel_bytes, 0
+    call.weight_type = weight.type
+    call.scales = NULL if weight.scales is None else <float *>np.PyArray_DATA(weight.scales)
+    call.packed, call.gated, call.features = True, weight.gated, p.features
+    p.kernel = kernel_of(p.kernels, call.type, call.weight_type).packed
+    p.tile, p.least_features = 1, costs.PACKED_ITEM_PANELS * fa_panel_rows(&weight.form)
+
+
+cdef int fill(Plan *p, np.ndarray x, np.ndarray bias, np.ndarray residual, np.ndarray out) except -1:
+    """Addresses and strides of all but the weight; bias and residual may be None."""
     cdef fa_linear *call = &p.call
     cdef int i, last = x.ndim - 1
     cdef bint more = residual is not None
@@ -131,23 +158,17 @@ cdef int fill(Plan *p, np.ndarray x, np.ndarray weight, np.ndarray scales, np.nd
         p.outer.length[i] = x.shape[i]
         p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], out.strides[i]
         p.outer.stride[RESIDUAL][i] = residual.strides[i] if more else 0
-    p.features = weight.shape[0]
     p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
     p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
-    call.in_features = weight.shape[1]
     call.x_stride, call.contiguous_x = arguments.element_stride(x), contiguous(x)
     call.out_stride, call.contiguous_out = arguments.element_stride(out), contiguous(out)
     call.residual_stride = arguments.element_stride(residual) if more else 0
     call.contiguous_residual = more and contiguous(residual)
-    call.weight, call.contiguous_weight = <char *>np.PyArray_DATA(weight), contiguous(weight)
-    call.weight_row_stride, call.weight_stride = weight.strides[0], arguments.element_stride(weight)
-    call.type, call.weight_type = arguments.type_of(x), arguments.weight_type_of(weight)
-    call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
+    call.type = arguments.type_of(x)
     call.bias, call.bias_type = NULL, FA_F32
     if bias is not None:
         call.bias, call.bias_type = <char *>np.PyArray_DATA(bias), arguments.type_of(bias)
     p.kernels = kernels_of(call.type)
-    p.kernel = kernel_of(p.kernels, call.type, call.weight_type)
     return 0
 
 
@@ -156,20 +177,33 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     cdef Plan p
     cdef np.npy_intp[strides.MOST_AXES] shape
     cdef np.ndarray a = arguments.rows_of_any_length("x", x)
-    cdef np.ndarray w, scales, r, b
-    w, scales = arguments.linear_weight("weight", weight, a, "x")
-    b = arguments.linear_bias("bias", bias, w.shape[0], a, "x")
+    cdef np.ndarray w = None, scales = None, r, b, panels = None
+    cdef Packed packed = None
+    cdef ptrdiff_t features
+    if isinstance(weight, Packed):
+        packed = arguments.packed_weight("weight", weight, a, "x")
+        if arguments.type_of(a) == FA_F64 != packed.type:
+            return linear(x, weight.for_float64(), bias, activation, residual, out, num_threads)
+        features, panels = packed.form.rows, packed.data
+    else:
+        w, scales = arguments.linear_weight("weight", weight, a, "x")
+        features = w.shape[0]
+    b = arguments.linear_bias("bias", bias, features, packed is not None and packed.gated, a, "x")
     p.call.activation = arguments.activation("activation", activation)
     cdef int i, asked = arguments.thread_limit(num_threads)
     for i in range(a.ndim - 1):
         shape[i] = a.shape[i]
-    shape[a.ndim - 1] = w.shape[0]
+    shape[a.ndim - 1] = features
     r = None if residual is None else arguments.shaped_like("residual", residual, a.ndim, shape, a, "x")
     cdef np.ndarray result = arguments.output("out", out, a.ndim, shape, a, "x")
     cdef np.ndarray target = result
     if out is not None:
-        target = arguments.detached_output(result, (r,), (a, w, scales, b))
-    fill(&p, a, w, scales, b, r, target)
+        target = arguments.detached_output(result, (r,), (a, w, scales, b, panels))
+    fill(&p, a, b, r, target)
+    if packed is None:
+        fill_weight(&p, w, scales)
+    else:
+        fill_packed(&p, packed)
     cdef bint done = p.call.in_features <= LARGEST_SIZE
     if done and np.PyArray_SIZE(result):
         with nogil:

@@ -78,6 +78,8 @@ cdef extern from "abi/table.h" nogil:
         const char *weight
         const char *bias
         const float *scales
+        ptrdiff_t features
+        int packed, gated
         int activation, contiguous_x, contiguous_weight, contiguous_residual, contiguous_out
 
     enum:
@@ -96,6 +98,8 @@ cdef extern from "abi/table.h" nogil:
         ptrdiff_t unit, most_rows, least_rows, preferred_rows
         ptrdiff_t (*scratch)(const fa_linear *) noexcept nogil
         void (*run)(const fa_linear *, const fa_linear_item *, void *) noexcept nogil
+        const fa_linear_kernel *packed
+        ptrdiff_t panel, padding, run_units
 
     ctypedef struct fa_cache_rows:
         ptrdiff_t size, pairs
@@ -133,6 +137,21 @@ cdef extern from "abi/table.h" nogil:
     int FA_MOST_PARTS, FA_MOST_ROWWISE, FA_MOST_ROWS
 
 
+cdef extern from "abi/panels.h" nogil:
+    ctypedef struct fa_panels:
+        ptrdiff_t rows, inputs, element, group, lanes, units, run_units
+        int gated
+
+    ctypedef struct fa_matrix:
+        char *first
+        ptrdiff_t row, element
+
+    ptrdiff_t fa_panel_rows(const fa_panels *form)
+    ptrdiff_t fa_panel_bytes(const fa_panels *form)
+
+cdef const void *current_target() noexcept nogil
 cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil
+cdef void move_panel(const fa_panels *form, ptrdiff_t panel, char *data, fa_matrix weight, fa_matrix gate,
+                     bint back) noexcept nogil
 cdef void *scratch(size_t size) noexcept nogil
 cdef bint beyond_cache(ptrdiff_t size) noexcept nogil

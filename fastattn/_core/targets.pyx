@@ -2,7 +2,7 @@
 
 import os
 
-from fastattn._core.targets cimport fa_kernels, fa_type
+from fastattn._core.targets cimport fa_kernels, fa_matrix, fa_panels, fa_type
 
 
 cdef extern from "abi/table.h" nogil:
@@ -14,6 +14,10 @@ cdef extern from "abi/table.h" nogil:
     int fa_target_count
     bint fa_is_supported(const fa_target *target)
     void *fa_scratch(size_t size)
+
+cdef extern from "abi/panels.h" nogil:
+    void fa_pack_panel(const fa_panels *, ptrdiff_t, fa_matrix, fa_matrix, char *)
+    void fa_unpack_panel(const fa_panels *, ptrdiff_t, char *, fa_matrix, fa_matrix)
 
 cdef extern from *:
     """
@@ -42,6 +46,20 @@ def _cache_size() -> int:
 cdef ptrdiff_t cache_size = _cache_size()
 
 compiler = fa_compiler().decode().strip()
+
+
+cdef const void *current_target() noexcept nogil:
+    """The chosen target, to compare with another one."""
+    return chosen
+
+
+cdef void move_panel(const fa_panels *form, ptrdiff_t panel, char *data, fa_matrix weight, fa_matrix gate,
+                     bint back) noexcept nogil:
+    """Move rows of a weight, and of its gate, to their panel or back."""
+    if back:
+        fa_unpack_panel(form, panel, data, weight, gate)
+    else:
+        fa_pack_panel(form, panel, weight, gate, data)
 
 
 cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil:

@@ -1,6 +1,6 @@
 """Transformer layers: the package's operations with the weights of a checkpoint. Imported only when used.
 
-weights.py    quantize, QuantizedWeight; the entries of a state dict, checked and converted once
+weights.py    the entries of a state dict, checked, converted and packed once
 attention.py  MultiHeadAttention
 encoder.py    TransformerEncoderLayer, TransformerEncoder
 
@@ -10,6 +10,6 @@ name, and is called with arrays. Inference only: no training, no random initiali
 
 from fastattn.nn.attention import MultiHeadAttention
 from fastattn.nn.encoder import TransformerEncoder, TransformerEncoderLayer
-from fastattn.nn.weights import QuantizedWeight, quantize
+from fastattn.weights import QuantizedWeight, quantize
 
 __all__ = ["MultiHeadAttention", "QuantizedWeight", "TransformerEncoder", "TransformerEncoderLayer", "quantize"]
