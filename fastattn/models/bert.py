@@ -75,7 +75,7 @@ class BertEncoder:
 
     __slots__ = ("_activations", "_configuration", "_embeddings", "_encoder", "_head", "_pooling", "_tokens", "dtype")
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
         modules = read_modules(folder)
         configuration = read_configuration(modules.transformer, modules.sentences.configuration)
         self._configuration = configuration
@@ -87,6 +87,7 @@ class BertEncoder:
             activation=configuration.activation,
             norm_eps=configuration.norm_eps,
             dtype=dtype,
+            pack=pack,
         )
         check_scores(self._encoder, self._embeddings)
         self._tokens = Tokens(modules, configuration)
@@ -105,7 +106,9 @@ class BertEncoder:
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike | None = None, dtype: str = "float32") -> BertEncoder:
+    def from_pretrained(
+        cls, folder: str | os.PathLike | None = None, dtype: str = "float32", *, pack: bool = True
+    ) -> BertEncoder:
         """Read a model from a local folder. Nothing is downloaded.
 
         Parameters
@@ -119,6 +122,8 @@ class BertEncoder:
             Dtype of the layers' weights and computation; weights are converted once, here. int8 means weights with a
             scale for each output, and hidden states in bfloat16 that are quantised to int8, row by row, before each
             product. The embedding tables are not converted.
+        pack : bool
+            Copy the layers' weights into the form that is read fastest, for the target in use, as `fastattn.pack`.
 
         Returns
         -------
@@ -144,8 +149,9 @@ class BertEncoder:
         CamembertTokenizer use only the vocabulary of tokenizer.json; normalisation and splitting follow the fields of
         tokenizer_config.json and the defaults of the class. PreTrainedTokenizerFast uses tokenizer.json as it is.
 
-        model.safetensors is mapped into memory. Tensors that need no conversion stay there, so that processes share
-        them, and only the rows of words in use are read. The file must not change while the model is in use.
+        model.safetensors is mapped into memory. Tensors that are neither converted nor packed stay there, so that
+        processes share them, and only the rows of words in use are read. The file must not change while the model is in
+        use.
         """
         if folder is not None and not isinstance(folder, str | Path) and not hasattr(folder, "__fspath__"):
             raise TypeError(f"folder must be a path or None, got {type(folder).__name__}")
@@ -159,7 +165,7 @@ class BertEncoder:
             raise FileNotFoundError(
                 f"folder must be a folder on this machine, as snapshot_download makes it, got {str(path)!r}"
             )
-        return cls(path, dtype)
+        return cls(path, dtype, _arguments.flag("pack", pack))
 
     @property
     def max_length(self) -> int:  # noqa: D102 (described in the class's docstring)

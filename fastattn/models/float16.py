@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastattn._dtypes import BY_NAME
+from fastattn.weights import PackedWeight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,8 @@ def check_scores(encoder: TransformerEncoder, embeddings: Embeddings) -> None:
     norms = [embeddings, *(layer.norm2 for layer in encoder.layers[:-1])]
     for number, (norm, layer) in enumerate(zip(norms, encoder.layers, strict=True)):
         projection = layer.self_attn.in_proj
-        rows = projection.weight[: 2 * norm.weight.size].astype(np.float32)
+        weight = projection.weight.unpack() if isinstance(projection.weight, PackedWeight) else projection.weight
+        rows = weight[: 2 * norm.weight.size].astype(np.float32)
         fixed = rows @ norm.bias.astype(np.float32) + projection.bias[: len(rows)]
         rows *= norm.weight
         bounds = np.sqrt(np.einsum("ij,ij->i", rows, rows) * np.float32(norm.weight.size)) + np.abs(fixed)

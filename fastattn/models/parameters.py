@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from fastattn.models.checkpoint import Checkpoint
@@ -42,8 +45,28 @@ def embedding_parameters(checkpoint: Checkpoint, configuration: Configuration) -
     }
 
 
-def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, NDArray]:
-    """{PyTorch's name: array} of all layers. Stacked tensors are copies, all others views of the checkpoint."""
+class LayerParameters(Mapping):
+    """{PyTorch's name: array} of all layers. Pages of the file are released when the next layer begins to be read."""
+
+    def __init__(self, checkpoint: Checkpoint, arrays: dict[str, NDArray]) -> None:
+        self._checkpoint, self._arrays, self._layer = checkpoint, arrays, ""
+
+    def __getitem__(self, name: str) -> NDArray:
+        layer = name.split(".")[1]
+        if layer != self._layer:
+            self._checkpoint.forget_pages()
+            self._layer = layer
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> LayerParameters:
+    """The entries of all layers. Stacked biases are copies, all others views of the checkpoint."""
     prefix, architecture = _prefix(checkpoint), configuration.architecture
     parameters = {}
     for i in range(configuration.layers):
@@ -52,9 +75,21 @@ def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> di
             for kind, kind_shape in (("weight", shape), ("bias", shape[:1])):
                 names = [f"{prefix}{architecture.layers}.{i}.{part}{kind}" for part in theirs]
                 tensors = [checkpoint.take(name, kind_shape) for name in names]
-                parameters[f"layers.{i}.{ours}{kind}"] = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+                parameters |= _named(f"layers.{i}.{ours}", kind, tensors)
     checkpoint.check_rest(f"{prefix}{architecture.layers}.")
-    return parameters
+    return LayerParameters(checkpoint, parameters)
+
+
+def _named(name: str, kind: str, tensors: list[NDArray]) -> dict[str, NDArray]:
+    """The entries of a weight or bias, which may have a tensor for each of query, key and value.
+
+    Their weights are handed on as three: the layer stacks them when it reads them, so that one copy exists at a time.
+    """
+    if len(tensors) == 1:
+        return {name + kind: tensors[0]}
+    if kind == "bias":
+        return {name + kind: np.concatenate(tensors)}
+    return {name.replace("in_proj_", f"{part}_proj_") + kind: x for part, x in zip("qkv", tensors, strict=True)}
 
 
 def _prefix(checkpoint: Checkpoint) -> str:

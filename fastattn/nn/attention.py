@@ -38,7 +38,8 @@ class MultiHeadAttention:
     in_proj : Linear or None
         The projections of queries, keys and values stacked, if all three have E inputs.
     q_proj, k_proj, v_proj, out_proj : Linear
-        Each with `weight` and `bias`; the first three are views of `in_proj` if there is one.
+        Each with `weight` and `bias`; the first three are parts of `in_proj` if there is one: views, or copies of rows
+        that are packed in a panel with others.
     dtype : dtype
         Dtype that inputs should have: that of the weights, float32 for quantised ones.
 
@@ -78,8 +79,8 @@ class MultiHeadAttention:
     """
 
     __slots__ = (
-        "add_zero_attn", "embed_dim", "head_dim", "in_proj", "k_proj", "kdim", "kv_proj", "num_heads", "num_kv_heads",
-        "out_proj", "q_proj", "v_proj", "vdim",
+        "_parts", "add_zero_attn", "embed_dim", "head_dim", "in_proj", "kdim", "num_heads", "num_kv_heads", "out_proj",
+        "vdim",
     )  # fmt: skip
 
     def __init__(
@@ -102,7 +103,7 @@ class MultiHeadAttention:
         self.out_proj = entries.linear("out_proj", (self.embed_dim, joined), bias)
 
     def _read_projections(self, entries: Entries, q_size: int, kv_size: int, bias: bool | None) -> None:
-        """Set the projections of queries, keys and values: views of a stacked one if they have the same inputs."""
+        """Set the projections of queries, keys and values: parts of a stacked one if they have the same inputs."""
         embed, total = self.embed_dim, q_size + 2 * kv_size
         parts = (0, q_size), (q_size, q_size + kv_size), (q_size + kv_size, total)
         in_bias = entries.bias("in_proj_bias", total, bias)
@@ -115,13 +116,41 @@ class MultiHeadAttention:
         else:
             weights = [entries.matrix("in_proj_weight", (total, embed))]
         if self.kdim == self.vdim == embed:
-            self.in_proj = Linear(stacked(weights), in_bias)
-            self.q_proj, self.k_proj, self.v_proj = (self.in_proj.rows(*part) for part in parts)
-            self.kv_proj = self.in_proj.rows(q_size, total)
+            self.in_proj = Linear(entries.packed(stacked(weights)), in_bias)
+            self._parts = {}
         else:
             biases = [None if in_bias is None else in_bias[slice(*part)] for part in parts]
-            self.q_proj, self.k_proj, self.v_proj = map(Linear, weights, biases)
-            self.in_proj = self.kv_proj = None
+            self._parts = dict(zip("qkv", map(Linear, map(entries.packed, weights), biases), strict=True))
+            self.in_proj = self._parts["kv"] = None
+
+    def _part(self, name: str) -> Linear | None:
+        """A projection. Rows of a packed `in_proj` may be a copy, and so are made when they are first used."""
+        if name not in self._parts:
+            q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+            first = {"q": 0, "k": q_size, "v": q_size + kv_size, "kv": q_size}[name]
+            size = {"q": q_size, "kv": 2 * kv_size}.get(name, kv_size)
+            self._parts[name] = self.in_proj.rows(first, first + size)
+        return self._parts[name]
+
+    @property
+    def q_proj(self) -> Linear:
+        """The projection of queries."""
+        return self._part("q")
+
+    @property
+    def k_proj(self) -> Linear:
+        """The projection of keys."""
+        return self._part("k")
+
+    @property
+    def v_proj(self) -> Linear:
+        """The projection of values."""
+        return self._part("v")
+
+    @property
+    def kv_proj(self) -> Linear | None:
+        """The projections of keys and values stacked, if they are parts of `in_proj`."""
+        return self._part("kv")
 
     @classmethod
     def from_state_dict(
@@ -134,6 +163,7 @@ class MultiHeadAttention:
         bias: bool | None = True,
         add_zero_attn: bool = False,
         dtype: DTypeLike | None = None,
+        pack: bool = True,
     ) -> MultiHeadAttention:
         """Make the layer from a state dict with PyTorch's names.
 
@@ -155,8 +185,12 @@ class MultiHeadAttention:
         dtype : dtype or str, optional
             Convert the weights to float32, float64, float16, bfloat16, or int8 (quantised by `fastattn.nn.quantize`);
             biases then become float32 (float64 for float64). By default nothing is converted, and either all entries or
-            none are float64; nothing is copied, except that ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight``
-            are stacked if they have the same number of inputs.
+            none are float64.
+        pack : bool
+            Copy each weight of a linear layer by `fastattn.pack` into the form that is read fastest, for the target in
+            use. With False, weights that are not converted stay views of the mapping's arrays, except that
+            ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight`` are stacked if they have the same number of
+            inputs.
 
         Raises
         ------
@@ -164,7 +198,7 @@ class MultiHeadAttention:
             A parameter is invalid; an entry is missing, unknown, or of the wrong type or shape: the message gives its
             full name.
         """
-        entries = Entries(mapping, prefix, dtype)
+        entries = Entries(mapping, prefix, dtype, pack)
         attention = cls(entries, num_heads, num_kv_heads, bias)
         attention.add_zero_attn = _arguments.flag("add_zero_attn", add_zero_attn)
         entries.check_rest()
@@ -326,7 +360,7 @@ class MultiHeadAttention:
         """Raise unless query, key and value fit these weights."""
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for name, x in tokens.items():
-            check_tokens(name, x, sizes[name], packed, self.dtype)
+            check_tokens(name, x, sizes[name], packed, self.out_proj)
 
     def _attended(self, query, key, value, attn_mask, bounds, options):
         """The heads' results, concatenated: (..., S, H * D), and the lse or None."""
@@ -411,7 +445,7 @@ class Workspace:
         options: dict,
     ) -> None:
         packed = cu_seqlens is not None
-        check_tokens(name, x, attention.embed_dim, packed, attention.dtype)
+        check_tokens(name, x, attention.embed_dim, packed, attention.out_proj)
         if packed:
             must_be_none("with cu_seqlens", attn_mask=attn_mask)
             cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, x, name)
@@ -501,14 +535,13 @@ def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> l
     ]
 
 
-def check_tokens(name: str, x: object, size: int, packed: bool, dtype: np.dtype) -> None:
-    """Raise unless x is an array (..., S, size), or (T, size) if packed, and fits weights of that dtype."""
+def check_tokens(name: str, x: object, size: int, packed: bool, layer: Linear) -> None:
+    """Raise unless x is an array (..., S, size), or (T, size) if packed, and fits the layer's weight."""
     _arguments.real_array(name, x)
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
         needed = f"(tokens, {size}) with cu_seqlens" if packed else f"(..., tokens, {size})"
         raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
-    if dtype == np.float64 != x.dtype:
-        raise TypeError(f"{name} must have dtype float64, like the weights, got dtype {x.dtype}")
+    layer.check_dtype(name, x)
 
 
 def check_cache(

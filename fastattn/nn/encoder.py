@@ -36,7 +36,9 @@ class TransformerEncoderLayer:
     ----------
     self_attn : MultiHeadAttention
     linear1, linear2, gate : Linear
-        Each with `weight` and `bias`; `gate` is None if the feed-forward network is not gated.
+        Each with `weight` and `bias`. `gate` is None if the feed-forward network is not gated, or if its weight is
+        packed into that of `linear1`.
+    gated : bool
     norm1, norm2 : LayerNorm or RMSNorm
         With `weight`, `eps` and, for LayerNorm, `bias`.
     activation : str
@@ -68,7 +70,7 @@ class TransformerEncoderLayer:
     (2, 10, 32)
     """
 
-    __slots__ = ("activation", "gate", "linear1", "linear2", "norm1", "norm2", "norm_first", "self_attn")
+    __slots__ = ("activation", "gate", "gated", "linear1", "linear2", "norm1", "norm2", "norm_first", "self_attn")
 
     def __init__(
         self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, like=None
@@ -85,10 +87,12 @@ class TransformerEncoderLayer:
         embed = attention.embed_dim
         hidden = entries.array("linear2.weight", (embed, sizes[2])).shape[1]
         gated = len(entries.array("linear1.weight", (sizes[3], embed))) == 2 * hidden
-        linear1 = entries.linear("linear1", (hidden * (1 + gated), embed), bias)
         self.self_attn = attention
-        self.gate = linear1.rows(0, hidden) if gated else None
-        self.linear1 = linear1.rows(hidden, 2 * hidden) if gated else linear1
+        self.gated = gated
+        if gated:
+            self.linear1, self.gate = entries.gated("linear1", (2 * hidden, embed), bias)
+        else:
+            self.linear1, self.gate = entries.linear("linear1", (hidden, embed), bias), None
         self.linear2 = entries.linear("linear2", (embed, hidden), bias)
         self.norm1, self.norm2 = (
             NORMS[norm](entries.under(name), embed, norm_eps, bias) for name in ("norm1.", "norm2.")
@@ -109,6 +113,7 @@ class TransformerEncoderLayer:
         norm_first: bool = False,
         bias: bool | None = True,
         dtype: DTypeLike | None = None,
+        pack: bool = True,
     ) -> TransformerEncoderLayer:
         """Make the layers from a state dict with PyTorch's names.
 
@@ -127,7 +132,7 @@ class TransformerEncoderLayer:
         norm_eps : float
         norm_first : bool
             Pre-norm.
-        bias, dtype
+        bias, dtype, pack
             As in `MultiHeadAttention.from_state_dict`; weights of norms are converted like biases.
 
         Raises
@@ -136,7 +141,7 @@ class TransformerEncoderLayer:
             A parameter is invalid; an entry is missing, unknown, or of the wrong type or shape: the message gives its
             full name.
         """
-        entries = Entries(mapping, prefix, dtype)
+        entries = Entries(mapping, prefix, dtype, pack)
         layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
         entries.check_rest()
         return layer
@@ -149,7 +154,7 @@ class TransformerEncoderLayer:
     def sizes(self) -> tuple[int, int, int, int]:
         """(E, H * D, F, F or 2 F if gated)."""
         hidden = self.linear2.stored.shape[1]
-        return *self.self_attn.out_proj.stored.shape, hidden, hidden * (1 if self.gate is None else 2)
+        return *self.self_attn.out_proj.stored.shape, hidden, hidden * (1 + self.gated)
 
     def __call__(
         self,
@@ -198,8 +203,8 @@ class TransformerEncoderLayer:
         """A workspace to take x through layers of these sizes."""
         if "return_lse" in call["options"]:
             raise TypeError(f"return_lse must not be given to layers, got {call['options']['return_lse']!r}")
-        _, _, size, whole = self.sizes
-        return Workspace(self.self_attn, "x", x, (size,) * (whole // size), self.norm_first, **call)
+        size = self.sizes[2]
+        return Workspace(self.self_attn, "x", x, (size,) * (1 if self.gate is None else 2), self.norm_first, **call)
 
     def run(self, x: NDArray, work: Workspace, *, cache: KVCache | None, out: NDArray | None) -> NDArray:
         """Compute the layer in a workspace; `out` may be x."""
@@ -216,7 +221,7 @@ class TransformerEncoderLayer:
         """Add the feed-forward network's result for x to `out`."""
         hidden, threads = work.hidden[0], work.num_threads
         if self.gate is None:
-            self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)
+            self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)  # and times, if it is gated
         else:
             self.linear1(x, out=hidden, num_threads=threads)
             gate = self.gate(x, activation=self.activation, out=work.hidden[1], num_threads=threads)
@@ -226,7 +231,7 @@ class TransformerEncoderLayer:
     def __repr__(self) -> str:
         return (
             f"TransformerEncoderLayer({self.self_attn.embed_dim}, num_heads={self.self_attn.num_heads}, "
-            f"dim_feedforward={self.linear2.stored.shape[1]}, gated={self.gate is not None}, "
+            f"dim_feedforward={self.linear2.stored.shape[1]}, gated={self.gated}, "
             f"activation={self.activation!r}, norm_first={self.norm_first}, weights={self.linear2.stored.dtype})"
         )
 
@@ -247,7 +252,8 @@ class TransformerEncoder:
     Notes
     -----
     torch.nn.TransformerEncoder. All layers share one workspace: besides its result, a call takes memory for
-    2 (H + Hkv) D numbers per token or, if that is more, F (2 F if gated), and in pre-norm layers for E more.
+    2 (H + Hkv) D numbers per token or, if that is more, F (2 F if gated and not packed), and in pre-norm layers for
+    E more.
 
     Examples
     --------
@@ -299,6 +305,7 @@ class TransformerEncoder:
         norm_first: bool = False,
         bias: bool | None = True,
         dtype: DTypeLike | None = None,
+        pack: bool = True,
     ) -> TransformerEncoder:
         """Make the layers from a state dict with PyTorch's names.
 
@@ -309,7 +316,7 @@ class TransformerEncoder:
             size; ``norm.weight`` and ``norm.bias`` (E,) if there is a final normalisation.
         prefix : str
             Prefix of the names in the mapping. Every entry that has it must belong to the layers.
-        num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, dtype
+        num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, dtype, pack
             As in `TransformerEncoderLayer.from_state_dict`, the same for all layers.
 
         Raises
@@ -318,7 +325,7 @@ class TransformerEncoder:
             A parameter is invalid; an entry is missing, unknown, or of the wrong type or shape: the message gives its
             full name.
         """
-        entries = Entries(mapping, prefix, dtype)
+        entries = Entries(mapping, prefix, dtype, pack)
         encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
         entries.check_rest()
         return encoder
