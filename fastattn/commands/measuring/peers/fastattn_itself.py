@@ -2,6 +2,8 @@
 
 import functools
 
+import numpy as np
+
 import fastattn
 from fastattn.commands.measuring.cases import OPERATIONS, QUANTISED
 from fastattn.nn import quantize
@@ -20,9 +22,14 @@ def build(case, arguments):
 
 
 def _from_arrays(case, **arguments):
-    if case.operation in QUANTISED and case.kv_dtype == "int8":
+    if case.operation in QUANTISED and case.kv_dtype == "int8" and isinstance(arguments["weight"], np.ndarray):
         arguments["weight"] = quantize(arguments["weight"])
     return functools.partial(getattr(fastattn, case.operation), **arguments, **case.options)
+
+
+def _packed(case, arguments):
+    """Linear as a model calls it, whose weights stay."""
+    return build(case, arguments | {"weight": fastattn.pack(arguments["weight"], dtype=case.kv_dtype or None)})
 
 
 def _from_cache(case, query, key, value, kv_lengths=None):
@@ -38,3 +45,4 @@ def _same(result):
 
 
 VARIANTS = {operation: {operation: build} for operation in OPERATIONS}
+VARIANTS["linear"]["linear, packed"] = _packed
