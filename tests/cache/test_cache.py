@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn import _cache_file, reference
+from fastattn import _array_file, _cache_file, reference
 from fastattn._core import cache as _core
 from support.arrays import LAYOUTS, SIZES, FencedPages
 from support.caches import DTYPES, as_stored, assert_attends, held_rows, numpy_type, quantised
@@ -538,6 +538,29 @@ def test_prompts_about_as_long_as_the_ring(target, rng, before, more, window, ri
     assert_attends(cache.attend, query, [(k[0], v[0])], {"is_causal": True}, expected, "float32")
 
 
+@pytest.mark.parametrize("order", [[1, 2, 0], [2, 1, 0], [2, 2, 0], [0, 0, 0], [1, 1, 1]], ids=str)
+@pytest.mark.parametrize("window", [None, 10])
+def test_reordered_sequences_of_different_lengths(target, rng, stored, window, order):
+    """As if each had been appended in its new place; rings have dropped none, some, and many of their rows."""
+    k, v, lengths = normal(rng, 3, 2, 200, 8), normal(rng, 3, 2, 200, 12), np.array([5, 90, 200])
+    cache, expected = (fastattn.KVCache(3, 2, 400, 8, dtype=stored, value_dim=12, window=window) for _ in range(2))
+    cache.append(k, v, kv_lengths=lengths)
+    cache.reorder(order)
+    expected.append(k[order], v[order], kv_lengths=lengths[order])
+    for _ in range(3):
+        for name, x in expected._store.state().items():
+            np.testing.assert_array_equal(cache._store.state()[name], x, name)
+        query = normal(rng, 3, 4, 1, 8, dtype="float64" if stored == "float64" else "float32")
+        for x, right in zip(*(c.attend(query, return_lse=True) for c in (cache, expected)), strict=True):
+            np.testing.assert_array_equal(x, right)
+        new = normal(rng, 3, 2, 40, 8), normal(rng, 3, 2, 40, 12)
+        for c in (cache, expected):
+            c.append(*new, kv_lengths=[40, 0, 1])
+    for c in (cache, expected):
+        c.truncate(c.lengths - 1)
+    assert_unchanged(cache, snapshot(expected))
+
+
 @pytest.mark.parametrize("offset", [-(1 << 63), -(1 << 62), -(1 << 50), -(1 << 48) - 1])
 @pytest.mark.parametrize("each", [False, True], ids=["for all", "for each"])
 def test_positions_far_before_a_ring(rng, offset, each):
@@ -1034,7 +1057,7 @@ def test_foreign_texts(tmp_path, text):
     text = TEXTS[text] if isinstance(TEXTS[text], bytes) else TEXTS[text].encode()
     path = tmp_path / "cache"
     with open(path, "wb") as file:
-        _cache_file._write_arrays(file, [(np.frombuffer(text, np.uint8), None)], with_holes=False)
+        _array_file._write_arrays(file, [(np.frombuffer(text, np.uint8), None)], with_holes=False)
     for kind in (fastattn.KVCache, fastattn.PagedKVCache):
         with pytest.raises(ValueError, match=r"path must be a complete file .* got"):
             kind.load(path)

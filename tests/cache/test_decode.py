@@ -271,6 +271,24 @@ def test_rings(case):
             assert_same_attention(result, expected, problem.query, k, v, **options)
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("value_size", [8, 16, 24, 40, 48, 80])
+@pytest.mark.parametrize("group", [1, 2, 5, 8])
+def test_values_of_other_sizes_than_the_keys(stored, value_size, group):
+    """Of whole vectors, too, which are an odd number of them beside keys of an even one."""
+    case = Case(stored, STORED[stored][0], 64, value_size, group, 1, 300, "plain", "none", group)
+    problem = drawn(case)
+    k, v = problem.stored_as(stored)
+    expected = attention_in_float64(problem.query, k, v, kv_lengths=problem.lengths, return_lse=True)
+    for name, attend in all_ways(case, problem):
+        result = attend(problem.query)
+        with telling(read=name, case=case):
+            if stored == "int8":
+                assert_right_beside_int8(result, expected, problem.query, k, v)
+            else:
+                assert_same_attention(result, expected, problem.query, k, v)
+
+
 # What is not finite, or tiny, stays where it is
 
 
@@ -326,3 +344,27 @@ def test_nan_shows_only_to_those_who_attend(stored, where):
                     assert np.isnan(out[attending][:, columns]).all()
                     assert (np.isnan(lse[attending]) == (where == "key")).all()
                     assert_identical((out[~attending], lse[~attending]), [x[~attending] for x in clean])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["key", "value"])
+@pytest.mark.parametrize("stored", [stored for stored in STORED if stored != "int8"])
+def test_what_a_window_has_left_behind_does_not_leak(stored, where, bad):
+    """Queries whose windows begin at keys next to one another, and end beyond the block of keys that they begin in."""
+    for case in cases(stored)[where == "key" :: 3]:
+        case = case._replace(queries=2 + case.seed % 3, keys=case.keys % 700 + 300, kind="plain")
+        problem = drawn(case)
+        for window in ((150, None), (150, 0), (None, None)):
+            for first in (0, 1, case.keys // 5):  # the first key of the first query's window
+                options = {"window": window, "q_offset": np.full(BATCH, first + 150)}
+                k, v = problem.k.copy(), problem.v.copy()
+                (k if where == "key" else v)[:, :, first, 5] = bad
+                attending = np.zeros(problem.query.shape[:-1], bool)
+                attending[..., slice(1) if window[0] else slice(None)] = True
+                ways = zip(all_ways(case, problem), all_ways(case, problem._replace(k=k, v=v)), strict=True)
+                for (name, attend), (_, attend_spoiled) in ways:
+                    clean, (out, lse) = attend(problem.query, **options), attend_spoiled(problem.query, **options)
+                    with telling(read=name, case=case, key=first, **options):
+                        if where == "value":
+                            assert not np.isfinite(out[attending][:, 5]).any()
+                        assert_identical((out[~attending], lse[~attending]), [x[~attending] for x in clean])

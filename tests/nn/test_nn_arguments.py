@@ -251,7 +251,14 @@ def test_float64_weights_want_float64_tokens(cls):
         with refused(TypeError, "query" if cls is MultiHeadAttention else "x", np.dtype(wrong).name):
             made(cls, CLASSES[cls](np.float64))(X.astype(wrong))
     for dtype in ALL:  # none do not
-        made(cls, CLASSES[cls](np.float16))(X.astype(dtype))
+        made(cls, CLASSES[cls](np.float16), pack=False)(X.astype(dtype))
+
+
+@of_each_class
+@pytest.mark.parametrize("wrong", [None, 1, "yes"], ids=repr)
+def test_pack_is_a_bool(cls, wrong):
+    with refused(TypeError, "pack"):
+        made(cls, pack=wrong)
 
 
 # Caches
@@ -587,8 +594,8 @@ def test_weights_of_a_layer_that_cannot_be_quantised():
         made(TransformerEncoder, weights | {"layers.1.linear1.weight": wrong}, dtype="int8")
 
 
-@pytest.mark.parametrize("name", ["attention", "encoder", "weights"])
+@pytest.mark.parametrize("name", ["nn.attention", "nn.encoder", "weights"])
 def test_docstrings_run(name):
-    result = doctest.testmod(importlib.import_module(f"fastattn.nn.{name}"))
+    result = doctest.testmod(importlib.import_module(f"fastattn.{name}"))
     assert result.attempted > 0
     assert result.failed == 0

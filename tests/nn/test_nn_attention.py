@@ -113,9 +113,13 @@ def _answers(case, dtype, int8, fused):
 
 
 def assert_accurate_at(case, dtype, int8=False):
-    """A call held to the accuracy rule."""
-    attention = attention_of(case.layer, np.float32, dtype="int8") if int8 else attention_of(case.layer, dtype)
-    found = attention(**call_of(case, dtype), return_lse=True)
+    """A call held to the accuracy rule, with packed weights; plain ones give the same, to the bit."""
+    stored, settings = (np.float32, {"dtype": "int8"}) if int8 else (dtype, {})
+    found, plain = (
+        attention_of(case.layer, stored, **settings, pack=pack)(**call_of(case, dtype), return_lse=True)
+        for pack in (True, False)
+    )
+    assert_identical(found, plain)
     assert_all_as_defined(found, _answers(case, dtype, int8, multiplies_and_adds_at_once()))
 
 
@@ -187,7 +191,8 @@ def test_tokens_in_another_type_than_the_weights(target, dtype, stored):
         pytest.skip("refused: see test_nn_arguments.py")
     call = call_of(SMALL, dtype)
     known = answers(multi_head_attention, SMALL.layer, state_dict(SMALL.layer, stored), call)
-    assert_all_as_defined(attention_of(SMALL.layer, stored)(**call, return_lse=True), known)
+    attention = attention_of(SMALL.layer, stored)
+    assert_all_as_defined(attention(**call, return_lse=True), known)
 
 
 @pytest.mark.parametrize("stored", ALL, ids=str)
@@ -197,7 +202,8 @@ def test_keys_and_values_in_a_narrower_type(dtype, stored):
     call = {name: x if name == "query" else x.astype(stored) for name, x in call_of(CROSS[0], dtype).items()}
     weights = state_dict(CROSS[0].layer, np.float16)
     known = answers(multi_head_attention, CROSS[0].layer, weights, call)
-    assert_all_as_defined(attention_of(CROSS[0].layer, np.float16)(**call, return_lse=True), known)
+    attention = attention_of(CROSS[0].layer, np.float16)
+    assert_all_as_defined(attention(**call, return_lse=True), known)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 5)], ids=str)
@@ -295,28 +301,48 @@ def test_weights_are_converted(dtype, stored, as_name):
     assert_equal(attention(**call_of(SMALL, dtype)), expected)
 
 
+@pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("layer", [SMALL.layer, CROSS[2].layer])
-def test_quantised_weights_are_those_of_quantize(layer):
+def test_quantised_weights_are_those_of_quantize(layer, pack):
     weights = state_dict(layer, np.float32)
-    attention = attention_of(layer, np.float32, dtype="int8")
+    attention = attention_of(layer, np.float32, dtype="int8", pack=pack)
     assert attention.dtype == np.float32
     names = {"in_proj": "in_proj_weight"} if attention.in_proj else {f"{x}_proj": f"{x}_proj_weight" for x in "qkv"}
     for name, key in (names | {"out_proj": "out_proj.weight"}).items():
-        assert_identical(getattr(attention, name).weight, quantize(weights[key]))
+        weight = getattr(attention, name).weight
+        assert_identical(weight.unpack() if pack else weight, quantize(weights[key]))
 
 
 @pytest.mark.parametrize("layer", [SMALL.layer, CROSS[3].layer])
-def test_weights_are_not_copied(layer):
+def test_plain_weights_are_not_copied(layer):
     weights = state_dict(layer, np.float32)
-    attention = MultiHeadAttention.from_state_dict(weights, **layer.settings)
+    attention = MultiHeadAttention.from_state_dict(weights, **layer.settings, pack=False)
     for name in ("q", "k", "v"):
         stored = weights["in_proj_weight" if attention.in_proj else f"{name}_proj_weight"]
         assert np.shares_memory(getattr(attention, f"{name}_proj").weight, stored)
     assert np.shares_memory(attention.out_proj.weight, weights["out_proj.weight"])
 
 
-def test_attributes_and_repr():
-    attention = attention_of(CROSS[3].layer, np.float16)
+@pytest.mark.parametrize("layer", [SMALL.layer, CROSS[3].layer])
+def test_packed_weights_are_those_of_the_state_dict(layer):
+    """Each projection, too: its rows may begin within a panel."""
+    weights = state_dict(layer, np.float32)
+    attention = attention_of(layer, np.float32)
+    parts = dict.fromkeys("qkv")
+    if attention.in_proj:
+        stacked = weights["in_proj_weight"]
+        assert_equal(attention.in_proj.weight.unpack(), stacked)
+        parts |= zip("qkv", np.split(stacked, np.cumsum([layer.heads, layer.kv_heads]) * layer.head_size), strict=True)
+    for name, part in parts.items():
+        found = getattr(attention, f"{name}_proj")
+        assert_equal(found.weight.unpack(), weights[f"{name}_proj_weight"] if part is None else part)
+        assert getattr(attention, f"{name}_proj") is found
+    assert_equal(attention.out_proj.weight.unpack(), weights["out_proj.weight"])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_attributes_and_repr(pack):
+    attention = attention_of(CROSS[3].layer, np.float16, pack=pack)
     assert (attention.embed_dim, attention.kdim, attention.vdim) == (24, 31, 24)
     assert (attention.num_heads, attention.num_kv_heads, attention.head_dim) == (3, 1, 9)
     assert attention.dtype == np.float16
@@ -364,7 +390,8 @@ def bounds(lengths):
 @pytest.mark.parametrize("options", PACKED)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 def test_packed_sequences_are_as_if_alone(target, dtype, options, int8):
-    attention = attention_of(SMALL.layer, np.float32, dtype="int8" if int8 else dtype)
+    stored = np.dtype(np.int8) if int8 else dtype
+    attention = attention_of(SMALL.layer, np.float32, dtype=stored)
     cos, sin = angles(max(LENGTHS), 2, dtype)
     x, cu_seqlens = tokens(SMALL.layer, dtype, sum(LENGTHS)), bounds(LENGTHS)
     more = {"cos": cos, "sin": sin, "return_lse": True}
@@ -577,7 +604,8 @@ LARGE = Case(Layer(96, 8, 2, 24), 3, 65)
 
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 def test_any_number_of_threads(target, dtype, int8):
-    attention = attention_of(LARGE.layer, np.float32, dtype="int8" if int8 else dtype)
+    stored = np.dtype(np.int8) if int8 else dtype
+    attention = attention_of(LARGE.layer, np.float32, dtype=stored)
     call = functools.partial(attention, **call_of(LARGE, dtype), is_causal=True, return_lse=True)
     expected = call(num_threads=1)
     for num_threads in (2, 3, 7):

@@ -13,7 +13,7 @@ from fastattn._arguments import ACTIVATIONS
 from fastattn._runtime import on_target
 from fastattn.nn import TransformerEncoder, TransformerEncoderLayer
 from support.arrays import LAYOUTS, WRITABLE_LAYOUTS, assert_nothing_written_around, empty_laid_out
-from support.dtypes import ALL, assert_equal
+from support.dtypes import ALL, HALF, assert_equal
 from support.nn_layers import (
     Layer,
     angles,
@@ -72,9 +72,23 @@ def _options(layer, dtype, shape, names):
 
 
 def assert_layer_accurate(layer, dtype, shape, names=(), int8=False):
-    made = layer_of(layer, np.float32, dtype="int8") if int8 else layer_of(layer, dtype)
-    result = made(tokens(layer, dtype, *shape), **_options(layer, dtype, shape, names))
-    assert_as_defined(result, *_layer_answers(layer, dtype, shape, names, int8, multiplies_and_adds_at_once()))
+    """With plain and with packed weights.
+
+    Both give the same to the bit, but where a gate's results are rounded to 16 bits with plain weights alone, or where
+    a packed gate is multiplied by its scales first, for tokens of float64.
+    """
+    stored, settings = (np.float32, {"dtype": "int8"}) if int8 else (dtype, {})
+    known = _layer_answers(layer, dtype, shape, names, int8, multiplies_and_adds_at_once())
+    results = [
+        layer_of(layer, stored, **settings, pack=pack)(
+            tokens(layer, dtype, *shape), **_options(layer, dtype, shape, names)
+        )
+        for pack in (False, True)
+    ]
+    for result in results:
+        assert_as_defined(result, *known)
+        if not (layer.gated and (int8 or dtype in HALF)):
+            assert_equal(result, results[0])
 
 
 # What they compute
@@ -155,6 +169,42 @@ def test_layer_is_its_parts_one_after_the_other(dtype, layer):
         expected = made.norm1(made.self_attn(x, residual=x))
         expected = made.norm2(fed_forward(expected, expected))
     assert_equal(made(x), expected)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_weights_are_those_of_the_state_dict(pack):
+    """Packed, a gate is a part of the weight beside it; plain weights are not copied."""
+    weights = layer_weights(PRE, np.float32)
+    made = TransformerEncoderLayer.from_state_dict(weights, **PRE.encoder_settings, pack=pack)
+    gate, other = np.split(weights["linear1.weight"], 2)
+    if pack:
+        assert made.gate is None
+        assert made.linear1.weight.gated
+        found = (*made.linear1.weight.unpack(), made.linear2.weight.unpack())
+    else:
+        found = made.linear1.weight, made.gate.weight, made.linear2.weight
+        assert all(np.shares_memory(x, y) for x, y in zip(found, (other, gate, weights["linear2.weight"]), strict=True))
+    for x, y in zip(found, (other, gate, weights["linear2.weight"]), strict=True):
+        assert_equal(x, y)
+
+
+def test_layers_of_another_target_are_refused():
+    x = tokens(POST, np.float32, 2, 5)
+    made = {}
+    for name in fastattn.targets():
+        with on_target(name):
+            made[name] = encoder_of(POST, np.float32)
+    for name, layers in made.items():
+        for other in fastattn.targets():
+            with on_target(other):
+                if name == other:
+                    layers(x)
+                    continue
+                out = np.full_like(x, 7)
+                said = f"must be packed for the target in use, '{other}', got .*'{name}'"
+                with pytest.raises(ValueError, match=said):
+                    layers(x, out=out)
+                assert (out == 7).all()
 
 
 def test_norm_eps(dtype):

@@ -14,6 +14,7 @@ from support.arrays import (
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
+    backwards_over,
     empty_laid_out,
     fenced,
     laid_out,
@@ -402,14 +403,12 @@ def test_out_overlaps_an_input(distance, dtype):
 
 @pytest.mark.parametrize("operand", ["query", "key", "value"])
 @pytest.mark.parametrize("queries", [2, 40])
-def test_out_is_an_input_reversed(operand, queries):
-    """They share every element and the range of their addresses, but not one element's place."""
+def test_out_runs_backwards_over_an_input(operand, queries):
     given = problem(Shape(2, 3, 3, queries, queries, 16, 16), np.dtype(np.float32))._asdict()
     expected = attention(**given, is_causal=True)
-    for which in (*REVERSALS, np.s_[::-1], np.s_[:, ::-1]):
-        arrays = given | {operand: given[operand].copy()}
-        result = attention(**arrays, is_causal=True, out=arrays[operand][which])
-        with telling(out=f"{operand}[{which}]"):
+    for where, x, out in backwards_over(given[operand], (*REVERSALS, np.s_[::-1], np.s_[:, ::-1])):
+        result = attention(**given | {operand: x}, is_causal=True, out=out)
+        with telling(out=where):
             for x, right in zip(result, expected, strict=True):
                 assert_equal(x, right)
 
@@ -483,6 +482,24 @@ def test_garbage_shows_only_to_those_who_attend(bad, where, dtype):
         if where != "key":
             value[..., place, 3] = bad
         assert_attention_accurate(query, key, value, is_causal=True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("queries", [1, 40])
+def test_values_at_the_ends_of_steps_are_seen(bad, queries, dtype):
+    """Steps of 16, 64 and 128 keys begin and end there. By a mask some heads see the key, others do not."""
+    query, key, value = problem(Shape(1, 4, 2, queries, 300, 16, 24), dtype)
+    for place in (0, 15, 16, 63, 64, 126, 127, 128, 255, 256, 299):
+        mask = np.ones((4, 1, 300), bool)
+        mask[1::2, :, place] = False
+        clean, _ = attention(query, key, value, mask)
+        spoiled = value.copy()
+        spoiled[..., place, 3] = bad
+        out, _ = attention(query, key, spoiled, mask)
+        with telling(place=place):
+            assert not np.isfinite(out[:, ::2, :, 3]).any()
+            out[:, ::2, :, 3] = clean[:, ::2, :, 3]
+            assert_equal(out, clean)
 
 
 @pytest.mark.parametrize("queries", [1, 2, 40])

@@ -13,6 +13,7 @@ from support.arrays import (
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
+    backwards_over,
     empty_laid_out,
     fenced,
     laid_out,
@@ -344,11 +345,7 @@ def test_each_result_may_overlap_each_operand(adding, rng, place, name):
     dtype = np.dtype(np.float32)
     arrays = arguments(adding, rng, dtype, 40, 50)
     expected = results(fastattn, adding, arrays)
-    memory = np.zeros(2000 + 200, dtype)
-    rows = memory[100:2100].reshape(40, 50)
-    shifted = {n: memory[100 + n : 2100 + n].reshape(40, 50) for n in (1, -1, 50, -50, 75, -100)}
-    for over, out in (shifted | {str(which): rows[which] for which in REVERSALS}).items():
-        rows[...] = arrays[name]
+    for over, rows, out in backwards_over(arrays[name], (np.s_[:], *REVERSALS)):
         outs = [np.empty_like(rows), np.empty_like(rows)]
         outs[place] = out
         with telling(over=over):
@@ -359,12 +356,12 @@ def test_each_result_may_overlap_each_operand(adding, rng, place, name):
 
 
 @pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
-def test_out_is_the_input_reversed(operation, rng):
-    for which in REVERSALS:
-        arrays = arguments(operation, rng, np.dtype(np.float32), 9, 21)
-        expected = getattr(fastattn, operation)(**arrays)
-        with telling(out=f"x[{which}]"):
-            assert_equal(getattr(fastattn, operation)(**arrays, out=arrays["x"][which]), expected)
+def test_out_runs_backwards_over_the_input(operation, rng):
+    arrays = arguments(operation, rng, np.dtype(np.float32), 9, 21)
+    expected = getattr(fastattn, operation)(**arrays)
+    for where, x, out in backwards_over(arrays["x"]):
+        with telling(out=where):
+            assert_equal(getattr(fastattn, operation)(**arrays | {"x": x}, out=out), expected)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])

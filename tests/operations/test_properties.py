@@ -332,6 +332,24 @@ def test_rows_of_a_layer_in_any_company_to_the_bit(target, dtype, data):
     assert_equal(other, result[order])
 
 
+@hypothesis.given(targets, dtypes, st.sampled_from(ACTIVATIONS), st.booleans(), st.data())
+def test_packed_weights_are_the_weights_themselves(target, dtype, activation, nothing, data):
+    arrays = data.draw(layers(dtype, most_rows=140))
+    if nothing:  # no rows, no inputs, no outputs
+        x, weight = arrays["x"], arrays["weight"]
+        rows, inputs, outputs = (data.draw(st.sampled_from([0, None])) for _ in range(3))
+        cut = [slice(outputs), slice(inputs)]
+        arrays = {"x": x[:rows, :inputs], "weight": each(lambda w: w[tuple(cut[: w.ndim])], weight)}
+    hypothesis.assume(dtype != np.float64 or each(lambda w: w.dtype, arrays["weight"]) == np.float64)
+    with on_target(target):
+        weight = fastattn.pack(arrays["weight"])
+        whole = weight.unpack()
+        for one, other in zip(*(w if isinstance(w, tuple) else (w,) for w in (whole, arrays["weight"])), strict=True):
+            assert_equal(one, other)
+        result = fastattn.linear(**arrays | {"weight": weight}, activation=activation)
+        assert_equal(result, fastattn.linear(**arrays, activation=activation))
+
+
 # Rotary embedding
 
 

@@ -13,6 +13,7 @@ from support.arrays import (
     SIZES,
     WRITABLE_LAYOUTS,
     assert_nothing_written_around,
+    backwards_over,
     empty_laid_out,
     fenced,
     laid_out,
@@ -313,12 +314,12 @@ def test_out_overlaps_x(rng, dtype, interleaved, distance):
     np.testing.assert_array_equal(out, expected)
 
 
-def test_out_is_x_reversed(rng, interleaved):
-    for which in (*REVERSALS, np.s_[::-1]):
-        x, cos, sin = problem(rng, np.dtype(np.float32), (3, 9, 21), 10)
-        expected = fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved)
-        with telling(out=f"x[{which}]"):
-            assert_equal(fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved, out=x[which]), expected)
+def test_out_runs_backwards_over_x(rng, interleaved):
+    given, cos, sin = problem(rng, np.dtype(np.float32), (3, 9, 21), 10)
+    expected = fastattn.rotary_embedding(given, cos, sin, interleaved=interleaved)
+    for where, x, out in backwards_over(given, (*REVERSALS, np.s_[::-1])):
+        with telling(out=where):
+            assert_equal(fastattn.rotary_embedding(x, cos, sin, interleaved=interleaved, out=out), expected)
 
 
 @pytest.mark.parametrize("name", ["cos", "sin", "positions"])

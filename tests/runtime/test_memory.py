@@ -262,3 +262,112 @@ def test_nothing_is_left_behind_by(code):
     works(100)
     """
     assert growth(code) < 2_000_000
+
+
+# Packed weights
+
+# 64 MB in float32.
+PACKED = """
+    import tempfile
+    path = tempfile.mkdtemp() + "/weight"
+    weight = ones(4000, 4000)
+    fastattn.linear(ones(1, 4000), fastattn.pack(weight[:100]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("weight", "size"),
+    [
+        ("weight", 64_000_000),
+        ("weight.T", 64_000_000),
+        ("weight[:, ::2]", 32_000_000),
+        ("weight.view(np.float16)", 64_000_000),
+        ("(weight.view(np.int8), ones(4000))", 64_000_000),
+        ("weight[:2000], gate=weight[2000:]", 64_000_000),
+    ],
+)
+def test_packing_needs_the_packed_weight_alone(weight, size):
+    code = f"""{PACKED}
+    packed = fastattn.pack({weight})
+    """
+    assert 0.9 * size < growth(code) < size + ALLOWANCE
+
+
+def test_a_packed_weight_is_used_and_saved_without_a_copy():
+    code = f"""{PACKED}
+    packed, x, out = fastattn.pack(weight), ones(40, 4000), ones(40, 4000)
+    del weight
+    fastattn.linear(x, packed, residual=out, out=out), packed.save(path), packed.rows(0, 1024)
+    """
+    assert growth(code) < ALLOWANCE
+
+
+@pytest.mark.parametrize(("mmap_mode", "size"), [(None, 64_000_000), ("r", 0), ("c", 0)])
+def test_loading_a_packed_weight(mmap_mode, size):
+    """A file that is mapped takes no memory, and that which is read its own size."""
+    code = f"""{PACKED}
+    fastattn.pack(weight).save(path)
+    del weight
+    import resource
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    start = resident()
+    packed = fastattn.PackedWeight.load(path, mmap_mode={mmap_mode!r})
+    print(resident() - start)
+    """
+    found = int(output(f"{MEASURE}\n{code}"))
+    assert 0.9 * size <= found < size + ALLOWANCE
+
+
+# 151 MB of layers in a file, each matrix of which is mapped when it is asked for.
+LAYERS = """
+    import sys
+    from collections.abc import Mapping
+    from fastattn.nn import TransformerEncoder
+    path, dtype = sys.argv[1], sys.argv[2] or None
+    embed, hidden = 512, 2048
+    one = {
+        "self_attn.in_proj_weight": (3 * embed, embed), "self_attn.out_proj.weight": (embed, embed),
+        "linear1.weight": (hidden, embed), "linear2.weight": (embed, hidden),
+        "norm1.weight": (embed,), "norm2.weight": (embed,),
+    }
+    places, end = {}, 0
+    for layer in range(12):
+        for name, shape in one.items():
+            places[f"layers.{layer}.{name}"] = end, shape
+            end += 4 * int(np.prod(shape))
+    with open(path, "wb") as file:
+        file.truncate(end)
+
+    class Mapped(Mapping):
+        def __init__(self, layers):
+            self.names = [name for name in places if int(name.split(".")[1]) < layers]
+        def __getitem__(self, name):
+            at, shape = places[name]
+            return np.memmap(path, np.float32, "r", at, shape)
+        def __iter__(self):
+            return iter(self.names)
+        def __len__(self):
+            return len(self.names)
+        def __contains__(self, name):
+            return name in self.names
+
+    settings = dict(num_heads=8, bias=False, dtype=dtype)
+    TransformerEncoder.from_state_dict(Mapped(1), **settings)
+    start = peak()
+    made = TransformerEncoder.from_state_dict(Mapped(12), **settings)
+    grown = peak() - start
+    weights = [x.weight for y in made.layers for x in (y.self_attn.in_proj, y.self_attn.out_proj, y.linear1, y.linear2)]
+    print(grown, sum(weight.nbytes for weight in weights))
+"""
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+def test_layers_are_packed_piece_by_piece(tmp_path, dtype):
+    """Beside the packed layers there is never more than one matrix, with what it is converted to."""
+    grown, packed = map(int, output(MEASURE + LAYERS, str(tmp_path / "weights"), dtype or "").split())
+    assert packed >= 37_000_000
+    assert grown < packed + 4 * 512 * 2048 + ALLOWANCE

@@ -18,6 +18,19 @@ SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64,
 REVERSALS = (np.s_[..., ::-1, :], np.s_[..., ::-1], np.s_[..., ::-1, ::-1])
 
 
+def backwards_over(x, which=REVERSALS):
+    """(where, a copy of x, an array of its shape that runs backwards over it), for each of these reversals.
+
+    They share all addresses, or the array begins some elements before or behind x.
+    """
+    for reversal in which:
+        for shift in (0, 1, -1, x.shape[-1], -x.shape[-1], x.size // 2, -(x.size // 2)):
+            memory = np.zeros(3 * x.size, x.dtype)
+            given, out = (memory[x.size + n : 2 * x.size + n].reshape(x.shape) for n in (0, shift))
+            given[...] = x
+            yield f"{reversal}, {shift:+} elements", given, out[reversal]
+
+
 def _poisoned(shape, dtype, offset=64):
     """An array whose memory, and 64 bytes before and after it, is poison."""
     size = int(np.prod(shape)) * dtype.itemsize
