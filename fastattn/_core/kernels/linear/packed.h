@@ -94,8 +94,7 @@ FA_INLINE void sum_item(const panels *w, ptrdiff_t rows, packed_memory *memory, 
     const ptrdiff_t units = UNITS(w->l->in_features), tiles = tile_count(rows);
     ptrdiff_t u = 0;
     do { /* no inputs: sums of nothing, 0 */
-        const panel_run run =
-            run_at(w, panel, count, u, fa_clamp(units - u, 0, PACKED_RUN(w->l)), tiles, memory->panel);
+        const panel_run run = run_at(w, panel, count, u, fa_clamp(units - u, 0, PACKED_RUN(w->l)), rows, memory->panel);
         const ptrdiff_t end = u + run.units;
         sum_tiles(&run, x + u, x_stride, rows, memory->sums, FA_QUANTISED ? u % RUN_OF_TOTALS > 0 : u > 0);
         if (FA_QUANTISED && (end == units || end % RUN_OF_TOTALS == 0))

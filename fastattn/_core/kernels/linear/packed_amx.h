@@ -25,7 +25,7 @@ typedef struct {
 } panel_run;
 
 FA_INLINE panel_run run_at(const panels *w, ptrdiff_t panel, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
-                           ptrdiff_t tiles, R *memory) {
+                           ptrdiff_t rows, R *memory) {
     return (panel_run){w->first + panel * w->next + unit * w->unit, units};
 }
 

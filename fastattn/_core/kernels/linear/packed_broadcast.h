@@ -87,7 +87,11 @@ FA_INLINE void sum_rows(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_s
 typedef void sum_rows_kernel(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride, ptrdiff_t units, R *sums,
                              int more, const char *ahead, ptrdiff_t tiles);
 
-/* A kernel for each stored type, number of rows, and 1, 2 or 4 panels, as many as the registers hold. */
+/* A kernel for each stored type, number of rows, and 1, 2 or 4 panels; those that nobody calls are empty. For more rows
+ * than these, panels of other types are widened first: conversions take the ports of the multiply-adds. */
+#define PACKED_FEW_ROWS 3
+#define FA_IS_CALLED(MR, NP, TYPE)                                                                                     \
+    ((NP) <= PACKED_SIDE(MR) && ((MR) <= PACKED_FEW_ROWS || !FA_MULTIPLY_ADD || (TYPE) == STORED))
 #define FA_EACH_OF_3(ROW, NAME) ROW(1, NAME) ROW(2, NAME) ROW(3, NAME)
 #define FA_EACH_OF_6(ROW, NAME) FA_EACH_OF_3(ROW, NAME) ROW(4, NAME) ROW(5, NAME) ROW(6, NAME)
 #define FA_EACH_NUMBER_OF_ROWS FA_JOIN(FA_EACH_OF_, PACKED_ROWS)
@@ -95,11 +99,11 @@ typedef void sum_rows_kernel(const char *w, ptrdiff_t next, const R *x, ptrdiff_
     FA_NOINLINE void sum_##MR##_rows_##NP##_##NAME(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride,      \
                                                    ptrdiff_t units, R *sums, int more, const char *ahead,              \
                                                    ptrdiff_t tiles) {                                                  \
-        sum_rows(w, next, x, x_stride, units, sums, more, ahead, tiles, FA_##NAME, MR, fitting(MR, NP));               \
+        if (FA_IS_CALLED(MR, NP, FA_##NAME))                                                                           \
+            sum_rows(w, next, x, x_stride, units, sums, more, ahead, tiles, FA_##NAME, MR, NP);                        \
     }
 #define FA_DEFINE(MR, NAME) FA_SUM_ROWS(MR, 1, NAME) FA_SUM_ROWS(MR, 2, NAME) FA_SUM_ROWS(MR, 4, NAME)
 #define FA_LIST(MR, NAME) {sum_##MR##_rows_1_##NAME, sum_##MR##_rows_2_##NAME, sum_##MR##_rows_4_##NAME},
-FA_INLINE int fitting(int rows, int panels) { return panels <= PACKED_SIDE(rows) ? panels : 1; }
 
 #if FA_MULTIPLY_ADD
 #define FA_DEFINE_TYPE(_, NAME, bits, REALS, ...) FA_IF_##REALS(FA_EACH_NUMBER_OF_ROWS(FA_DEFINE, NAME))
@@ -160,12 +164,12 @@ static void widen_run(panel_run *run, R *memory) {}
 
 /* Units [unit, unit + units) of `count` panels, for this many tiles. */
 FA_INLINE panel_run run_at(const panels *w, ptrdiff_t panel, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
-                           ptrdiff_t tiles, R *memory) {
+                           ptrdiff_t rows, R *memory) {
     const char *first = w->first + panel * w->next, *from = first + unit * w->unit;
     const int last = unit + units >= UNITS(w->l->in_features);
     panel_run run = {
         from, last ? first + count * w->next : from + units * w->unit, w->next, units, count, w->l->weight_type};
-    if (FA_MULTIPLY_ADD && run.type != STORED && tiles > 2) widen_run(&run, memory);
+    if (FA_MULTIPLY_ADD && run.type != STORED && rows > PACKED_FEW_ROWS) widen_run(&run, memory);
     return run;
 }
 
