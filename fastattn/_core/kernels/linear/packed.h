@@ -143,8 +143,7 @@ static void EXPORT(packed)(const fa_linear *l, const fa_linear_item *item, void 
     }
     configure_registers();
     for (ptrdiff_t f = item->first_feature, count; f < end; f += count * outputs) {
-        const ptrdiff_t left = (end - f + outputs - 1) / outputs, side = PACKED_SIDE(tiles == 1 ? rows : PACKED_ROWS);
-        for (count = side; count > left;) count /= 2;
+        count = panels_beside(l->weight_type, rows, (end - f + outputs - 1) / outputs);
         sum_item(&w, rows, &memory, x, x_stride, f / outputs, count);
         for (ptrdiff_t t = 0; t < tiles; t++)
             for (ptrdiff_t p = 0; p < count; p++) {

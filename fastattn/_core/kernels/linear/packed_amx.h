@@ -12,11 +12,12 @@
 #define PACKED_ROWS 32 /* of x in a tile: two tile registers by the two vectors of a panel */
 #define PACKED_MOST_ROWS 512
 #define PACKED_RUN(l) 256 /* units of a panel that are in L1 at a time: 32 KB */
-#define PACKED_SIDE(rows) 1
 #define PACKED_PANEL_REALS(l) 0
 
 FA_INLINE ptrdiff_t tile_count(ptrdiff_t rows) { return (rows + PACKED_ROWS - 1) / PACKED_ROWS; }
 FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) { return fa_clamp(tile * PACKED_ROWS, 0, rows); }
+
+FA_INLINE ptrdiff_t panels_beside(fa_type type, ptrdiff_t rows, ptrdiff_t left) { return 1; }
 
 /* A run of a panel. */
 typedef struct {

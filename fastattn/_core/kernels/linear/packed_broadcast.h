@@ -20,7 +20,7 @@ FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) {
     return tile * (rows / tile_count(rows)) + fa_clamp(tile, 0, rows % tile_count(rows));
 }
 
-enum { AT_A_TIME = 4 }; /* units that a loop takes */
+enum { AHEAD_OF_A_UNIT = 16 }; /* bytes of the next run that a tile prefetches for each of its units, in each panel */
 
 /* A vector of groups of elements as vectors of units, one for each element of a group. */
 FA_INLINE void load_group(const char *at, const fa_type type, V *to) {
@@ -53,16 +53,17 @@ FA_INLINE void sum_tile(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_s
                         int more, const char *ahead, const fa_type type, const int MR, const int NP) {
     const int group = FA_MULTIPLY_ADD ? (int)panel_group(type) : 1;
     const ptrdiff_t step = 2 * (FA_MULTIPLY_ADD ? LANES * group * fa_size_of(type) : FA_VECTOR_BYTES);
+    const int at_a_time = MR > 3 ? 2 : 4; /* units of a step of the loop */
     V acc[PACKED_ROWS][8];
     ptrdiff_t u = 0;
     FA_UNROLL_FOR(int r = 0; r < MR; r++)
         FA_UNROLL_FOR(int j = 0; j < 2 * NP; j++) acc[r][j] = (V){0};
-    for (; u + AT_A_TIME <= units; u += AT_A_TIME) {
+    for (; u + at_a_time <= units; u += at_a_time) {
         if (MR > 2 && NP == FA_PACKED_PANELS) {
             FA_UNROLL_FOR(int p = 0; p < NP; p++) __builtin_prefetch(ahead + p * next, 0, 2);
-            ahead += 64;
+            ahead += AHEAD_OF_A_UNIT * at_a_time;
         }
-        FA_UNROLL_FOR(int i = 0; i < AT_A_TIME; i += group) {
+        FA_UNROLL_FOR(int i = 0; i < at_a_time; i += group) {
             add_group(acc, w, next, x + u + i, x_stride, group, type, MR, NP);
             w += step;
         }
@@ -80,18 +81,19 @@ FA_INLINE void sum_tile(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_s
  * tile prefetches its share of the next run, from `ahead` on in each panel. */
 FA_INLINE void sum_rows(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride, ptrdiff_t units, R *sums,
                         int more, const char *ahead, ptrdiff_t tiles, const fa_type type, const int MR, const int NP) {
-    for (; tiles > 0; tiles--, x += MR * x_stride, sums += 2 * NP * MR * LANES, ahead += units / AT_A_TIME * 64)
+    for (; tiles > 0; tiles--, x += MR * x_stride, sums += 2 * NP * MR * LANES, ahead += AHEAD_OF_A_UNIT * units)
         sum_tile(w, next, x, x_stride, units, sums, more, ahead, type, MR, NP);
 }
 
 typedef void sum_rows_kernel(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride, ptrdiff_t units, R *sums,
                              int more, const char *ahead, ptrdiff_t tiles);
 
-/* A kernel for each stored type, number of rows, and 1, 2 or 4 panels; those that nobody calls are empty. For more rows
- * than these, panels of other types are widened first: conversions take the ports of the multiply-adds. */
-#define PACKED_FEW_ROWS 3
-#define FA_IS_CALLED(MR, NP, TYPE)                                                                                     \
-    ((NP) <= PACKED_SIDE(MR) && ((MR) <= PACKED_FEW_ROWS || !FA_MULTIPLY_ADD || (TYPE) == STORED))
+/* A kernel for each stored type, number of rows, and 1, 2 or 4 panels; NULL for those that are not worth their size. A
+ * tile among others takes as many panels as a full one. Narrower types are widened for it: conversions take the ports of
+ * the multiply-adds. With a single tile that would cost half of the speed: 4 rows, weights beyond the cache. */
+#define PACKED_WIDENS(type, rows) (FA_MULTIPLY_ADD && (type) != STORED && (rows) > PACKED_ROWS)
+#define FA_IS_THERE(MR, NP, TYPE)                                                                                      \
+    ((NP) == 1 || (NP) == PACKED_SIDE(MR) || ((NP) < PACKED_SIDE(MR) && (!FA_MULTIPLY_ADD || (TYPE) == STORED)))
 #define FA_EACH_OF_3(ROW, NAME) ROW(1, NAME) ROW(2, NAME) ROW(3, NAME)
 #define FA_EACH_OF_6(ROW, NAME) FA_EACH_OF_3(ROW, NAME) ROW(4, NAME) ROW(5, NAME) ROW(6, NAME)
 #define FA_EACH_NUMBER_OF_ROWS FA_JOIN(FA_EACH_OF_, PACKED_ROWS)
@@ -99,11 +101,12 @@ typedef void sum_rows_kernel(const char *w, ptrdiff_t next, const R *x, ptrdiff_
     FA_NOINLINE void sum_##MR##_rows_##NP##_##NAME(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride,      \
                                                    ptrdiff_t units, R *sums, int more, const char *ahead,              \
                                                    ptrdiff_t tiles) {                                                  \
-        if (FA_IS_CALLED(MR, NP, FA_##NAME))                                                                           \
+        if (FA_IS_THERE(MR, NP, FA_##NAME))                                                                            \
             sum_rows(w, next, x, x_stride, units, sums, more, ahead, tiles, FA_##NAME, MR, NP);                        \
     }
 #define FA_DEFINE(MR, NAME) FA_SUM_ROWS(MR, 1, NAME) FA_SUM_ROWS(MR, 2, NAME) FA_SUM_ROWS(MR, 4, NAME)
-#define FA_LIST(MR, NAME) {sum_##MR##_rows_1_##NAME, sum_##MR##_rows_2_##NAME, sum_##MR##_rows_4_##NAME},
+#define FA_NAME(MR, NP, NAME) FA_IS_THERE(MR, NP, FA_##NAME) ? sum_##MR##_rows_##NP##_##NAME : NULL
+#define FA_LIST(MR, NAME) {FA_NAME(MR, 1, NAME), FA_NAME(MR, 2, NAME), FA_NAME(MR, 4, NAME)},
 
 #if FA_MULTIPLY_ADD
 #define FA_DEFINE_TYPE(_, NAME, bits, REALS, ...) FA_IF_##REALS(FA_EACH_NUMBER_OF_ROWS(FA_DEFINE, NAME))
@@ -169,8 +172,17 @@ FA_INLINE panel_run run_at(const panels *w, ptrdiff_t panel, ptrdiff_t count, pt
     const int last = unit + units >= UNITS(w->l->in_features);
     panel_run run = {
         from, last ? first + count * w->next : from + units * w->unit, w->next, units, count, w->l->weight_type};
-    if (FA_MULTIPLY_ADD && run.type != STORED && rows > PACKED_FEW_ROWS) widen_run(&run, memory);
+    if (PACKED_WIDENS(run.type, rows)) widen_run(&run, memory);
     return run;
+}
+
+/* How many of `left` panels to take side by side, for so many rows of x. */
+FA_INLINE ptrdiff_t panels_beside(fa_type type, ptrdiff_t rows, ptrdiff_t left) {
+    const ptrdiff_t least = rows / tile_count(rows);
+    ptrdiff_t count = PACKED_SIDE(rows > PACKED_ROWS ? PACKED_ROWS : rows);
+    if (PACKED_WIDENS(type, rows)) type = STORED;
+    while (count > left || !row_kernels[type][least][count / 2]) count /= 2;
+    return count;
 }
 
 /* sums[tile][panel][2][rows of the tile][LANES] (+)= those of so many rows of x. */
@@ -181,7 +193,7 @@ FA_INLINE void sum_tiles(const panel_run *run, const R *x, ptrdiff_t x_stride, p
     if (longer)
         kernels[least + 1][which](run->first, run->next, x, x_stride, run->units, sums, more, run->ahead, longer);
     kernels[least][which](run->first, run->next, x + first * x_stride, x_stride, run->units,
-                          sums + first * run->panels * PANEL, more, run->ahead + longer * (run->units / AT_A_TIME * 64),
+                          sums + first * run->panels * PANEL, more, run->ahead + longer * AHEAD_OF_A_UNIT * run->units,
                           tiles - longer);
 }
 
