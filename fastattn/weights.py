@@ -97,7 +97,7 @@ def pack(
     TypeError
         An argument has the wrong type or dtype, or `gate` and `weight` have different dtypes.
     ValueError
-        A shape does not match, a scale is not finite, or a number does not fit `dtype`.
+        A shape does not match, a scale is not finite, or a number does not fit float16 or int8.
 
     Examples
     --------
