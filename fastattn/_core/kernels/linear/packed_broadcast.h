@@ -89,8 +89,8 @@ typedef void sum_rows_kernel(const char *w, ptrdiff_t next, const R *x, ptrdiff_
                              int more, const char *ahead, ptrdiff_t tiles);
 
 /* A kernel for each stored type, number of rows, and 1, 2 or 4 panels; NULL for those that are not worth their size. A
- * tile among others takes as many panels as a full one. Narrower types are widened for it: conversions take the ports of
- * the multiply-adds. With a single tile that would cost half of the speed: 4 rows, weights beyond the cache. */
+ * tile among others takes as many panels as a full one. Narrower types are widened for it: conversions take the ports
+ * of the multiply-adds; with a single tile that would cost half of the speed (4 rows, weights beyond the cache). */
 #define PACKED_WIDENS(type, rows) (FA_MULTIPLY_ADD && (type) != STORED && (rows) > PACKED_ROWS)
 #define FA_IS_THERE(MR, NP, TYPE)                                                                                      \
     ((NP) == 1 || (NP) == PACKED_SIDE(MR) || ((NP) < PACKED_SIDE(MR) && (!FA_MULTIPLY_ADD || (TYPE) == STORED)))
