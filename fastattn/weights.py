@@ -203,7 +203,8 @@ class PackedWeight(Packed):
             weight, gate = self.unpack() if self.gated else (self.unpack(), None)
             return pack(rows_of(weight, first, last), gate=None if gate is None else rows_of(gate, first, last))
         data, scales = part
-        weight = PackedWeight(last - first, self.shape[1], self.dtype, False, data)
+        weight = PackedWeight(last - first, self.shape[1], self.dtype, False, allocate=False)
+        weight.set_data(data)
         weight.set_scales(scales)
         return weight._frozen()
 
@@ -259,7 +260,7 @@ class PackedWeight(Packed):
         if not all(type(count) is int and count >= 0 for count in (rows, inputs)) or _overflows(rows, inputs):
             raise ValueError(f"its shape is {content['shape']}")
         dtype = _arguments.storage_dtype("its dtype", content["dtype"])
-        weight = cls(rows, inputs, dtype, gated, np.empty(0, np.uint8))
+        weight = cls(rows, inputs, dtype, gated, allocate=False)
         if content["target"] != weight.target:
             raise ValueError(f"it is for the target {content['target']!r}, and {weight.target!r} is in use")
         if text != _array_file.text(weight._content()):
@@ -286,8 +287,8 @@ class PackedWeight(Packed):
 
 
 def _overflows(rows: int, inputs: int) -> bool:
-    """Whether the size of the panels in bytes may exceed 64 bits; panels pad each size by at most 127."""
-    return (rows + 128) * (inputs + 128) > 1 << 58
+    """Whether sizes in bytes may exceed 64 bits; panels pad each size by at most 127."""
+    return inputs > 1 << 40 or (rows + 128) * (inputs + 128) > 1 << 58
 
 
 def _repack(weight: NDArray | QuantizedWeight, gate: NDArray | QuantizedWeight | None) -> PackedWeight:

@@ -11,7 +11,7 @@ class Packed:
     panel_bytes: int
 
     def __init__(
-        self, rows: int, inputs: int, dtype: np.dtype, gated: bool, data: NDArray[np.uint8] | None = None
+        self, rows: int, inputs: int, dtype: np.dtype, gated: bool, allocate: bool = True
     ) -> None: ...
     @property
     def nbytes_of_panels(self) -> int: ...

@@ -65,10 +65,11 @@ cdef fa_type type_named(str name):
 cdef class Packed:
     """A weight's panels for the target in use, in new memory if `data` is None. The caller checks the arguments."""
 
-    def __init__(self, ptrdiff_t rows, ptrdiff_t inputs, dtype, bint gated, np.ndarray data=None):
+    def __init__(self, ptrdiff_t rows, ptrdiff_t inputs, dtype, bint gated, bint allocate=True):
         cdef const fa_linear_kernel *kernel
         cdef fa_panels *form = &self.form
         cdef ptrdiff_t padding
+        self.check_open()
         if inputs > MOST_INPUTS:
             raise MemoryError(f"not enough memory for a packed weight of {inputs} inputs")
         self.dtype, self.type = dtype, type_named(_dtypes.BY_NAME[dtype.name].kernels)
@@ -82,7 +83,7 @@ cdef class Packed:
         self.panel_bytes = fa_panel_bytes(form)
         self.shape, self.gated = (rows, inputs), gated
         self.target, self.made_for = targets.current(), current_target()
-        self.data = self.empty() if data is None else data
+        self.data = self.empty() if allocate else np.empty(0, np.uint8)
 
     cdef ptrdiff_t panels(self):
         return (self.form.rows + fa_panel_rows(&self.form) - 1) // fa_panel_rows(&self.form)
@@ -108,6 +109,10 @@ cdef class Packed:
     def set_data(self, np.ndarray data not None):
         """Set the panels, likewise."""
         self.check_open()
+        if data.ndim != 1 or data.dtype != np.uint8 or not data.flags.c_contiguous:
+            raise TypeError(f"data must be bytes side by side, got {data.dtype} of shape {(<object>data).shape}")
+        if data.size != self.nbytes_of_panels:
+            raise ValueError(f"data must have {self.nbytes_of_panels} bytes, got {data.size}")
         self.data = data
 
     def freeze(self):
@@ -117,6 +122,9 @@ cdef class Packed:
             while isinstance(x, np.ndarray):
                 x.flags.writeable = False
                 x = x.base
+        # Views: whoever owns memory could make it writeable again.
+        self.data = self.data[:]
+        self.scales = None if self.scales is None else self.scales[:]
 
     cdef int check_open(self) except -1:
         if self.frozen:
@@ -152,6 +160,8 @@ cdef class Packed:
     def cut(self, ptrdiff_t first, ptrdiff_t last):
         """The data and scales of rows [first, last) as views; None if these share a panel with others."""
         cdef ptrdiff_t rows = fa_panel_rows(&self.form)
+        if self.made_for != current_target():
+            raise ValueError(f"{targets.current()!r} is in use, and this weight is packed for {self.target!r}")
         if self.gated or first % rows or (last % rows and last != self.form.rows):
             return None
         begin, end = first // rows * self.panel_bytes, (last + rows - 1) // rows * self.panel_bytes

@@ -46,7 +46,7 @@ class Linear:
         """The part that computes these outputs: views, except of a packed weight that is cut within a panel."""
         packed = isinstance(self.weight, PackedWeight)
         part = self.weight.rows(first, last) if packed else rows_of(self.weight, first, last)
-        return Linear(part, None if self.bias is None else self.bias[first:last])
+        return Linear(part, None if self.bias is None else self.bias[..., first:last])
 
     @property
     def stored(self) -> NDArray | PackedWeight:

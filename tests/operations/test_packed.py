@@ -121,12 +121,16 @@ def test_dimensions(rng, dtype, stored, rows):
 @pytest.mark.parametrize("dtype", ALL[:1] + HALF, ids=str)
 @pytest.mark.parametrize("inputs", [65_536 + 1037, 2 * 65_536 + 5])
 def test_runs_of_integers(rng, dtype, inputs):
-    """More products of 8 bits than a sum of 32 bits holds."""
-    for outputs, rows in ((3, 1), (2, 9)):
-        arrays = layer(rng, dtype, rows, inputs, outputs, INT8)
-        arrays["weight"][0][:2] = [[127], [-127]]
-        arrays["x"][0] = 3
-        assert_as_with_the_weight_itself(arrays)
+    """More products of 8 bits than a sum of 32 bits holds; runs are added in the same way in every block of outputs."""
+    arrays = layer(rng, dtype, 9, inputs, 17, INT8)
+    arrays["weight"][0][:2] = [[127], [-127]]
+    arrays["x"][0] = 3
+    assert_as_with_the_weight_itself(arrays)
+    x, (values, scales) = arrays["x"], arrays["weight"]
+    whole = fastattn.linear(x, (values, scales))
+    for i in range(len(values)):
+        one = slice(i, i + 1)
+        assert_same_bits(fastattn.linear(x[:1], (values[one], scales[one])), whole[:1, one])
 
 
 # Options
@@ -739,6 +743,29 @@ def test_a_file_is_numpys_own(path, target):
     }  # fmt: skip
     np.testing.assert_array_equal(arrays[2], weight.data)
     np.testing.assert_array_equal(arrays[4], weight.scales)
+
+
+def test_parts_of_another_targets_weight_are_refused():
+    weight = pack(np.ones((200, 8), np.float32))
+    for name in fastattn.targets():
+        if name != weight.target:
+            with on_target(name), pytest.raises(ValueError, match=f"'{name}' is in use"):
+                weight.rows(0, 64)
+
+
+def test_nothing_makes_a_weight_writable():
+    weight = some_weight()
+    for x in (weight.data, weight.scales):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            x.flags.writeable = True
+    for change in (
+        lambda: weight.set_data(np.zeros_like(weight.data)),
+        lambda: weight.set_scales(weight.scales.copy()),
+        lambda: weight.move(np.ones(weight.shape, np.int8), None, False),
+        lambda: weight.__init__(*weight.shape, weight.dtype, False),
+    ):
+        with pytest.raises(TypeError, match="must not be changed"):
+            change()
 
 
 def test_a_mapped_file_may_be_replaced(path):

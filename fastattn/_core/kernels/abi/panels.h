@@ -22,7 +22,8 @@ typedef struct {
 
 static inline ptrdiff_t fa_panel_rows(const fa_panels *form) { return form->gated ? form->lanes / 2 : form->lanes; }
 static inline ptrdiff_t fa_panel_runs(const fa_panels *form) {
-    return form->run_units ? (form->units + form->run_units - 1) / form->run_units : 0;
+    if (!form->run_units) return 0;
+    return form->units ? (form->units + form->run_units - 1) / form->run_units : 1; /* of no inputs: a sum of nothing */
 }
 static inline ptrdiff_t fa_panel_bytes(const fa_panels *form) {
     return (form->units * form->group * form->element + fa_panel_runs(form) * 4) * form->lanes;

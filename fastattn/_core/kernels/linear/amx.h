@@ -31,9 +31,7 @@ FA_INLINE void linear_sums(const weight_block *weights, ptrdiff_t count, const l
     for (ptrdiff_t i = 0; FA_QUANTISED && i < count; i++)
         FA_UNROLL_FOR(int j = 0; j < NV; j++) {
             const ptrdiff_t at = (i * NV + j) * LANES;
-            V sum = as_real(load(products + at), weights, i, tile->quantised, j);
-            if (first) sum += load(sums + at);
-            store(sums + at, sum);
+            store(sums + at, as_real(load(products + at), weights, i, tile->quantised, j, first ? sums + at : NULL));
         }
 }
 
@@ -130,7 +128,7 @@ FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, cons
     if (any_below(least[0], FA_LEAST_SUM))
         recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
     FA_UNROLL_FOR(int i = 0; i < 16; i++) {
-        V y = row_as_real(load(sums + i * LANES), total, memory->scale + row + i, memory->zero + row + i);
+        V y = row_as_real(load(sums + i * LANES), total, memory->scale + row + i, memory->zero + row + i, NULL);
         store(sums + i * LANES, shifted(l, y, scale, bias));
     }
     remake_overflows(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);

@@ -47,9 +47,7 @@ FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linea
     FA_UNROLL_FOR(int i = 0; i < MR; i++)
         FA_UNROLL_FOR(int j = 0; j < NV; j++) {
             R *at = sums + (i * NV + j) * LANES;
-            V sum = as_real(acc[i][j], weights, row + i, tile->quantised, j);
-            if (first) sum += load(at);
-            store(at, sum);
+            store(at, as_real(acc[i][j], weights, row + i, tile->quantised, j, first ? at : NULL));
         }
 }
 

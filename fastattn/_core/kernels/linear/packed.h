@@ -81,9 +81,8 @@ static void add_run(const panels *w, packed_memory *memory, ptrdiff_t panel, ptr
     for (ptrdiff_t j = 0; j < 2 * count; j++) {
         const I *total = panel_totals(w, panel + j / 2, run) + j % 2 * LANES;
         for (ptrdiff_t i = row; i < end; i++, at += LANES) {
-            V y = row_as_real(load(memory->sums + at), total, memory->scale + i, memory->zero + i);
-            if (run) y += load(memory->real + at);
-            store(memory->real + at, y);
+            store(memory->real + at, row_as_real(load(memory->sums + at), total, memory->scale + i, memory->zero + i,
+                                                 run ? memory->real + at : NULL));
         }
     }
 }

@@ -11,7 +11,8 @@
  *
  *   gather_rows        transposed    LANES rows of x into the lanes of vector j of a tile
  *   sum_weights        nothing       the sums of a block's rows
- *   as_real            the sum       a sum of products of row `row` of the block, of vector j of rows of x, as a real
+ *   as_real            their sum     a sum of products of row `row` of the block, of vector j of rows of x, as a real;
+ *                                    added to `earlier`, that of earlier runs, unless it is NULL
  *   recompute_flushed  nothing       sums that may have been flushed to 0, by multiply-adds: see FA_LEAST_SUM
  *
  * and, where rows of x stand in the tiles' rows:
@@ -48,7 +49,9 @@ static void gather_rows(const fa_linear *l, const char *const *from, R *to, ptrd
 FA_INLINE void sum_weights(weight_block *weights, ptrdiff_t count, ptrdiff_t units) {}
 #endif
 #ifndef as_real
-FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j) {
+FA_INLINE V as_real(V sum, const weight_block *weights, ptrdiff_t row, const row_quantisation *quantised, int j,
+                    const R *earlier) {
+    if (earlier) sum += load(earlier);
     return sum;
 }
 #endif
@@ -79,7 +82,7 @@ FA_INLINE V add_product_of_lanes(V sum, V lanes, V spread) { return add_product(
 FA_INLINE V join_sums(V a, V b) { return a + b; }
 #endif
 #ifndef row_as_real
-FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero) { return sum; }
+FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero, const R *earlier) { return sum; }
 #endif
 
 #endif

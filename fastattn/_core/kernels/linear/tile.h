@@ -18,9 +18,11 @@ typedef struct {
 
 /* n results of a row, with their residual if there is one, where elements do not lie side by side. */
 static void scatter_row(const fa_linear *l, const char *residual, char *to, V y, ptrdiff_t feature, ptrdiff_t n) {
-    V more = {0};
-    if (residual) widen((R *)&more, residual + feature * l->residual_stride, l->type, l->residual_stride, n);
-    y += more;
+    if (residual) {
+        V more = {0};
+        widen((R *)&more, residual + feature * l->residual_stride, l->type, l->residual_stride, n);
+        y += more;
+    }
     narrow(to + feature * l->out_stride, l->type, l->out_stride, (const R *)&y, n);
 }
 

@@ -70,7 +70,10 @@ FA_INLINE int any_nan(V_f32 x) { return _mm512_cmp_ps_mask((__m512)x, (__m512)x,
 FA_INLINE V_f32 splat_bits(int32_t bits) { return (V_f32)_mm512_set1_epi32(bits); }
 /* The one of the smaller magnitude. */
 FA_INLINE V_f32 smaller_magnitude(V_f32 a, V_f32 b) { return (V_f32)_mm512_range_ps((__m512)a, (__m512)b, 0x0a); }
-/* a · b - c in one rounding. */
+/* a · b + c, and a · b - c, in one rounding. */
+FA_INLINE V_f32 multiply_add(V_f32 a, V_f32 b, V_f32 c) {
+    return (V_f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
 FA_INLINE V_f32 multiply_subtract(V_f32 a, V_f32 b, V_f32 c) {
     return (V_f32)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)c);
 }
