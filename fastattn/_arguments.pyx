@@ -732,18 +732,25 @@ cdef np.ndarray rows_of_any_length(str name, object x):
     return a
 
 
+cpdef tuple quantized_weight(str name, object weight):
+    """The int8 values of a weight and their float32 scales; shapes are not checked."""
+    cdef np.ndarray values, scales
+    if len(weight) != 2:
+        raise ValueError(f"{name} must be an array or a pair (values, scales), got a tuple of {len(weight)}")
+    values = array(f"{name}[0]", weight[0])
+    scales = array(f"{name}[1]", weight[1])
+    if np.PyArray_TYPE(values) != np.NPY_INT8:
+        raise TypeError(f"{name}[0] must have dtype int8 if there are scales, got {described(values)}")
+    if np.PyArray_TYPE(scales) != np.NPY_FLOAT32 or not np.PyArray_ISNOTSWAPPED(scales):
+        raise TypeError(f"{name}[1] must have dtype float32, got {described(scales)}")
+    return values, scales
+
+
 cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name):
     """A weight for rows of x: (array, None), or int8 with the scales of its rows."""
     cdef np.ndarray values, scales = None
     if isinstance(weight, tuple):
-        if len(weight) != 2:
-            raise ValueError(f"{name} must be an array or a pair (values, scales), got a tuple of {len(weight)}")
-        values = array(f"{name}[0]", weight[0])
-        scales = array(f"{name}[1]", weight[1])
-        if np.PyArray_TYPE(values) != np.NPY_INT8:
-            raise TypeError(f"{name}[0] must have dtype int8 if there are scales, got {described(values)}")
-        if np.PyArray_TYPE(scales) != np.NPY_FLOAT32 or not np.PyArray_ISNOTSWAPPED(scales):
-            raise TypeError(f"{name}[1] must have dtype float32, got {described(scales)}")
+        values, scales = quantized_weight(name, weight)
     else:
         values = parameter_like(name, weight, x, x_name)
     if values.ndim != 2 or values.shape[1] != length(x, 1):

@@ -317,13 +317,7 @@ def _values_and_scales(name: str, weight: object, dtype: np.dtype | None) -> tup
 
 
 def _checked_pair(name: str, weight: tuple) -> tuple[NDArray, NDArray]:
-    if len(weight) != 2:
-        raise ValueError(f"{name} must be an array or a pair (values, scales), got a tuple of {len(weight)}")
-    values, scales = weight
-    for part, x, needed in ((0, values, "int8"), (1, scales, "float32")):
-        if not isinstance(x, np.ndarray) or hasattr(x, "mask") or x.dtype != needed:
-            got = x.dtype if type(x) is np.ndarray else type(x).__name__
-            raise TypeError(f"{name}[{part}] must be an array of dtype {needed}, got {got}")
+    values, scales = _arguments.quantized_weight(name, weight)
     if values.ndim != 2:
         raise ValueError(f"{name}[0] must have shape (out_features, in_features), got shape {values.shape}")
     if scales.shape != values.shape[:1]:

@@ -221,7 +221,7 @@ class TransformerEncoderLayer:
         """Add the feed-forward network's result for x to `out`."""
         hidden, threads = work.hidden[0], work.num_threads
         if self.gate is None:
-            self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)  # and times, if it is gated
+            self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)  # packed: gated, too
         else:
             self.linear1(x, out=hidden, num_threads=threads)
             gate = self.gate(x, activation=self.activation, out=work.hidden[1], num_threads=threads)

@@ -15,6 +15,7 @@ from support.arrays import (
     empty_laid_out,
     fenced,
     laid_out,
+    placed,
 )
 from support.dtypes import ALL, HALF, assert_equal, eps, largest, readable, smallest
 from support.layers import (
@@ -401,17 +402,10 @@ def test_out_is_a_parameter(rng, name):
 
 @pytest.mark.parametrize("at", ["start", "end"])
 def test_nothing_outside_is_touched(rng, dtype, at):
-    def placed(name, array):
-        if isinstance(array, tuple):
-            return tuple(placed(f"{name} {n}", x) for n, x in enumerate(array))
-        copy = fenced(name).place(array.shape, array.dtype, at)
-        copy[...] = array
-        return copy
-
     for size in SIZES:
         for shape in ((1, size, 37), (2, 37, size), (size, 9, 10)):
             for arrays in plain_and_int8(rng, dtype, *shape):
                 expected = fastattn.linear(**arrays, activation="relu", num_threads=1)
                 out = fenced("out").place(expected.shape, dtype, at)
-                beside = {name: placed(name, array) for name, array in arrays.items()}
+                beside = {name: placed(name, array, at) for name, array in arrays.items()}
                 assert_equal(fastattn.linear(**beside, activation="relu", out=out, num_threads=1), expected)

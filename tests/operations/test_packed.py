@@ -15,7 +15,7 @@ from fastattn import PackedWeight, _array_file, pack, reference
 from fastattn._runtime import on_target
 from fastattn.nn import quantize
 from support.accuracy import assert_accurate, by_formula, matmul_of_target, wider
-from support.arrays import LAYOUTS, WRITABLE_LAYOUTS, empty_laid_out, fenced, is_poison, laid_out
+from support.arrays import LAYOUTS, WRITABLE_LAYOUTS, empty_laid_out, fenced, is_poison, laid_out, placed
 from support.dtypes import ALL, HALF, WIDE, assert_equal, computed_in, eps, largest, readable
 from support.layers import (
     ACTIVATIONS,
@@ -307,18 +307,11 @@ def test_strides(rng, dtype, stored, strides):
 def test_nothing_outside_is_touched(rng, dtype, stored, at):
     """Not in packing, nor in computing, nor in unpacking."""
 
-    def placed(name, array):
-        if isinstance(array, tuple):
-            return tuple(placed(f"{name} {n}", x) for n, x in enumerate(array))
-        twin = fenced(name).place(array.shape, array.dtype, at)
-        twin[...] = array
-        return twin
-
     for rows, inputs, outputs in ((1, 33, 37), (2, 37, 1), (9, 3, 65), (5, 64, 32), (1, 129, 8)):
         arrays = layer(rng, dtype, rows, inputs, outputs, stored)
         expected = fastattn.linear(**arrays, num_threads=1)
         out = fenced("out").place(expected.shape, dtype, at)
-        beside = packed({name: placed(name, array) for name, array in arrays.items()})
+        beside = packed({name: placed(name, array, at) for name, array in arrays.items()})
         assert_same_bits(fastattn.linear(**beside, out=out, num_threads=1), expected)
 
 
@@ -576,10 +569,10 @@ BAD = [
     (TypeError, "weight must be a numpy.ndarray, got PackedWeight", lambda: pack(pack(ONES))),
     (ValueError, r"weight must be an array or a pair .* got a tuple of 3", lambda: pack((*INT8_ONES, 1))),
     (ValueError, r"weight must be an array or a pair .* got a tuple of 0", lambda: pack(())),
-    (TypeError, r"weight\[0\] must be .* int8, got float32", lambda: pack((ONES, INT8_ONES[1]))),
-    (TypeError, r"weight\[0\] must be .* int8, got list", lambda: pack(([[1]], INT8_ONES[1]))),
+    (TypeError, r"weight\[0\] must have dtype int8 .* got dtype float32", lambda: pack((ONES, INT8_ONES[1]))),
+    (TypeError, r"weight\[0\] must be a numpy.ndarray, got list", lambda: pack(([[1]], INT8_ONES[1]))),
     (TypeError, r"weight\[0\] must be .* got MaskedArray", lambda: pack((np.ma.array(INT8_ONES[0]), INT8_ONES[1]))),
-    (TypeError, r"weight\[1\] must be .* float32, got float64", lambda: pack((INT8_ONES[0], np.ones(3)))),
+    (TypeError, r"weight\[1\] must have dtype float32, got dtype float64", lambda: pack((INT8_ONES[0], np.ones(3)))),
     (ValueError, r"weight\[0\] must have shape", lambda: pack((INT8_ONES[0][0], INT8_ONES[1]))),
     (ValueError, r"weight\[1\] must have shape \(3,\)", lambda: pack((INT8_ONES[0], np.ones(5, np.float32)))),
     (ValueError, r"weight\[1\] must have shape \(3,\)", lambda: pack((INT8_ONES[0], np.ones((3, 1), np.float32)))),

@@ -191,3 +191,12 @@ def fenced(operand):
     """One such pen for each operand of a call, reused."""
     del operand
     return FencedPages(400_000)
+
+
+def placed(name, array, at):
+    """A copy in the operand's pen, at its start or end; of a pair, each part in one of its own."""
+    if isinstance(array, tuple):
+        return tuple(placed(f"{name} {n}", x, at) for n, x in enumerate(array))
+    copy = fenced(name).place(array.shape, array.dtype, at)
+    copy[...] = array
+    return copy

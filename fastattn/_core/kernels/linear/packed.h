@@ -80,10 +80,9 @@ static void add_run(const panels *w, packed_memory *memory, ptrdiff_t panel, ptr
     ptrdiff_t at = row * count * PANEL;
     for (ptrdiff_t j = 0; j < 2 * count; j++) {
         const I *total = panel_totals(w, panel + j / 2, run) + j % 2 * LANES;
-        for (ptrdiff_t i = row; i < end; i++, at += LANES) {
+        for (ptrdiff_t i = row; i < end; i++, at += LANES)
             store(memory->real + at, row_as_real(load(memory->sums + at), total, memory->scale + i, memory->zero + i,
                                                  run ? memory->real + at : NULL));
-        }
     }
 }
 
