@@ -7,7 +7,6 @@ import inspect
 import os
 import pkgutil
 import signal
-import threading
 import time
 
 import hypothesis
@@ -204,7 +203,7 @@ CAUSAL = {(i, j) for i, j in EVERY if j <= i}
         ({"is_causal": True, "q_offset": 9}, {(i, j) for i, j in EVERY if j <= i + 1}),
         ({"is_causal": True, "q_offset": 10}, {(i, j) for i, j in EVERY if j <= i + 1}),
         ({"is_causal": True, "q_offset": 11}, {(i, j) for i, j in EVERY if j <= i + 2}),
-        ({"is_causal": True, "q_offset": -10}, {(i, j) for i, j in EVERY if j <= i - 1} | {(0,)}),
+        ({"is_causal": True, "q_offset": -10}, {(i, j) for i, j in EVERY if j <= i - 1}),
         ({"window": (10, 0)}, {(i, j) for i, j in EVERY if i - 1 <= j <= i}),
         ({"window": (11, 0)}, {(i, j) for i, j in EVERY if i - 2 <= j <= i}),
         ({"window": (0, 11)}, {(i, j) for i, j in EVERY if i <= j <= i + 2}),
@@ -252,7 +251,7 @@ def test_merges_are_a_tree():
     _, key = chunked(1, 80, 4, chunks=(1, 1, 4))
     graph = scaled_dot_product_attention(query, key, key).__dask_graph__().to_dict()
     merges = [task for name, task in graph.items() if name[0].startswith("attention-merge-")]
-    assert len(merges) == 20 + 5 + 2 + 1
+    assert len(merges) == 20 + 5 + 1 + 1
     assert max(len(task.dependencies) for task in merges) == 4
 
 
@@ -390,6 +389,8 @@ def test_functions_have_the_arguments_of_fastattns(name):
 
 # Rows
 
+TINY = 2.0**-24  # float16's smallest number; others' are smaller
+
 
 @hypothesis.given(st.sampled_from([softmax, log_softmax]), dtypes, st.data())
 def test_softmax_is_what_the_oracle_says(function, dtype, data):
@@ -407,9 +408,13 @@ def test_softmax_is_what_the_oracle_says(function, dtype, data):
     result = result.compute()
     assert result.dtype == dtype
     expected = getattr(reference, function.__name__)(x, axis, where=where)
-    rtol = 16 * eps(computed_in(dtype)) + (eps(dtype) if dtype in HALF else 0)
+    rounding = 16 * eps(computed_in(dtype)) + (eps(dtype) if dtype in HALF else 0)
+    largest = np.abs(expected, where=np.isfinite(expected), out=np.ones(shape)).max() if function is log_softmax else 0
     np.testing.assert_allclose(
-        readable(result), readable(expected.astype(dtype)), rtol=rtol, atol=float(np.finfo(np.float32).tiny)
+        readable(result),
+        expected,
+        rtol=rounding,
+        atol=max(rounding * largest, TINY if dtype == np.float16 else 2.0**-126),
     )
 
 
@@ -488,6 +493,14 @@ class Encoder:
         return np.array(rows, np.float32).reshape(-1, 2)
 
 
+MADE = []
+
+
+def make_encoder():
+    MADE.append(Encoder())
+    return MADE[-1]
+
+
 TEXTS = ["a", "bb", "", "dddd", "eeeee"]
 
 
@@ -514,16 +527,11 @@ def test_encode_a_series():
 
 
 def test_a_function_is_called_once():
-    made = []
-
-    def make():
-        made.append(threading.get_ident())
-        return Encoder()
-
+    MADE.clear()
     [texts, *_] = collections()
     for _ in range(2):
-        assert encode(make, texts).compute(scheduler="threads").shape == (5, 2)
-    assert len(made) == 1
+        assert encode(make_encoder, texts).compute(scheduler="threads").shape == (5, 2)
+    assert len(MADE) == 1
 
 
 # Threads of a task

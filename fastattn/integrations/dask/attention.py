@@ -152,9 +152,9 @@ def _check(query: da.Array, key: da.Array, value: da.Array, mask: da.Array | Non
     no_values = value[..., :0] if value.ndim else value
     try:
         fastattn.scaled_dot_product_attention(query, key, no_values, mask, **options)
-    except ValueError:
-        # What it says of value's shape is to be true.
-        fastattn.scaled_dot_product_attention(query[..., :0, :], key, value)
+    except ValueError as error:
+        if str(error).startswith("value"):  # and names its shape, which should be the real one
+            fastattn.scaled_dot_product_attention(query[..., :0, :], key, value)
         raise
 
 
@@ -296,7 +296,7 @@ def _parts(
     if parts:
         return parts
     shape = (*(cut.stop - cut.start for cut in place.cuts), value.shape[-1])[-grid.axes - 1 :]
-    return [tasks.add("attention-part", place.name, _no_keys, shape, query.dtype, sinks)]
+    return [tasks.add("attention-empty", place.name, _no_keys, shape, query.dtype, sinks)]
 
 
 def _attention(

@@ -39,14 +39,14 @@ def threads(num_threads: int | None) -> int | None:
 
 
 def collection(name: str, x: object) -> da.Array:
-    """Return a dask array whose chunks are known. A NumPy array becomes one chunk."""
+    """Return a dask array whose chunks are known and not empty. A NumPy array becomes one chunk."""
     if isinstance(x, np.ndarray):
         return da.from_array(x, chunks=-1)
     if not isinstance(x, da.Array):
         raise TypeError(f"{name} must be a dask.array.Array or a numpy.ndarray, got {type(x).__name__}")
     if any(map(math.isnan, x.shape)):
         raise ValueError(f"{name} must have chunks of known sizes, got shape {x.shape}: call compute_chunk_sizes()")
-    return x
+    return x.rechunk(tuple(between(borders(sizes)) for sizes in x.chunks))
 
 
 def stand_in(x: object) -> Any:

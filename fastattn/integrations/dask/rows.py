@@ -184,13 +184,13 @@ def _check_linear(
     x: da.Array, weight: Any, bias: da.Array | None, activation: str | None, residual: da.Array | None,
     num_threads: int | None,
 ) -> None:  # fmt: skip
-    result = fastattn.linear(
-        _no_rows(x), stand_in(weight), stand_in(bias), activation=activation, num_threads=num_threads,
-        residual=None if residual is None else np.empty((0, *residual.shape[-1:]), residual.dtype),
-    )  # fmt: skip
-    shape = (*x.shape[:-1], *result.shape[-1:])
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"residual must have the result's shape {shape}, got shape {residual.shape}")
+    arrays = _no_rows(x), stand_in(weight), stand_in(bias)
+    result = fastattn.linear(*arrays, activation=activation, num_threads=num_threads)
+    if residual is not None:
+        fastattn.linear(*arrays, residual=np.empty(result.shape, residual.dtype))
+        shape = (*x.shape[:-1], result.shape[-1])
+        if residual.shape != shape:
+            raise ValueError(f"residual must have the result's shape {shape}, got shape {residual.shape}")
 
 
 def _linear(

@@ -74,8 +74,8 @@ def encode(
     >>> encode(BertEncoder.from_pretrained(), texts).compute(scheduler="synchronous").shape
     (3, 384)
     """
-    makes = callable(encoder) and not hasattr(encoder, "encode")
-    if not makes and not hasattr(encoder, "encode"):
+    makes = isinstance(encoder, type) or not hasattr(encoder, "encode")
+    if makes and not callable(encoder):
         raise TypeError(f"encoder must be an encoder or a function that returns one, got {type(encoder).__name__}")
     if not hasattr(texts, "to_delayed"):
         raise TypeError(f"texts must be a dask Bag, Series or Array of str, got {type(texts).__name__}")
