@@ -571,7 +571,7 @@ def client():
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0", silence_logs=50
         ) as cluster,
         distributed.Client(cluster, timeout=SECONDS) as client,
     ):
@@ -676,7 +676,7 @@ def test_keys_and_values_beyond_the_memory_of_a_worker():
     limit = 400 * 2**20
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0",
             memory_limit=limit, silence_logs=50,
         ) as cluster,
         distributed.Client(cluster, timeout=SECONDS) as client,
