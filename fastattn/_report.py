@@ -126,8 +126,8 @@ def _processors() -> str:
 
 
 def _placement() -> str:
-    bound = [name for name in _runtime.BINDING if os.environ.get(name)]
-    return f"bound by {', '.join(bound)}" if bound else "on the processors that the process may use"
+    bound = ", ".join(_runtime.bound_by)
+    return f"bound by {bound}" if bound else "on the processors that the process may use"
 
 
 def _variables() -> dict[str, str]:

@@ -20,10 +20,19 @@ from pathlib import Path
 
 from fastattn import _arguments
 from fastattn._core import targets as _targets
-from fastattn._core import threads as _threads
+
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+bound_by = [name for name in _BINDING if os.environ.get(name)]  # that is, OpenMP's threads to processors
+
+# So told, OpenMP binds the thread that loads it, too. The next OpenMP library in the process would find this processor
+# only: PyTorch, imported after fastattn, had one thread.
+_allowed = os.sched_getaffinity(0) if bound_by and hasattr(os, "sched_getaffinity") else None
+from fastattn._core import threads as _threads  # noqa: E402
+
+if _allowed:
+    os.sched_setaffinity(0, _allowed)
 
 _CGROUPS = Path("/sys/fs/cgroup")
-BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # bind OpenMP's threads to processors
 _STACK_SIZES = ("OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE")
 _asked_for = {"set_num_threads": 0, "FASTATTN_NUM_THREADS": 0}  # 0: not set; the first that is set applies
 
@@ -203,6 +212,6 @@ def _read_environment() -> None:
 
 
 _read_environment()
-_threads.bind(any(os.environ.get(name) for name in BINDING), _stack_size())
+_threads.bind(bool(bound_by), _stack_size())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_threads.rest)
