@@ -22,8 +22,8 @@ FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) {
 
 enum { CACHE_LINE = 64, LEAST_SHARE = 16 }; /* bytes; see sum_tile */
 
-/* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.3 to 1.6 times as long, as the
- * processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */
+/* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.3 to 1.6 times as long, as
+ * the processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */
 #define PACKED_FEW_ROWS (4 * PACKED_ROWS)
 
 /* A run of panels side by side, and the next one, which tiles prefetch. */
