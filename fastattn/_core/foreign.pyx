@@ -1,7 +1,7 @@
 """Other libraries' arrays as NumPy arrays in the same memory: by DLPack, or by Python's buffer protocol.
 
-In place of numpy.from_dlpack, which knows no bfloat16 and takes an exporter's Python code (5 microseconds) where that has
-a table of C functions (0.3). The structs are those of dlpack.h 1.3 (https://github.com/dmlc/dlpack).
+In place of numpy.from_dlpack, which knows no bfloat16 and takes an exporter's Python code (5 microseconds) where there
+is a table of C functions (0.3). The structs are those of dlpack.h 1.3 (https://github.com/dmlc/dlpack).
 
 The arrays are read-only where the exporter says so, where it has made a copy, and where it does not say.
 """
