@@ -13,6 +13,7 @@ _array_file.py    files of arrays: of caches and of packed weights
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
+_report.py        what show_config tells
 _arguments.pyx    the only place that checks what a user passes in
 _dtypes.py        the types that arrays may be stored in
 _core/            the compiled half: a .pyx for each operation family, and options.pyx and plan.pyx for attention;
