@@ -98,8 +98,8 @@ def scaled_dot_product_attention(
     al., "Cascade Inference" (2024). Liu, Zaharia and Abbeel, "Ring Attention" (2023), divide queries and keys among
     machines in the same way. Of the tasks that are merged, only the first takes the sinks.
 
-    The chunks of keys affect the rounding, and nothing else does. 16-bit results are rounded to 16 bits once over each
-    chunk of keys, merged in float32, and rounded again at the end.
+    Chunks affect the rounding of a result; scheduler, workers and threads do not. 16-bit results are rounded to 16 bits
+    once over each chunk of keys, merged in float32, and rounded again at the end.
 
     Examples
     --------
@@ -120,17 +120,19 @@ def scaled_dot_product_attention(
     mask = None if attn_mask is None else collection("attn_mask", attn_mask)
     same = {"is_causal": is_causal, "window": window, "scale": scale, "softcap": softcap, "num_threads": num_threads}
     local = {"q_offset": q_offset, "kv_lengths": kv_lengths, "sinks": sinks, "alibi_slopes": alibi_slopes}
+    for name, option in local.items():
+        if isinstance(option, da.Array):
+            raise TypeError(f"{name} must not be a dask.array.Array: pass {name}.compute()")
     _check(query, key, value, mask, same | local)
     return_lse = _arguments.flag("return_lse", return_lse)
 
     grid = _Grid(query, key, value)
-    options = _Options(
-        grid, attn_mask if isinstance(attn_mask, np.ndarray) else None, is_causal=is_causal, window=window, **local
-    )
+    known_mask = attn_mask if isinstance(attn_mask, np.ndarray) else None
+    options = _Options(grid, known_mask, is_causal=is_causal, window=window, **local)
     arrays = [grid.of_queries(query), grid.of_keys(key), grid.of_keys(value)]
     if mask is not None:
         arrays.append(grid.of_scores(mask))
-    tasks = Tasks("attention", *arrays, same, local)
+    tasks = Tasks("attention", *arrays, same, local, known_mask is None)
     states = {}
     for place in grid.places():
         parts = _parts(tasks, grid, place, options, same, *arrays)
