@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # What transformers' "sdpa" leaves to the attention function: no mask means causal if the module is, from position 0.
 _CAUSAL = {"window": (None, 0), "q_offset": 0}
 
+# Operations that leave a mask as it is; models slice it to the keys that there are, `mask[:, :, :, :keys]`.
+_SAME = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
+
 
 class CompactMask(torch.Tensor):
     """A boolean mask (B, 1, Sq, Sk) without memory, which a model can pass on like any other.
@@ -59,14 +62,10 @@ class CompactMask(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        # Some models slice a mask to the keys that there are, `mask[:, :, :, :keys]`, which leaves nothing out.
-        if function is torch.ops.aten.slice.Tensor and args[0]._is_whole(*args[1:]):
+        if function in _SAME:
             return cls(args[0].shape, args[0].options, args[0].segments, args[0].build)
         args, kwargs = tree_map(lambda x: x.build() if isinstance(x, cls) else x, (args, kwargs or {}))
         return function(*args, **kwargs)
-
-    def _is_whole(self, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> bool:
-        return not start and step == 1 and (end is None or end >= self.shape[axis])
 
 
 def attention_mask(
