@@ -20,9 +20,11 @@ from fastattn import _runtime
 from fastattn._core import targets as _targets
 from fastattn._core import threads as _threads
 
-# Variables that change how fast this library and those beside it are, or which files they are loaded from.
+# Variables that change how fast this library and those beside it are, or which files they are loaded from; but not the
+# one that threadpoolctl sets when it is imported.
 _VARIABLES = re.compile(
-    r"(FASTATTN|OMP|GOMP|KMP|OPENBLAS|MKL|BLIS|VECLIB)_\w+|LD_(PRELOAD|LIBRARY_PATH)|MALLOC_\w+|PYTHON_GIL"
+    r"(FASTATTN|OMP|GOMP|KMP|OPENBLAS|MKL|BLIS|VECLIB)_(?!DUPLICATE_LIB_OK)\w+"
+    r"|LD_(PRELOAD|LIBRARY_PATH)|MALLOC_\w+|PYTHON_GIL"
 )
 # Of the hundred and more that /proc/cpuinfo lists: what kernels are, or may be, written for.
 _FEATURES = re.compile(r"\b(?:sse4_2|avx\w*|fma|f16c|amx_\w+|asimd\w*|fphp|bf16|i8mm|sve\w*|sme2?)\b")
@@ -47,7 +49,8 @@ def config() -> dict[str, str]:
         "target": f"{_targets.current()} ({_why_target()})",
         "processors": _processors(),
         "threads": f"{fastattn.get_num_threads()} ({_runtime.why_threads()})",
-        "team": f"{_threads.team_state()}; {_placement()}",
+        "team": _threads.team_state(),
+        "placement": _placement(),
         "environment": " ".join(f"{name}={value}" for name, value in sorted(_variables().items())) or "nothing set",
         "libraries": _libraries(),
     }
@@ -127,7 +130,7 @@ def _processors() -> str:
 
 def _placement() -> str:
     bound = ", ".join(_runtime.bound_by)
-    return f"bound by {bound}" if bound else "on the processors that the process may use"
+    return f"bound by {bound}" if bound else "on all of them"
 
 
 def _variables() -> dict[str, str]:

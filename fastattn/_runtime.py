@@ -18,15 +18,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastattn import _arguments
-from fastattn._core import targets as _targets
-
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 bound_by = [name for name in _BINDING if os.environ.get(name)]  # that is, OpenMP's threads to processors
 
-# So told, OpenMP binds the thread that loads it, too. The next OpenMP library in the process would find this processor
-# only: PyTorch, imported after fastattn, had one thread.
+# So told, OpenMP also binds the thread that loads it, which the next lines do. The next OpenMP library in the process
+# would find this processor only: PyTorch, imported after fastattn, had one thread.
 _allowed = os.sched_getaffinity(0) if bound_by and hasattr(os, "sched_getaffinity") else None
+
+from fastattn import _arguments  # noqa: E402
+from fastattn._core import targets as _targets  # noqa: E402
 from fastattn._core import threads as _threads  # noqa: E402
 
 if _allowed:

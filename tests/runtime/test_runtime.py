@@ -155,7 +155,6 @@ def test_target_by_environment(name):
     import numpy as np
     import fastattn
     from fastattn import _runtime, reference
-from fastattn._core import threads as _threads
     x = np.ones((1, 4, 8), np.float32)
     assert np.allclose(fastattn.scaled_dot_product_attention(x, x, x), 1)
     print(_runtime.use_target("portable"), *fastattn.targets())
@@ -229,10 +228,10 @@ def test_show_config_shows_the_variables_that_matter_and_no_others():
 
 @pytest.mark.parametrize("variable", ["OMP_PROC_BIND", "OMP_PLACES"])
 def test_show_config_says_what_binds_threads(variable):
-    code = "import fastattn; print(fastattn.show_config()['team'])"
+    code = "import fastattn; print(fastattn.show_config()['placement'])"
     said = output(code, **{variable: {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}[variable]})
-    assert said.endswith(f"; bound by {variable}")
-    assert output(code).endswith("; on the processors that the process may use")
+    assert said == f"bound by {variable}"
+    assert output(code) == "on all of them"
 
 
 def test_show_config_says_what_other_libraries_have_threads():
@@ -304,6 +303,19 @@ def test_import_brings_in_nothing_heavy():
     code = "import sys, fastattn; print(*{name.split('.')[0] for name in sys.modules})"
     heavy = {"torch", "scipy", "ml_dtypes", "onnx", "tokenizers", "safetensors", "matplotlib", "threadpoolctl"}
     assert heavy.isdisjoint(output(code).split())
+
+
+@needs_linux
+@pytest.mark.parametrize("environment", [{}, {"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}], ids=str)
+def test_import_leaves_the_processors_of_the_thread(environment):
+    """Though OpenMP binds the thread that loads it: the next library would count one processor."""
+    code = """
+    import os
+    before = os.sched_getaffinity(0)
+    import fastattn
+    print(os.sched_getaffinity(0) == before)
+    """
+    assert output(code, **environment) == "True"
 
 
 # Python threads, forks
