@@ -42,6 +42,7 @@ class CompactMask(torch.Tensor):
     options: dict[str, Any]
     segments: Segments | None
     build: Callable[[], torch.Tensor]
+    tokens: tuple[int, int]  # Sq and Sk, as attribute cheaper than those of `shape`
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -55,6 +56,7 @@ class CompactMask(torch.Tensor):
     ) -> CompactMask:
         self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool)
         self.options, self.segments, self.build = options, segments, build
+        self.tokens = shape[2:]
         return self
 
     def __repr__(self) -> str:

@@ -101,7 +101,8 @@ def attention(
         query, key, value = query.detach(), key.detach(), value.detach()
     q, k, v = _array("query", query), _array("key", key), _array("value", value)
 
-    options, segments = _positions(module, attention_mask, is_causal, sliding_window, q.shape[2])
+    tokens = q.shape[2], k.shape[2]
+    options, segments = _positions(module, attention_mask, is_causal, sliding_window, tokens)
     if position_bias is not None:
         if segments is not None:
             options, segments = {"attn_mask": _array("attention_mask", attention_mask.build())}, None
@@ -122,7 +123,7 @@ def attention(
             tokens_first = (x[row].swapaxes(0, 1) for x in (q, k, v))
             fastattn.varlen_attention(*tokens_first, of_queries, of_keys, out=out[row], **options)
     weights = _weights(q, k, attention_mask, options, segments) if others.get("output_attentions") else None
-    return _tensor(out), None if weights is None else _tensor(weights)
+    return _tensor(out, query.dtype), None if weights is None else _tensor(weights, query.dtype)
 
 
 _uncompiled = torch.compiler.disable(attention)
@@ -132,16 +133,22 @@ _uncompiled = torch.compiler.disable(attention)
 
 
 def _positions(
-    module: torch.nn.Module, mask: torch.Tensor | None, is_causal: bool | None, window: int | None, queries: int
+    module: torch.nn.Module,
+    mask: torch.Tensor | None,
+    is_causal: bool | None,
+    window: int | None,
+    tokens: tuple[int, int],
 ) -> tuple[dict[str, Any], Segments | None]:
     """Options that say which keys a query sees. A mask says all of it; the arguments count only without one."""
     if type(mask) is CompactMask:
+        if mask.tokens != tokens:
+            raise ValueError(f"attention_mask must have {tokens} queries and keys, got shape {tuple(mask.shape)}")
         return dict(mask.options), mask.segments
     if mask is not None:
         return {"attn_mask": _array("attention_mask", mask.detach())}, None
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    options: dict[str, Any] = {"is_causal": True, "q_offset": 0} if is_causal and queries > 1 else {}
+    options: dict[str, Any] = {"is_causal": True, "q_offset": 0} if is_causal and tokens[0] > 1 else {}
     if window is not None:
         options["window"] = (window - 1, None if is_causal else window - 1)
     return options, None
@@ -216,8 +223,8 @@ def _bfloat16_array(tensor: torch.Tensor) -> NDArray:
     return tensor.view(torch.int16).numpy().view(bfloat16)
 
 
-def _tensor(array: NDArray) -> torch.Tensor:
-    if array.dtype.name == "bfloat16":
+def _tensor(array: NDArray, dtype: torch.dtype) -> torch.Tensor:
+    if dtype is torch.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 

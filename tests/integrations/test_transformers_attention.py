@@ -516,6 +516,7 @@ REFUSED = {
     "sparse keys": ({"block_indices": torch.ones(1)}, TypeError, "does not know these options .*: block_indices"),
     "a number": ({"tree": 3, "cache_position": 1}, TypeError, "does not know these options of attention: tree"),
     "shape of a mask": ({"mask": torch.ones(1, 1, 5, 4) > 0}, ValueError, "attn_mask"),
+    "a compact mask": ({"mask": attention_mask(3, 5, 7, 2)}, ValueError, r"attention_mask must have \(5, 5\) queries"),
     "one cu_seq_lens": ({"cu_seq_lens_q": BOUNDS}, ValueError, "and cu_seq_lens_k must be given together"),
     "packed rows": ({"cu_seq_lens_q": BOUNDS, "cu_seq_lens_k": BOUNDS}, ValueError, "needs a query of shape"),
     "packed with a mask": (
