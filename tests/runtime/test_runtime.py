@@ -241,6 +241,16 @@ def test_show_config_says_what_other_libraries_have_threads():
     assert re.search(r"(^|; )\S+( \S+)? with \d+ threads, /", output(code.format("")))
 
 
+@pytest.mark.parametrize(
+    ("gil", "said"), [(True, " free-threaded, with the GIL on, on "), (False, " free-threaded on ")]
+)
+def test_show_config_says_whether_there_is_a_gil(gil, said, monkeypatch):
+    assert "free" not in fastattn.show_config()["python"] or "free-threading" in sys.version
+    monkeypatch.setattr(sys, "version", "3.14.0 free-threading build")
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
+    assert said in fastattn.show_config()["python"]
+
+
 INSTALLED = "import fastattn; print(fastattn.show_config()['installed'])"
 
 
