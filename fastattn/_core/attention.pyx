@@ -177,8 +177,8 @@ cdef object attend(Layout *at, np.ndarray q, np.ndarray k, np.ndarray v, Options
                 with nogil:
                     done = run_call(&p, options.num_threads)
             release_sequences(&p)
-    result = arguments.finish("attention", done, result, target)
-    return result if lse is None else (result, lse)
+    out = arguments.finish("attention", done, result, target, options.out)
+    return out if lse is None else (out, lse)
 
 
 cdef int check_lengths(const Layout *at, np.ndarray lengths) except -1:

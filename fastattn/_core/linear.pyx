@@ -208,4 +208,4 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     if done and np.PyArray_SIZE(result):
         with nogil:
             done = run_call(&p, asked)
-    return arguments.finish("linear", done, result, target)
+    return arguments.finish("linear", done, result, target, out)

@@ -137,7 +137,7 @@ def normalize(x, weight, bias, eps, out, num_threads, bint centred):
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
     cdef np.ndarray target = result if out is None else arguments.detached_output(result, (a,), (w, b))
     fill(&p, a, None, w, b, target, None)
-    return arguments.finish("normalization", run_all(&p, a, asked), result, target)
+    return arguments.finish("normalization", run_all(&p, a, asked), result, target, out)
 
 
 def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred):
@@ -164,6 +164,6 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
     fill(&p, a, r, w, b, target, total_target)
     cdef bint done = run_all(&p, a, asked)
     return (
-        arguments.finish("normalization", done, result, target),
-        arguments.finish("normalization", done, total, total_target),
+        arguments.finish("normalization", done, result, target, out[0]),
+        arguments.finish("normalization", done, total, total_target, out[1]),
     )

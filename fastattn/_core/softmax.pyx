@@ -109,4 +109,4 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
         with nogil:
             lay_out(&p)
             done = run_call(&p, asked)
-    return arguments.finish("softmax", done, result, target)
+    return arguments.finish("softmax", done, result, target, out)
