@@ -23,7 +23,9 @@ cdef struct Shape:  # of the result
 
 
 cdef const int64_t *integers(np.ndarray x) noexcept:
-    return NULL if x is None else <const int64_t *>np.PyArray_DATA(x)
+    if x is None:
+        return NULL
+    return <const int64_t *>np.PyArray_DATA(x)
 
 
 cdef object attend(

@@ -211,7 +211,7 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     arguments.by_address(&call.bias, b)
     arguments.by_address(&call.residual, r)
     arguments.by_address(&call.out, target)
-    call.scales = NULL if scales is None else <const float *>np.PyArray_DATA(scales)
+    call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
     call.form = NULL if packed is None else &packed.form
     call.weight_type = <fa_type>call.weight.type if packed is None else packed.type
     cdef bint done
