@@ -13,6 +13,7 @@ _array_file.py    files of arrays: of caches and of packed weights
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config; get_include
+_report.py        what show_config tells
 capi.pyx          the functions for Cython, Numba and C, which capi.pxd and include/fastattn.h declare
 _arguments.pyx    the only place that checks what a user passes in
 _dtypes.py        the types that arrays may be stored in
@@ -21,7 +22,7 @@ _core/            the compiled half: a .pyx for each operation family, and optio
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
 models/           sentence encoders of the BERT family, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map
-integrations/     fastattn inside other libraries: onnx
+integrations/     fastattn inside other libraries: dask, onnx, transformers
 
 A call goes one way: module -> _core -> _arguments -> items on OpenMP's threads -> kernel.
 """

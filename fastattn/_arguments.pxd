@@ -6,6 +6,10 @@ from fastattn._core.packed cimport Packed
 from fastattn._core.targets cimport fa_type
 
 cdef np.ndarray array(str name, object x)
+cpdef np.ndarray array_to_write(str name, object x)
+cpdef bint is_foreign(object x)
+cpdef object adopted(str name, object x)
+cpdef tuple tokens(object query, object key, object value)
 cpdef np.ndarray real_array(str name, object x)
 cdef np.ndarray real_array_like(str name, object x, np.ndarray model, str model_name)
 cdef np.ndarray bool_array(str name, object x)
@@ -29,7 +33,7 @@ cdef int axis_of(object axis, int ndim) except -1
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept
 cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others)
-cdef np.ndarray finish(str operation, bint done, np.ndarray result, np.ndarray target)
+cdef object finish(str operation, bint done, np.ndarray result, np.ndarray target, object out)
 
 cdef int attention_shape(np.ndarray query, np.ndarray key, np.ndarray value, np.npy_intp *shape) except -1
 cdef int weights_shape(np.ndarray query, np.ndarray key, np.npy_intp *shape) except -1

@@ -61,8 +61,8 @@ cdef object attend(
         else:
             with nogil:
                 done = run_attention(at)
-    result = arguments.finish("attention", done, result, target)
-    return result if lse is None else (result, lse)
+    out = arguments.finish("attention", done, result, target, options.out)
+    return out if lse is None else (out, lse)
 
 
 cdef int check_lengths(const Attention *at, np.ndarray lengths) except -1:

@@ -217,4 +217,4 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     cdef bint done
     with nogil:
         done = run_linear(&call)
-    return arguments.finish("linear", done, result, target)
+    return arguments.finish("linear", done, result, target, out)

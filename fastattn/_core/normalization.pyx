@@ -146,7 +146,7 @@ def normalize(x, weight, bias, eps, out, num_threads, bint centred):
     call.num_threads = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
     cdef np.ndarray target = result if out is None else arguments.detached_output(result, (a,), (w, b))
-    return arguments.finish("normalization", run_on(&call, a, None, w, b, target, None), result, target)
+    return arguments.finish("normalization", run_on(&call, a, None, w, b, target, None), result, target, out)
 
 
 def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred):
@@ -172,6 +172,6 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
     cdef np.ndarray total_target = arguments.detached_output(total, (a, r), (w, b))
     cdef bint done = run_on(&call, a, r, w, b, target, total_target)
     return (
-        arguments.finish("normalization", done, result, target),
-        arguments.finish("normalization", done, total, total_target),
+        arguments.finish("normalization", done, result, target, out[0]),
+        arguments.finish("normalization", done, total, total_target, out[1]),
     )

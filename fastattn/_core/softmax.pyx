@@ -127,4 +127,4 @@ def softmax(x, axis, where, out, num_threads, bint logarithm):
     arguments.by_address(&call.out, target)
     with nogil:
         done = run_softmax(&call)
-    return arguments.finish("softmax", done, result, target)
+    return arguments.finish("softmax", done, result, target, out)

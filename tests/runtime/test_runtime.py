@@ -4,6 +4,8 @@ import concurrent.futures
 import doctest
 import functools
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 import fastattn
 from fastattn import _runtime, reference
+from fastattn._core import threads as _threads
 from support.processes import output, python
 
 needs_openmp = pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial build")
@@ -189,9 +192,81 @@ def test_show_config():
     assert config["fastattn"] == fastattn.__version__
     assert config["targets here"] == ", ".join(fastattn.targets())
     assert config["threads"].startswith(f"{fastattn.get_num_threads()} ")
-    assert config["compiler"]
-    assert config["openmp"]
-    assert all(isinstance(text, str) for text in config.values())
+    assert all(isinstance(text, str) and text.strip() == text for text in config.values())
+    assert all(config.values())
+    assert all(flag in config["flags"].split() for flag in ("-fno-math-errno", "-ffp-contract=fast"))
+    assert config["numpy"].split(",")[0] == np.__version__
+
+
+def test_show_config_is_imported_when_it_is_called():
+    code = "import sys, fastattn; print('fastattn._report' in sys.modules, len(fastattn.show_config()) > 10)"
+    assert output(code) == "False True"
+
+
+@needs_openmp
+@needs_linux
+def test_show_config_names_the_openmp_library_in_use():
+    """Of the libraries in the process, the one that holds the function which fastattn calls."""
+    lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    [file] = {line.split()[-1] for line in lines if _is_where_openmp_is(line)}
+    assert fastattn.show_config()["openmp"].endswith(f", {os.path.realpath(file)}")
+    assert "omp" in os.path.basename(file)
+
+
+def _is_where_openmp_is(line):
+    start, end = (int(word, 16) for word in line.split()[0].split("-"))
+    return start <= _threads.openmp_address < end
+
+
+def test_show_config_shows_the_variables_that_matter_and_no_others():
+    variables = {"OMP_WAIT_POLICY": "passive", "FASTATTN_NUM_THREADS": "2", "A_SECRET": "word", "NOT_OMP_DYNAMIC": "1"}
+    said = output("import fastattn; print(fastattn.show_config()['environment'])", **variables)
+    assert "FASTATTN_NUM_THREADS=2 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1" in said
+    assert "SECRET" not in said
+    assert "DYNAMIC" not in said
+
+
+@pytest.mark.parametrize("variable", ["OMP_PROC_BIND", "OMP_PLACES"])
+def test_show_config_says_what_binds_threads(variable):
+    code = "import fastattn; print(fastattn.show_config()['placement'])"
+    said = output(code, **{variable: {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}[variable]})
+    assert said == f"bound by {variable}"
+    assert output(code) == "on all of them"
+
+
+def test_show_config_says_what_other_libraries_have_threads():
+    code = "import sys; {}import fastattn; print(fastattn.show_config()['libraries'])"
+    assert output(code.format("sys.modules['threadpoolctl'] = None; ")) == "unknown: threadpoolctl is not installed"
+    pytest.importorskip("threadpoolctl")
+    assert re.search(r"(^|; )\S+( \S+)? with \d+ threads, /", output(code.format("")))
+
+
+INSTALLED = "import fastattn; print(fastattn.show_config()['installed'])"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"WHEEL": "Tag: cp311-cp311-manylinux_2_28_x86_64\n"}, "wheel cp311-cp311-manylinux_2_28_x86_64"),
+        ({"WHEEL": "Root-Is-Purelib: false\nTag: a-b-c\nTag: a-b-d\n"}, "wheel a-b-c a-b-d"),
+        (
+            {"WHEEL": "Tag: a-b-c\n", "direct_url.json": '{"url": "file:///x", "dir_info": {}}'},
+            "wheel a-b-c, from a checkout",
+        ),
+        ({}, "built in place"),
+    ],
+    ids=["wheel", "two tags", "checkout", "in place"],
+)
+def test_show_config_says_how_it_was_installed(files, said, tmp_path):
+    """In a folder of its own, where the package is a link."""
+    package = tmp_path / "fastattn"
+    package.symlink_to(fastattn.__path__[0], target_is_directory=True)
+    metadata = tmp_path / "fastattn-0.1.0.dist-info"
+    metadata.mkdir()
+    for name, text in {"METADATA": "Name: fastattn\nVersion: 0.1.0\n", **files}.items():
+        (metadata / name).write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.path.dirname(os.path.dirname(np.__file__))])
+    assert output(INSTALLED, PYTHONPATH=path) == f"{said}, in {package}"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +303,19 @@ def test_import_brings_in_nothing_heavy():
     code = "import sys, fastattn; print(*{name.split('.')[0] for name in sys.modules})"
     heavy = {"torch", "scipy", "ml_dtypes", "onnx", "tokenizers", "safetensors", "matplotlib", "threadpoolctl"}
     assert heavy.isdisjoint(output(code).split())
+
+
+@needs_linux
+@pytest.mark.parametrize("environment", [{}, {"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}], ids=str)
+def test_import_leaves_the_processors_of_the_thread(environment):
+    """Though OpenMP binds the thread that loads it: the next library would count one processor."""
+    code = """
+    import os
+    before = os.sched_getaffinity(0)
+    import fastattn
+    print(os.sched_getaffinity(0) == before)
+    """
+    assert output(code, **environment) == "True"
 
 
 # Python threads, forks

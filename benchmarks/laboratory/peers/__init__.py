@@ -29,7 +29,13 @@ _ENCODERS = {
     "openvino-encoder": Peer("OpenVINO", f"{__name__}.open_vino_encoder", (*_TRANSFORMERS, *_ONNX, "openvino")),
 }
 
-PEERS |= _OTHERS | _ENCODERS
+#: The models of :mod:`laboratory.hugging_face`, by the implementation of their attention.
+_MODELS = {
+    f"transformers-{name}": Peer(name, f"{__name__}.transformers_{name}", ("torch", "transformers", "ml_dtypes"))
+    for name in ("fastattn", "sdpa")
+}
+
+PEERS |= _OTHERS | _ENCODERS | _MODELS
 
 
 class Unsuitable(Exception):
