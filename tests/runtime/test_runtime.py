@@ -323,8 +323,8 @@ def test_show_config_knows_who_set_the_threads():
 
 
 def test_public_names():
-    runtime, caches = ("get_num_threads", "set_num_threads", "targets", "show_config"), ("KVCache", "PagedKVCache")
-    weights = ("pack", "PackedWeight")
+    runtime = ("get_num_threads", "set_num_threads", "targets", "show_config", "get_include")
+    weights, caches = ("pack", "PackedWeight"), ("KVCache", "PagedKVCache")
     assert {*runtime, *caches, *weights, "OutOfPages", *reference.__all__} == set(fastattn.__all__)
     assert all(callable(getattr(fastattn, name)) for name in fastattn.__all__)
 
