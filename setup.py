@@ -154,9 +154,9 @@ class BuildExtensions(build_ext):
         sources = self.write_c()
         for module in self.extensions:
             module.sources = sources[module.name]
-            module.define_macros = macros
+            module.define_macros = macros + (self.told() if module.name == KERNEL_MODULE else [])
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h")]
+            headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h"), Path("fastattn/include/fastattn.h")]
             module.depends = [*module.extra_objects, *map(str, headers)]
             compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
             module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
@@ -172,6 +172,7 @@ class BuildExtensions(build_ext):
 
         self.compiler.add_include_dir(str(KERNELS))
         self.compiler.add_include_dir(str(KERNELS.parent))
+        self.compiler.add_include_dir("fastattn/include")
         self.compiler.add_include_dir(numpy.get_include())
         if self.compiler.compiler_type == "msvc":  # clang-cl takes the place of cl, which has no vector extensions
             self.compiler.initialize()
@@ -239,6 +240,12 @@ class BuildExtensions(build_ext):
     def unless_debug(self, flags):
         """`flags`, but none in a build that keeps its symbols (build_ext --debug)."""
         return "" if self.debug else flags
+
+    def told(self):
+        """A macro with the flags of the kernels, for show_config(): those of the compiler command, then their own."""
+        command = getattr(self.compiler, "compiler_so", None) or [""]
+        flags = [word for word in command[1:] if "/" not in word] + KERNEL_FLAGS.split()
+        return [("FA_FLAGS", '"{}"'.format(" ".join(flags).replace('"', "'")))]
 
     def notes(self, macros, openmp):
         """What build/ was made with: {a note of it: its text} of the kernels, and of the modules.

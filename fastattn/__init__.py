@@ -12,7 +12,9 @@ cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
 _array_file.py    files of arrays: of caches and of packed weights
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
-_runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
+_runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config; get_include
+_report.py        what show_config tells
+capi.pyx          the functions for Cython, Numba and C, which capi.pxd and include/fastattn.h declare
 _arguments.pyx    the only place that checks what a user passes in
 _dtypes.py        the types that arrays may be stored in
 _core/            the compiled half: a .pyx for each operation family, and options.pyx and plan.pyx for attention;
@@ -20,7 +22,7 @@ _core/            the compiled half: a .pyx for each operation family, and optio
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
 models/           sentence encoders of the BERT family, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map
-integrations/     fastattn inside other libraries: onnx, transformers
+integrations/     fastattn inside other libraries: dask, onnx, transformers
 
 A call goes one way: module -> _core -> _arguments -> items on OpenMP's threads -> kernel.
 """
@@ -32,12 +34,12 @@ from typing import TYPE_CHECKING
 from fastattn._checkout import compiled
 
 if TYPE_CHECKING:
-    from fastattn import integrations, models, nn, reference  # noqa: F401
+    from fastattn import capi, integrations, models, nn, reference  # noqa: F401
 
 __path__ = compiled(__path__)
 
 try:
-    from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
+    from fastattn._runtime import get_include, get_num_threads, set_num_threads, show_config, targets
 except ImportError as error:
     if "libgomp" not in str(error) and "libomp" not in str(error):
         raise
@@ -63,6 +65,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention_weights",
+    "get_include",
     "get_num_threads",
     "layer_norm",
     "linear",
@@ -80,7 +83,7 @@ __all__ = [
 ]
 
 # Found after `import fastattn` as well, and imported only when they are used.
-_SUBPACKAGES = ("integrations", "models", "nn", "reference")
+_SUBPACKAGES = ("capi", "integrations", "models", "nn", "reference")
 
 
 def __getattr__(name: str) -> object:

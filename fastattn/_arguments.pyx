@@ -20,12 +20,16 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcmp
 
+from fastattn._core cimport arrays
+from fastattn._core.arrays cimport Array
+from fastattn._core.foreign cimport from_buffer, from_capsule, from_table
 from fastattn._core.packed cimport Packed
 from fastattn._core.strides cimport MOST_AXES
 from fastattn._core.targets cimport (
     FA_ACTIVATIONS,
     FA_F64,
     FA_I8,
+    FA_MASK_BOOL,
     FA_NO_ACTIVATION,
     FA_TYPES,
     current_target,
@@ -40,12 +44,91 @@ np.import_array()
 # --- arrays ---
 
 cdef np.ndarray array(str name, object x):
-    if type(x) is not np.ndarray:
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
-        if hasattr(x, "mask"):
-            raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__} with a mask")
+    return <np.ndarray>x if type(x) is np.ndarray else other_array(name, x, False)
+
+
+cpdef np.ndarray array_to_write(str name, object x):
+    """The array to write the result into, or None."""
+    return <np.ndarray>x if x is None or type(x) is np.ndarray else other_array(name, x, True)
+
+
+cpdef object adopted(str name, object x):
+    """Another library's array as a NumPy array; anything else as it is."""
+    return array(name, x) if is_foreign(x) else x
+
+
+cdef np.ndarray other_array(str name, object x, bint writes):
+    """A subclass of ndarray, or another library's array as a NumPy array in the same memory."""
+    if not isinstance(x, np.ndarray):
+        x = foreign_array(name, x, writes)
+    if type(x) is not np.ndarray and hasattr(x, "mask"):
+        raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__} with a mask")
     return <np.ndarray>x
+
+
+cpdef tuple tokens(object query, object key, object value):
+    """Query, key and value of a layer as arrays: by default key is query, and value is key."""
+    cdef np.ndarray q = real_array("query", query), k = q, v
+    if key is not None and key is not query:
+        k = real_array("key", key)
+    v = k
+    if value is not None and value is not key:
+        v = q if value is query else real_array("value", value)
+    return q, k, v
+
+
+cpdef bint is_foreign(object x):
+    """Whether x is another library's array: one that has `__dlpack__` or `__array__`. NumPy's scalars have the latter.
+    """
+    kind = type(x)
+    return (hasattr(kind, "__dlpack__") or hasattr(kind, "__array__")) and not isinstance(x, (np.ndarray, np.generic))
+
+
+cdef np.ndarray foreign_array(str name, object x, bint writes):
+    """An array of another library, in its own memory; only `__array__` may copy what is not written."""
+    if not is_foreign(x):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+    try:
+        return shared_array(x, writes)
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        came = type(x).__name__ + (f" of {x.dtype}" if hasattr(x, "dtype") else "")
+        reason = str(error).partition("\n")[0]  # PyTorch adds a list of C++ functions
+        raise kind(f"{name} must be an array that NumPy can share, got {came}: {reason}") from error
+
+
+cdef np.ndarray shared_array(object x, bint writes):
+    kind = type(x)
+    table = getattr(kind, "__dlpack_c_exchange_api__", None)
+    a = from_buffer(x) if table is None else None
+    if a is not None:
+        return a
+    if table is not None or hasattr(kind, "__dlpack__"):
+        check_memory_holds_values(x)
+        return from_table(x, table) if table is not None else from_capsule(capsule_of(x))
+    a = x.__array__(copy=False) if writes else x.__array__()
+    if not isinstance(a, np.ndarray):
+        raise TypeError(f"its __array__ returns {type(a).__name__}")
+    return a
+
+
+cdef int check_memory_holds_values(object x) except -1:
+    """Raise for tensors of PyTorch that are more than their memory; its C functions do not look."""
+    if getattr(x, "requires_grad", False):
+        raise ValueError("it requires a gradient, which is not computed here; pass x.detach()")
+    is_neg = getattr(x, "is_neg", None)
+    if is_neg is not None and is_neg():
+        raise ValueError("its memory holds the negative of it; pass x.resolve_neg()")
+    return 0
+
+
+cdef object capsule_of(object x):
+    try:
+        return x.__dlpack__(max_version=(1, 0))
+    except TypeError:  # an exporter that knows no versions
+        return x.__dlpack__()
 
 
 cdef str REALS = _dtypes.listed(_dtypes.REALS)
@@ -80,6 +163,17 @@ cdef fa_type type_by_name(np.ndarray x):
         return FA_TYPES
     numbers[<int>KERNEL_TYPES[row.kernels]] = np.PyArray_TYPE(x)
     return <fa_type><int>KERNEL_TYPES[row.kernels]
+
+
+cdef void by_address(Array *a, np.ndarray x) noexcept:
+    """What the code without Python needs to know of an array, or of None; valid as long as the array is."""
+    cdef int number
+    if x is None:
+        a.data, a.ndim = NULL, 0
+        return
+    number = np.PyArray_TYPE(x)
+    a.type = FA_MASK_BOOL if number == np.NPY_BOOL else FA_I8 if number == np.NPY_INT8 else <int>type_of(x)
+    place(a, x)
 
 
 cdef bint is_real(np.ndarray x):
@@ -156,7 +250,7 @@ cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape,
     """The output array, of this shape and the model's type: the caller's or, for None, a new one."""
     if out is None:
         return new_array(model, ndim, shape)
-    cdef np.ndarray a = array(name, out)
+    cdef np.ndarray a = array_to_write(name, out)
     cdef int i
     if np.PyArray_TYPE(a) != np.PyArray_TYPE(model) or not np.PyArray_ISNOTSWAPPED(a):
         raise TypeError(f"{name} must have dtype {model.dtype}, like {model_name}, got {described(a)}")
@@ -183,28 +277,18 @@ cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape):
 cdef bint overlaps_itself(np.ndarray a) except -1:
     """Whether two elements share memory, as in arrays of as_strided (those of numpy.broadcast_to are not writable).
 
-    If the axes nest, each stride being larger than the span of all axes with smaller ones, no two do. Only if they do
-    not nest is every element checked.
+    Only if the axes do not nest is every element checked.
     """
-    cdef int i, j, count = 0
-    cdef ptrdiff_t span = np.PyArray_ITEMSIZE(a), step, length
+    cdef int count
     cdef ptrdiff_t[MOST_AXES] steps, lengths
+    cdef Array x
     if np.PyArray_IS_C_CONTIGUOUS(a) or np.PyArray_SIZE(a) == 0:
         return False
-    for i in range(a.ndim):
-        if a.shape[i] == 1:
-            continue
-        step, length, j = abs(a.strides[i]), a.shape[i], count
-        while j and steps[j - 1] > step:
-            steps[j], lengths[j] = steps[j - 1], lengths[j - 1]
-            j -= 1
-        steps[j], lengths[j] = step, length
-        count += 1
-    for i in range(count):
-        if steps[i] < span:
-            return steps[i] == 0 or elements_overlap(a, steps, lengths, count)
-        span += steps[i] * (lengths[i] - 1)
-    return False
+    place(&x, a)
+    count = arrays.sort_axes(&x, steps, lengths)
+    if arrays.nested(&x, steps, lengths, count):
+        return False
+    return steps[0] == 0 or elements_overlap(a, steps, lengths, count)
 
 
 cdef bint elements_overlap(np.ndarray a, const ptrdiff_t *steps, const ptrdiff_t *lengths, int count) except -1:
@@ -239,12 +323,13 @@ cpdef tuple states(object outs, object lses, object out):
         raise TypeError(f"lses must be a sequence of arrays, got {type(lses).__name__}")
     if not len(outs) or len(outs) != len(lses):
         raise ValueError(f"outs and lses must hold the same number of parts, at least 1, got {len(outs)}, {len(lses)}")
-    outs, lses = list(outs), list(lses)
-    first = real_array("outs[0]", outs[0])
+    outs = [real_array(f"outs[{i}]", x) for i, x in enumerate(outs)]
+    lses = [real_array(f"lses[{i}]", x) for i, x in enumerate(lses)]
+    first = outs[0]
     if first.ndim < 1:
         raise ValueError("outs[0] must have at least one axis, got shape ()")
     for i in range(len(outs)):
-        part, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), real_array(f"lses[{i}]", lses[i])
+        part, lse = operand_like(f"outs[{i}]", outs[i], first, "outs[0]"), lses[i]
         if np.PyArray_TYPE(lse) != computed_in(first):
             needed = computed_dtype(first)
             raise TypeError(f"lses[{i}] must have dtype {needed} with {first.dtype} in outs, got dtype {lse.dtype}")
@@ -459,7 +544,7 @@ cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *sh
     cdef int i
     if isinstance(x, (list, tuple)):
         x = listed(name, x)
-    if not isinstance(x, np.ndarray):
+    if PyLong_Check(x) or not (isinstance(x, np.ndarray) or is_foreign(x)):
         a = np.PyArray_EMPTY(0, <np.npy_intp *>shape, np.NPY_INT64, 0)
         (<np.npy_int64 *>np.PyArray_DATA(a))[0] = integer(name, x, "an int or an integer array")
         return a
@@ -660,10 +745,13 @@ cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdi
 cdef np.ndarray integers(str name, object x):
     """Anything that NumPy converts to an array of integers."""
     cdef np.ndarray a
-    try:
-        a = array(name, x) if isinstance(x, np.ndarray) else np.asarray(x)
-    except ValueError:  # lists of different lengths
-        raise ValueError(f"{name} must be an array of integers, got a ragged {type(x).__name__}") from None
+    if isinstance(x, np.ndarray) or is_foreign(x):
+        a = array(name, x)
+    else:
+        try:
+            a = np.asarray(x)
+        except ValueError:  # lists of different lengths
+            raise ValueError(f"{name} must be an array of integers, got a ragged {type(x).__name__}") from None
     if not np.PyArray_ISINTEGER(a):
         raise TypeError(f"{name} must have an integer dtype, got {described(a)}")
     return a
@@ -781,10 +869,6 @@ cdef Packed packed_weight(str name, object weight, np.ndarray x, str x_name):
             f"{w.shape}"
         )
     return w
-
-
-cdef fa_type weight_type_of(np.ndarray weight):
-    return FA_I8 if np.PyArray_TYPE(weight) == np.NPY_INT8 else type_of(weight)
 
 
 cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, bint gated, np.ndarray x, str x_name):
@@ -955,40 +1039,20 @@ cdef int axis_of(object axis, int ndim) except -1:
 
 # --- memory ---
 
-cdef void extent(np.ndarray a, char **low, char **high) noexcept:
-    """The address range of the array's elements; the end is exclusive."""
-    cdef int i
-    low[0] = high[0] = <char *>np.PyArray_DATA(a)
-    if np.PyArray_SIZE(a) == 0:
-        return
-    for i in range(a.ndim):
-        if a.strides[i] < 0:
-            low[0] += (a.shape[i] - 1) * a.strides[i]
-        else:
-            high[0] += (a.shape[i] - 1) * a.strides[i]
-    high[0] += np.PyArray_ITEMSIZE(a)
-
-
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept:
     """Whether the two may share an element: their address ranges overlap."""
-    cdef char *low_a
-    cdef char *high_a
-    cdef char *low_b
-    cdef char *high_b
-    extent(a, &low_a, &high_a)
-    extent(b, &low_b, &high_b)
-    return low_a < high_b and low_b < high_a
+    cdef Array x, y
+    place(&x, a)
+    place(&y, b)
+    return arrays.share_memory(&x, &y)
 
 
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
     """Whether the arrays are the same, element by element: a row-wise operation may then work in place."""
-    cdef int i
-    if np.PyArray_DATA(a) != np.PyArray_DATA(b) or np.PyArray_TYPE(a) != np.PyArray_TYPE(b) or a.ndim != b.ndim:
-        return False
-    for i in range(a.ndim):
-        if a.shape[i] != b.shape[i] or a.strides[i] != b.strides[i]:
-            return False
-    return True
+    cdef Array x, y
+    place(&x, a)
+    place(&y, b)
+    return x.data == y.data and np.PyArray_TYPE(a) == np.PyArray_TYPE(b) and arrays.same_axes(&x, &y)
 
 
 cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):
@@ -1007,10 +1071,13 @@ cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):
     return result
 
 
-cdef np.ndarray finish(str operation, bint done, np.ndarray result, np.ndarray target):
-    """End a call: copy the result to its array if needed and return it; MemoryError without scratch memory."""
+cdef object finish(str operation, bint done, np.ndarray result, np.ndarray target, object out):
+    """End a call: copy the result to its array if needed and return it, or the caller's `out` that holds it.
+
+    MemoryError without scratch memory.
+    """
     if not done:
         raise MemoryError(f"no scratch memory for {operation}")
     if target is not result:
         result[...] = target
-    return result
+    return result if out is None else out

@@ -14,19 +14,25 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+bound_by = [name for name in _BINDING if os.environ.get(name)]  # that is, OpenMP's threads to processors
 
-from fastattn import _arguments
-from fastattn._core import targets as _targets
-from fastattn._core import threads as _threads
+# So told, OpenMP also binds the thread that loads it, which the next lines do. The next OpenMP library in the process
+# would find this processor only: PyTorch, imported after fastattn, had one thread.
+_allowed = os.sched_getaffinity(0) if bound_by and hasattr(os, "sched_getaffinity") else None
+
+from fastattn import _arguments  # noqa: E402
+from fastattn._core import targets as _targets  # noqa: E402
+from fastattn._core import threads as _threads  # noqa: E402
+
+if _allowed:
+    os.sched_setaffinity(0, _allowed)
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # bind OpenMP's threads to processors
 _STACK_SIZES = ("OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE")
 _asked_for = {"set_num_threads": 0, "FASTATTN_NUM_THREADS": 0}  # 0: not set; the first that is set applies
 
@@ -43,6 +49,18 @@ def targets() -> tuple[str, ...]:
     True
     """
     return _targets.supported()
+
+
+def get_include() -> str:
+    """Return the folder of fastattn.h, for compilers of C, C++ and Cython code that calls fastattn.
+
+    Examples
+    --------
+    >>> import fastattn, os
+    >>> os.listdir(fastattn.get_include())
+    ['fastattn.h']
+    """
+    return str(Path(__file__).parent / "include")
 
 
 def use_target(name: str) -> str:
@@ -103,32 +121,24 @@ def set_num_threads(num_threads: int | None) -> None:
 
 
 def show_config() -> dict[str, str]:
-    """Describe this build and what it uses: compiler, OpenMP, targets and threads, with the reasons.
+    """Describe this build, the machine, and what is used of both, with the reasons: what a bug report needs.
+
+    Returns
+    -------
+    dict
+        Texts by name: versions, how it was installed, compiler and flags, the processor, targets, threads, the OpenMP
+        library in use, environment variables, and the libraries with threads beside it (if threadpoolctl is
+        installed).
 
     Examples
     --------
     >>> import fastattn
-    >>> sorted(fastattn.show_config())
-    ['compiler', 'fastattn', 'numpy', 'openmp', 'python', 'target', 'targets built', 'targets here', 'team', 'threads']
+    >>> fastattn.show_config()["fastattn"] == fastattn.__version__
+    True
     """
-    from fastattn import __version__
+    from fastattn import _report
 
-    return {
-        "fastattn": __version__,
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "numpy": np.__version__,
-        "compiler": _targets.compiler,
-        "openmp": f"{_threads.openmp} (yyyymm of its version)" if has_openmp() else "none: one thread only",
-        "targets built": ", ".join(map(_described, _targets.built())),
-        "targets here": ", ".join(targets()),
-        "target": f"{_targets.current()} ({_why_target()})",
-        "threads": f"{get_num_threads()} ({_why_threads()})",
-        "team": _threads.team_state(),
-    }
-
-
-def _described(target: str) -> str:
-    return f"{target} (emulated)" if target in _targets.emulated() else target
+    return _report.config()
 
 
 def has_openmp() -> bool:
@@ -136,15 +146,12 @@ def has_openmp() -> bool:
     return bool(_threads.openmp)
 
 
-def _why_target() -> str:
-    return "FASTATTN_TARGET" if os.environ.get("FASTATTN_TARGET") else "the best that this machine can run"
-
-
-def _why_threads() -> str:
+def why_threads() -> str:
+    """Say what the default number of threads comes from."""
     for name, count in _asked_for.items():
         if count:
             return name
-    quota = _container_quota()
+    quota = container_quota()
     if quota and quota < _threads.openmp_threads():
         return "the container's CPU quota"
     if not has_openmp():
@@ -153,7 +160,7 @@ def _why_threads() -> str:
 
 
 def _apply_thread_settings() -> None:
-    _threads.choose(next(filter(None, _asked_for.values()), 0), _container_quota())
+    _threads.choose(next(filter(None, _asked_for.values()), 0), container_quota())
 
 
 def _stack_size() -> int:
@@ -165,7 +172,7 @@ def _stack_size() -> int:
     return 0
 
 
-def _container_quota() -> int:
+def container_quota() -> int:
     """CPU quota of this process's control groups, in processors, rounded up; 0 without a limit."""
     quotas = [quota for group in _control_groups() if (quota := _group_quota(group))]
     return max(1, math.ceil(min(quotas))) if quotas else 0
@@ -174,7 +181,7 @@ def _container_quota() -> int:
 def _control_groups() -> list[Path]:
     """This process's group and its parents: version 2 in one tree, version 1 in the tree of the cpu controller."""
     groups = []
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
             root = _CGROUPS / controllers
@@ -184,9 +191,9 @@ def _control_groups() -> list[Path]:
 
 
 def _group_quota(group: Path) -> float:
-    words = _read(group / "cpu.max").split()  # "quota period" or "max period", microseconds
+    words = read(group / "cpu.max").split()  # "quota period" or "max period", microseconds
     if not words:
-        words = [_read(group / "cpu.cfs_quota_us").strip(), _read(group / "cpu.cfs_period_us").strip()]
+        words = [read(group / "cpu.cfs_quota_us").strip(), read(group / "cpu.cfs_period_us").strip()]
     try:
         quota, period = map(int, words)
     except ValueError:  # "max", or no such files
@@ -194,7 +201,8 @@ def _group_quota(group: Path) -> float:
     return quota / period if quota > 0 and period > 0 else 0
 
 
-def _read(path: str | Path) -> str:
+def read(path: str | Path) -> str:
+    """Return the text of one of the system's files; empty where there is none."""
     try:
         return Path(path).read_text()
     except OSError:
@@ -216,6 +224,6 @@ def _read_environment() -> None:
 
 
 _read_environment()
-_threads.bind(any(os.environ.get(name) for name in _BINDING), _stack_size())
+_threads.bind(bool(bound_by), _stack_size())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_threads.rest)

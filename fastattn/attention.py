@@ -321,7 +321,7 @@ def merge_states(
     >>> np.allclose(out, fastattn.scaled_dot_product_attention(query, key, value))
     True
     """
-    outs, lses, out = _arguments.states(outs, lses, out)
+    outs, lses, target = _arguments.states(outs, lses, out)
     _arguments.thread_limit(num_threads)
     lse = np.stack(lses)
     top = lse.max(axis=0)
@@ -340,5 +340,5 @@ def merge_states(
     )
     if out is None:
         return merged.astype(outs[0].dtype, copy=False), merged_lse
-    out[...] = merged
+    target[...] = merged
     return out, merged_lse

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 _REALS = [row.name for row in _dtypes.REALS]
 
-# Advice: how to convert a state dict of tensors to arrays.
-OF_TENSORS = "{name: x.numpy() for name, x in state_dict.items()}"
-
 FORMAT = "fastattn packed weight 1"
 
 
@@ -63,8 +60,7 @@ def quantize(weight: NDArray) -> QuantizedWeight:
     >>> weight.scales * 127
     array([127. ,   0.5], dtype=float32)
     """
-    check("weight", weight, (None, None))
-    return converted("weight", weight, np.dtype(np.int8))
+    return converted("weight", check("weight", weight, (None, None)), np.dtype(np.int8))
 
 
 def pack(
@@ -360,17 +356,18 @@ def _quantized(name: str, weight: NDArray) -> QuantizedWeight:
     return QuantizedWeight(weight.astype(np.int8), scales)
 
 
-def check(name: str, x: object, needed: tuple[int | None, ...]) -> None:
-    """Raise unless x is an array of real numbers of this shape; None stands for any size but 0."""
+def check(name: str, x: object, needed: tuple[int | None, ...]) -> NDArray:
+    """An array of real numbers of this shape; None stands for any size but 0."""
+    x = _arguments.adopted(name, x)
     if not isinstance(x, np.ndarray) or hasattr(x, "mask"):
-        advice = f": take {OF_TENSORS}, of bfloat16 with x.float().numpy()" if hasattr(x, "numpy") else ""
-        raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}{advice}")
+        raise TypeError(f"{name} must be a plain numpy.ndarray, got {type(x).__name__}")
     if x.dtype.name not in _REALS or not x.dtype.isnative:
         raise TypeError(f"{name} must have dtype {', '.join(_REALS)} in native byte order, got dtype {x.dtype.str}")
     if x.ndim != len(needed) or any(
         size == 0 if need is None else size != need for size, need in zip(x.shape, needed, strict=True)
     ):
         raise ValueError(f"{name} must have shape {in_words(needed)}, got shape {x.shape}")
+    return x
 
 
 def in_words(needed: tuple[int | None, ...]) -> str:

@@ -187,16 +187,16 @@ def is_valid_padding(padding, lengths):
 
 
 cdef int align_queries(
-    Options options, query, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring
+    Options options, np.ndarray query, np.ndarray lengths, np.ndarray padding, np.ndarray slots, bint ring
 ) except -1:
     """Set `q_offset` for queries that are padded like the last append, unless the caller has set it.
 
     ValueError if the positions are ambiguous and affect the result.
     """
-    if options.q_offset is not None or not isinstance(query, np.ndarray) or query.ndim != 4:
+    if options.q_offset is not None or query.ndim != 4:
         return 0
     cdef np.ndarray offsets = None
-    cdef ptrdiff_t queries = (<np.ndarray>query).shape[2]
+    cdef ptrdiff_t queries = query.shape[2]
     cdef ptrdiff_t sequences = padding.shape[0] if slots is None else slots.shape[0], n, slot
     cdef const Padding *p
     for n in range(sequences):
@@ -481,14 +481,14 @@ cdef class Fixed(Store):
         self.rebase()
 
     def attend(self, query, Options options not None):
-        align_queries(options, query, self.held_lengths, self.padding, None, self.window != 0)
-        if self.window:
-            self.apply_window(options, query)
-        return attend_pages(query, self, self.tables, self.seen_firsts, self.seen_lengths, options)
-
-    cdef int apply_window(self, Options options, query) except -1:
-        """Apply the cache's own window and rebase positions, for attention to a ring."""
         cdef np.ndarray q = arguments.real_array("query", query)
+        align_queries(options, q, self.held_lengths, self.padding, None, self.window != 0)
+        if self.window:
+            self.apply_window(options, q)
+        return attend_pages(q, self, self.tables, self.seen_firsts, self.seen_lengths, options)
+
+    cdef int apply_window(self, Options options, np.ndarray q) except -1:
+        """Apply the cache's own window and rebase positions, for attention to a ring."""
         cdef np.npy_intp[4] shape
         cdef ptrdiff_t n, first, offset, given = 0
         cdef np.npy_intp batch = self.batch
@@ -669,6 +669,16 @@ cdef list moves_of(dict pending):
 
 # --- pages that sequences share ---
 
+cdef object as_list(object ids):
+    """The ids of an array as a list; those in a list as they are."""
+    if isinstance(ids, (list, tuple, range)):
+        return ids
+    ids = arguments.adopted("ids", ids)
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1:
+        raise TypeError(f"ids must be a list of ints, got {type(ids).__name__}")
+    return ids.tolist()
+
+
 cdef class Batch:
     """The sequences of a call, in buffers that a cache keeps from call to call."""
 
@@ -717,10 +727,6 @@ cdef class Paged(Store):
         """The slots of these sequences, in the spare buffers if they fit."""
         cdef ptrdiff_t count, n
         cdef Batch batch = self.spare
-        if isinstance(ids, np.ndarray) and ids.ndim == 1:
-            ids = ids.tolist()
-        elif not isinstance(ids, (list, tuple, range)):
-            raise TypeError(f"ids must be a list of ints, got {type(ids).__name__}")
         count, self.spare = len(ids), None
         if batch is None or batch.slots.shape[0] != count or batch.tables.shape[1] != self.tables.shape[1]:
             batch = Batch(count, self.tables.shape[1])
@@ -891,6 +897,7 @@ cdef class Paged(Store):
     # Tokens
 
     def append(self, ids, key, value, *, kv_lengths, cos, sin, interleaved, rotary_dim, num_threads):
+        ids = as_list(ids)
         cdef Batch batch = self.batch_of(ids)
         cdef ptrdiff_t count = batch.slots.shape[0], n, most = 0, end = 0
         cdef np.ndarray a = arguments.cache_rows("key", key, count, self.kv_heads, -1, self.head_dim)
@@ -930,16 +937,17 @@ cdef class Paged(Store):
         return width
 
     def attend(self, ids, query, Options options not None):
-        cdef Batch batch = self.batch_of(ids)
+        cdef Batch batch = self.batch_of(as_list(ids))
+        cdef np.ndarray q = arguments.real_array("query", query)
         cdef ptrdiff_t n, slot
-        align_queries(options, query, self.held_lengths, self.padding, batch.slots, False)
+        align_queries(options, q, self.held_lengths, self.padding, batch.slots, False)
         for n in range(batch.slots.shape[0]):
             slot = integers(batch.slots)[n]
             integers(batch.lengths)[n] = integers(self.held_lengths)[slot]
             memcpy(
                 integers(batch.tables) + n * batch.tables.shape[1], self.table(slot), self.blocks(slot) * sizeof(int64)
             )
-        result = attend_pages(query, self, batch.tables, None, batch.lengths, options)
+        result = attend_pages(q, self, batch.tables, None, batch.lengths, options)
         self.spare = batch
         return result
 

@@ -134,4 +134,4 @@ def rotate(x, cos, sin, positions, interleaved, rotary_dim, out, num_threads):
         with nogil:
             lay_out(&p)
             done = run_call(&p, asked)
-    return arguments.finish("rotary_embedding", done, result, target)
+    return arguments.finish("rotary_embedding", done, result, target, out)

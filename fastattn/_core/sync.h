@@ -13,6 +13,7 @@
 
 #if defined(_WIN32)
 #include <windows.h>
+#pragma comment(lib, "Synchronization.lib") /* WaitOnAddress */
 #else
 #include <pthread.h>
 #include <signal.h>

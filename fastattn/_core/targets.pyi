@@ -1,4 +1,6 @@
 compiler: str
+flags: str
+cython: str
 
 def built() -> tuple[str, ...]: ...
 def supported() -> tuple[str, ...]: ...

@@ -30,6 +30,8 @@ cdef extern from *:
     }
     """
     const char *fa_compiler()
+    const char *FA_FLAGS  # of the build: setup.py
+    const int CYTHON_HEX_VERSION
 
 
 cdef const fa_target *chosen = NULL
@@ -46,6 +48,8 @@ def _cache_size() -> int:
 cdef ptrdiff_t cache_size = _cache_size()
 
 compiler = fa_compiler().decode().strip()
+flags = FA_FLAGS.decode()
+cython = ".".join(str(CYTHON_HEX_VERSION >> shift & 0xFF) for shift in (24, 16, 8))
 
 
 cdef const void *current_target() noexcept nogil:

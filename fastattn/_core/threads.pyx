@@ -150,6 +150,7 @@ cdef Slot[SLOTS] slots
 cdef Team team
 
 openmp = FA_OPENMP  # the date of the OpenMP version, yyyymm; 0 in a serial build
+openmp_address = <size_t><void *>&omp_get_max_threads  # in which library this is, the dynamic linker has decided
 cdef int chosen = 0     # by set_num_threads or FASTATTN_NUM_THREADS; 0: not set
 cdef int quota = 0      # the container's CPU quota, in processors; 0: no limit
 cdef int default_threads = omp_get_max_threads()

@@ -1,5 +1,6 @@
 """fastattn inside other libraries: one module each, which imports that library; none is imported by default.
 
+dask/            attention, softmax, norms, linear layers and encoders over dask collections
 onnx.py          OPS: operators of attention, softmax, normalisation and rotary embedding for ONNX's ReferenceEvaluator
 transformers.py  register(): "fastattn" as an attention implementation of Hugging Face models; its masks are lowered in
                  _transformers_masks.py

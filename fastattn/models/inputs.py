@@ -33,22 +33,23 @@ def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, t
     mask = None if attention_mask is None else _mask(attention_mask, ids.shape)
     types = None if token_type_ids is None else _integers("token_type_ids", token_type_ids, ids.shape)
     batch, length = ids.shape
-    lengths = np.full(batch, length)
-    positions = token_positions(ids.reshape(-1), np.arange(batch) * length, lengths, _skipped(configuration))
-    kept = slice(None) if mask is None else mask.reshape(-1)
-    packed = Packed(
-        ids.reshape(-1)[kept],
-        positions[kept],
-        None if types is None else types.reshape(-1)[kept],
-        cumulated(lengths if mask is None else np.count_nonzero(mask, axis=1)),
-        None if mask is None else kept,
-    )
+    starts = np.arange(0, (batch + 1) * length, length) if length else np.zeros(batch + 1, np.int64)
+    positions = token_positions(ids.reshape(-1), starts[:-1], np.full(batch, length), _skipped(configuration))
+    packed = Packed(ids.reshape(-1), positions, None if types is None else types.reshape(-1), starts)
+    if mask is not None and not mask.all():  # else nothing is excluded
+        packed = _without_padding(packed, mask)
     _check_ids("input_ids", "words", packed.ids, configuration.vocabulary)
     _check_positions(packed.positions, configuration)
     if packed.token_types is not None:
         # A model without a table of types takes zeros, which tokenizers may return.
         _check_ids("token_type_ids", "token types", packed.token_types, max(configuration.token_types, 1))
     return packed
+
+
+def _without_padding(packed: Packed, mask: NDArray) -> Packed:
+    kept = mask.reshape(-1)
+    types = None if packed.token_types is None else packed.token_types[kept]
+    return Packed(packed.ids[kept], packed.positions[kept], types, cumulated(np.count_nonzero(mask, axis=1)), kept)
 
 
 def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray) -> Packed:
@@ -78,7 +79,9 @@ def _skipped(configuration: Configuration) -> int | None:
 
 def cumulated(lengths: NDArray) -> NDArray:
     """Cumulative lengths: where sequences begin, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths)])
+    sums = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=sums[1:])
+    return sums
 
 
 def _integers(name: str, x: Any, shape: tuple[int, ...] | None = None, kinds: str = "iu") -> NDArray:
@@ -95,9 +98,12 @@ def _integers(name: str, x: Any, shape: tuple[int, ...] | None = None, kinds: st
 
 def _mask(x: Any, shape: tuple[int, ...]) -> NDArray:
     mask = _integers("attention_mask", x, shape, "biu")
-    if mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() <= 1:
+    if mask.dtype == bool:
+        return mask
+    tokens = mask == 1
+    if not tokens.all() and mask[~tokens].any():
         raise ValueError(f"attention_mask must be 1 at tokens and 0 elsewhere, got {mask.min()} to {mask.max()}")
-    return mask.astype(bool)
+    return tokens
 
 
 def _check_ids(name: str, what: str, ids: NDArray, size: int) -> None:

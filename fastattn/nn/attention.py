@@ -274,8 +274,7 @@ class MultiHeadAttention:
         TypeError, ValueError
             As the functions it calls. `out` and the cache are then left unchanged.
         """
-        key = query if key is None else key
-        value = key if value is None else value
+        query, key, value = _arguments.tokens(query, key, value)
         options = self._with_zero_key(options)
         if key is query and value is query and self.in_proj is not None:
             must_be_none("where key is query", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
@@ -325,7 +324,7 @@ class MultiHeadAttention:
         TypeError, ValueError
             As `fastattn.attention_weights`.
         """
-        key = query if key is None else key
+        query, key, _ = _arguments.tokens(query, key, None)
         self._check(False, query=query, key=key)
         options = self._with_zero_key(options)
         if key is query:
@@ -446,6 +445,9 @@ class Workspace:
     ) -> None:
         packed = cu_seqlens is not None
         check_tokens(name, x, attention.embed_dim, packed, attention.out_proj)
+        options = {option: _arguments.adopted(option, given) for option, given in options.items()}
+        attn_mask = _arguments.adopted("attn_mask", attn_mask)
+        cos, sin = _arguments.adopted("cos", cos), _arguments.adopted("sin", sin)
         if packed:
             must_be_none("with cu_seqlens", attn_mask=attn_mask)
             cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, x, name)
@@ -535,9 +537,8 @@ def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> l
     ]
 
 
-def check_tokens(name: str, x: object, size: int, packed: bool, layer: Linear) -> None:
-    """Raise unless x is an array (..., S, size), or (T, size) if packed, and fits the layer's weight."""
-    _arguments.real_array(name, x)
+def check_tokens(name: str, x: NDArray, size: int, packed: bool, layer: Linear) -> None:
+    """Raise unless x has the shape (..., S, size), or (T, size) if packed, and fits the layer's weight."""
     if x.ndim < 2 or (packed and x.ndim > 2) or x.shape[-1] != size:
         needed = f"(tokens, {size}) with cu_seqlens" if packed else f"(..., tokens, {size})"
         raise ValueError(f"{name} must have shape {needed}, got shape {x.shape}")
@@ -594,9 +595,7 @@ def at_own_place(options: dict) -> dict:
 
 def rotary_rows(cos: object, sin: object, tokens: int, cu_seqlens: NDArray | None = None) -> tuple[NDArray, NDArray]:
     """The rows of cos and sin for these tokens, by position in the sequence."""
-    for name, x in (("cos", cos), ("sin", sin)):
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+    cos, sin = _arguments.real_array("cos", cos), _arguments.real_array("sin", sin)
     longest, rows = tokens, slice(tokens)
     if cu_seqlens is not None:
         lengths = np.diff(cu_seqlens)

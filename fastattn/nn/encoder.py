@@ -192,12 +192,14 @@ class TransformerEncoderLayer:
         TypeError, ValueError
             As the functions it calls. `out` and the cache are then left unchanged.
         """
+        x, target = _arguments.real_array("x", x), _arguments.array_to_write("out", out)
         work = self.workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
         with work.appending({} if cache is None else {"cache": cache}):
-            return self.run(x, work, cache=cache, out=out)
+            y = self.run(x, work, cache=cache, out=target)
+        return y if out is None else out
 
     def workspace(self, x: NDArray, **call) -> Workspace:
         """A workspace to take x through layers of these sizes."""
@@ -369,18 +371,21 @@ class TransformerEncoder:
             As the functions it calls. `out` and the caches are then left unchanged.
         """
         named = self._named(caches)
+        x, target = _arguments.real_array("x", x), _arguments.array_to_write("out", out)
         work = self.layers[0].workspace(
             x, attn_mask=attn_mask, cu_seqlens=cu_seqlens, cos=cos, sin=sin, interleaved=interleaved,
             num_threads=num_threads, options=options,
         )  # fmt: skip
         each = list(named.values()) or [None] * len(self.layers)
         # `out` is written by the last layer alone if a cache may still raise, or if all layers read from its memory.
-        held = None if named or work.reads(out) else out
+        held = None if named or work.reads(target) else target
         with work.appending(named):
             for layer, cache in zip(self.layers[:-1], each, strict=False):
                 x = held = layer.run(x, work, cache=cache, out=held)
-            out = self.layers[-1].run(x, work, cache=each[-1], out=held if out is None else out)
-        return out if self.norm is None else self.norm(out, out=out, num_threads=num_threads)
+            y = self.layers[-1].run(x, work, cache=each[-1], out=held if target is None else target)
+        if self.norm is not None:
+            self.norm(y, out=y, num_threads=num_threads)
+        return y if out is None else out
 
     def _named(self, caches: Sequence[KVCache] | None) -> dict[str, KVCache]:
         """The cache of each layer, by its name in error messages."""

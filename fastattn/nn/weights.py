@@ -11,7 +11,7 @@ import numpy as np
 from fastattn import _arguments
 from fastattn.linear import linear
 from fastattn.normalization import layer_norm, rms_norm
-from fastattn.weights import OF_TENSORS, PackedWeight, QuantizedWeight, check, converted, in_words, pack, rows_of
+from fastattn.weights import PackedWeight, QuantizedWeight, check, converted, in_words, pack, rows_of
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -104,7 +104,7 @@ class Entries:
 
     def __init__(self, mapping: Mapping[str, NDArray], prefix: str, dtype: DTypeLike | None, pack: bool) -> None:
         if not isinstance(mapping, Mapping):
-            advice = f": {OF_TENSORS} of its state_dict() is one" if hasattr(mapping, "state_dict") else ""
+            advice = ": its state_dict() is one" if hasattr(mapping, "state_dict") else ""
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}{advice}")
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
@@ -140,8 +140,7 @@ class Entries:
         key = self.key(name)
         if key not in self._mapping:
             raise ValueError(f"mapping must have an entry {key!r} of shape {in_words(needed)}, got none")
-        x = self._mapping[key]
-        check(key, x, needed)
+        x = check(key, self._mapping[key], needed)
         self._read[key] = x.dtype
         return np.asarray(x)  # not an np.memmap: each view and check of one takes longer
 
@@ -193,7 +192,7 @@ class Entries:
 
     def unfit(self, name: str, needed: str) -> NoReturn:
         """Raise for the shape of an entry."""
-        raise ValueError(f"{self.key(name)} must have {needed}, got shape {self._mapping[self.key(name)].shape}")
+        raise ValueError(f"{self.key(name)} must have {needed}, got shape {tuple(self._mapping[self.key(name)].shape)}")
 
     def check_rest(self) -> None:
         """Raise for entries that were not read, and for a mix of float64 with other types.

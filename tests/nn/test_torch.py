@@ -187,12 +187,26 @@ def test_add_zero_attn(dtype, padded):
         assert_equal_but_for_rounding(ours.attention_weights(query, others, mask), weights[..., :-1])
 
 
-def test_tensors_are_not_arrays():
-    tensors = build(torch.nn.MultiheadAttention, np.dtype(np.float32), 8, 2).state_dict()
-    for found in (tensors, {name: x.bfloat16() for name, x in tensors.items()}):
-        with pytest.raises(TypeError, match=r"out_proj\.weight must be .* got Tensor: .*\.numpy\(\)"):
-            MultiHeadAttention.from_state_dict(found, num_heads=2)
-    MultiHeadAttention.from_state_dict({name: x.numpy() for name, x in tensors.items()}, num_heads=2)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "plain"])
+def test_state_dicts_of_tensors(kind, pack):
+    module = build(torch.nn.MultiheadAttention, np.dtype(np.float32), 8, 2).to(kind)
+    tensors, settings = module.state_dict(), {"num_heads": 2, "pack": pack}
+    arrays = {name: x.float().numpy().astype(str(kind).removeprefix("torch.")) for name, x in tensors.items()}
+    x = normal(np.dtype(np.float32), BATCH, QUERIES, 8)
+    ours = MultiHeadAttention.from_state_dict(tensors, **settings)
+    assert np.array_equal(ours(x), MultiHeadAttention.from_state_dict(arrays, **settings)(x))
+    if not pack:  # its memory, not a copy
+        module.out_proj.weight.detach().zero_()
+        assert not ours.out_proj.weight.any()
+
+
+def test_parameters_that_require_gradients_are_refused():
+    named = dict(build(torch.nn.MultiheadAttention, np.dtype(np.float32), 8, 2).named_parameters())
+    for x in named.values():
+        x.requires_grad_()
+    with pytest.raises(ValueError, match=r"out_proj\.weight must be .* got Parameter .*gradient.*\.detach\(\)"):
+        MultiHeadAttention.from_state_dict(named, num_heads=2)
 
 
 def test_modules_are_no_state_dicts():

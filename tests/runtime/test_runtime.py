@@ -4,9 +4,12 @@ import concurrent.futures
 import doctest
 import functools
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 
 import numpy as np
@@ -14,12 +17,18 @@ import pytest
 
 import fastattn
 from fastattn import _runtime, reference
+from fastattn._core import threads as _threads
 from support.processes import output, python
 
 needs_openmp = pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial build")
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 
 THREADS = "import fastattn; print(fastattn.get_num_threads())"
+
+
+def _version_1(group, quota):
+    """The files of a control group of version 1."""
+    return {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": 100000}
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +146,30 @@ def test_threadpoolctl_sees_and_limits_the_threads():
     assert output(code) == "1"
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "800000 100000", "a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000"}, 0),
+        ("0::/\n", {}, 0),
+        ("3:cpu,cpuacct:/a\n0::/\n", _version_1("cpu,cpuacct/a", 250000), 3),
+        ("2:memory:/a\n1:cpu:/\n", _version_1("cpu", -1), 0),
+        ("", {}, 0),
+    ],
+    ids=["parent", "child", "max", "no files", "version 1", "version 1 without", "no groups"],
+)
+def test_container_quota(groups, files, quota, tmp_path, monkeypatch):
+    """In processors, rounded up: the smallest of the process's control groups."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    read = _runtime.read
+    monkeypatch.setattr(_runtime, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(_runtime, "read", lambda path: groups if path == "/proc/self/cgroup" else read(path))
+    assert _runtime.container_quota() == quota
+
+
 # Targets
 
 
@@ -189,9 +222,90 @@ def test_show_config():
     assert config["fastattn"] == fastattn.__version__
     assert config["targets here"] == ", ".join(fastattn.targets())
     assert config["threads"].startswith(f"{fastattn.get_num_threads()} ")
-    assert config["compiler"]
-    assert config["openmp"]
-    assert all(isinstance(text, str) for text in config.values())
+    assert all(isinstance(text, str) and text.strip() == text for text in config.values())
+    assert all(config.values())
+    assert all(flag in config["flags"].split() for flag in ("-fno-math-errno", "-ffp-contract=fast"))
+    assert config["numpy"].split(",")[0] == np.__version__
+
+
+def test_show_config_is_imported_when_it_is_called():
+    code = "import sys, fastattn; print('fastattn._report' in sys.modules, len(fastattn.show_config()) > 10)"
+    assert output(code) == "False True"
+
+
+@needs_openmp
+@needs_linux
+def test_show_config_names_the_openmp_library_in_use():
+    """Of the libraries in the process, the one that holds the function which fastattn calls."""
+    lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    [file] = {line.split()[-1] for line in lines if _is_where_openmp_is(line)}
+    assert fastattn.show_config()["openmp"].endswith(f", {os.path.realpath(file)}")
+    assert "omp" in os.path.basename(file)
+
+
+def _is_where_openmp_is(line):
+    start, end = (int(word, 16) for word in line.split()[0].split("-"))
+    return start <= _threads.openmp_address < end
+
+
+def test_show_config_shows_the_variables_that_matter_and_no_others():
+    variables = {"OMP_WAIT_POLICY": "passive", "FASTATTN_NUM_THREADS": "2", "A_SECRET": "word", "NOT_OMP_DYNAMIC": "1"}
+    said = output("import fastattn; print(fastattn.show_config()['environment'])", **variables)
+    assert "FASTATTN_NUM_THREADS=2 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1" in said
+    assert "SECRET" not in said
+    assert "DYNAMIC" not in said
+
+
+@pytest.mark.parametrize("variable", ["OMP_PROC_BIND", "OMP_PLACES"])
+def test_show_config_says_what_binds_threads(variable):
+    code = "import fastattn; print(fastattn.show_config()['placement'])"
+    said = output(code, **{variable: {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}[variable]})
+    assert said == f"bound by {variable}"
+    assert output(code) == "on all of them"
+
+
+def test_show_config_says_what_other_libraries_have_threads():
+    code = "import sys; {}import fastattn; print(fastattn.show_config()['libraries'])"
+    assert output(code.format("sys.modules['threadpoolctl'] = None; ")) == "unknown: threadpoolctl is not installed"
+    pytest.importorskip("threadpoolctl")
+    assert re.search(r"(^|; )\S+( \S+)? with \d+ threads, /", output(code.format("")))
+
+
+@pytest.mark.parametrize(
+    ("gil", "said"), [(True, " free-threaded, with the GIL on, on "), (False, " free-threaded on ")]
+)
+def test_show_config_says_whether_there_is_a_gil(gil, said, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
+    assert said in fastattn.show_config()["python"]
+
+
+INSTALLED = "import fastattn; print(fastattn.show_config()['installed'])"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"WHEEL": "Tag: cp311-cp311-manylinux_2_28_x86_64\n"}, "wheel cp311-cp311-manylinux_2_28_x86_64"),
+        ({"WHEEL": "Root-Is-Purelib: false\nTag: a-b-c\nTag: a-b-d\n"}, "wheel a-b-c a-b-d"),
+        (
+            {"WHEEL": "Tag: a-b-c\n", "direct_url.json": '{"url": "file:///x", "dir_info": {}}'},
+            "wheel a-b-c, from a checkout",
+        ),
+        ({}, "built in place"),
+    ],
+    ids=["wheel", "two tags", "checkout", "in place"],
+)
+def test_show_config_says_how_it_was_installed(files, said, tmp_path):
+    """In a folder of its own, where the package is a link."""
+    package = tmp_path / "fastattn"
+    package.symlink_to(fastattn.__path__[0], target_is_directory=True)
+    metadata = tmp_path / "fastattn-0.1.0.dist-info"
+    metadata.mkdir()
+    for name, text in {"METADATA": "Name: fastattn\nVersion: 0.1.0\n", **files}.items():
+        (metadata / name).write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.path.dirname(os.path.dirname(np.__file__))])
+    assert output(INSTALLED, PYTHONPATH=path) == f"{said}, in {package}"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +323,8 @@ def test_show_config_knows_who_set_the_threads():
 
 
 def test_public_names():
-    runtime, caches = ("get_num_threads", "set_num_threads", "targets", "show_config"), ("KVCache", "PagedKVCache")
-    weights = ("pack", "PackedWeight")
+    runtime = ("get_num_threads", "set_num_threads", "targets", "show_config", "get_include")
+    weights, caches = ("pack", "PackedWeight"), ("KVCache", "PagedKVCache")
     assert {*runtime, *caches, *weights, "OutOfPages", *reference.__all__} == set(fastattn.__all__)
     assert all(callable(getattr(fastattn, name)) for name in fastattn.__all__)
 
@@ -228,6 +342,19 @@ def test_import_brings_in_nothing_heavy():
     code = "import sys, fastattn; print(*{name.split('.')[0] for name in sys.modules})"
     heavy = {"torch", "scipy", "ml_dtypes", "onnx", "tokenizers", "safetensors", "matplotlib", "threadpoolctl"}
     assert heavy.isdisjoint(output(code).split())
+
+
+@needs_linux
+@pytest.mark.parametrize("environment", [{}, {"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}], ids=str)
+def test_import_leaves_the_processors_of_the_thread(environment):
+    """Though OpenMP binds the thread that loads it: the next library would count one processor."""
+    code = """
+    import os
+    before = os.sched_getaffinity(0)
+    import fastattn
+    print(os.sched_getaffinity(0) == before)
+    """
+    assert output(code, **environment) == "True"
 
 
 # Python threads, forks

@@ -20,7 +20,19 @@ FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) {
     return tile * (rows / tile_count(rows)) + fa_clamp(tile, 0, rows % tile_count(rows));
 }
 
-enum { AHEAD_OF_A_UNIT = 16 }; /* bytes of the next run that a tile prefetches for each of its units, in each panel */
+enum { CACHE_LINE = 64, LEAST_SHARE = 16 }; /* bytes; see sum_tile */
+
+/* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.3 to 1.6 times as long, as
+ * the processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */
+#define PACKED_FEW_ROWS (4 * PACKED_ROWS)
+
+/* A run of panels side by side, and the next one, which tiles prefetch. */
+typedef struct {
+    const char *first, *ahead;
+    ptrdiff_t next, unit; /* bytes from a panel to the next one, and from a unit */
+    ptrdiff_t units, panels;
+    fa_type type;
+} panel_run;
 
 /* A vector of groups of elements as vectors of units, one for each element of a group. */
 FA_INLINE void load_group(const char *at, const fa_type type, V *to) {
@@ -48,20 +60,25 @@ FA_INLINE void add_group(V acc[][8], const char *w, ptrdiff_t next, const R *x, 
         }
 }
 
-/* sums[2 NP][MR] (+)= units of NP panels times MR rows of x. */
-FA_INLINE void sum_tile(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride, ptrdiff_t units, R *sums,
-                        int more, const char *ahead, const fa_type type, const int MR, const int NP) {
+/* sums[2 NP][MR] (+)= units of NP panels times MR rows of x. Meanwhile `share` bytes of the next run are prefetched for
+ * each unit, in each panel. */
+FA_INLINE void sum_tile(const panel_run *run, const R *x, ptrdiff_t x_stride, R *sums, int more, const char *ahead,
+                        ptrdiff_t share, const int few, const fa_type type, const int MR, const int NP) {
     const int group = FA_MULTIPLY_ADD ? (int)panel_group(type) : 1;
     const ptrdiff_t step = 2 * (FA_MULTIPLY_ADD ? LANES * group * fa_size_of(type) : FA_VECTOR_BYTES);
     const int at_a_time = MR > 3 ? 2 : 4; /* units of a step of the loop */
+    const int lines = few ? (int)(at_a_time / group * step + CACHE_LINE - 1) / CACHE_LINE : 1; /* of a panel */
+    const char *w = run->first;
+    const ptrdiff_t next = run->next, units = run->units;
     V acc[PACKED_ROWS][8];
     ptrdiff_t u = 0;
     FA_UNROLL_FOR(int r = 0; r < MR; r++)
         FA_UNROLL_FOR(int j = 0; j < 2 * NP; j++) acc[r][j] = (V){0};
     for (; u + at_a_time <= units; u += at_a_time) {
         if (MR > 2 && NP == FA_PACKED_PANELS) {
-            FA_UNROLL_FOR(int p = 0; p < NP; p++) __builtin_prefetch(ahead + p * next, 0, 2);
-            ahead += AHEAD_OF_A_UNIT * at_a_time;
+            FA_UNROLL_FOR(int i = 0; i < NP * lines; i++)
+                __builtin_prefetch(ahead + i / lines * next + i % lines * CACHE_LINE, 0, 2);
+            ahead += share * at_a_time;
         }
         FA_UNROLL_FOR(int i = 0; i < at_a_time; i += group) {
             add_group(acc, w, next, x + u + i, x_stride, group, type, MR, NP);
@@ -77,32 +94,33 @@ FA_INLINE void sum_tile(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_s
         }
 }
 
-/* The same for several tiles, one after the other: a call for each took up to a fifth of the time of a short run. Each
- * tile prefetches its share of the next run, from `ahead` on in each panel. */
-FA_INLINE void sum_rows(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride, ptrdiff_t units, R *sums,
-                        int more, const char *ahead, ptrdiff_t tiles, const fa_type type, const int MR, const int NP) {
-    for (; tiles > 0; tiles--, x += MR * x_stride, sums += 2 * NP * MR * LANES, ahead += AHEAD_OF_A_UNIT * units)
-        sum_tile(w, next, x, x_stride, units, sums, more, ahead, type, MR, NP);
+/* The same for several tiles, one after the other: a call for each took up to a fifth of the time of a short run. */
+FA_INLINE void sum_rows(const panel_run *run, const R *x, ptrdiff_t x_stride, R *sums, int more, const char *ahead,
+                        ptrdiff_t share, ptrdiff_t tiles, const int few, const fa_type type, const int MR,
+                        const int NP) {
+    for (; tiles > 0; tiles--, x += MR * x_stride, sums += 2 * NP * MR * LANES, ahead += share * run->units)
+        sum_tile(run, x, x_stride, sums, more, ahead, share, few, type, MR, NP);
 }
 
-typedef void sum_rows_kernel(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride, ptrdiff_t units, R *sums,
-                             int more, const char *ahead, ptrdiff_t tiles);
+typedef void sum_rows_kernel(const panel_run *run, const R *x, ptrdiff_t x_stride, R *sums, int more, const char *ahead,
+                             ptrdiff_t share, ptrdiff_t tiles);
 
 /* A kernel for each stored type, number of rows, and 1, 2 or 4 panels; NULL for those that are not worth their size. A
- * tile among others takes as many panels as a full one. Narrower types are widened for it: conversions take the ports
- * of the multiply-adds; with a single tile that would cost half of the speed (4 rows, weights beyond the cache). */
-#define PACKED_WIDENS(type, rows) (FA_MULTIPLY_ADD && (type) != STORED && (rows) > PACKED_ROWS)
+ * tile among others takes as many panels as a full one. Narrower types are widened once for many tiles, as
+ * conversions take ports of the multiply-adds; for few tiles that took 1.2 to 1.6 times as long. */
+#define PACKED_WIDENS(type, rows) (FA_MULTIPLY_ADD && (type) != STORED && (rows) > PACKED_FEW_ROWS)
 #define FA_IS_THERE(MR, NP, TYPE)                                                                                      \
     ((NP) == 1 || (NP) == PACKED_SIDE(MR) || ((NP) < PACKED_SIDE(MR) && (!FA_MULTIPLY_ADD || (TYPE) == STORED)))
 #define FA_EACH_OF_3(ROW, NAME) ROW(1, NAME) ROW(2, NAME) ROW(3, NAME)
 #define FA_EACH_OF_6(ROW, NAME) FA_EACH_OF_3(ROW, NAME) ROW(4, NAME) ROW(5, NAME) ROW(6, NAME)
 #define FA_EACH_NUMBER_OF_ROWS FA_JOIN(FA_EACH_OF_, PACKED_ROWS)
 #define FA_SUM_ROWS(MR, NP, NAME)                                                                                      \
-    FA_NOINLINE void sum_##MR##_rows_##NP##_##NAME(const char *w, ptrdiff_t next, const R *x, ptrdiff_t x_stride,      \
-                                                   ptrdiff_t units, R *sums, int more, const char *ahead,              \
-                                                   ptrdiff_t tiles) {                                                  \
-        if (FA_IS_THERE(MR, NP, FA_##NAME))                                                                            \
-            sum_rows(w, next, x, x_stride, units, sums, more, ahead, tiles, FA_##NAME, MR, NP);                        \
+    FA_NOINLINE void sum_##MR##_rows_##NP##_##NAME(const panel_run *run, const R *x, ptrdiff_t x_stride, R *sums,      \
+                                                   int more, const char *ahead, ptrdiff_t share, ptrdiff_t tiles) {    \
+        if (!FA_IS_THERE(MR, NP, FA_##NAME)) return;                                                                   \
+        if (share == LEAST_SHARE)                                                                                      \
+            sum_rows(run, x, x_stride, sums, more, ahead, LEAST_SHARE, tiles, 0, FA_##NAME, MR, NP);                   \
+        else sum_rows(run, x, x_stride, sums, more, ahead, share, tiles, 1, FA_##NAME, MR, NP);                        \
     }
 #define FA_DEFINE(MR, NAME) FA_SUM_ROWS(MR, 1, NAME) FA_SUM_ROWS(MR, 2, NAME) FA_SUM_ROWS(MR, 4, NAME)
 #define FA_NAME(MR, NP, NAME) FA_IS_THERE(MR, NP, FA_##NAME) ? sum_##MR##_rows_##NP##_##NAME : NULL
@@ -123,13 +141,6 @@ FA_EACH_NUMBER_OF_ROWS(FA_DEFINE, BF16)
 static sum_rows_kernel *const row_kernels[FA_TYPES][PACKED_ROWS + 1][3] = {
     [FA_BF16] = {{NULL, NULL, NULL}, FA_EACH_NUMBER_OF_ROWS(FA_LIST, BF16)}};
 #endif
-
-/* A run of panels side by side, as a kernel takes it, and what follows it in memory. */
-typedef struct {
-    const char *first, *ahead;
-    ptrdiff_t next, units, panels;
-    fa_type type;
-} panel_run;
 
 #define PACKED_PANEL_REALS(l)                                                                                          \
     (FA_MULTIPLY_ADD ? FA_PACKED_PANELS * PANEL * fa_clamp(UNITS((l)->in_features), 1, LINEAR_RUN(l)) : 0)
@@ -170,8 +181,13 @@ FA_INLINE panel_run run_at(const panels *w, ptrdiff_t panel, ptrdiff_t count, pt
                            ptrdiff_t rows, R *memory) {
     const char *first = w->first + panel * w->next, *from = first + unit * w->unit;
     const int last = unit + units >= UNITS(w->l->in_features);
-    panel_run run = {
-        from, last ? first + count * w->next : from + units * w->unit, w->next, units, count, w->l->weight_type};
+    panel_run run = {.first = from,
+                     .ahead = last ? first + count * w->next : from + units * w->unit,
+                     .next = w->next,
+                     .unit = w->unit,
+                     .units = units,
+                     .panels = count,
+                     .type = w->l->weight_type};
     if (PACKED_WIDENS(run.type, rows)) widen_run(&run, memory);
     return run;
 }
@@ -190,11 +206,10 @@ FA_INLINE void sum_tiles(const panel_run *run, const R *x, ptrdiff_t x_stride, p
     sum_rows_kernel *const(*kernels)[3] = row_kernels[run->type];
     const ptrdiff_t tiles = tile_count(rows), least = rows / tiles, longer = rows % tiles, which = run->panels / 2;
     const ptrdiff_t first = longer * (least + 1);
-    if (longer)
-        kernels[least + 1][which](run->first, run->next, x, x_stride, run->units, sums, more, run->ahead, longer);
-    kernels[least][which](run->first, run->next, x + first * x_stride, x_stride, run->units,
-                          sums + first * run->panels * PANEL, more, run->ahead + longer * AHEAD_OF_A_UNIT * run->units,
-                          tiles - longer);
+    const ptrdiff_t share = rows > PACKED_FEW_ROWS ? LEAST_SHARE : (run->unit + tiles - 1) / tiles;
+    if (longer) kernels[least + 1][which](run, x, x_stride, sums, more, run->ahead, share, longer);
+    kernels[least][which](run, x + first * x_stride, x_stride, sums + first * run->panels * PANEL, more,
+                          run->ahead + longer * share * run->units, share, tiles - longer);
 }
 
 #endif
