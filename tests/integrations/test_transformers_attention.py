@@ -231,13 +231,12 @@ def test_masks_of_the_user(kind):
     mask |= torch.eye(TOKENS, dtype=torch.bool)
     bias = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
     ids = batch("none")["input_ids"]
-    model = made(DECODERS["Llama"])
-    eager, ours = both(
-        model,
-        lambda model: model(
-            ids, attention_mask=mask if kind == "bool" and model.config._attn_implementation != "eager" else bias
-        ).logits,
-    )
+
+    def run(model):
+        takes_bool = kind == "bool" and model.config._attn_implementation != "eager"
+        return model(ids, attention_mask=mask if takes_bool else bias).logits
+
+    eager, ours = both(made(DECODERS["Llama"]), run)
     assert_alike(ours, eager)
 
 
@@ -425,7 +424,7 @@ TYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "b
 
 @pytest.mark.parametrize("name", TYPES)
 def test_types_without_copies(name, monkeypatch):
-    """Arrays are the tensors' memory; the result has the bits of fastattn's own."""
+    """fastattn gets the tensors' memory; the result has the bits of its own."""
     own, seen = fastattn.scaled_dot_product_attention, []
 
     def spy(*arrays, **options):
@@ -440,12 +439,10 @@ def test_types_without_copies(name, monkeypatch):
     assert found.is_contiguous()
     assert found.dtype == q.dtype
     [(arrays, options)] = seen
-    for array, tensor in zip((*arrays, options["sinks"]), (q, k, v, sinks), strict=True):
-        assert array.dtype == TYPES[name]
-        assert array.__array_interface__["data"][0] == tensor.data_ptr()
-        assert [n // array.itemsize for n in array.strides] == list(tensor.stride())
-    assert options["out"].__array_interface__["data"][0] == found.data_ptr()
+    for given, tensor in zip((*arrays, options["sinks"], options["out"]), (q, k, v, sinks, found), strict=True):
+        assert given.data_ptr() == tensor.data_ptr()
     expected = own(*arrays, scale=0.3, softcap=2.0, sinks=options["sinks"])
+    assert expected.dtype == TYPES[name]
     np.testing.assert_array_equal(found.double().numpy(), expected.swapaxes(1, 2).astype(np.float64))
 
 
@@ -502,17 +499,13 @@ def test_training_and_gradients():
         model.train()(ids)
 
 
-def on_meta(*tensors):
-    return [x.to("meta") for x in tensors]
-
-
 Q, K, V = problem(5, 5)
 REFUSED = {
     "dropout": ({"dropout": 0.1}, ValueError, "dropout must be 0, .* got 0.1"),
-    "device": ({"query": Q.to("meta")}, ValueError, "query must be on the CPU, got device meta"),
-    "device of a mask": ({"mask": torch.ones(1, 1, 5, 5, device="meta")}, ValueError, "attention_mask must be on"),
-    "dtype": ({"key": K.to(torch.float8_e4m3fn)}, TypeError, "key must be float32, .* got torch.float8_e4m3fn"),
-    "dtype of a mask": ({"mask": torch.ones(1, 1, 5, 5, dtype=int)}, TypeError, "attention_mask must .* torch.int64"),
+    "device": ({"query": Q.to("meta")}, ValueError, "query must be an array that NumPy can share"),
+    "device of a mask": ({"mask": torch.ones(1, 1, 5, 5, device="meta")}, ValueError, "attn_mask must be an array"),
+    "dtype": ({"key": K.to(torch.float8_e4m3fn)}, TypeError, "key must be .* torch.float8_e4m3fn"),
+    "dtype of a mask": ({"mask": torch.ones(1, 1, 5, 5, dtype=int)}, TypeError, "attn_mask must .* int64"),
     "sparse keys": ({"block_indices": torch.ones(1)}, TypeError, "does not know these options .*: block_indices"),
     "a number": ({"tree": 3, "cache_position": 1}, TypeError, "does not know these options of attention: tree"),
     "shape of a mask": ({"mask": torch.ones(1, 1, 5, 4) > 0}, ValueError, "attn_mask"),
