@@ -702,7 +702,7 @@ cdef tuple _KINDS = (  # by FASTATTN_ERROR_*
     "no error",
     "a pointer that is needed is NULL",
     "its size is not that of a version that this fastattn knows",
-    "a type that does not exist, or does not go with the others",
+    "an unknown type, or one that does not go with the others",
     "a length or count is negative, or too large for the address space",
     "its number of axes or its lengths do not go with the others",
     "its address or a stride is no multiple of the element's size, or it is not contiguous",

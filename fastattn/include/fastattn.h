@@ -61,31 +61,31 @@ enum {
     FASTATTN_OK = 0,
     FASTATTN_ERROR_NULL = 1,    /* a pointer that is needed is NULL */
     FASTATTN_ERROR_VERSION = 2, /* `size` of a struct of options is not that of a known version */
-    FASTATTN_ERROR_TYPE = 3,    /* a type that there is not, or that does not go with the others */
-    FASTATTN_ERROR_SIZE = 4,    /* a negative length or count, or one beyond the address space */
-    FASTATTN_ERROR_SHAPE = 5,   /* a number of axes or lengths that do not go with the others */
-    FASTATTN_ERROR_STRIDE = 6,  /* an address or stride that is no multiple of the element's size, or not contiguous */
-    FASTATTN_ERROR_VALUE = 7,   /* a number beyond its range */
+    FASTATTN_ERROR_TYPE = 3,    /* an unknown type, or one that does not go with the others */
+    FASTATTN_ERROR_SIZE = 4,    /* a length or count is negative, or too large for the address space */
+    FASTATTN_ERROR_SHAPE = 5,   /* the number of axes or the lengths do not go with the others */
+    FASTATTN_ERROR_STRIDE = 6,  /* the address or a stride is no multiple of the element's size, or not contiguous */
+    FASTATTN_ERROR_VALUE = 7,   /* a number out of range */
     FASTATTN_ERROR_OVERLAP = 8, /* an output overlaps itself or an input that is still needed */
-    FASTATTN_ERROR_MEMORY = 9   /* no scratch memory left */
+    FASTATTN_ERROR_MEMORY = 9   /* not enough memory */
 };
 #define FASTATTN_ERROR_KIND(code) ((code) & 255)
 
 /* --- options --- */
 
-/* `size` is the version of a struct of options, its sizeof. All that is not used is 0, which is the default; so
- * fastattn_make_attention_options() and fastattn_make_linear_options(), below, return them.
+/* `size` is the sizeof of a struct of options, and says its version. 0 is the default of all other fields:
+ * fastattn_make_attention_options() and fastattn_make_linear_options(), below, return structs of defaults.
  *
- * Fields may be added at the end. The library takes those that a caller does not have as 0; it refuses those that it
- * does not have itself, unless they are 0. */
+ * Later versions may add fields at the end. Fields that a caller does not have yet count as 0; those that the library
+ * does not have yet must be 0. */
 typedef struct fastattn_attention_options {
     size_t size;
-    int32_t num_threads;             /* at most so many; 0: as fastattn.set_num_threads says */
+    int32_t num_threads;             /* maximum number of threads; 0: that of fastattn.set_num_threads */
     int32_t is_causal;               /* not 0: query i sees no key j > i + q_offset */
     const ptrdiff_t *window;         /* {left, right}: query i sees the keys i + q_offset - left <= j <= i + q_offset +
                                         right; a negative one is unbounded. NULL: no window */
     double scale;                    /* of the scores; 0: 1 / sqrt(head size) */
-    double softcap;                  /* c: scores become c·tanh(score / c); 0: no */
+    double softcap;                  /* c: scores become c·tanh(score / c); 0: none */
     const fastattn_array *attn_mask; /* broadcast to (..., Hq, Sq, Sk): FASTATTN_BOOL, 1 = attend, or numbers that are
                                         added. NULL: none */
     const fastattn_array *lse;       /* output (..., Hq, Sq), log of the sum of exponentials: float (double if query

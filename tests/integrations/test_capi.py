@@ -363,7 +363,7 @@ def test_errors(name):
 def test_messages():
     assert message(0) == "no error"
     assert message(pointers.MEMORY) == "not enough memory"
-    assert message(softmax(type=0)) == "x: a type that does not exist, or does not go with the others"
+    assert message(softmax(type=0)) == "x: an unknown type, or one that does not go with the others"
     assert message(-1) == message(200) == message(1 << 20) == "an unknown code"
     codes = [argument << 8 | kind for argument in range(28) for kind in range(10)]
     assert all(len(message(code)) < 111 for code in codes)
