@@ -1,4 +1,4 @@
-"""The site that Sphinx makes of docs/: built without warnings, no link of it leads nowhere, every public name is in it."""
+"""The site that Sphinx makes of docs/: built without warnings, without dead links, with every public name."""
 
 import importlib
 import inspect
@@ -14,7 +14,7 @@ from support.examples import ROOT
 
 for package in (
     *("sphinx", "numpydoc", "myst_parser"),
-    *("torch", "transformers", "dask", "distributed", "onnx", "safetensors", "tokenizers"),  # fastattn's modules need them
+    *("torch", "transformers", "dask", "distributed", "onnx", "safetensors", "tokenizers"),  # for fastattn's modules
 ):
     pytest.importorskip(package)
 
