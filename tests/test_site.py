@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The site that Sphinx makes of docs/: built without warnings, without dead links, with every public name."""
-=======
 """The site that Sphinx makes of docs/: built without warnings, with no dead link and every public name."""
->>>>>>> house-docs
 
 import importlib
 import inspect
@@ -16,16 +12,9 @@ import pytest
 import fastattn
 from support.examples import ROOT
 
-<<<<<<< HEAD
-for package in (
-    *("sphinx", "numpydoc", "myst_parser"),
-    *("torch", "transformers", "dask", "distributed", "onnx", "safetensors", "tokenizers"),  # for fastattn's modules
-):
-=======
 # Sphinx and its extensions, and what fastattn's own modules import.
 NEEDED = ("sphinx", "numpydoc", "myst_parser", "torch", "transformers", "dask", "distributed", "onnx", "safetensors")
 for package in (*NEEDED, "tokenizers"):
->>>>>>> house-docs
     pytest.importorskip(package)
 
 MODULES = ["fastattn", "fastattn.nn", "fastattn.models", "fastattn.reference"]
