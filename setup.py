@@ -156,7 +156,7 @@ class BuildExtensions(build_ext):
             module.sources = sources[module.name]
             module.define_macros = macros + (self.told() if module.name == KERNEL_MODULE else [])
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
-            headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h")]
+            headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h"), Path("fastattn/include/fastattn.h")]
             module.depends = [*module.extra_objects, *map(str, headers)]
             compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
             module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
@@ -172,6 +172,7 @@ class BuildExtensions(build_ext):
 
         self.compiler.add_include_dir(str(KERNELS))
         self.compiler.add_include_dir(str(KERNELS.parent))
+        self.compiler.add_include_dir("fastattn/include")
         self.compiler.add_include_dir(numpy.get_include())
         if self.compiler.compiler_type == "msvc":  # clang-cl takes the place of cl, which has no vector extensions
             self.compiler.initialize()

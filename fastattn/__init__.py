@@ -12,10 +12,12 @@ cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
 _array_file.py    files of arrays: of caches and of packed weights
 reference.py      the same names in float64 NumPy: the definition of every operation
 _checkout.py      lets commands typed in a checkout find the installed package
-_runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config
+_runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config; get_include
 _report.py        what show_config tells
+capi.pyx          the functions for Cython, Numba and C, which capi.pxd and include/fastattn.h declare
 _arguments.pyx    the only place that checks what a user passes in
 _dtypes.py        the types that arrays may be stored in
+_typing.py        types of arguments, for type checkers
 _core/            the compiled half: a .pyx for each operation family, and options.pyx and plan.pyx for attention;
                   kernels/ holds the C, compiled once for each target (kernels/README.md is its map)
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
@@ -33,12 +35,12 @@ from typing import TYPE_CHECKING
 from fastattn._checkout import compiled
 
 if TYPE_CHECKING:
-    from fastattn import integrations, models, nn, reference  # noqa: F401
+    from fastattn import capi, integrations, models, nn, reference  # noqa: F401
 
 __path__ = compiled(__path__)
 
 try:
-    from fastattn._runtime import get_num_threads, set_num_threads, show_config, targets
+    from fastattn._runtime import get_include, get_num_threads, set_num_threads, show_config, targets
 except ImportError as error:
     if "libgomp" not in str(error) and "libomp" not in str(error):
         raise
@@ -64,6 +66,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention_weights",
+    "get_include",
     "get_num_threads",
     "layer_norm",
     "linear",
@@ -81,7 +84,7 @@ __all__ = [
 ]
 
 # Found after `import fastattn` as well, and imported only when they are used.
-_SUBPACKAGES = ("integrations", "models", "nn", "reference")
+_SUBPACKAGES = ("capi", "integrations", "models", "nn", "reference")
 
 
 def __getattr__(name: str) -> object:

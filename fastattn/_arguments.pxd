@@ -1,6 +1,7 @@
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
+from fastattn._core.arrays cimport Array
 from fastattn._core.packed cimport Packed
 from fastattn._core.targets cimport fa_type
 
@@ -17,6 +18,7 @@ cdef np.ndarray operand_like(str name, object x, np.ndarray model, str model_nam
 cdef np.ndarray output(str name, object out, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
 cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape)
 cdef fa_type type_of(np.ndarray x)
+cdef void by_address(Array *a, np.ndarray x) noexcept
 cdef int computed_in(np.ndarray x)
 cdef np.ndarray parameter_like(str name, object x, np.ndarray model, str model_name)
 
@@ -58,7 +60,6 @@ cpdef int each_pair_once(str name, np.ndarray cos, np.ndarray sin, object rotary
 cdef np.ndarray rotary_positions(str name, object positions, np.ndarray x, ptrdiff_t rows)
 cdef np.ndarray rows_of_any_length(str name, object x)
 cdef tuple linear_weight(str name, object weight, np.ndarray x, str x_name)
-cdef fa_type weight_type_of(np.ndarray weight)
 cdef Packed packed_weight(str name, object weight, np.ndarray x, str x_name)
 cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, bint gated, np.ndarray x, str x_name)
 cdef np.ndarray shaped_like(str name, object x, int ndim, const np.npy_intp *shape, np.ndarray model, str model_name)
@@ -70,6 +71,12 @@ cdef np.ndarray cache_rows(str name, object x, ptrdiff_t batch, ptrdiff_t heads,
 cpdef np.ndarray token_counts(str name, object x, ptrdiff_t sequences, ptrdiff_t tokens)
 cdef np.ndarray cache_table(str name, object x, np.ndarray key, ptrdiff_t positions)
 cdef np.ndarray indices(str name, object x, ptrdiff_t count, ptrdiff_t limit)
+
+
+cdef inline void place(Array *a, np.ndarray x) noexcept:
+    """Where an array lies; the type of its elements is not set."""
+    a.data, a.itemsize, a.ndim = <char *>np.PyArray_DATA(x), <int>np.PyArray_ITEMSIZE(x), x.ndim
+    a.shape, a.strides = <const ptrdiff_t *>x.shape, <const ptrdiff_t *>x.strides
 
 
 cdef inline ptrdiff_t length(np.ndarray x, int from_the_end) noexcept:

@@ -20,6 +20,8 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcmp
 
+from fastattn._core cimport arrays
+from fastattn._core.arrays cimport Array
 from fastattn._core.foreign cimport from_buffer, from_capsule, from_table
 from fastattn._core.packed cimport Packed
 from fastattn._core.strides cimport MOST_AXES
@@ -27,6 +29,7 @@ from fastattn._core.targets cimport (
     FA_ACTIVATIONS,
     FA_F64,
     FA_I8,
+    FA_MASK_BOOL,
     FA_NO_ACTIVATION,
     FA_TYPES,
     current_target,
@@ -162,6 +165,17 @@ cdef fa_type type_by_name(np.ndarray x):
     return <fa_type><int>KERNEL_TYPES[row.kernels]
 
 
+cdef void by_address(Array *a, np.ndarray x) noexcept:
+    """What the code without Python needs to know of an array, or of None; valid as long as the array is."""
+    cdef int number
+    if x is None:
+        a.data, a.ndim = NULL, 0
+        return
+    number = np.PyArray_TYPE(x)
+    a.type = FA_MASK_BOOL if number == np.NPY_BOOL else FA_I8 if number == np.NPY_INT8 else <int>type_of(x)
+    place(a, x)
+
+
 cdef bint is_real(np.ndarray x):
     return type_of(x) != FA_TYPES and np.PyArray_ISNOTSWAPPED(x)
 
@@ -263,28 +277,18 @@ cdef np.ndarray new_array(np.ndarray model, int ndim, const np.npy_intp *shape):
 cdef bint overlaps_itself(np.ndarray a) except -1:
     """Whether two elements share memory, as in arrays of as_strided (those of numpy.broadcast_to are not writable).
 
-    If the axes nest, each stride being larger than the span of all axes with smaller ones, no two do. Only if they do
-    not nest is every element checked.
+    Only if the axes do not nest is every element checked.
     """
-    cdef int i, j, count = 0
-    cdef ptrdiff_t span = np.PyArray_ITEMSIZE(a), step, length
+    cdef int count
     cdef ptrdiff_t[MOST_AXES] steps, lengths
+    cdef Array x
     if np.PyArray_IS_C_CONTIGUOUS(a) or np.PyArray_SIZE(a) == 0:
         return False
-    for i in range(a.ndim):
-        if a.shape[i] == 1:
-            continue
-        step, length, j = abs(a.strides[i]), a.shape[i], count
-        while j and steps[j - 1] > step:
-            steps[j], lengths[j] = steps[j - 1], lengths[j - 1]
-            j -= 1
-        steps[j], lengths[j] = step, length
-        count += 1
-    for i in range(count):
-        if steps[i] < span:
-            return steps[i] == 0 or elements_overlap(a, steps, lengths, count)
-        span += steps[i] * (lengths[i] - 1)
-    return False
+    place(&x, a)
+    count = arrays.sort_axes(&x, steps, lengths)
+    if arrays.nested(&x, steps, lengths, count):
+        return False
+    return steps[0] == 0 or elements_overlap(a, steps, lengths, count)
 
 
 cdef bint elements_overlap(np.ndarray a, const ptrdiff_t *steps, const ptrdiff_t *lengths, int count) except -1:
@@ -867,10 +871,6 @@ cdef Packed packed_weight(str name, object weight, np.ndarray x, str x_name):
     return w
 
 
-cdef fa_type weight_type_of(np.ndarray weight):
-    return FA_I8 if np.PyArray_TYPE(weight) == np.NPY_INT8 else type_of(weight)
-
-
 cdef np.ndarray linear_bias(str name, object bias, ptrdiff_t features, bint gated, np.ndarray x, str x_name):
     """None, or a contiguous bias, of a gated weight two; converted to float64 if x is: those kernels load nothing else.
     """
@@ -1039,40 +1039,20 @@ cdef int axis_of(object axis, int ndim) except -1:
 
 # --- memory ---
 
-cdef void extent(np.ndarray a, char **low, char **high) noexcept:
-    """The address range of the array's elements; the end is exclusive."""
-    cdef int i
-    low[0] = high[0] = <char *>np.PyArray_DATA(a)
-    if np.PyArray_SIZE(a) == 0:
-        return
-    for i in range(a.ndim):
-        if a.strides[i] < 0:
-            low[0] += (a.shape[i] - 1) * a.strides[i]
-        else:
-            high[0] += (a.shape[i] - 1) * a.strides[i]
-    high[0] += np.PyArray_ITEMSIZE(a)
-
-
 cdef bint share_memory(np.ndarray a, np.ndarray b) noexcept:
     """Whether the two may share an element: their address ranges overlap."""
-    cdef char *low_a
-    cdef char *high_a
-    cdef char *low_b
-    cdef char *high_b
-    extent(a, &low_a, &high_a)
-    extent(b, &low_b, &high_b)
-    return low_a < high_b and low_b < high_a
+    cdef Array x, y
+    place(&x, a)
+    place(&y, b)
+    return arrays.share_memory(&x, &y)
 
 
 cdef bint same_place(np.ndarray a, np.ndarray b) noexcept:
     """Whether the arrays are the same, element by element: a row-wise operation may then work in place."""
-    cdef int i
-    if np.PyArray_DATA(a) != np.PyArray_DATA(b) or np.PyArray_TYPE(a) != np.PyArray_TYPE(b) or a.ndim != b.ndim:
-        return False
-    for i in range(a.ndim):
-        if a.shape[i] != b.shape[i] or a.strides[i] != b.strides[i]:
-            return False
-    return True
+    cdef Array x, y
+    place(&x, a)
+    place(&y, b)
+    return x.data == y.data and np.PyArray_TYPE(a) == np.PyArray_TYPE(b) and arrays.same_axes(&x, &y)
 
 
 cdef np.ndarray detached_output(np.ndarray result, tuple rows, tuple others):

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -72,9 +73,9 @@ def _installed() -> str:
 
 def _threading() -> str:
     """Say whether this Python is free-threaded, and whether a module has turned its GIL on again."""
-    if not (is_gil_enabled := getattr(sys, "_is_gil_enabled", None)) or "free-threading" not in sys.version:
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         return ""
-    return " free-threaded, with the GIL on," if is_gil_enabled() else " free-threaded"
+    return " free-threaded, with the GIL on," if sys._is_gil_enabled() else " free-threaded"
 
 
 def _numpy() -> str:

@@ -51,6 +51,18 @@ def targets() -> tuple[str, ...]:
     return _targets.supported()
 
 
+def get_include() -> str:
+    """Return the folder of fastattn.h, for compilers of C, C++ and Cython code that calls fastattn.
+
+    Examples
+    --------
+    >>> import fastattn, os
+    >>> os.listdir(fastattn.get_include())
+    ['fastattn.h']
+    """
+    return str(Path(__file__).parent / "include")
+
+
 def use_target(name: str) -> str:
     """Use this target's kernels from now on, in all threads; return the name of the previous target."""
     former = _targets.current()

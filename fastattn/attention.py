@@ -5,7 +5,7 @@ Compiled half: _core/attention.pyx; kernels: _core/kernels/attention/; definitio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -15,28 +15,64 @@ from fastattn._core.options import attention_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Literal, Unpack
 
     from numpy.typing import NDArray
 
+    from fastattn._typing import Array, Call, Integers, IntOrIntegers, Out, Window
 
+
+@overload
 def scaled_dot_product_attention(
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    attn_mask: NDArray | None = None,
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    *,
+    out: Out | None = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Call],
+) -> Out: ...
+@overload
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    *,
+    out: Out | None = None,
+    return_lse: Literal[True],
+    **options: Unpack[Call],
+) -> tuple[Out, NDArray[Any]]: ...
+@overload
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    *,
+    out: Out | None = None,
+    return_lse: bool,
+    **options: Unpack[Call],
+) -> Out | tuple[Out, NDArray[Any]]: ...
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
     *,
     is_causal: bool = False,
-    q_offset: int | Sequence[int] | NDArray | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    q_offset: IntOrIntegers | None = None,
+    window: Window | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: NDArray | None = None,
-    alibi_slopes: NDArray | None = None,
-    kv_lengths: int | Sequence[int] | NDArray | None = None,
-    out: NDArray | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: IntOrIntegers | None = None,
+    out: Out | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
-) -> NDArray | tuple[NDArray, NDArray]:
+) -> Any:
     """Compute scaled dot-product attention: for each query, the weighted sum of the values of the keys it may see.
 
     ``softmax(scale * query @ key.T) @ value``, computed in tiles, without storing the score matrix. All options
@@ -126,25 +162,61 @@ def scaled_dot_product_attention(
     return _core.scaled_dot_product_attention(query, key, value, options)
 
 
+@overload
 def varlen_attention(
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    cu_seqlens_q: Sequence[int] | NDArray,
-    cu_seqlens_k: Sequence[int] | NDArray,
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Integers,
+    cu_seqlens_k: Integers,
+    *,
+    out: Out | None = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Call],
+) -> Out: ...
+@overload
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Integers,
+    cu_seqlens_k: Integers,
+    *,
+    out: Out | None = None,
+    return_lse: Literal[True],
+    **options: Unpack[Call],
+) -> tuple[Out, NDArray[Any]]: ...
+@overload
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Integers,
+    cu_seqlens_k: Integers,
+    *,
+    out: Out | None = None,
+    return_lse: bool,
+    **options: Unpack[Call],
+) -> Out | tuple[Out, NDArray[Any]]: ...
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Integers,
+    cu_seqlens_k: Integers,
     *,
     is_causal: bool = False,
-    q_offset: int | Sequence[int] | NDArray | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    q_offset: IntOrIntegers | None = None,
+    window: Window | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: NDArray | None = None,
-    alibi_slopes: NDArray | None = None,
-    kv_lengths: int | Sequence[int] | NDArray | None = None,
-    out: NDArray | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: IntOrIntegers | None = None,
+    out: Out | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
-) -> NDArray | tuple[NDArray, NDArray]:
+) -> Any:
     """Compute attention within each of N sequences that are packed one after the other, without padding.
 
     Bitwise equal to `scaled_dot_product_attention` of each sequence alone.
@@ -210,23 +282,53 @@ def varlen_attention(
     return _core.varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, options)
 
 
+@overload
 def attention_weights(
-    query: NDArray,
-    key: NDArray,
-    attn_mask: NDArray | None = None,
+    query: Array,
+    key: Array,
+    attn_mask: Array | None = None,
+    *,
+    out: Out | None = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Call],
+) -> Out: ...
+@overload
+def attention_weights(
+    query: Array,
+    key: Array,
+    attn_mask: Array | None = None,
+    *,
+    out: Out | None = None,
+    return_lse: Literal[True],
+    **options: Unpack[Call],
+) -> tuple[Out, NDArray[Any]]: ...
+@overload
+def attention_weights(
+    query: Array,
+    key: Array,
+    attn_mask: Array | None = None,
+    *,
+    out: Out | None = None,
+    return_lse: bool,
+    **options: Unpack[Call],
+) -> Out | tuple[Out, NDArray[Any]]: ...
+def attention_weights(
+    query: Array,
+    key: Array,
+    attn_mask: Array | None = None,
     *,
     is_causal: bool = False,
-    q_offset: int | Sequence[int] | NDArray | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    q_offset: IntOrIntegers | None = None,
+    window: Window | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: NDArray | None = None,
-    alibi_slopes: NDArray | None = None,
-    kv_lengths: int | Sequence[int] | NDArray | None = None,
-    out: NDArray | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: IntOrIntegers | None = None,
+    out: Out | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
-) -> NDArray | tuple[NDArray, NDArray]:
+) -> Any:
     """Return the full matrix of attention weights, for inspection or cache pruning.
 
     Parameters
@@ -278,8 +380,12 @@ def attention_weights(
 
 
 def merge_states(
-    outs: Sequence[NDArray], lses: Sequence[NDArray], *, out: NDArray | None = None, num_threads: int | None = None
-) -> tuple[NDArray, NDArray]:
+    outs: Sequence[Array] | NDArray[Any],
+    lses: Sequence[Array] | NDArray[Any],
+    *,
+    out: Out | None = None,
+    num_threads: int | None = None,
+) -> tuple[Out, NDArray[Any]]:
     """Merge attention over several parts of the keys into attention over all of them.
 
     Parameters

@@ -6,7 +6,7 @@ file format: _cache_file.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from fastattn import _cache_file
 from fastattn._core import cache as _core
@@ -15,10 +15,12 @@ from fastattn._core.options import attention_options
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from typing import Any, Literal, Unpack
 
     import numpy as np
     from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from fastattn._typing import Array, CacheCall, Integers, IntOrIntegers, Out, Window
 
 __all__ = ["KVCache", "OutOfPages", "PagedKVCache"]
 
@@ -100,12 +102,12 @@ class KVCache:
 
     def append(
         self,
-        key: NDArray,
-        value: NDArray,
+        key: Array,
+        value: Array,
         *,
-        kv_lengths: int | Sequence[int] | NDArray | None = None,
-        cos: NDArray | None = None,
-        sin: NDArray | None = None,
+        kv_lengths: IntOrIntegers | None = None,
+        cos: Array | None = None,
+        sin: Array | None = None,
         interleaved: bool = False,
         rotary_dim: int | None = None,
         num_threads: int | None = None,
@@ -145,22 +147,52 @@ class KVCache:
             num_threads=num_threads,
         )  # fmt: skip
 
+    @overload
     def attend(
         self,
-        query: NDArray,
-        attn_mask: NDArray | None = None,
+        query: Array,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: Literal[False] = False,
+        **options: Unpack[CacheCall],
+    ) -> Out: ...
+    @overload
+    def attend(
+        self,
+        query: Array,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: Literal[True],
+        **options: Unpack[CacheCall],
+    ) -> tuple[Out, NDArray[Any]]: ...
+    @overload
+    def attend(
+        self,
+        query: Array,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: bool,
+        **options: Unpack[CacheCall],
+    ) -> Out | tuple[Out, NDArray[Any]]: ...
+    def attend(
+        self,
+        query: Array,
+        attn_mask: Array | None = None,
         *,
         is_causal: bool = False,
-        q_offset: int | Sequence[int] | NDArray | None = None,
-        window: tuple[int | None, int | None] | None = None,
+        q_offset: IntOrIntegers | None = None,
+        window: Window | None = None,
         scale: float | None = None,
         softcap: float | None = None,
-        sinks: NDArray | None = None,
-        alibi_slopes: NDArray | None = None,
-        out: NDArray | None = None,
+        sinks: Array | None = None,
+        alibi_slopes: Array | None = None,
+        out: Out | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
-    ) -> NDArray | tuple[NDArray, NDArray]:
+    ) -> Any:
         """Attend each query to the keys of its sequence; by default the last query is aligned with the last token.
 
         After an append with `kv_lengths`, a query array with the same number of tokens S is taken to be padded in the
@@ -204,7 +236,7 @@ class KVCache:
         return self._store.lengths
 
     @property
-    def keys(self) -> NDArray:
+    def keys(self) -> NDArray[Any]:
         """The stored keys, shape (B, Hkv, longest length, D): a view, valid until the cache changes.
 
         ValueError for int8, and once a window has dropped tokens.
@@ -212,7 +244,7 @@ class KVCache:
         return self._store.view("keys", False)
 
     @property
-    def values(self) -> NDArray:
+    def values(self) -> NDArray[Any]:
         """The stored values, shape (B, Hkv, longest length, Dv), under the conditions of `keys`."""
         return self._store.view("values", True)
 
@@ -230,14 +262,14 @@ class KVCache:
         """Remove all tokens."""
         self._store.reset()
 
-    def truncate(self, length: int | Sequence[int] | NDArray) -> None:
+    def truncate(self, length: IntOrIntegers) -> None:
         """Keep the first `length` tokens (an int, or one for each sequence), as after a rejected draft.
 
         ValueError if a sequence has fewer and, with a window, if tokens that the last one kept would see were dropped.
         """
         self._store.truncate(length)
 
-    def reorder(self, indices: ArrayLike) -> None:
+    def reorder(self, indices: ArrayLike | Array) -> None:
         """Replace each sequence b by a copy of sequence ``indices[b]``, as beam search does; an index may be repeated.
 
         Only the tokens of sequences that move are copied. `PagedKVCache.fork` copies none.
@@ -358,13 +390,13 @@ class PagedKVCache:
 
     def append(
         self,
-        ids: Sequence[int] | NDArray,
-        key: NDArray,
-        value: NDArray,
+        ids: Integers,
+        key: Array,
+        value: Array,
         *,
-        kv_lengths: int | Sequence[int] | NDArray | None = None,
-        cos: NDArray | None = None,
-        sin: NDArray | None = None,
+        kv_lengths: IntOrIntegers | None = None,
+        cos: Array | None = None,
+        sin: Array | None = None,
         interleaved: bool = False,
         rotary_dim: int | None = None,
         num_threads: int | None = None,
@@ -393,23 +425,56 @@ class PagedKVCache:
             num_threads=num_threads,
         )  # fmt: skip
 
+    @overload
     def attend(
         self,
-        ids: Sequence[int] | NDArray,
-        query: NDArray,
-        attn_mask: NDArray | None = None,
+        ids: Integers,
+        query: Array,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: Literal[False] = False,
+        **options: Unpack[CacheCall],
+    ) -> Out: ...
+    @overload
+    def attend(
+        self,
+        ids: Integers,
+        query: Array,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: Literal[True],
+        **options: Unpack[CacheCall],
+    ) -> tuple[Out, NDArray[Any]]: ...
+    @overload
+    def attend(
+        self,
+        ids: Integers,
+        query: Array,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: bool,
+        **options: Unpack[CacheCall],
+    ) -> Out | tuple[Out, NDArray[Any]]: ...
+    def attend(
+        self,
+        ids: Integers,
+        query: Array,
+        attn_mask: Array | None = None,
         *,
         is_causal: bool = False,
-        q_offset: int | Sequence[int] | NDArray | None = None,
-        window: tuple[int | None, int | None] | None = None,
+        q_offset: IntOrIntegers | None = None,
+        window: Window | None = None,
         scale: float | None = None,
         softcap: float | None = None,
-        sinks: NDArray | None = None,
-        alibi_slopes: NDArray | None = None,
-        out: NDArray | None = None,
+        sinks: Array | None = None,
+        alibi_slopes: Array | None = None,
+        out: Out | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
-    ) -> NDArray | tuple[NDArray, NDArray]:
+    ) -> Any:
         """Attend the queries of each of these sequences to its keys, which are read in place.
 
         Parameters

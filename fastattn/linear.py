@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING
 from fastattn._core import linear as _core
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from fastattn._typing import Array, Out
     from fastattn.weights import PackedWeight
 
 
 def linear(
-    x: NDArray,
-    weight: NDArray | tuple[NDArray, NDArray] | PackedWeight,
-    bias: NDArray | None = None,
+    x: Array,
+    weight: Array | tuple[Array, Array] | PackedWeight,
+    bias: Array | None = None,
     *,
     activation: str | None = None,
-    residual: NDArray | None = None,
-    out: NDArray | None = None,
+    residual: Array | None = None,
+    out: Out | None = None,
     num_threads: int | None = None,
-) -> NDArray:
+) -> Out:
     """Compute ``activation(x @ weight.T + bias) + residual``.
 
     Parameters

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from fastattn._core import normalization as _core
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from fastattn._typing import Array, Out
 
 
 def layer_norm(
-    x: NDArray,
-    weight: NDArray | None = None,
-    bias: NDArray | None = None,
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
     *,
     eps: float = 1e-5,
-    out: NDArray | None = None,
+    out: Out | None = None,
     num_threads: int | None = None,
-) -> NDArray:
+) -> Out:
     """Shift and scale each row to mean 0 and variance 1, then apply weight and bias.
 
     Parameters
@@ -64,13 +64,13 @@ def layer_norm(
 
 
 def rms_norm(
-    x: NDArray,
-    weight: NDArray | None = None,
+    x: Array,
+    weight: Array | None = None,
     *,
     eps: float = 1e-6,
-    out: NDArray | None = None,
+    out: Out | None = None,
     num_threads: int | None = None,
-) -> NDArray:
+) -> Out:
     """Scale each row to a mean square of 1, then apply the weight.
 
     Parameters
@@ -113,15 +113,15 @@ def rms_norm(
 
 
 def add_layer_norm(
-    x: NDArray,
-    residual: NDArray,
-    weight: NDArray | None = None,
-    bias: NDArray | None = None,
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
     *,
     eps: float = 1e-5,
-    out: tuple[NDArray | None, NDArray | None] | None = None,
+    out: tuple[Out | None, Out | None] | None = None,
     num_threads: int | None = None,
-) -> tuple[NDArray, NDArray]:
+) -> tuple[Out, Out]:
     """Compute ``x + residual`` and `layer_norm` of that sum in one pass.
 
     Parameters
@@ -169,14 +169,14 @@ def add_layer_norm(
 
 
 def add_rms_norm(
-    x: NDArray,
-    residual: NDArray,
-    weight: NDArray | None = None,
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
     *,
     eps: float = 1e-6,
-    out: tuple[NDArray | None, NDArray | None] | None = None,
+    out: tuple[Out | None, Out | None] | None = None,
     num_threads: int | None = None,
-) -> tuple[NDArray, NDArray]:
+) -> tuple[Out, Out]:
     """Compute ``x + residual`` and `rms_norm` of that sum in one pass.
 
     Parameters

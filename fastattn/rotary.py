@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 from fastattn._core import rotary as _core
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
+
+    from fastattn._typing import Array, Out
 
 
 def rotary_embedding(
-    x: NDArray,
-    cos: NDArray,
-    sin: NDArray,
+    x: Array,
+    cos: Array,
+    sin: Array,
     *,
-    positions: ArrayLike | None = None,
+    positions: ArrayLike | Array | None = None,
     interleaved: bool = False,
     rotary_dim: int | None = None,
-    out: NDArray | None = None,
+    out: Out | None = None,
     num_threads: int | None = None,
-) -> NDArray:
+) -> Out:
     """Rotate pairs of components by angles that grow with the token's position.
 
     Parameters

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from fastattn._core import softmax as _core
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from fastattn._typing import Array, Out
 
 
 def softmax(
-    x: NDArray,
+    x: Array,
     axis: int = -1,
     *,
-    where: NDArray | None = None,
-    out: NDArray | None = None,
+    where: Array | None = None,
+    out: Out | None = None,
     num_threads: int | None = None,
-) -> NDArray:
+) -> Out:
     """Compute the softmax along an axis: exponentials, scaled to sum to one.
 
     Parameters
@@ -66,13 +66,13 @@ def softmax(
 
 
 def log_softmax(
-    x: NDArray,
+    x: Array,
     axis: int = -1,
     *,
-    where: NDArray | None = None,
-    out: NDArray | None = None,
+    where: Array | None = None,
+    out: Out | None = None,
     num_threads: int | None = None,
-) -> NDArray:
+) -> Out:
     """Compute the logarithm of `softmax`, accurately even where the softmax underflows.
 
     Parameters

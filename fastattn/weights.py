@@ -14,8 +14,11 @@ from fastattn._core.packed import Packed
 
 if TYPE_CHECKING:
     import os
+    from typing import Any
 
     from numpy.typing import DTypeLike, NDArray
+
+    from fastattn._typing import Array
 
 _REALS = [row.name for row in _dtypes.REALS]
 
@@ -29,7 +32,7 @@ class QuantizedWeight(NamedTuple):
     scales: NDArray[np.float32]  # (out_features,)
 
 
-def quantize(weight: NDArray) -> QuantizedWeight:
+def quantize(weight: Array) -> QuantizedWeight:
     """Round each row of a weight to multiples of its largest magnitude / 127.
 
     Parameters
@@ -64,7 +67,10 @@ def quantize(weight: NDArray) -> QuantizedWeight:
 
 
 def pack(
-    weight: NDArray | QuantizedWeight, *, gate: NDArray | QuantizedWeight | None = None, dtype: DTypeLike | None = None
+    weight: Array | tuple[Array, Array],
+    *,
+    gate: Array | tuple[Array, Array] | None = None,
+    dtype: DTypeLike | None = None,
 ) -> PackedWeight:
     """Copy a weight into the form that the kernels of `fastattn.linear` read, once for many calls.
 
@@ -169,7 +175,7 @@ class PackedWeight(Packed):
     def nbytes(self) -> int:  # noqa: D102 (described above)
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
-    def unpack(self) -> NDArray | QuantizedWeight | tuple:
+    def unpack(self) -> Any:
         """Return the weight as `pack` took it, an array or (values, scales); (weight, gate) if it is gated."""
         weight = np.empty(self.shape, self.dtype)
         gate = np.empty(self.shape, self.dtype) if self.gated else None

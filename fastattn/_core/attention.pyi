@@ -1,18 +1,10 @@
-from collections.abc import Sequence
-
-from numpy.typing import NDArray
+from typing import Any
 
 from fastattn._core.options import Options
+from fastattn._typing import Array, Integers
 
-def scaled_dot_product_attention(
-    query: NDArray, key: NDArray, value: NDArray, options: Options
-) -> NDArray | tuple[NDArray, NDArray]: ...
-def attention_weights(query: NDArray, key: NDArray, options: Options) -> NDArray | tuple[NDArray, NDArray]: ...
+def scaled_dot_product_attention(query: Array, key: Array, value: Array, options: Options) -> Any: ...
+def attention_weights(query: Array, key: Array, options: Options) -> Any: ...
 def varlen_attention(
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    cu_seqlens_q: Sequence[int] | NDArray,
-    cu_seqlens_k: Sequence[int] | NDArray,
-    options: Options,
-) -> NDArray | tuple[NDArray, NDArray]: ...
+    query: Array, key: Array, value: Array, cu_seqlens_q: Integers, cu_seqlens_k: Integers, options: Options
+) -> Any: ...

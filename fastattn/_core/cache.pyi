@@ -1,9 +1,11 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastattn._core.options import Options
+from fastattn._typing import Array, Integers, IntOrIntegers
 
 class OutOfPages(MemoryError): ...
 
@@ -41,23 +43,23 @@ class Fixed(Store):
     ) -> None: ...
     def append(
         self,
-        key: NDArray,
-        value: NDArray,
+        key: Array,
+        value: Array,
         *,
-        kv_lengths: int | Sequence[int] | NDArray | None,
-        cos: NDArray | None,
-        sin: NDArray | None,
+        kv_lengths: IntOrIntegers | None,
+        cos: Array | None,
+        sin: Array | None,
         interleaved: bool,
         rotary_dim: int | None,
         num_threads: int | None,
     ) -> None: ...
-    def attend(self, query: NDArray, options: Options) -> NDArray | tuple[NDArray, NDArray]: ...
+    def attend(self, query: Array, options: Options) -> Any: ...
     def view(self, name: str, values: bool) -> NDArray: ...
     def reset(self) -> None: ...
-    def truncate(self, length: int | Sequence[int] | NDArray) -> None: ...
+    def truncate(self, length: IntOrIntegers) -> None: ...
     def mark(self) -> tuple[NDArray, NDArray]: ...
     def return_to(self, mark: tuple[NDArray, NDArray]) -> None: ...
-    def reorder(self, order: ArrayLike) -> None: ...
+    def reorder(self, order: ArrayLike | Array) -> None: ...
 
 class Paged(Store):
     free_pages: int
@@ -80,17 +82,15 @@ class Paged(Store):
     def block_table(self, id: int) -> NDArray: ...
     def append(
         self,
-        ids: Sequence[int] | NDArray,
-        key: NDArray,
-        value: NDArray,
+        ids: Integers,
+        key: Array,
+        value: Array,
         *,
-        kv_lengths: int | Sequence[int] | NDArray | None,
-        cos: NDArray | None,
-        sin: NDArray | None,
+        kv_lengths: IntOrIntegers | None,
+        cos: Array | None,
+        sin: Array | None,
         interleaved: bool,
         rotary_dim: int | None,
         num_threads: int | None,
     ) -> None: ...
-    def attend(
-        self, ids: Sequence[int] | NDArray, query: NDArray, options: Options
-    ) -> NDArray | tuple[NDArray, NDArray]: ...
+    def attend(self, ids: Integers, query: Array, options: Options) -> Any: ...

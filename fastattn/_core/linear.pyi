@@ -1,13 +1,12 @@
-from numpy.typing import NDArray
-
 from fastattn._core.packed import Packed
+from fastattn._typing import Array, Out
 
 def linear(
-    x: NDArray,
-    weight: NDArray | tuple[NDArray, NDArray] | Packed,
-    bias: NDArray | None,
+    x: Array,
+    weight: Array | tuple[Array, Array] | Packed,
+    bias: Array | None,
     activation: str | None,
-    residual: NDArray | None,
-    out: NDArray | None,
+    residual: Array | None,
+    out: Out | None,
     num_threads: int | None,
-) -> NDArray: ...
+) -> Out: ...

@@ -4,7 +4,8 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._core cimport costs, strides
+from fastattn._core cimport arrays, costs, strides
+from fastattn._core.arrays cimport Array, contiguous, element_stride
 from fastattn._core.packed cimport Packed
 from fastattn._core.targets cimport (
     FA_BF16,
@@ -15,6 +16,7 @@ from fastattn._core.targets cimport (
     fa_linear,
     fa_linear_item,
     fa_linear_kernel,
+    fa_panel_bytes,
     fa_panel_rows,
     fa_size_of,
     fa_type,
@@ -98,7 +100,6 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """Run the call; False if there is no memory left."""
     cdef double products = <double>p.rows * p.features * p.call.in_features
     cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type), nanoseconds
     cdef int threads
@@ -119,78 +120,84 @@ cdef const fa_linear_kernel *kernel_of(const fa_kernels *kernels, fa_type x, fa_
     return kernels.linear
 
 
-cdef bint contiguous(np.ndarray a) noexcept:
-    """Whether the rows of an array can be read in place: contiguous and aligned."""
-    return arguments.element_stride(a) == np.PyArray_ITEMSIZE(a) and np.PyArray_ISALIGNED(a)
-
-
-cdef void fill_weight(Plan *p, np.ndarray weight, np.ndarray scales) noexcept:
+cdef void fill_weight(Plan *p, const Array *weight) noexcept nogil:
     cdef fa_linear *call = &p.call
     p.features, call.in_features = weight.shape[0], weight.shape[1]
-    call.weight, call.contiguous_weight = <char *>np.PyArray_DATA(weight), contiguous(weight)
-    call.weight_row_stride, call.weight_stride = weight.strides[0], arguments.element_stride(weight)
-    call.weight_type = arguments.weight_type_of(weight)
-    call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
+    call.weight, call.contiguous_weight = weight.data, contiguous(weight)
+    call.weight_row_stride, call.weight_stride = weight.strides[0], element_stride(weight)
     call.packed = call.gated = False
     p.kernel = kernel_of(p.kernels, call.type, call.weight_type)
     p.tile, p.least_features = p.kernels.tile_rows, costs.LINEAR_ITEM_FEATURES
 
 
-cdef void fill_packed(Plan *p, Packed weight) noexcept:
+cdef void fill_packed(Plan *p, const Linear *given) noexcept nogil:
     cdef fa_linear *call = &p.call
-    p.features, call.in_features = weight.form.rows, weight.form.inputs
-    call.weight, call.contiguous_weight = <char *>np.PyArray_DATA(weight.data), True
-    call.weight_row_stride, call.weight_stride = weight.panel_bytes, 0
-    call.weight_type = weight.type
-    call.scales = NULL if weight.scales is None else <float *>np.PyArray_DATA(weight.scales)
-    call.packed, call.gated, call.features = True, weight.gated, p.features
+    p.features, call.in_features = given.form.rows, given.form.inputs
+    call.weight, call.contiguous_weight = given.weight.data, True
+    call.weight_row_stride, call.weight_stride = fa_panel_bytes(given.form), 0
+    call.packed, call.gated, call.features = True, given.form.gated, p.features
     p.kernel = kernel_of(p.kernels, call.type, call.weight_type).packed
-    p.tile, p.least_features = 1, costs.PACKED_ITEM_PANELS * fa_panel_rows(&weight.form)
+    p.tile, p.least_features = 1, costs.PACKED_ITEM_PANELS * fa_panel_rows(given.form)
 
 
-cdef int fill(Plan *p, np.ndarray x, np.ndarray bias, np.ndarray residual, np.ndarray out) except -1:
-    """Addresses and strides of all but the weight; bias and residual may be None."""
+cdef void fill(Plan *p, const Linear *given) noexcept nogil:
+    """Addresses and strides."""
     cdef fa_linear *call = &p.call
-    cdef int i, last = x.ndim - 1
-    cdef bint more = residual is not None
-    p.outer.count = last
-    for i in range(last):
+    cdef const Array *x = &given.x
+    cdef const Array *out = &given.out
+    cdef const Array *residual = &given.residual
+    cdef bint more = residual.data != NULL
+    cdef int i
+    p.outer.count = x.ndim - 1
+    for i in range(p.outer.count):
         p.outer.length[i] = x.shape[i]
         p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], out.strides[i]
         p.outer.stride[RESIDUAL][i] = residual.strides[i] if more else 0
-    p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
-    p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
-    call.x_stride, call.contiguous_x = arguments.element_stride(x), contiguous(x)
-    call.out_stride, call.contiguous_out = arguments.element_stride(out), contiguous(out)
-    call.residual_stride = arguments.element_stride(residual) if more else 0
+    p.x, p.out, p.residual = x.data, out.data, residual.data
+    call.x_stride, call.contiguous_x = element_stride(x), contiguous(x)
+    call.out_stride, call.contiguous_out = element_stride(out), contiguous(out)
+    call.residual_stride = element_stride(residual) if more else 0
     call.contiguous_residual = more and contiguous(residual)
-    call.type = arguments.type_of(x)
-    call.bias, call.bias_type = NULL, FA_F32
-    if bias is not None:
-        call.bias, call.bias_type = <char *>np.PyArray_DATA(bias), arguments.type_of(bias)
+    call.type, call.weight_type = <fa_type>x.type, given.weight_type
+    call.bias, call.scales = given.bias.data, given.scales
+    call.bias_type = FA_F32 if call.bias == NULL else <fa_type>given.bias.type
+    call.activation = given.activation
     p.kernels = kernels_of(call.type)
-    return 0
+    if given.form == NULL:
+        fill_weight(p, &given.weight)
+    else:
+        fill_packed(p, given)
+
+
+cdef bint run_linear(const Linear *call) noexcept nogil:
+    """Run a call whose arguments have been checked; False if there is no memory left."""
+    cdef Plan p
+    fill(&p, call)
+    if p.call.in_features > LARGEST_SIZE:
+        return False
+    return arrays.size(&call.out) == 0 or run_call(&p, call.num_threads)
 
 
 def linear(x, weight, bias, activation, residual, out, num_threads):
     """See fastattn.linear."""
-    cdef Plan p
+    cdef Linear call
     cdef np.npy_intp[strides.MOST_AXES] shape
     cdef np.ndarray a = arguments.rows_of_any_length("x", x)
-    cdef np.ndarray w = None, scales = None, r, b, panels = None
+    cdef np.ndarray w, scales, r, b
     cdef Packed packed = None
     cdef ptrdiff_t features
     if isinstance(weight, Packed):
         packed = arguments.packed_weight("weight", weight, a, "x")
         if arguments.type_of(a) == FA_F64 != packed.type:
             return linear(x, weight.for_float64(), bias, activation, residual, out, num_threads)
-        features, panels = packed.form.rows, packed.data
+        w, scales, features = packed.data, packed.scales, packed.form.rows
     else:
         w, scales = arguments.linear_weight("weight", weight, a, "x")
         features = w.shape[0]
     b = arguments.linear_bias("bias", bias, features, packed is not None and packed.gated, a, "x")
-    p.call.activation = arguments.activation("activation", activation)
-    cdef int i, asked = arguments.thread_limit(num_threads)
+    call.activation = arguments.activation("activation", activation)
+    call.num_threads = arguments.thread_limit(num_threads)
+    cdef int i
     for i in range(a.ndim - 1):
         shape[i] = a.shape[i]
     shape[a.ndim - 1] = features
@@ -198,14 +205,16 @@ def linear(x, weight, bias, activation, residual, out, num_threads):
     cdef np.ndarray result = arguments.output("out", out, a.ndim, shape, a, "x")
     cdef np.ndarray target = result
     if out is not None:
-        target = arguments.detached_output(result, (r,), (a, w, scales, b, panels))
-    fill(&p, a, b, r, target)
-    if packed is None:
-        fill_weight(&p, w, scales)
-    else:
-        fill_packed(&p, packed)
-    cdef bint done = p.call.in_features <= LARGEST_SIZE
-    if done and np.PyArray_SIZE(result):
-        with nogil:
-            done = run_call(&p, asked)
+        target = arguments.detached_output(result, (r,), (a, w, scales, b))
+    arguments.by_address(&call.x, a)
+    arguments.by_address(&call.weight, w)
+    arguments.by_address(&call.bias, b)
+    arguments.by_address(&call.residual, r)
+    arguments.by_address(&call.out, target)
+    call.scales = NULL if scales is None else <float *>np.PyArray_DATA(scales)
+    call.form = NULL if packed is None else &packed.form
+    call.weight_type = <fa_type>call.weight.type if packed is None else packed.type
+    cdef bint done
+    with nogil:
+        done = run_linear(&call)
     return arguments.finish("linear", done, result, target, out)

@@ -1,21 +1,21 @@
-from numpy.typing import NDArray
+from fastattn._typing import Array, Out
 
 def normalize(
-    x: NDArray,
-    weight: NDArray | None,
-    bias: NDArray | None,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
     eps: float,
-    out: NDArray | None,
+    out: Out | None,
     num_threads: int | None,
     centred: bool,
-) -> NDArray: ...
+) -> Out: ...
 def add_normalize(
-    x: NDArray,
-    residual: NDArray,
-    weight: NDArray | None,
-    bias: NDArray | None,
+    x: Array,
+    residual: Array,
+    weight: Array | None,
+    bias: Array | None,
     eps: float,
-    out: tuple[NDArray | None, NDArray | None] | None,
+    out: tuple[Out | None, Out | None] | None,
     num_threads: int | None,
     centred: bool,
-) -> tuple[NDArray, NDArray]: ...
+) -> tuple[Out, Out]: ...

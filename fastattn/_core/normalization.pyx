@@ -4,8 +4,9 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._core cimport costs, strides
-from fastattn._core.targets cimport FA_F32, beyond_cache, fa_kernels, fa_normalization, fa_size_of, kernels_of
+from fastattn._core cimport arrays, costs, strides
+from fastattn._core.arrays cimport Array
+from fastattn._core.targets cimport FA_F32, beyond_cache, fa_kernels, fa_normalization, fa_size_of, fa_type, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
@@ -79,76 +80,84 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """Run the call; False if there is no memory left."""
     cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.NORMALIZATION_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.normalization_scratch(&p.call))
 
 
-cdef int fill(Plan *p, np.ndarray x, np.ndarray residual, np.ndarray weight, np.ndarray bias, np.ndarray out,
-              np.ndarray total) except -1:
-    """Addresses and strides; `residual` and `total` may both be None."""
+cdef void fill(Plan *p, const Normalization *given) noexcept nogil:
+    """Addresses and strides."""
     cdef fa_normalization *call = &p.call
-    cdef int i, last = x.ndim - 1
-    cdef ptrdiff_t itemsize = np.PyArray_ITEMSIZE(x)
-    cdef bint more = residual is not None, sized = x.shape[last] > 1  # the stride of a shorter axis is meaningless
-    p.outer.count = last
-    for i in range(last):
+    cdef const Array *x = &given.x
+    cdef const Array *residual = &given.residual
+    cdef const Array *total = &given.total
+    cdef bint more = residual.data != NULL
+    cdef int i
+    p.outer.count = x.ndim - 1
+    for i in range(p.outer.count):
         p.outer.length[i] = x.shape[i]
-        p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], out.strides[i]
+        p.outer.stride[X][i], p.outer.stride[OUT][i] = x.strides[i], given.out.strides[i]
         p.outer.stride[RESIDUAL][i] = residual.strides[i] if more else 0
         p.outer.stride[TOTAL][i] = total.strides[i] if more else 0
-    call.length = x.shape[last]
-    call.x_stride = x.strides[last] if sized else itemsize
-    call.out_stride = out.strides[last] if sized else itemsize
-    call.residual_stride = residual.strides[last] if more and sized else itemsize
-    call.total_stride = total.strides[last] if more and sized else itemsize
-    call.weight = call.bias = NULL
-    call.weight_type = call.bias_type = FA_F32
-    if weight is not None:
-        call.weight, call.weight_type = np.PyArray_DATA(weight), arguments.type_of(weight)
-    if bias is not None:
-        call.bias, call.bias_type = np.PyArray_DATA(bias), arguments.type_of(bias)
-    call.nontemporal = call.length >= 64 and beyond_cache(np.PyArray_NBYTES(out))
-    p.x, p.out = <char *>np.PyArray_DATA(x), <char *>np.PyArray_DATA(out)
-    p.residual = <char *>np.PyArray_DATA(residual) if more else NULL
-    p.total = <char *>np.PyArray_DATA(total) if more else NULL
-    call.type = arguments.type_of(x)
+    call.type, call.length = <fa_type>x.type, x.shape[x.ndim - 1]
+    call.x_stride, call.out_stride = arrays.element_stride(x), arrays.element_stride(&given.out)
+    call.residual_stride = arrays.element_stride(residual) if more else x.itemsize
+    call.total_stride = arrays.element_stride(total) if more else x.itemsize
+    call.weight, call.bias = given.weight.data, given.bias.data
+    call.weight_type = FA_F32 if call.weight == NULL else <fa_type>given.weight.type
+    call.bias_type = FA_F32 if call.bias == NULL else <fa_type>given.bias.type
+    call.eps, call.centred = given.eps, given.centred
+    call.nontemporal = call.length >= 64 and beyond_cache(arrays.size(x) * x.itemsize)
+    p.x, p.out, p.residual, p.total = x.data, given.out.data, residual.data, total.data
     p.kernels = kernels_of(call.type)
-    return 0
 
 
-cdef bint run_all(Plan *p, np.ndarray x, int asked):
-    cdef bint done = True
-    if np.PyArray_SIZE(x):
-        with nogil:
-            lay_out(p)
-            done = run_call(p, asked)
+cdef bint run_normalization(const Normalization *call) noexcept nogil:
+    """Run a call whose arguments have been checked; False if there is no memory left."""
+    cdef Plan p
+    if arrays.size(&call.x) == 0:
+        return True
+    fill(&p, call)
+    lay_out(&p)
+    return run_call(&p, call.num_threads)
+
+
+cdef bint run_on(Normalization *call, np.ndarray x, np.ndarray residual, np.ndarray weight, np.ndarray bias,
+                 np.ndarray out, np.ndarray total):
+    """The same for arrays of NumPy; all but x and out may be None."""
+    cdef bint done
+    arguments.by_address(&call.x, x)
+    arguments.by_address(&call.residual, residual)
+    arguments.by_address(&call.weight, weight)
+    arguments.by_address(&call.bias, bias)
+    arguments.by_address(&call.out, out)
+    arguments.by_address(&call.total, total)
+    with nogil:
+        done = run_normalization(call)
     return done
 
 
 def normalize(x, weight, bias, eps, out, num_threads, bint centred):
     """See fastattn.normalization: layer_norm (centred) and rms_norm."""
-    cdef Plan p
+    cdef Normalization call
     cdef np.ndarray a = arguments.rows_array("x", x)
     cdef np.ndarray w = arguments.vector_like("weight", weight, a, "x")
     cdef np.ndarray b = arguments.vector_like("bias", bias, a, "x")
-    p.call.eps, p.call.centred = arguments.non_negative("eps", eps), centred
-    cdef int asked = arguments.thread_limit(num_threads)
+    call.eps, call.centred = arguments.non_negative("eps", eps), centred
+    call.num_threads = arguments.thread_limit(num_threads)
     cdef np.ndarray result = arguments.output("out", out, a.ndim, a.shape, a, "x")
     cdef np.ndarray target = result if out is None else arguments.detached_output(result, (a,), (w, b))
-    fill(&p, a, None, w, b, target, None)
-    return arguments.finish("normalization", run_all(&p, a, asked), result, target, out)
+    return arguments.finish("normalization", run_on(&call, a, None, w, b, target, None), result, target, out)
 
 
 def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred):
     """See fastattn.normalization: add_layer_norm (centred) and add_rms_norm."""
-    cdef Plan p
+    cdef Normalization call
     cdef np.ndarray a = arguments.rows_array("x", x)
     cdef np.ndarray r = arguments.operand_like("residual", residual, a, "x")
     cdef np.ndarray w = arguments.vector_like("weight", weight, a, "x")
     cdef np.ndarray b = arguments.vector_like("bias", bias, a, "x")
-    p.call.eps, p.call.centred = arguments.non_negative("eps", eps), centred
-    cdef int asked = arguments.thread_limit(num_threads)
+    call.eps, call.centred = arguments.non_negative("eps", eps), centred
+    call.num_threads = arguments.thread_limit(num_threads)
     if out is None:
         out = (None, None)
     if not isinstance(out, tuple):
@@ -161,8 +170,7 @@ def add_normalize(x, residual, weight, bias, eps, out, num_threads, bint centred
         raise ValueError("out must hold two arrays that do not overlap, got arrays that share memory")
     cdef np.ndarray target = arguments.detached_output(result, (a, r), (w, b))
     cdef np.ndarray total_target = arguments.detached_output(total, (a, r), (w, b))
-    fill(&p, a, r, w, b, target, total_target)
-    cdef bint done = run_all(&p, a, asked)
+    cdef bint done = run_on(&call, a, r, w, b, target, total_target)
     return (
         arguments.finish("normalization", done, result, target, out[0]),
         arguments.finish("normalization", done, total, total_target, out[1]),

@@ -1,7 +1,7 @@
 cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
-from fastattn._core.plan cimport Plan, Sequence
+from fastattn._core.sequences cimport Attention
 
 
 cdef ptrdiff_t FARTHEST  # maximum number of tokens of a cached sequence: a window as wide excludes none
@@ -20,8 +20,6 @@ cdef class Options:
 
     cdef bint depends_on_positions(self) noexcept
     cdef int lower(
-        self, Plan *p, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
+        self, Attention *at, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
         const np.npy_intp *scores,
     ) except -1
-    cdef int lower_mask(self, Plan *p, np.ndarray query, int ndim, const np.npy_intp *scores) except -1
-    cdef void place(self, Sequence *s, ptrdiff_t n) noexcept

@@ -1,21 +1,19 @@
-from collections.abc import Sequence
-
-from numpy.typing import NDArray
+from fastattn._typing import Array, IntOrIntegers, Window
 
 class Options: ...
 
 def attention_options(
     *,
-    attn_mask: NDArray | None = None,
+    attn_mask: Array | None = None,
     is_causal: bool = False,
-    q_offset: int | Sequence[int] | NDArray | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    q_offset: IntOrIntegers | None = None,
+    window: Window | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: NDArray | None = None,
-    alibi_slopes: NDArray | None = None,
-    kv_lengths: int | Sequence[int] | NDArray | None = None,
-    out: NDArray | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: IntOrIntegers | None = None,
+    out: Array | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> Options: ...

@@ -1,21 +1,19 @@
 # cython: embedsignature.format=clinic
-"""The options of attention, in one object: made by name, checked, and lowered to what the planner and kernels read.
+"""The options of attention, in one object: made by name, checked, and lowered to what needs no Python.
 
 A public function makes it from its arguments by `attention_options`, which checks what does not depend on arrays.
-`lower` does the rest once the arrays of the call are known, and `place` sets the options of one sequence. All code in
-between only passes the object on. A new option is an argument, a field, its check, and the line that lowers it, all of
-them here.
+`lower` does the rest once the arrays of the call are known. All code in between only passes the object on. A new option
+is an argument, a field, its check, and the line that lowers it to a field of sequences.pxd, all of them here.
 """
 
 cimport cython
 cimport numpy as np
-from libc.math cimport NAN, isnan, sqrt
+from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._arguments cimport stride
-from fastattn._core.plan cimport Plan, Sequence
-from fastattn._core.targets cimport FA_F64, FA_MASK_BOOL, FA_NO_MASK, fa_attention
+from fastattn._core.sequences cimport Attention, Numbers
 
 np.import_array()
 
@@ -50,53 +48,39 @@ cdef class Options:
         return self.alibi_slopes is not None or 0 <= self.left < FARTHEST or 0 <= self.right < FARTHEST
 
     cdef int lower(
-        self, Plan *p, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
+        self, Attention *at, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
         const np.npy_intp *scores,
     ) except -1:
-        """Check the options against the arrays, and write those of all sequences to the plan.
+        """Check the options against the arrays, and write them to the call, but for the mask and the output.
 
         `leading` holds the `lead` axes of the sequences, `scores` the shape (..., Hq, Sq, Sk) that a mask broadcasts
-        to. The sizes in the plan must be set.
+        to.
         """
-        cdef fa_attention *call = &p.call
         cdef np.ndarray slopes
-        p.left, p.right = self.left, self.right
-        call.scale = 1 / sqrt(<double>call.head_size) if isnan(self.scale) else self.scale
-        call.softcap = self.softcap
-        p.group_options = call.group * (8 if call.type == FA_F64 else 4)  # both are in the type of sums
-        p.sinks = NULL
+        at.left, at.right, at.scale, at.softcap = self.left, self.right, self.scale, self.softcap
+        at.num_threads = self.num_threads
         if self.q_offset is not None:
             self.q_offset = arguments.per_sequence("q_offset", self.q_offset, lead, leading)
         if self.kv_lengths is not None:
             self.kv_lengths = arguments.per_sequence("kv_lengths", self.kv_lengths, lead, leading)
+        at.q_offset, at.kv_lengths = numbers(<np.ndarray>self.q_offset), numbers(<np.ndarray>self.kv_lengths)
+        at.sinks = at.slopes = NULL
+        at.slopes_step = 0
         if self.alibi_slopes is not None:
             slopes = arguments.attention_slopes("alibi_slopes", self.alibi_slopes, query, lead, leading, heads)
-            self.alibi_slopes = slopes.reshape(-1, heads) if slopes.ndim > 2 else slopes
+            self.alibi_slopes = slopes
+            at.slopes = <const char *>np.PyArray_DATA(slopes)
+            at.slopes_step = heads * np.PyArray_ITEMSIZE(slopes) if slopes.ndim > 1 else 0
         if self.sinks is not None:
             self.sinks = arguments.attention_sinks("sinks", self.sinks, query, heads)
-            p.sinks = <const char *>np.PyArray_DATA(<np.ndarray>self.sinks)
-        return self.lower_mask(p, query, ndim, scores)
-
-    cdef int lower_mask(self, Plan *p, np.ndarray query, int ndim, const np.npy_intp *scores) except -1:
-        cdef fa_attention *call = &p.call
-        cdef np.ndarray mask
-        call.mask_type = FA_NO_MASK
-        call.mask_head_stride = call.mask_row_stride = call.mask_stride = p.mask_group = 0
-        if self.attn_mask is None:
-            return 0
-        self.attn_mask = mask = arguments.attention_mask("attn_mask", self.attn_mask, query, ndim, scores)
-        call.mask_type = FA_MASK_BOOL if np.PyArray_TYPE(mask) == np.NPY_BOOL else <int>arguments.type_of(mask)
-        call.mask_head_stride, call.mask_row_stride = stride(mask, 3), stride(mask, 2)
-        call.mask_stride = stride(mask, 1)
-        p.mask_group = call.mask_head_stride * call.group
+            at.sinks = <const char *>np.PyArray_DATA(<np.ndarray>self.sinks)
+        if self.attn_mask is not None:
+            self.attn_mask = arguments.attention_mask("attn_mask", self.attn_mask, query, ndim, scores)
         return 0
 
-    cdef void place(self, Sequence *s, ptrdiff_t n) noexcept:
-        """Set the number of keys, the position of the first query and the slopes of sequence n."""
-        if self.kv_lengths is not None:
-            s.key_end = arguments.entry(<np.ndarray>self.kv_lengths, n)
-        s.q_offset = s.key_end - s.queries if self.q_offset is None else arguments.entry(<np.ndarray>self.q_offset, n)
-        s.slopes = NULL
-        if self.alibi_slopes is not None:
-            s.slopes = <const char *>np.PyArray_DATA(<np.ndarray>self.alibi_slopes)
-            s.slopes += n * stride(<np.ndarray>self.alibi_slopes, 2)
+
+cdef Numbers numbers(np.ndarray x) noexcept:
+    """Those of an int64 array in C order, of one for all sequences, or of None."""
+    if x is None:
+        return Numbers(NULL, 0)
+    return Numbers(<const int64_t *>np.PyArray_DATA(x), 1 if x.ndim else 0)

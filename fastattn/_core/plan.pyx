@@ -6,7 +6,7 @@ items, whatever the number of threads), its keys are split into parts, too, whic
 of additions depends on the sequence alone, never on the threads or the rest of the batch, so its result is bitwise the
 same in any call.
 
-Nothing here uses Python or NumPy: attention.pyx fills the plan.
+Nothing here uses Python or NumPy: sequences.pyx fills the plan.
 """
 
 from libc.stddef cimport ptrdiff_t

@@ -1,12 +1,14 @@
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from fastattn._typing import Array, Out
 
 def rotate(
-    x: NDArray,
-    cos: NDArray,
-    sin: NDArray,
-    positions: ArrayLike | None,
+    x: Array,
+    cos: Array,
+    sin: Array,
+    positions: ArrayLike | Array | None,
     interleaved: bool,
     rotary_dim: int | None,
-    out: NDArray | None,
+    out: Out | None,
     num_threads: int | None,
-) -> NDArray: ...
+) -> Out: ...

@@ -1,5 +1,5 @@
-from numpy.typing import NDArray
+from fastattn._typing import Array, Out
 
 def softmax(
-    x: NDArray, axis: int, where: NDArray | None, out: NDArray | None, num_threads: int | None, logarithm: bool
-) -> NDArray: ...
+    x: Array, axis: int, where: Array | None, out: Out | None, num_threads: int | None, logarithm: bool
+) -> Out: ...

@@ -4,8 +4,9 @@ cimport numpy as np
 from libc.stddef cimport ptrdiff_t
 
 from fastattn cimport _arguments as arguments
-from fastattn._core cimport costs, strides
-from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_size_of, fa_softmax, kernels_of
+from fastattn._core cimport arrays, costs, strides
+from fastattn._core.arrays cimport Array
+from fastattn._core.targets cimport beyond_cache, fa_kernels, fa_size_of, fa_softmax, fa_type, kernels_of
 from fastattn._core.threads cimport run, threads_for
 
 np.import_array()
@@ -67,46 +68,63 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    """Run the call; False if there is no memory left."""
     cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.SOFTMAX_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.softmax_scratch(&p.call))
 
 
+cdef void fill(Plan *p, const Softmax *call) noexcept nogil:
+    """Addresses and strides."""
+    cdef const Array *x = &call.x
+    cdef const Array *out = &call.out
+    cdef const Array *where = &call.where
+    cdef bint masked = where.data != NULL
+    cdef int i, n = 0
+    for i in range(x.ndim):
+        if i == call.axis:
+            continue
+        p.outer.length[n] = x.shape[i]
+        p.outer.stride[X][n], p.outer.stride[OUT][n] = x.strides[i], out.strides[i]
+        p.outer.stride[WHERE][n] = where.strides[i] if masked else 0
+        n += 1
+    p.outer.count = n
+    p.call.type = <fa_type>x.type
+    p.call.length, p.call.logarithm = x.shape[call.axis], call.logarithm
+    p.call.x_stride, p.call.out_stride = x.strides[call.axis], out.strides[call.axis]
+    if p.call.length == 1:  # the stride of such an axis is meaningless
+        p.call.x_stride = p.call.out_stride = x.itemsize
+    p.call.where_stride = where.strides[call.axis] if masked else 0
+    p.call.nontemporal = p.call.length >= 64 and beyond_cache(arrays.size(out) * out.itemsize)
+    p.x, p.where, p.out = x.data, where.data, out.data
+    p.kernels = kernels_of(p.call.type)
+
+
+cdef bint run_softmax(const Softmax *call) noexcept nogil:
+    """Run a call whose arguments have been checked; False if there is no memory left."""
+    cdef Plan p
+    if arrays.size(&call.x) == 0:
+        return True
+    fill(&p, call)
+    lay_out(&p)
+    return run_call(&p, call.num_threads)
+
+
 def softmax(x, axis, where, out, num_threads, bint logarithm):
     """See fastattn.softmax."""
+    cdef Softmax call
     cdef np.ndarray a = arguments.real_array("x", x)
     if a.ndim == 0:
         raise ValueError("x must have at least one axis, got shape ()")
-    cdef int along = arguments.axis_of(axis, a.ndim), asked = arguments.thread_limit(num_threads), i, n
+    call.axis, call.logarithm = arguments.axis_of(axis, a.ndim), logarithm
+    call.num_threads = arguments.thread_limit(num_threads)
     cdef np.ndarray mask = arguments.mask_like("where", where, a)
     cdef np.ndarray result, target
+    cdef bint done
     result = target = arguments.output("out", out, a.ndim, a.shape, a, "x")
     if out is not None:
         target = arguments.detached_output(result, (a,), (mask,))
-
-    cdef Plan p
-    n = 0
-    for i in range(a.ndim):
-        if i == along:
-            continue
-        p.outer.length[n] = a.shape[i]
-        p.outer.stride[X][n], p.outer.stride[OUT][n] = a.strides[i], target.strides[i]
-        p.outer.stride[WHERE][n] = 0 if mask is None else mask.strides[i]
-        n += 1
-    p.outer.count = n
-    p.call.length, p.call.logarithm = a.shape[along], logarithm
-    p.call.x_stride, p.call.out_stride = a.strides[along], target.strides[along]
-    if p.call.length == 1:  # the stride of such an axis is meaningless
-        p.call.x_stride = p.call.out_stride = np.PyArray_ITEMSIZE(a)
-    p.call.where_stride = 0 if mask is None else mask.strides[along]
-    p.call.nontemporal = p.call.length >= 64 and beyond_cache(np.PyArray_NBYTES(target))
-    p.x, p.out = <char *>np.PyArray_DATA(a), <char *>np.PyArray_DATA(target)
-    p.where = NULL if mask is None else <char *>np.PyArray_DATA(mask)
-    p.call.type = arguments.type_of(a)
-    p.kernels = kernels_of(p.call.type)
-    cdef bint done = True
-    if np.PyArray_SIZE(a):
-        with nogil:
-            lay_out(&p)
-            done = run_call(&p, asked)
+    arguments.by_address(&call.x, a)
+    arguments.by_address(&call.where, mask)
+    arguments.by_address(&call.out, target)
+    with nogil:
+        done = run_softmax(&call)
     return arguments.finish("softmax", done, result, target, out)

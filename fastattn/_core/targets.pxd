@@ -83,7 +83,7 @@ cdef extern from "abi/table.h" nogil:
         int activation, contiguous_x, contiguous_weight, contiguous_residual, contiguous_out
 
     enum:
-        FA_NO_ACTIVATION, FA_ACTIVATIONS
+        FA_NO_ACTIVATION, FA_GELU, FA_GELU_TANH, FA_RELU, FA_SILU, FA_ACTIVATIONS
 
     const char *fa_activation_name(int activation)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastattn.integrations._transformers_masks import Segments
-
-try:
-    from ml_dtypes import bfloat16
-except ImportError:
-    bfloat16 = None
 
 __all__ = ["register"]
 
@@ -42,7 +36,7 @@ def register() -> None:
 
     Notes
     -----
-    Tensors are float32, float64, float16 or bfloat16 (which needs ml_dtypes), and are read in place. At positions that
+    Tensors are float32, float64, float16 or bfloat16, and are read in place. At positions that
     are padding, results may differ from those of "eager". With ``output_attentions=True`` the weights are returned.
 
     A forward pass raises ValueError for a model in training mode, for dropout, while gradients are recorded (use
@@ -99,30 +93,34 @@ def attention(
         _check_unknown(others)
     if needs_grad:
         query, key, value = query.detach(), key.detach(), value.detach()
-    q, k, v = _array("query", query), _array("key", key), _array("value", value)
 
-    options, segments = _positions(module, attention_mask, is_causal, sliding_window, q.shape[2])
+    batch, heads, queries, _ = query.shape
+    tokens = queries, key.shape[2]
+    options, segments = _positions(module, attention_mask, is_causal, sliding_window, tokens)
     if position_bias is not None:
         if segments is not None:
-            options, segments = {"attn_mask": _array("attention_mask", attention_mask.build())}, None
-        options["attn_mask"] = _biased(_array("position_bias", position_bias.detach()), options.get("attn_mask"))
+            options, segments = {"attn_mask": attention_mask.build()}, None
+        options["attn_mask"] = _biased(position_bias.detach(), options.get("attn_mask"))
     if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
-        segments = _packed(cu_seq_lens_q, cu_seq_lens_k, q, options)
+        segments = _packed(cu_seq_lens_q, cu_seq_lens_k, query, options)
         options.pop("q_offset", None)
     options["scale"] = None if scaling is None else float(scaling)
     options["softcap"] = softcap
     if s_aux is not None:
-        options["sinks"] = _array("s_aux", s_aux.detach())
+        options["sinks"] = s_aux.detach()
 
-    out = np.empty((max(q.shape[0], k.shape[0]), q.shape[2], q.shape[1], v.shape[3]), q.dtype)
+    out = query.new_empty((max(batch, key.shape[0]), queries, heads, value.shape[3]))
     if segments is None:
-        fastattn.scaled_dot_product_attention(q, k, v, out=out.swapaxes(1, 2), **options)
+        fastattn.scaled_dot_product_attention(query, key, value, out=out.transpose(1, 2), **options)
     else:
         for row, (of_queries, of_keys) in enumerate(segments):
-            tokens_first = (x[row].swapaxes(0, 1) for x in (q, k, v))
+            tokens_first = (x[row].transpose(0, 1) for x in (query, key, value))
             fastattn.varlen_attention(*tokens_first, of_queries, of_keys, out=out[row], **options)
-    weights = _weights(q, k, attention_mask, options, segments) if others.get("output_attentions") else None
-    return _tensor(out), None if weights is None else _tensor(weights)
+    if not others.get("output_attentions"):
+        return out, None
+    weights = query.new_empty((len(out), heads, *tokens))
+    fastattn.attention_weights(query, key, out=weights, **_for_weights(attention_mask, options, segments))
+    return out, weights
 
 
 _uncompiled = torch.compiler.disable(attention)
@@ -132,47 +130,55 @@ _uncompiled = torch.compiler.disable(attention)
 
 
 def _positions(
-    module: torch.nn.Module, mask: torch.Tensor | None, is_causal: bool | None, window: int | None, queries: int
+    module: torch.nn.Module,
+    mask: torch.Tensor | None,
+    is_causal: bool | None,
+    window: int | None,
+    tokens: tuple[int, int],
 ) -> tuple[dict[str, Any], Segments | None]:
     """Options that say which keys a query sees. A mask says all of it; the arguments count only without one."""
     if type(mask) is CompactMask:
+        if mask.tokens != tokens:
+            raise ValueError(f"attention_mask must have {tokens} queries and keys, got shape {tuple(mask.shape)}")
         return dict(mask.options), mask.segments
     if mask is not None:
-        return {"attn_mask": _array("attention_mask", mask.detach())}, None
+        return {"attn_mask": mask.detach()}, None
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    options: dict[str, Any] = {"is_causal": True, "q_offset": 0} if is_causal and queries > 1 else {}
+    options: dict[str, Any] = {"is_causal": True, "q_offset": 0} if is_causal and tokens[0] > 1 else {}
     if window is not None:
         options["window"] = (window - 1, None if is_causal else window - 1)
     return options, None
 
 
-def _biased(bias: NDArray, mask: NDArray | None) -> NDArray:
+def _biased(bias: torch.Tensor, mask: torch.Tensor | NDArray | None) -> torch.Tensor:
     """A position bias and a mask as one float mask."""
     if mask is None:
         return bias
-    return np.where(mask, bias, bias.dtype.type(-np.inf)) if mask.dtype == bool else bias + mask
+    mask = torch.as_tensor(mask)
+    return bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
 
 
-def _packed(of_queries: torch.Tensor | None, of_keys: torch.Tensor | None, q: NDArray, options: dict) -> Segments:
+def _packed(
+    of_queries: torch.Tensor | None, of_keys: torch.Tensor | None, query: torch.Tensor, options: dict
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The boundaries `cu_seq_lens_q` and `cu_seq_lens_k` of the only row."""
     if of_queries is None or of_keys is None:
         raise ValueError("cu_seq_lens_q and cu_seq_lens_k must be given together, got one of them")
-    if q.shape[0] != 1:
-        raise ValueError(f"cu_seq_lens_q needs a query of shape (1, heads, tokens, size), got {q.shape}")
+    if len(query) != 1:
+        raise ValueError(f"cu_seq_lens_q needs a query of shape (1, heads, tokens, size), got {tuple(query.shape)}")
     if not options.keys() <= {"is_causal", "window", "q_offset"}:
         raise ValueError("cu_seq_lens_q cannot be combined with an attention_mask or a position_bias")
-    return [(of_queries.numpy(), of_keys.numpy())]
+    return [(of_queries, of_keys)]
 
 
-def _weights(
-    q: NDArray, k: NDArray, mask: torch.Tensor | None, options: dict[str, Any], segments: Segments | None
-) -> NDArray:
-    if segments is not None:
-        if type(mask) is not CompactMask or mask.segments is not segments:
-            raise ValueError("output_attentions=True cannot be combined with cu_seq_lens_q")
-        options = options | {"window": None, "attn_mask": mask.build().numpy()}
-    return fastattn.attention_weights(q, k, **options)
+def _for_weights(mask: torch.Tensor | None, options: dict[str, Any], segments: Segments | None) -> dict[str, Any]:
+    """Options of the full matrix of weights."""
+    if segments is None:
+        return options
+    if type(mask) is not CompactMask or mask.segments is not segments:
+        raise ValueError("output_attentions=True cannot be combined with cu_seq_lens_q")
+    return options | {"window": None, "attn_mask": mask.build()}
 
 
 # What is refused
@@ -197,31 +203,3 @@ def _check_unknown(options: dict[str, Any]) -> None:
     unknown = [name for name, x in options.items() if name not in _HARMLESS and x is not None and x is not False]
     if unknown:
         raise TypeError(f"fastattn does not know these options of attention: {', '.join(sorted(unknown))}")
-
-
-# From tensors to arrays and back, without copies
-
-
-def _array(name: str, tensor: torch.Tensor) -> NDArray:
-    view = _VIEWS.get(tensor.dtype)
-    if not tensor.is_cpu:
-        raise ValueError(f"{name} must be on the CPU, got device {tensor.device}")
-    if view is None:
-        missing = "" if bfloat16 else "; for bfloat16: pip install ml_dtypes"
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}{missing}")
-    return view(tensor)
-
-
-def _bfloat16_array(tensor: torch.Tensor) -> NDArray:
-    return tensor.view(torch.int16).numpy().view(bfloat16)
-
-
-def _tensor(array: NDArray) -> torch.Tensor:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-_VIEWS = dict.fromkeys((torch.float32, torch.float64, torch.float16, torch.bool), torch.Tensor.numpy)
-if bfloat16:
-    _VIEWS[torch.bfloat16] = _bfloat16_array

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from fastattn.nn.weights import Entries, Linear, stacked
 from fastattn.rotary import rotary_embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Literal, Unpack
 
     from numpy.typing import DTypeLike, NDArray
+
+    from fastattn._typing import Array, Integers, LayerOptions, ModuleCall, Out
 
 
 class MultiHeadAttention:
@@ -155,7 +158,7 @@ class MultiHeadAttention:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, NDArray],
+        mapping: Mapping[str, Array],
         prefix: str = "",
         *,
         num_heads: int,
@@ -208,25 +211,61 @@ class MultiHeadAttention:
     def dtype(self) -> np.dtype:  # noqa: D102 (described in the class's docstring)
         return self.out_proj.dtype
 
+    @overload
     def __call__(
         self,
-        query: NDArray,
-        key: NDArray | None = None,
-        value: NDArray | None = None,
-        attn_mask: NDArray | None = None,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        attn_mask: Array | None = None,
         *,
-        cu_seqlens: Sequence[int] | NDArray | None = None,
-        cu_seqlens_q: Sequence[int] | NDArray | None = None,
-        cu_seqlens_k: Sequence[int] | NDArray | None = None,
+        out: Out | None = None,
+        return_lse: Literal[False] = False,
+        **options: Unpack[ModuleCall],
+    ) -> Out: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: Literal[True],
+        **options: Unpack[ModuleCall],
+    ) -> tuple[Out, NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        attn_mask: Array | None = None,
+        *,
+        out: Out | None = None,
+        return_lse: bool,
+        **options: Unpack[ModuleCall],
+    ) -> Out | tuple[Out, NDArray[Any]]: ...
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        attn_mask: Array | None = None,
+        *,
+        cu_seqlens: Integers | None = None,
+        cu_seqlens_q: Integers | None = None,
+        cu_seqlens_k: Integers | None = None,
         cache: KVCache | None = None,
-        cos: NDArray | None = None,
-        sin: NDArray | None = None,
+        cos: Array | None = None,
+        sin: Array | None = None,
         interleaved: bool = False,
-        residual: NDArray | None = None,
-        out: NDArray | None = None,
+        residual: Array | None = None,
+        out: Out | None = None,
         num_threads: int | None = None,
-        **options,
-    ) -> NDArray | tuple[NDArray, NDArray]:
+        **options: Any,
+    ) -> Any:
         """Compute self-attention or, with `key`, cross-attention.
 
         Parameters
@@ -295,16 +334,16 @@ class MultiHeadAttention:
 
     def attention_weights(
         self,
-        query: NDArray,
-        key: NDArray | None = None,
-        attn_mask: NDArray | None = None,
+        query: Array,
+        key: Array | None = None,
+        attn_mask: Array | None = None,
         *,
-        cos: NDArray | None = None,
-        sin: NDArray | None = None,
+        cos: Array | None = None,
+        sin: Array | None = None,
         interleaved: bool = False,
         num_threads: int | None = None,
-        **options,
-    ) -> NDArray:
+        **options: Unpack[LayerOptions],
+    ) -> NDArray[Any]:
         """Return the full matrix of attention weights of each head, for inspection.
 
         Parameters
@@ -436,7 +475,7 @@ class Workspace:
         normed: bool = False,
         *,
         attn_mask: NDArray | None,
-        cu_seqlens: Sequence[int] | NDArray | None,
+        cu_seqlens: Integers | None,
         cos: NDArray | None,
         sin: NDArray | None,
         interleaved: bool,

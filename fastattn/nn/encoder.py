@@ -12,10 +12,12 @@ from fastattn.nn.attention import MultiHeadAttention, Workspace
 from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+    from typing import Unpack
 
     from numpy.typing import DTypeLike, NDArray
 
+    from fastattn._typing import Array, Integers, LayerOptions, Out
     from fastattn.cache import KVCache
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
@@ -102,7 +104,7 @@ class TransformerEncoderLayer:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, NDArray],
+        mapping: Mapping[str, Array],
         prefix: str = "",
         *,
         num_heads: int,
@@ -158,18 +160,18 @@ class TransformerEncoderLayer:
 
     def __call__(
         self,
-        x: NDArray,
-        attn_mask: NDArray | None = None,
+        x: Array,
+        attn_mask: Array | None = None,
         *,
-        cu_seqlens: Sequence[int] | NDArray | None = None,
+        cu_seqlens: Integers | None = None,
         cache: KVCache | None = None,
-        cos: NDArray | None = None,
-        sin: NDArray | None = None,
+        cos: Array | None = None,
+        sin: Array | None = None,
         interleaved: bool = False,
-        out: NDArray | None = None,
+        out: Out | None = None,
         num_threads: int | None = None,
-        **options,
-    ) -> NDArray:
+        **options: Unpack[LayerOptions],
+    ) -> Out:
         """Compute the layer.
 
         Parameters
@@ -296,7 +298,7 @@ class TransformerEncoder:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, NDArray],
+        mapping: Mapping[str, Array],
         prefix: str = "",
         *,
         num_heads: int,
@@ -338,18 +340,18 @@ class TransformerEncoder:
 
     def __call__(
         self,
-        x: NDArray,
-        attn_mask: NDArray | None = None,
+        x: Array,
+        attn_mask: Array | None = None,
         *,
-        cu_seqlens: Sequence[int] | NDArray | None = None,
+        cu_seqlens: Integers | None = None,
         caches: Sequence[KVCache] | None = None,
-        cos: NDArray | None = None,
-        sin: NDArray | None = None,
+        cos: Array | None = None,
+        sin: Array | None = None,
         interleaved: bool = False,
-        out: NDArray | None = None,
+        out: Out | None = None,
         num_threads: int | None = None,
-        **options,
-    ) -> NDArray:
+        **options: Unpack[LayerOptions],
+    ) -> Out:
         """Compute all layers, one after the other.
 
         Parameters

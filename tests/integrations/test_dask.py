@@ -347,6 +347,11 @@ def test_errors_are_those_of_fastattn(arguments):
             r"q_offset must lie between -2\*\*",
         ),
         (
+            lambda x: scaled_dot_product_attention(x, x, x, q_offset=-(2**63)),
+            ValueError,
+            r"q_offset must lie between -2\*\*",
+        ),
+        (
             lambda x: scaled_dot_product_attention(x, x, x, kv_lengths=x[0, 0].astype(int)),
             TypeError,
             "kv_lengths must not be a dask",

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 
 import numpy as np
@@ -23,6 +24,11 @@ needs_openmp = pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial bu
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 
 THREADS = "import fastattn; print(fastattn.get_num_threads())"
+
+
+def _version_1(group, quota):
+    """The files of a control group of version 1."""
+    return {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": 100000}
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +146,30 @@ def test_threadpoolctl_sees_and_limits_the_threads():
     assert output(code) == "1"
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "800000 100000", "a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000"}, 0),
+        ("0::/\n", {}, 0),
+        ("3:cpu,cpuacct:/a\n0::/\n", _version_1("cpu,cpuacct/a", 250000), 3),
+        ("2:memory:/a\n1:cpu:/\n", _version_1("cpu", -1), 0),
+        ("", {}, 0),
+    ],
+    ids=["parent", "child", "max", "no files", "version 1", "version 1 without", "no groups"],
+)
+def test_container_quota(groups, files, quota, tmp_path, monkeypatch):
+    """In processors, rounded up: the smallest of the process's control groups."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    read = _runtime.read
+    monkeypatch.setattr(_runtime, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(_runtime, "read", lambda path: groups if path == "/proc/self/cgroup" else read(path))
+    assert _runtime.container_quota() == quota
+
+
 # Targets
 
 
@@ -241,6 +271,15 @@ def test_show_config_says_what_other_libraries_have_threads():
     assert re.search(r"(^|; )\S+( \S+)? with \d+ threads, /", output(code.format("")))
 
 
+@pytest.mark.parametrize(
+    ("gil", "said"), [(True, " free-threaded, with the GIL on, on "), (False, " free-threaded on ")]
+)
+def test_show_config_says_whether_there_is_a_gil(gil, said, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
+    assert said in fastattn.show_config()["python"]
+
+
 INSTALLED = "import fastattn; print(fastattn.show_config()['installed'])"
 
 
@@ -284,8 +323,8 @@ def test_show_config_knows_who_set_the_threads():
 
 
 def test_public_names():
-    runtime, caches = ("get_num_threads", "set_num_threads", "targets", "show_config"), ("KVCache", "PagedKVCache")
-    weights = ("pack", "PackedWeight")
+    runtime = ("get_num_threads", "set_num_threads", "targets", "show_config", "get_include")
+    weights, caches = ("pack", "PackedWeight"), ("KVCache", "PagedKVCache")
     assert {*runtime, *caches, *weights, "OutOfPages", *reference.__all__} == set(fastattn.__all__)
     assert all(callable(getattr(fastattn, name)) for name in fastattn.__all__)
 

@@ -230,7 +230,7 @@ class _Options:
         self._lengths = None if kv_lengths is None else _per_sequence(kv_lengths, leading)
         keys = sum(grid.columns) if self._lengths is None else self._lengths
         self._offsets = _per_sequence(keys - sum(grid.rows) if q_offset is None else q_offset, leading)
-        if (abs(self._offsets) > FARTHEST).any():
+        if (self._offsets < -FARTHEST).any() or (self._offsets > FARTHEST).any():
             raise ValueError(f"q_offset must lie between -2**61 and 2**61, got {q_offset}")
         self._sinks, self._slopes = sinks, alibi_slopes
         # What the mask leaves; a dask array's is not known yet.
@@ -241,7 +241,7 @@ class _Options:
         self._first = None if left is None else self._offsets - min(left, 2 * FARTHEST)
         self._last = None if right is None else self._offsets + min(right, 2 * FARTHEST)
 
-    def columns(self, place: _Place) -> NDArray[np.intp]:
+    def columns(self, place: _Place) -> list[int]:
         """Chunks of keys of which a query of the place may see some."""
         *sequences, _, rows = place.cuts
         ends = self._ends if self._lengths is None else np.minimum(self._ends, _column(self._lengths, sequences))
