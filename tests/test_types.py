@@ -207,6 +207,7 @@ def test_stubs():
         for module in pkgutil.iter_modules(fastattn._core.__path__, "fastattn._core.")
         if importlib.util.find_spec(module.name).origin.endswith((".so", ".pyd"))
     ]
-    command = [sys.executable, "-m", "mypy.stubtest", "--concise", "fastattn._arguments", *compiled]
+    options = ["--concise", "--ignore-disjoint-bases"]  # Cython's classes are, and no subclass needs two of them
+    command = [sys.executable, "-m", "mypy.stubtest", *options, "fastattn._arguments", *compiled]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
