@@ -72,8 +72,8 @@ class CompactMask(torch.Tensor):
 
 def attention_mask(
     batch_size: int,
-    q_length: int,
-    kv_length: int,
+    q_length: int = 0,
+    kv_length: int = 0,
     q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
     mask_function: Callable = masking_utils.causal_mask_function,
@@ -81,16 +81,23 @@ def attention_mask(
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
     device: torch.device | str = "cpu",
+    cache_position: torch.Tensor | None = None,
     **others: Any,
 ) -> torch.Tensor | None:
     """Return a `CompactMask` if there is one, else the real mask; None where "sdpa" needs none either.
 
-    Arguments are those of transformers' ``AttentionMaskInterface``. The real mask is also what code that is being
-    compiled gets, and devices other than the CPU.
+    Arguments are those of transformers' ``AttentionMaskInterface``; older versions pass the positions of the queries,
+    `cache_position`, instead of `q_length` and `q_offset`. The real mask is also what code that is being compiled gets,
+    and devices other than the CPU.
     """
+    positions: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
+    if cache_position is not None:
+        positions = {"cache_position": cache_position}
+        q_length, q_offset = len(cache_position), cache_position[0]
     build = partial(
-        masking_utils.sdpa_mask, batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
-        allow_is_causal_skip=False, allow_is_bidirectional_skip=False, device=device, **others,
+        masking_utils.sdpa_mask, batch_size=batch_size, kv_length=kv_length, kv_offset=kv_offset,
+        mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=False, device=device, **positions, **others,
     )  # fmt: skip
     is_plain = attention_mask is None or attention_mask.ndim == 2
     if torch.compiler.is_compiling() or torch.device(device).type != "cpu" or not is_plain:
@@ -100,7 +107,7 @@ def attention_mask(
     except LookupError:
         return build()
     lowered = _lowered(limits, attention_mask, q_length, kv_length, int(q_offset) - kv_offset, kv_offset)
-    if lowered is None or limits.get("remapped", False) != ("packed" in limits):
+    if lowered is None or ("remapped" in limits and "packed" not in limits):
         return build()
     options, segments = lowered
     if (allow_is_causal_skip or allow_is_bidirectional_skip) and segments is None and options in ({}, _CAUSAL):

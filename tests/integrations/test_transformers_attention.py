@@ -376,6 +376,13 @@ def test_what_models_do_with_masks():
     assert "attn_mask" in repr(mask)
 
 
+def test_positions_as_older_versions_pass_them():
+    valid = batch("left")["attention_mask"].bool()
+    found = attention_mask(batch_size=3, cache_position=torch.arange(16, 21), kv_length=21, attention_mask=valid)
+    expected = attention_mask(3, 5, 21, 16, attention_mask=valid)
+    assert (found.shape, repr(found)) == (expected.shape, repr(expected))
+
+
 def test_padding_beside_a_position_bias():
     q, k, v = problem(TOKENS, TOKENS)
     bias = torch.randn(1, 4, TOKENS, TOKENS)
