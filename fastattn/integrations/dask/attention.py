@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import dask.array as da
 import numpy as np
@@ -33,14 +33,47 @@ from fastattn.integrations.dask.chunks import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Literal, Unpack
 
     from dask.task_spec import TaskRef
     from numpy.typing import DTypeLike, NDArray
+
+    from fastattn._typing import Call
 
 # Offsets beyond this could overflow when positions are counted from another key.
 FARTHEST = 1 << 61
 
 
+@overload
+def scaled_dot_product_attention(
+    query: da.Array | NDArray[Any],
+    key: da.Array | NDArray[Any],
+    value: da.Array | NDArray[Any],
+    attn_mask: da.Array | NDArray[Any] | None = None,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Call],
+) -> da.Array: ...
+@overload
+def scaled_dot_product_attention(
+    query: da.Array | NDArray[Any],
+    key: da.Array | NDArray[Any],
+    value: da.Array | NDArray[Any],
+    attn_mask: da.Array | NDArray[Any] | None = None,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Call],
+) -> tuple[da.Array, da.Array]: ...
+@overload
+def scaled_dot_product_attention(
+    query: da.Array | NDArray[Any],
+    key: da.Array | NDArray[Any],
+    value: da.Array | NDArray[Any],
+    attn_mask: da.Array | NDArray[Any] | None = None,
+    *,
+    return_lse: bool,
+    **options: Unpack[Call],
+) -> da.Array | tuple[da.Array, da.Array]: ...
 def scaled_dot_product_attention(
     query: da.Array | NDArray,
     key: da.Array | NDArray,
