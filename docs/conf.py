@@ -44,8 +44,9 @@ html_theme_options = {
 # Includes are resolved here rather than by MyST, for the links in what is included: they count from its own folder.
 
 _INCLUDE = re.compile(r"^:::\{include\} (\S+)\n(?::start-at: (.+)\n)?(?::end-before: (.+)\n)?:::$", re.MULTILINE)
-_CODE = r"(?P<code>^```.*?^```$|`[^`\n]*`)"
-_CODE_OR_LINK = re.compile(_CODE + r"|(?P<text>!?\[[^]]*\])\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
+_CODE_OR_LINK = re.compile(
+    r"(?P<code>^```.*?^```$|`[^`\n]*`)|(?P<text>!?\[[^]]*\])\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL
+)
 
 
 def pages_of_files():

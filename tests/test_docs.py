@@ -131,7 +131,7 @@ PACKAGE = ROOT / "fastattn"
 
 def named_files(text):
     """Names of files in a text; each of `{this,that}.h`, but not what a reader is to write, such as `<name>.h`."""
-    for name in re.findall(r"(?<![\w<>*])[\w./{,}]+\.(?:pyx|pyi|pxd|py|md|def|h|c)\b", text):
+    for name in re.findall(r"(?<![\w<>*-])[\w./{,}-]+\.(?:pyx|pyi|pxd|py|md|def|h|c)\b", text):
         head, _, rest = name.partition("{")
         inside, _, tail = rest.partition("}")
         yield from (head + part + tail for part in inside.split(","))
