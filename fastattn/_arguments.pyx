@@ -54,7 +54,7 @@ cpdef np.ndarray array_to_write(str name, object x):
 
 cpdef object adopted(str name, object x):
     """Another library's array as a NumPy array; anything else as it is."""
-    return array(name, x) if is_foreign(x) else x
+    return x if x is None or type(x) is np.ndarray or not is_foreign(x) else array(name, x)
 
 
 cdef np.ndarray other_array(str name, object x, bint writes):

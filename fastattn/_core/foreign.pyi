@@ -1,1 +1,9 @@
+from typing import final
+
 DEVICES: dict[int, str]
+
+@final
+class Lease: ...
+
+@final
+class Exported: ...

@@ -1,5 +1,8 @@
+from typing import final
+
 from fastattn._typing import Array, IntOrIntegers, Window
 
+@final
 class Options: ...
 
 def attention_options(

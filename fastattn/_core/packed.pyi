@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+LARGEST_SIZE: int
+
 class Packed:
     shape: tuple[int, int]
     dtype: np.dtype
@@ -10,9 +12,7 @@ class Packed:
     scales: NDArray[np.float32] | None
     panel_bytes: int
 
-    def __init__(
-        self, rows: int, inputs: int, dtype: np.dtype, gated: bool, allocate: bool = True
-    ) -> None: ...
+    def __init__(self, rows: int, inputs: int, dtype: np.dtype, gated: bool, allocate: bool = True) -> None: ...
     @property
     def nbytes_of_panels(self) -> int: ...
     def set_scales(self, scales: NDArray[np.float32] | None) -> None: ...

@@ -158,7 +158,7 @@ class MultiHeadAttention:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, Array],
+        mapping: Mapping[str, Any],
         prefix: str = "",
         *,
         num_heads: int,

@@ -13,7 +13,7 @@ from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Unpack
+    from typing import Any, Unpack
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -104,7 +104,7 @@ class TransformerEncoderLayer:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, Array],
+        mapping: Mapping[str, Any],
         prefix: str = "",
         *,
         num_heads: int,
@@ -298,7 +298,7 @@ class TransformerEncoder:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, Array],
+        mapping: Mapping[str, Any],
         prefix: str = "",
         *,
         num_heads: int,

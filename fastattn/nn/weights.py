@@ -14,9 +14,9 @@ from fastattn.normalization import layer_norm, rms_norm
 from fastattn.weights import PackedWeight, QuantizedWeight, check, converted, in_words, pack, rows_of
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from typing import Any
 
-    from fastattn._typing import Array
+    from numpy.typing import DTypeLike, NDArray
 
     Weight = NDArray | QuantizedWeight | PackedWeight
 
@@ -104,7 +104,7 @@ class Entries:
     With None nothing is converted.
     """
 
-    def __init__(self, mapping: Mapping[str, Array], prefix: str, dtype: DTypeLike | None, pack: bool) -> None:
+    def __init__(self, mapping: Mapping[str, Any], prefix: str, dtype: DTypeLike | None, pack: bool) -> None:
         if not isinstance(mapping, Mapping):
             advice = ": its state_dict() is one" if hasattr(mapping, "state_dict") else ""
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}{advice}")

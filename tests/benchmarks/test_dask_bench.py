@@ -19,7 +19,7 @@ def test_table():
     head, rule, *rows, empty, machine = bench.results(SMALL, rounds=1)
     assert head.count("|") == rule.count("|") == 8
     assert [row.split(" | ")[:2] for row in rows] == [
-        ["| causal", "4 heads, 16 tokens, 2 heads, 32 tokens"],
+        ["| causal", "4 heads, 16 tokens, 32 tokens"],
         ["| linear", "16 rows"],
     ]
     assert all(row.count("|") == 8 for row in rows)

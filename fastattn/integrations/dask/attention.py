@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import dask.array as da
 import numpy as np
@@ -33,14 +33,47 @@ from fastattn.integrations.dask.chunks import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Literal, Unpack
 
     from dask.task_spec import TaskRef
     from numpy.typing import DTypeLike, NDArray
+
+    from fastattn._typing import Call, IntOrIntegers, Window
 
 # Offsets beyond this could overflow when positions are counted from another key.
 FARTHEST = 1 << 61
 
 
+@overload
+def scaled_dot_product_attention(
+    query: da.Array | NDArray[Any],
+    key: da.Array | NDArray[Any],
+    value: da.Array | NDArray[Any],
+    attn_mask: da.Array | NDArray[Any] | None = None,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Call],
+) -> da.Array: ...
+@overload
+def scaled_dot_product_attention(
+    query: da.Array | NDArray[Any],
+    key: da.Array | NDArray[Any],
+    value: da.Array | NDArray[Any],
+    attn_mask: da.Array | NDArray[Any] | None = None,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Call],
+) -> tuple[da.Array, da.Array]: ...
+@overload
+def scaled_dot_product_attention(
+    query: da.Array | NDArray[Any],
+    key: da.Array | NDArray[Any],
+    value: da.Array | NDArray[Any],
+    attn_mask: da.Array | NDArray[Any] | None = None,
+    *,
+    return_lse: bool,
+    **options: Unpack[Call],
+) -> da.Array | tuple[da.Array, da.Array]: ...
 def scaled_dot_product_attention(
     query: da.Array | NDArray,
     key: da.Array | NDArray,
@@ -48,16 +81,16 @@ def scaled_dot_product_attention(
     attn_mask: da.Array | NDArray | None = None,
     *,
     is_causal: bool = False,
-    q_offset: int | Sequence[int] | NDArray | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    q_offset: IntOrIntegers | None = None,
+    window: Window | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: NDArray | None = None,
     alibi_slopes: NDArray | None = None,
-    kv_lengths: int | Sequence[int] | NDArray | None = None,
+    kv_lengths: IntOrIntegers | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
-) -> da.Array | tuple[da.Array, da.Array]:
+) -> Any:
     """Compute `fastattn.scaled_dot_product_attention` of dask arrays, chunked along any axis but the last.
 
     Parameters
