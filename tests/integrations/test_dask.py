@@ -651,22 +651,24 @@ def test_a_worker_is_killed(client):
     """While one worker waits for the last chunk of keys, the other, which holds results already, is killed."""
     import distributed
 
+    def wait(chunk):
+        distributed.Variable("the worker that waits").set(distributed.get_worker().address)
+        assert distributed.Event("the other worker was killed").wait(SECONDS)
+        return chunk
+
     x, parts = chunked(2, 400, 16, chunks=(2, 50, 16))
     gate = distributed.Event("the other worker was killed", client=client)
-    wait = lambda chunk: distributed.Event("the other worker was killed").wait(SECONDS) and chunk  # noqa: E731
     last = parts[:, 350:].map_blocks(wait, dtype=parts.dtype, meta=parts)
     key = da.concatenate([parts[:, :350], last], axis=1)
     result = scaled_dot_product_attention(parts, key, key, is_causal=True).persist()
     rows = distributed.futures_of(result)
     assert len(rows) == 8
-    until(lambda: sum(row.done() for row in rows) == 7)
 
     pids = client.run(os.getpid)
-    waiting = {worker for worker, keys in client.processing().items() if keys}
-    [victim] = pids.keys() - waiting
-    assert any(victim in workers for workers in client.who_has(rows).values())
+    [victim] = pids.keys() - {distributed.Variable("the worker that waits", client=client).get(SECONDS)}
+    until(lambda: any(victim in workers for workers in client.who_has(rows).values()))
     os.kill(pids[victim], signal.SIGKILL)
-    until(lambda: any(not row.done() for row in rows[:7]))  # the scheduler knows
+    until(lambda: pids[victim] not in client.run(os.getpid, on_error="ignore").values())  # the scheduler knows
     gate.set()
 
     [out] = computed(client, result)
