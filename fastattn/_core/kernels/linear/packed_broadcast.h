@@ -22,8 +22,8 @@ FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) {
 
 enum { CACHE_LINE = 64, LEAST_SHARE = 16 }; /* bytes; see sum_tile */
 
-/* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.3 to 1.6 times as long, as
- * the processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */
+/* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.1 to 1.7 times as long,
+ * probably as the processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */
 #define PACKED_FEW_ROWS (4 * PACKED_ROWS)
 
 /* A run of panels side by side, and the next one, which tiles prefetch. */
@@ -107,7 +107,7 @@ typedef void sum_rows_kernel(const panel_run *run, const R *x, ptrdiff_t x_strid
 
 /* A kernel for each stored type, number of rows, and 1, 2 or 4 panels; NULL for those that are not worth their size. A
  * tile among others takes as many panels as a full one. Narrower types are widened once for many tiles, as
- * conversions take ports of the multiply-adds; for few tiles that took 1.2 to 1.6 times as long. */
+ * conversions take ports of the multiply-adds; for few tiles that took 1.1 to 1.5 times as long. */
 #define PACKED_WIDENS(type, rows) (FA_MULTIPLY_ADD && (type) != STORED && (rows) > PACKED_FEW_ROWS)
 #define FA_IS_THERE(MR, NP, TYPE)                                                                                      \
     ((NP) == 1 || (NP) == PACKED_SIDE(MR) || ((NP) < PACKED_SIDE(MR) && (!FA_MULTIPLY_ADD || (TYPE) == STORED)))
