@@ -135,18 +135,18 @@ def prepared_texts(client):
     import dask.bag
 
     from fastattn.integrations.dask import encode
-    from fastattn.models import BertEncoder
+    from fastattn.models import SentenceEncoder
 
     words = np.random.default_rng(0).choice(
         ["the", "a", "man", "is", "playing", "guitar", "on", "stage", "in", "front", "of", "people"], (2000, 24)
     )
     texts = [" ".join(row[: 4 + i % 21]) for i, row in enumerate(words)]
-    parts, model = dask.bag.from_sequence(texts, npartitions=16), BertEncoder.from_pretrained()
+    parts, model = dask.bag.from_sequence(texts, npartitions=16), SentenceEncoder.from_pretrained()
     [held] = client.persist([parts])
     return Work(
         lambda: model.encode(texts, num_threads=WORKERS),
-        lambda: encode(BertEncoder.from_pretrained, held),
-        lambda: encode(BertEncoder.from_pretrained, parts),
+        lambda: encode(SentenceEncoder.from_pretrained, held),
+        lambda: encode(SentenceEncoder.from_pretrained, parts),
         "125 texts",
     )
 

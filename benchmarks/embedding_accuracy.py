@@ -12,7 +12,7 @@ import string
 
 import numpy as np
 
-from fastattn.models import BertEncoder, default_folder
+from fastattn.models import SentenceEncoder, default_folder
 from laboratory.encoder import texts
 from report import Page, print_or_write
 
@@ -56,7 +56,7 @@ def table():
     exact = by_sentence_transformers(several)
     lines = ["| dtype | smallest cosine | of the text | median |", "| --- | ---: | --- | ---: |"]
     for dtype in DTYPES:
-        found = cosines(BertEncoder.from_pretrained(dtype=dtype).encode(several), exact)
+        found = cosines(SentenceEncoder.from_pretrained(dtype=dtype).encode(several), exact)
         worst = several[int(found.argmin())]
         lines.append(f"| {dtype} | {found.min():.7f} | `{worst!r:.30}` | {np.median(found):.7f} |")
     return "\n".join(lines)

@@ -65,8 +65,8 @@ embedding = embedding / np.linalg.norm(embedding)
 
 PROGRAMS = {
     "fastattn": Program(
-        "from fastattn.models import BertEncoder",
-        "model = BertEncoder.from_pretrained(folder, dtype=dtype)",
+        "from fastattn.models import SentenceEncoder",
+        "model = SentenceEncoder.from_pretrained(folder, dtype=dtype)",
         "embedding = model.encode(text)",
         dtypes=("float32", "bfloat16", "int8"),
     ),

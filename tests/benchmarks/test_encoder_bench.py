@@ -121,13 +121,13 @@ TOKENS = np.array([101, 1037, 2158, 2003, 2652, 1037, 2858, 1012, 102])
 
 
 def test_the_library_keeps_to_the_definition(model):
-    from fastattn.models import BertEncoder
+    from fastattn.models import SentenceEncoder
 
     exact = encoder.hidden_states(TOKENS)
     assert exact.dtype == np.float64
-    hidden = BertEncoder.from_pretrained(model)(TOKENS[None])
+    hidden = SentenceEncoder.from_pretrained(model)(TOKENS[None])
     assert encoder.check(hidden, [exact], "float32").kept
-    embedding = BertEncoder.from_pretrained(model).encode("A man is playing a guitar.")
+    embedding = SentenceEncoder.from_pretrained(model).encode("A man is playing a guitar.")
     assert encoder.check([embedding], [encoder.exact_embedding(TOKENS)], "float32").kept
 
 

@@ -20,7 +20,7 @@ for package in ("safetensors", "tokenizers"):
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from fastattn.models import BertEncoder
+from fastattn.models import SentenceEncoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sat", "on", "a", "mat", ".", ",", "$", "é", "東"]
 LINES = ["the cat sat on the mat.", "", "a dog, a cat", "  ", "the dog sat", "a cat, a dog", "the cat sat on the mat."]
@@ -73,7 +73,7 @@ def _tensors():
 
 @pytest.fixture(scope="module")
 def encoder(folder):
-    return BertEncoder.from_pretrained(folder)
+    return SentenceEncoder.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_embed_nothing(folder, out, texts):
 def test_embed_options(folder, out, texts, dtype, normalize):
     options = ["--dtype", dtype, "--normalize" if normalize else "--no-normalize", "--batch-size", "2"]
     main(["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(folder), *options])
-    expected = BertEncoder.from_pretrained(folder, dtype).encode(LINES, normalize=normalize)
+    expected = SentenceEncoder.from_pretrained(folder, dtype).encode(LINES, normalize=normalize)
     np.testing.assert_array_equal(np.load(out / "x.npy"), expected)
     lengths = np.linalg.norm(expected, axis=1)
     assert np.allclose(lengths, 1) == normalize
@@ -195,7 +195,7 @@ def test_embed_that_fails_leaves_all_as_it_was(monkeypatch, folder, out, texts, 
         assert len(os.listdir(out)) == 2  # the file is begun beside the former one
         raise error
 
-    monkeypatch.setattr(BertEncoder, "encode", broken)
+    monkeypatch.setattr(SentenceEncoder, "encode", broken)
     with pytest.raises((error, SystemExit)):
         main(["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(folder)])
     assert os.listdir(out) == ["x.npy"]
@@ -219,14 +219,14 @@ def test_embed_on_a_full_disk(folder, out, texts):
 @pytest.mark.parametrize("name", ["no/such/folder/x.npy", "texts.txt/x.npy", ".", "-", "/dev/null"])
 def test_embed_into_what_is_no_file(monkeypatch, capsys, folder, texts, name):
     monkeypatch.chdir(texts.parent)
-    monkeypatch.delattr(BertEncoder, "encode")  # it is found out before any work
+    monkeypatch.delattr(SentenceEncoder, "encode")  # it is found out before any work
     assert refused(capsys, "embed", texts, "-o", name, "--model", folder).startswith(f"cannot write {name}: ")
     assert os.listdir(texts.parent) == ["texts.txt"]
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.npz", "x.npy.gz", "x.txt"])
 def test_embed_into_other_kinds_of_files(monkeypatch, capsys, folder, out, texts, name):
-    monkeypatch.delattr(BertEncoder, "encode")  # it is found out before any work
+    monkeypatch.delattr(SentenceEncoder, "encode")  # it is found out before any work
     said = refused(capsys, "embed", texts, "-o", out / name, "--model", folder)
     assert said.endswith(f"argument -o: '{out / name}' does not end in .npy")
     assert os.listdir(out) == []

@@ -634,11 +634,12 @@ def test_softmax_on_a_cluster(client):
 def test_encode_on_a_cluster(client, sent):
     for package in MODELS:
         pytest.importorskip(package)
-    from fastattn.models import BertEncoder
+    from fastattn.models import SentenceEncoder
 
-    model, texts = BertEncoder.from_pretrained(), ["A man is playing a guitar.", "Rain.", "", "The market fell today."]
+    model = SentenceEncoder.from_pretrained()
+    texts = ["A man is playing a guitar.", "Rain.", "", "The market fell today."]
     parts = pytest.importorskip("dask.bag").from_sequence(texts, npartitions=2)
-    [result] = computed(client, encode(model if sent else BertEncoder.from_pretrained, parts))
+    [result] = computed(client, encode(model if sent else SentenceEncoder.from_pretrained, parts))
     np.testing.assert_allclose(result, model.encode(texts), atol=1e-6)
 
 

