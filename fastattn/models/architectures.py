@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from fastattn.models.position_bias import Buckets
+
 
 class Architecture(NamedTuple):
     """Our names, mapped to those of a model_type."""
@@ -16,6 +18,8 @@ class Architecture(NamedTuple):
     # torch.nn.TransformerEncoderLayer's name -> tensors of a layer, both without "weight" and "bias"; several tensors
     # are stacked by rows.
     tensors: dict[str, tuple[str, ...]]
+    required: dict[str, Any] = {}  # noqa: RUF012 (a named tuple's) as REQUIRED_VALUES, which it overrules
+    position_bias: Buckets | None = None  # of all layers
 
 
 _BERT = Architecture(
@@ -71,11 +75,27 @@ _DISTILBERT = Architecture(
         "norm2.": ("output_layer_norm.",),
     },
 )
+_MPNET = _ROBERTA._replace(
+    defaults=_ROBERTA.defaults | {"token_types": 0},
+    tokenizer_class="MPNetTokenizer",
+    tensors={
+        "self_attn.in_proj_": ("attention.attn.q.", "attention.attn.k.", "attention.attn.v."),
+        "self_attn.out_proj.": ("attention.attn.o.",),
+        "norm1.": ("attention.LayerNorm.",),
+        "linear1.": ("intermediate.dense.",),
+        "linear2.": ("output.dense.",),
+        "norm2.": ("output.LayerNorm.",),
+    },
+    # transformers' model uses these numbers whatever config.json says.
+    required={"relative_attention_num_buckets": 32, "pad_token_id": 1},
+    position_bias=Buckets("encoder.relative_attention_bias.weight", 32, 128),
+)
 
 ARCHITECTURES = {
     "bert": _BERT,
     "camembert": _ROBERTA._replace(tokenizer_class="CamembertTokenizer"),
     "distilbert": _DISTILBERT,
+    "mpnet": _MPNET,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA._replace(tokenizer_class="XLMRobertaTokenizer"),
 }
@@ -103,5 +123,5 @@ REQUIRED_VALUES = {
     "pruned_heads": {},
     "quantization_config": None,
     "relative_attention": False,  # DeBERTa
-    "relative_attention_num_buckets": None,  # MPNet
+    "relative_attention_num_buckets": None,
 }

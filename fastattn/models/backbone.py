@@ -11,7 +11,7 @@ from fastattn._dtypes import TYPES
 from fastattn.models.embeddings import Embeddings
 from fastattn.models.float16 import check_finite, check_scores
 from fastattn.models.inputs import checked
-from fastattn.models.parameters import embedding_parameters, layer_parameters
+from fastattn.models.parameters import embedding_parameters, layer_parameters, position_bias
 from fastattn.nn import TransformerEncoder
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Backbone:
         Dtype of the layers' weights.
     """
 
-    __slots__ = ("_activations", "_embeddings", "_encoder", "configuration", "dtype")
+    __slots__ = ("_activations", "_embeddings", "_encoder", "_position_bias", "configuration", "dtype")
 
     def __init__(self, configuration: Configuration, checkpoint: Checkpoint, dtype: str, pack: bool) -> None:
         """Take the tensors from the checkpoint; those of heads are left in it (`checkpoint.unread()`)."""
@@ -49,13 +49,15 @@ class Backbone:
             dtype=dtype,
             pack=pack,
         )
+        self._position_bias = position_bias(checkpoint, configuration)
         check_scores(self._encoder, self._embeddings)
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
 
     def __call__(self, packed: Packed, num_threads: int | None = None) -> NDArray[np.float32]:
         """The output of the last layer: (tokens, H)."""
         x = self._rows(packed, num_threads)
-        self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads)
+        options = {"cu_seqlens": packed.cu_seqlens, "position_bias": self._position_bias, "num_threads": num_threads}
+        self._encoder(x, out=x, **options)
         hidden = x.astype(np.float32, copy=False)
         check_finite(self.dtype, hidden)
         return hidden
@@ -75,8 +77,10 @@ class Backbone:
         """The attention weights of one sequence in one head, (S, S)."""
         x = self._rows(packed)
         for below in self._encoder.layers[:layer]:
-            x = below(x, cu_seqlens=packed.cu_seqlens)
-        weights = self._encoder.layers[layer].self_attn.attention_weights(x[np.newaxis])[0, head].astype(np.float32)
+            x = below(x, cu_seqlens=packed.cu_seqlens, position_bias=self._position_bias)
+        attention = self._encoder.layers[layer].self_attn
+        weights = attention.attention_weights(x[np.newaxis], position_bias=self._position_bias)[0, head]
+        weights = weights.astype(np.float32)
         check_finite(self.dtype, x.astype(np.float32), weights)
         return weights
 

@@ -43,7 +43,7 @@ def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
     path = folder / "config.json"
     raw = read_json(path, dict) | changes
     architecture = known_architecture(path, raw)
-    for field, needed in REQUIRED_VALUES.items():
+    for field, needed in (REQUIRED_VALUES | architecture.required).items():
         if raw.get(field, needed) not in (needed, None):
             raise ValueError(f"{path}: {field} must be {needed!r} or absent, got {raw[field]!r}")
     classes = raw.get("architectures") or []

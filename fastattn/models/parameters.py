@@ -45,6 +45,15 @@ def embedding_parameters(checkpoint: Checkpoint, configuration: Configuration) -
     }
 
 
+def position_bias(checkpoint: Checkpoint, configuration: Configuration) -> NDArray[np.float32] | None:
+    """The table of biases by distance, if the model has one."""
+    buckets = configuration.architecture.position_bias
+    if buckets is None:
+        return None
+    biases = checkpoint.take(_prefix(checkpoint) + buckets.tensor, (buckets.count, configuration.heads))
+    return buckets.position_bias(biases, configuration.max_length)
+
+
 class LayerParameters(Mapping):
     """{PyTorch's name: array} of all layers. Pages of the file are released when the next layer begins to be read."""
 
