@@ -17,6 +17,7 @@ tokens.py             texts to token ids
 tokenizer_files.py    the files of a tokenizer, read as transformers reads them
 tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
+position_bias.py      relative position biases by distance, from those of buckets
 pooling.py            the rows of a sequence to one embedding
 float16.py            errors for overflow in float16
 progress.py           the progress bar on standard error

@@ -47,6 +47,7 @@ ARCHITECTURES = {
         | _NO_MARKS
         | {"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]},
     },
+    "MPNet": {"": _COMMON | {"pad_token_id": 1, "layer_norm_eps": 1e-3, "max_position_embeddings": 170}},
     "NomicBert": {"": _TYPED, "theta": _TYPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}},
     "Gte": {"": _TYPED | {"type_vocab_size": 1}, "scaled": _TYPED | _NTK, "no types": _TYPED | {"type_vocab_size": 0}},
     "Qwen3": {"": _GROUPED, "bias": _GROUPED | {"attention_bias": True, "rope_parameters": _NTK["rope_parameters"]}},

@@ -146,6 +146,9 @@ CONFIGURATIONS_REFUSED = [
     ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads must be"),
     ("bert", {"quantization_config": {"bits": 4}}, "quantization_config must be"),
     ("bert", {"relative_attention": True}, "relative_attention must be"),
+    ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets must be 32 or absent, got 64"),
+    ("mpnet", {"pad_token_id": 0}, "pad_token_id must be 1 or absent, got 0"),
+    ("bert", {"relative_attention_num_buckets": 32}, "relative_attention_num_buckets must be None or absent, got 32"),
     # What is wrong
     ("bert", {"hidden_size": 0}, "hidden_size must be an int of at least 1, got 0"),
     ("bert", {"hidden_size": 24.0}, "hidden_size must be an int"),
@@ -522,8 +525,8 @@ def test_pickles_alone(tmp_path, bert, name, place):
 
 
 OTHERS = {
-    "MPNet": ({"config.json": {"model_type": "mpnet", "relative_attention_num_buckets": 32}},
-              "model_type must be one of .*bert.* got 'mpnet'"),
+    "XLNet": ({"config.json": {"model_type": "xlnet", "relative_attention_num_buckets": 32}},
+              "model_type must be one of .*bert.* got 'xlnet'"),
     "T5": ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "model_type must be one of .* got 't5'"),
     "DeBERTa": ({"config.json": {"model_type": "deberta-v2", "relative_attention": True}}, "got 'deberta-v2'"),
     "a sentence-transformers' T5": (

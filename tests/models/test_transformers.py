@@ -139,6 +139,7 @@ ARCHITECTURES = {
     "Bert": _BERT | {"type_vocab_size": 3, "layer_norm_eps": 1e-3},
     "Camembert": _BERT | {"type_vocab_size": 1, "pad_token_id": 1},
     "DistilBert": _COMMON | {"dim": 48, "hidden_dim": 80, "n_layers": 3, "n_heads": 4},
+    "MPNet": _BERT | {"layer_norm_eps": 1e-5, "pad_token_id": 1},
     "Roberta": _BERT | {"type_vocab_size": 2, "layer_norm_eps": 1e-5, "pad_token_id": 1},
     "XLMRoberta": _BERT | {"type_vocab_size": 1, "pad_token_id": 1},
 }
@@ -206,7 +207,6 @@ def test_models_with_heads(rng, tmp_path, architecture, kind):
 
 
 OTHERS = {
-    "mpnet": ("MPNet", {}),
     "t5": ("T5", {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4}),
     "deberta-v2": ("DebertaV2", {"relative_attention": True}),
 }
