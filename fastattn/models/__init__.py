@@ -20,6 +20,7 @@ tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
 pooling.py            the rows of a sequence to one embedding
 pipeline.py           texts to embeddings, by the modules above; the options of a call, checked
+batching.py           Batching: texts of many callers, packed together
 precision.py          embeddings in 8 bits or 1 bit for each number
 similarity.py         similarity of embeddings
 arrays.py             the only place that checks arrays of embeddings
@@ -35,8 +36,9 @@ try:
 except ImportError as error:
     raise ImportError(f"fastattn.models needs {error.name}: pip install 'fastattn[models]'") from error
 
+from fastattn.models.batching import Batching
 from fastattn.models.folders import default_folder
 from fastattn.models.precision import quantize_embeddings
 from fastattn.models.sentence_encoder import SentenceEncoder
 
-__all__ = ["SentenceEncoder", "default_folder", "quantize_embeddings"]
+__all__ = ["Batching", "SentenceEncoder", "default_folder", "quantize_embeddings"]
