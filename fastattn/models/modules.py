@@ -17,7 +17,7 @@ from fastattn.models.recognition import check_family, known_architecture
 from fastattn.models.sentences import Sentences, check_fields, limit, read_sentences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 # Before pooling_mode existed, each mode had a field of its own; several at once are concatenated in this order.
@@ -64,7 +64,7 @@ def read_modules(folder: Path) -> Modules:
     saved = read_json(defaults, dict, default={})
     check_family(folder, saved)
     path = folder / "modules.json"
-    rows = [_module(path, module) for module in read_json(path, list, default=[])]
+    rows = listed_modules(path, _KINDS)
     found: dict[str, list[Path]] = {kind: [row.folder for row in rows if row.kind == kind] for kind in _KINDS}
     transformer = found["Transformer"][0] if found["Transformer"] else folder
     config = transformer / "config.json"
@@ -99,12 +99,17 @@ def read_pooling(modules: Modules, hidden: int, prompt_length: int) -> Pooling:
     return Pooling(modules.modes, skipped, tuple(steps), modules.normalize, min(size, modules.truncate_dim or size))
 
 
-def _module(path: Path, module: Any) -> Module:
+def listed_modules(path: Path, kinds: Iterable[str]) -> list[Module]:
+    """The modules that modules.json lists, none if there is no such file; ValueError for one of another kind."""
+    return [_module(path, module, kinds) for module in read_json(path, list, default=[])]
+
+
+def _module(path: Path, module: Any, kinds: Iterable[str]) -> Module:
     kind = str(module.get("type") if isinstance(module, dict) else module)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
-    if not isinstance(module, dict) or package != "sentence_transformers" or name not in _KINDS:
-        raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(_KINDS)}, got {kind!r}")
+    if not isinstance(module, dict) or package != "sentence_transformers" or name not in kinds:
+        raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(kinds)}, got {kind!r}")
     return Module(name, inside(f"{path}: path", path.parent, module.get("path", "")))
 
 
