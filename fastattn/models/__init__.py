@@ -3,6 +3,7 @@
 A map of the package, which is imported only when used:
 
 sentence_encoder.py   SentenceEncoder: each method is a few calls of the modules below
+backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
 recognition.py        recognises folders that are not supported models, for error messages
 architectures.py      the names of fields and tensors in each model_type: one row each
@@ -20,7 +21,7 @@ pooling.py            the rows of a sequence to one embedding
 float16.py            errors for overflow in float16
 progress.py           the progress bar on standard error
 
-A text passes tokens -> embeddings -> fastattn.nn.TransformerEncoder -> pooling.
+A text passes tokens -> backbone (embeddings -> fastattn.nn.TransformerEncoder) -> pooling.
 """
 
 try:

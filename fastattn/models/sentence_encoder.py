@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastattn import _arguments
-from fastattn._dtypes import TYPES
+from fastattn.models.backbone import Backbone, checked_dtype
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import read_configuration
-from fastattn.models.embeddings import Embeddings
-from fastattn.models.float16 import check_finite, check_scores
-from fastattn.models.folders import default_folder
-from fastattn.models.inputs import Packed, checked, chosen, gathered
+from fastattn.models.folders import existing_folder
+from fastattn.models.inputs import chosen, gathered
 from fastattn.models.modules import read_modules, read_pooling
-from fastattn.models.parameters import embedding_parameters, layer_parameters
 from fastattn.models.progress import Progress
 from fastattn.models.recognition import head
 from fastattn.models.tokens import Tokens, checked_text, checked_texts
-from fastattn.nn import TransformerEncoder
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
-
-# dtype of the weights -> dtype of the hidden states. With 8-bit weights, rounding these to 16 bits does not matter.
-ACTIVATIONS = {row.name: row.activations for row in TYPES if row.activations}
 
 # Tokens that `encode` takes through the layers together, by default.
 TOKENS_AT_ONCE = 4096
@@ -73,36 +66,24 @@ class SentenceEncoder:
     0.67 -0.05
     """
 
-    __slots__ = ("_activations", "_configuration", "_embeddings", "_encoder", "_head", "_pooling", "_tokens", "dtype")
+    __slots__ = ("_backbone", "_head", "_pooling", "_tokens")
 
     def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
         modules = read_modules(folder)
         configuration = read_configuration(modules.transformer, modules.sentences.configuration)
-        self._configuration = configuration
         checkpoint = Checkpoint(modules.transformer)
-        self._embeddings = Embeddings(**embedding_parameters(checkpoint, configuration), eps=configuration.norm_eps)
-        self._encoder = TransformerEncoder.from_state_dict(
-            layer_parameters(checkpoint, configuration),
-            num_heads=configuration.heads,
-            activation=configuration.activation,
-            norm_eps=configuration.norm_eps,
-            dtype=dtype,
-            pack=pack,
-        )
-        check_scores(self._encoder, self._embeddings)
+        self._backbone = Backbone(configuration, checkpoint, dtype, pack)
         self._tokens = Tokens(modules, configuration)
         self._pooling = read_pooling(modules, configuration.hidden, self._tokens.prompt_length())
         # modules.json says that hidden states are pooled, so a head does not matter.
         self._head = "" if modules.listed else head(configuration.classes, checkpoint.unread())
-        self.dtype = dtype
-        self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
         checkpoint.forget_pages()
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(model_type={self._configuration.model_type!r}, num_layers={self.num_layers}, "
-            f"num_heads={self.num_heads}, hidden_size={self.hidden_size}, embedding_size={self.embedding_size}, "
-            f"max_length={self.max_length}, dtype={self.dtype!r})"
+            f"{type(self).__name__}(model_type={self._backbone.configuration.model_type!r}, "
+            f"num_layers={self.num_layers}, num_heads={self.num_heads}, hidden_size={self.hidden_size}, "
+            f"embedding_size={self.embedding_size}, max_length={self.max_length}, dtype={self.dtype!r})"
         )
 
     @classmethod
@@ -153,18 +134,7 @@ class SentenceEncoder:
         processes share them, and only the rows of words in use are read. The file must not change while the model is in
         use.
         """
-        if folder is not None and not isinstance(folder, str | Path) and not hasattr(folder, "__fspath__"):
-            raise TypeError(f"folder must be a path or None, got {type(folder).__name__}")
-        if not isinstance(dtype, str):
-            raise TypeError(f"dtype must be a str, got {type(dtype).__name__}")
-        if dtype not in ACTIVATIONS:
-            raise ValueError(f"dtype must be one of {', '.join(ACTIVATIONS)}, got {dtype!r}")
-        _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
-        path = default_folder() if folder is None else Path(folder)
-        if not path.is_dir():
-            raise FileNotFoundError(
-                f"folder must be a folder on this machine, as snapshot_download makes it, got {str(path)!r}"
-            )
+        path, dtype = existing_folder(folder), checked_dtype(dtype)
         return cls(path, dtype, _arguments.flag("pack", pack))
 
     @property
@@ -173,19 +143,23 @@ class SentenceEncoder:
 
     @property
     def hidden_size(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._configuration.hidden
+        return self._backbone.configuration.hidden
 
     @property
     def embedding_size(self) -> int:  # noqa: D102 (described in the class's docstring)
         return self._pooling.size
 
     @property
+    def dtype(self) -> str:  # noqa: D102 (described in the class's docstring)
+        return self._backbone.dtype
+
+    @property
     def num_layers(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._configuration.layers
+        return self._backbone.configuration.layers
 
     @property
     def num_heads(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._configuration.heads
+        return self._backbone.configuration.heads
 
     def __call__(
         self,
@@ -234,12 +208,7 @@ class SentenceEncoder:
         >>> hidden.shape, bool(hidden[1, 2].any())
         ((2, 3, 384), False)
         """
-        packed = checked(self._configuration, input_ids, attention_mask, token_type_ids)
-        hidden = self._hidden(packed, num_threads)
-        padded = hidden if packed.kept is None else np.zeros((packed.kept.size, self.hidden_size), np.float32)
-        if packed.kept is not None:
-            padded[packed.kept] = hidden
-        return padded.reshape(*np.shape(input_ids), self.hidden_size)
+        return self._backbone.padded(input_ids, attention_mask, token_type_ids, num_threads)
 
     def encode(
         self,
@@ -306,8 +275,8 @@ class SentenceEncoder:
         order = np.argsort(-lengths, kind="stable")
         with Progress(len(lengths), show_progress) as progress:
             for pack in _packs(order, lengths, most):
-                packed = gathered(self._configuration, ids, cu_seqlens[pack], lengths[pack])
-                embeddings[pack] = self._pooling(self._hidden(packed, num_threads), packed.cu_seqlens, normalize)
+                packed = gathered(self._backbone.configuration, ids, cu_seqlens[pack], lengths[pack])
+                embeddings[pack] = self._pooling(self._backbone(packed, num_threads), packed.cu_seqlens, normalize)
                 progress.add(len(pack))
         return embeddings[0] if isinstance(texts, str) else embeddings
 
@@ -339,7 +308,7 @@ class SentenceEncoder:
         ids, cu_seqlens = self._tokens(checked_texts(texts))
         lengths = np.diff(cu_seqlens)
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-        padded = np.full(mask.shape, self._configuration.padding_id)
+        padded = np.full(mask.shape, self._backbone.configuration.padding_id)
         padded[mask] = ids
         return {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
 
@@ -375,27 +344,8 @@ class SentenceEncoder:
         """
         layer, head = chosen("layer", layer, self.num_layers), chosen("head", head, self.num_heads)
         ids, cu_seqlens = self._tokens([checked_text("text", text)])
-        packed = gathered(self._configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
-        x = self._rows(packed)
-        for below in self._encoder.layers[:layer]:
-            x = below(x, cu_seqlens=cu_seqlens)
-        weights = self._encoder.layers[layer].self_attn.attention_weights(x[np.newaxis])[0, head].astype(np.float32)
-        check_finite(self.dtype, x.astype(np.float32), weights)
-        return self._tokens.strings(ids), weights
-
-    def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
-        """The input of the first layer: (tokens, H) in the dtype of the hidden states."""
-        x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
-        with np.errstate(over="ignore"):  # float16 may overflow: the result is checked
-            return x.astype(self._activations, copy=False)
-
-    def _hidden(self, packed: Packed, num_threads: int | None) -> NDArray[np.float32]:
-        """The output of the last layer: (tokens, H)."""
-        x = self._rows(packed, num_threads)
-        self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads)
-        hidden = x.astype(np.float32, copy=False)
-        check_finite(self.dtype, hidden)
-        return hidden
+        packed = gathered(self._backbone.configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
+        return self._tokens.strings(ids), self._backbone.attention_weights(packed, layer, head)
 
 
 def _packs(order: NDArray, lengths: NDArray, most: int | None) -> Iterator[NDArray]:

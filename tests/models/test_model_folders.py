@@ -21,7 +21,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 from tokenizers import models, normalizers, pre_tokenizers
 
 from fastattn.models import SentenceEncoder
-from fastattn.models.sentence_encoder import ACTIVATIONS
+from fastattn.models.backbone import ACTIVATIONS
 from support import encoders
 from support.encoders import (
     CONFIGURATIONS,

@@ -13,7 +13,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
     pytest.importorskip(package)
 
 from fastattn.models import SentenceEncoder
-from fastattn.models.sentence_encoder import ACTIVATIONS
+from fastattn.models.backbone import ACTIVATIONS
 from support import encoders
 from support.encoders import (
     CHARACTERS,
