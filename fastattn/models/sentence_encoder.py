@@ -13,19 +13,17 @@ from fastattn.models.configuration import read_configuration
 from fastattn.models.folders import existing_folder
 from fastattn.models.inputs import chosen, gathered
 from fastattn.models.modules import read_modules, read_pooling
+from fastattn.models.packs import packs
 from fastattn.models.progress import Progress
 from fastattn.models.recognition import head
 from fastattn.models.tokens import Tokens, checked_text, checked_texts
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
-
-# Tokens that `encode` takes through the layers together, by default.
-TOKENS_AT_ONCE = 4096
 
 
 class SentenceEncoder:
@@ -274,7 +272,7 @@ class SentenceEncoder:
         embeddings = np.empty((len(lengths), self.embedding_size), np.float32)
         order = np.argsort(-lengths, kind="stable")
         with Progress(len(lengths), show_progress) as progress:
-            for pack in _packs(order, lengths, most):
+            for pack in packs(order, lengths, most):
                 packed = gathered(self._backbone.configuration, ids, cu_seqlens[pack], lengths[pack])
                 embeddings[pack] = self._pooling(self._backbone(packed, num_threads), packed.cu_seqlens, normalize)
                 progress.add(len(pack))
@@ -346,17 +344,3 @@ class SentenceEncoder:
         ids, cu_seqlens = self._tokens([checked_text("text", text)])
         packed = gathered(self._backbone.configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
         return self._tokens.strings(ids), self._backbone.attention_weights(packed, layer, head)
-
-
-def _packs(order: NDArray, lengths: NDArray, most: int | None) -> Iterator[NDArray]:
-    """Cut the texts in `order` into packs of `most` texts or, for None, of TOKENS_AT_ONCE tokens; at least one text."""
-    ends = np.cumsum(lengths[order])
-    start = 0
-    while start < len(order):
-        if most is None:
-            limit = ends[start] - lengths[order[start]] + TOKENS_AT_ONCE
-            end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        else:
-            end = start + most
-        yield order[start:end]
-        start = end
