@@ -3,6 +3,8 @@
 A map of the package, which is imported only when used:
 
 sentence_encoder.py   SentenceEncoder: each method is a few calls of the modules below
+cross_encoder.py      CrossEncoder: pairs of texts to scores
+pretrained.py         what these models share: from_pretrained, the sizes
 backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
 recognition.py        recognises folders that are not supported models, for error messages
@@ -17,6 +19,9 @@ tokens.py             texts to token ids
 tokenizer_files.py    the files of a tokenizer, read as transformers reads them
 tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
+prompts.py            the prompts of a folder by name
+packs.py              cuts texts into packs that go through the layers together
+heads.py              heads of transformers' models: the names of their tensors, one row a model_type
 pooling.py            the rows of a sequence to one embedding
 float16.py            errors for overflow in float16
 progress.py           the progress bar on standard error
@@ -30,7 +35,8 @@ try:
 except ImportError as error:
     raise ImportError(f"fastattn.models needs {error.name}: pip install 'fastattn[models]'") from error
 
+from fastattn.models.cross_encoder import CrossEncoder
 from fastattn.models.folders import default_folder
 from fastattn.models.sentence_encoder import SentenceEncoder
 
-__all__ = ["SentenceEncoder", "default_folder"]
+__all__ = ["CrossEncoder", "SentenceEncoder", "default_folder"]

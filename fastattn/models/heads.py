@@ -1,4 +1,4 @@
-"""Heads of transformers' models, which follow the last hidden state: the names of their tensors, one row a model_type."""
+"""Heads, which follow the last hidden state in transformers' models: the names of their tensors, one row each."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ class Classifier(NamedTuple):
         return len(self.output.weight)
 
 
-def read_classifier(path: Path, raw: dict[str, Any], configuration: Configuration, checkpoint: Checkpoint) -> Classifier:
+def read_classifier(
+    path: Path, raw: dict[str, Any], configuration: Configuration, checkpoint: Checkpoint
+) -> Classifier:
     """The classification head of a checkpoint; `raw` is the content of config.json, whose path is for errors."""
     row = _CLASSIFIERS.get(configuration.model_type)
     if row is None:
@@ -113,8 +115,8 @@ def read_classifier(path: Path, raw: dict[str, Any], configuration: Configuratio
     size = len(transform.dense.weight)
     name = f"{row.output}weight"
     labels = checkpoint.rows(name)
-    output = Dense(_float32(checkpoint, name, (labels, size)), _float32(checkpoint, f"{row.output}bias", (labels,)), None)
-    return Classifier(_means(path, raw, row), transform, output)
+    weight, bias = _float32(checkpoint, name, (labels, size)), _float32(checkpoint, f"{row.output}bias", (labels,))
+    return Classifier(_means(path, raw, row), transform, Dense(weight, bias, None))
 
 
 def _transform(

@@ -59,7 +59,9 @@ class Sentences(NamedTuple):
     tokenizer: dict[str, Any]  # overrides of tokenizer_config.json
 
 
-def read_sentences(folder: Path, task: str = "feature-extraction", default_task: str = "feature-extraction") -> Sentences:
+def read_sentences(
+    folder: Path, task: str = "feature-extraction", default_task: str = "feature-extraction"
+) -> Sentences:
     """Read sentence_bert_config.json, or sentence_roberta_config.json and so on, of a transformer with that task.
 
     An unknown field is an error, as in sentence-transformers.

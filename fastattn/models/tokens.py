@@ -79,11 +79,14 @@ class Tokens:
             ids.append(_joined((encoding.ids for encoding in encodings), lengths[-1].sum()))
         return np.concatenate(ids), cumulated(np.concatenate(lengths))
 
-    def pairs(self, pairs: list[tuple[str, str]]) -> tuple[NDArray, NDArray | None, NDArray]:
-        """Tokenize pairs, each truncated from the end of its longer text: (ids, token types or None, cumulative lengths)."""
+    def pairs(self, pairs: list[tuple[str, str]], prompt: str) -> tuple[NDArray, NDArray | None, NDArray]:
+        """Tokenize pairs, the prompt before each first text: (ids, token types or None, cumulative lengths).
+
+        The longer text of a pair is truncated first.
+        """
         ids, types, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(pairs), AT_ONCE):
-            encodings = self._encodings([(self._prompt + a, b) for a, b in pairs[start : start + AT_ONCE]])
+            encodings = self._encodings([(prompt + a, b) for a, b in pairs[start : start + AT_ONCE]])
             lengths.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
             ids.append(_joined((encoding.ids for encoding in encodings), lengths[-1].sum()))
             if self._token_types:
@@ -129,13 +132,13 @@ def _truncation(path: Path, raw: dict) -> tuple[str, float]:
     return side, limit
 
 
-def checked_texts(texts: object) -> list[str]:
+def checked_texts(texts: object, name: str = "texts") -> list[str]:
     """Texts as a list; TypeError for anything but a str or an iterable of str."""
     if isinstance(texts, str):
-        return [checked_text("texts", texts)]
+        return [checked_text(name, texts)]
     if isinstance(texts, bytes | bytearray) or not hasattr(texts, "__iter__"):
-        raise TypeError(f"texts must be a str or a list of str, got {type(texts).__name__}")
-    return [checked_text(f"texts[{i}]", text) for i, text in enumerate(texts)]
+        raise TypeError(f"{name} must be a str or a list of str, got {type(texts).__name__}")
+    return [checked_text(f"{name}[{i}]", text) for i, text in enumerate(texts)]
 
 
 def checked_pairs(pairs: object) -> list[tuple[str, str]]:
