@@ -4,6 +4,10 @@ A map of the package, which is imported only when used:
 
 sentence_encoder.py   SentenceEncoder: each method is a few calls of the modules below
 cross_encoder.py      CrossEncoder: pairs of texts to scores
+sparse_encoder.py     SparseEncoder: texts to weights of words
+sparse_routes.py      how a sparse encoder encodes queries and documents: its modules
+splade.py             hidden states to weights of words, in pieces
+sparse_vectors.py     compressed rows
 pretrained.py         what these models share: from_pretrained, the sizes
 backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
@@ -38,5 +42,7 @@ except ImportError as error:
 from fastattn.models.cross_encoder import CrossEncoder
 from fastattn.models.folders import default_folder
 from fastattn.models.sentence_encoder import SentenceEncoder
+from fastattn.models.sparse_encoder import SparseEncoder
+from fastattn.models.sparse_vectors import SparseVectors
 
-__all__ = ["CrossEncoder", "SentenceEncoder", "default_folder"]
+__all__ = ["CrossEncoder", "SentenceEncoder", "SparseEncoder", "SparseVectors", "default_folder"]

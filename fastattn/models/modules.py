@@ -101,10 +101,11 @@ def read_pooling(modules: Modules, hidden: int, prompt_length: int) -> Pooling:
 
 def listed_modules(path: Path, kinds: Iterable[str]) -> list[Module]:
     """The modules that modules.json lists, none if there is no such file; ValueError for one of another kind."""
-    return [_module(path, module, kinds) for module in read_json(path, list, default=[])]
+    return [module_of(path, module, kinds) for module in read_json(path, list, default=[])]
 
 
-def _module(path: Path, module: Any, kinds: Iterable[str]) -> Module:
+def module_of(path: Path, module: Any, kinds: Iterable[str]) -> Module:
+    """A module by its type and its folder below that of the file `path`."""
     kind = str(module.get("type") if isinstance(module, dict) else module)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]

@@ -39,15 +39,15 @@ def read_prompts(path: Path, raw: dict[str, Any]) -> Prompts:
 
     That a model has no prompt for documents but one for passages does not make the latter that for documents.
     """
-    prompts, default = raw.get("prompts", {}), raw.get("default_prompt_name")
+    prompts, default = raw.get("prompts"), raw.get("default_prompt_name")
+    prompts = {} if prompts is None else prompts
     if not isinstance(prompts, dict):
         raise ValueError(f"{path}: prompts must be an object, got {prompts!r:.80}")
+    named = {QUERY: "", DOCUMENT: ""}
     for name, prompt in prompts.items():
         if not isinstance(prompt, str | None):
             raise ValueError(f"{path}: prompts must hold strings, got {prompt!r:.80} for {name!r}")
-    named = {QUERY: "", DOCUMENT: ""} | {
-        name: checked_text(f"{path}: {name}", text or "") for name, text in prompts.items()
-    }
+        named[name] = checked_text(f"{path}: prompts[{name!r}]", prompt or "")
     if default is not None and (not isinstance(default, str) or default not in named):
         raise ValueError(f"{path}: default_prompt_name must be one of prompts, got {default!r}")
     return Prompts(named, "" if default is None else named[default])

@@ -43,9 +43,11 @@ if hasattr(os, "register_at_fork"):
 class Tokens:
     """The tokenizer of a folder, which truncates texts to the model's maximum length."""
 
-    __slots__ = ("_path", "_prompt", "_special_ids", "_token_types", "_tokenizer", "max_length")
+    __slots__ = ("_path", "_prompt", "_special", "_special_ids", "_token_types", "_tokenizer", "max_length")
 
-    def __init__(self, modules: Modules, configuration: Configuration, *, pairs: bool = False) -> None:
+    def __init__(
+        self, modules: Modules, configuration: Configuration, *, pairs: bool = False, special: bool = True
+    ) -> None:
         changes = modules.sentences.tokenizer
         files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
         tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompt
@@ -56,7 +58,8 @@ class Tokens:
             "max_position_embeddings": configuration.max_length,
             **({"max_seq_length": seq_length} if seq_length else {"model_max_length": limit}),
         }
-        least = tokenizer.num_special_tokens_to_add(pairs) + 1
+        self._special = special
+        least = tokenizer.num_special_tokens_to_add(pairs) * special + 1
         field = min(limits, key=limits.get)
         self.max_length = int(limits[field])
         if self.max_length < least:
@@ -70,11 +73,12 @@ class Tokens:
             tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
         self._tokenizer = tokenizer
 
-    def __call__(self, texts: list[str]) -> tuple[NDArray, NDArray]:
-        """Tokenize texts: (ids of all, one after the other; cumulative lengths)."""
+    def __call__(self, texts: list[str], prompt: str | None = None) -> tuple[NDArray, NDArray]:
+        """Tokenize texts behind a prompt, by default the folder's: (ids of all in a row, cumulative lengths)."""
+        prompt = self._prompt if prompt is None else prompt
         ids, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(texts), AT_ONCE):
-            encodings = self._encodings([self._prompt + text for text in texts[start : start + AT_ONCE]])
+            encodings = self._encodings([prompt + text for text in texts[start : start + AT_ONCE]])
             lengths.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
             ids.append(_joined((encoding.ids for encoding in encodings), lengths[-1].sum()))
         return np.concatenate(ids), cumulated(np.concatenate(lengths))
@@ -108,8 +112,9 @@ class Tokens:
     def _encodings(self, texts: list[str] | list[tuple[str, str]]) -> list[Encoding]:
         with library_errors(self._path):
             if _forked and "TOKENIZERS_PARALLELISM" in os.environ:
-                return [self._tokenizer.encode(*((text,) if isinstance(text, str) else text)) for text in texts]
-            return self._tokenizer.encode_batch_fast(texts)
+                each = ((text,) if isinstance(text, str) else text for text in texts)
+                return [self._tokenizer.encode(*text, add_special_tokens=self._special) for text in each]
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special)
 
 
 def _joined(lists: Iterable[list[int]], total: int) -> NDArray:
