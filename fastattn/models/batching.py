@@ -20,7 +20,8 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn.models.inputs import cumulated
-from fastattn.models.pipeline import TOKENS_AT_ONCE, Options, Pipeline, Tokenized
+from fastattn.models.packs import TOKENS_AT_ONCE
+from fastattn.models.pipeline import Options, Pipeline, Tokenized
 from fastattn.models.precision import quantized
 from fastattn.models.tokens import checked_texts
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Characters that `encode_async` tokenizes in the event loop: 0.3 ms. More are left to another thread.
+# Characters that `encode_async` tokenizes in the event loop: about 1 ms. More are left to another thread.
 _CHARACTERS_AT_ONCE = 1024
 
 _CLOSED = "batching must be open, got one that is closed"
