@@ -225,15 +225,15 @@ static void softmax_tiny_rows(const fa_softmax *s, const char *x, const char *wh
         for (ptrdiff_t i = 0; i < n; i++)
             for (int lane = 0; lane < LANES; lane++) lane_major[i * LANES + lane] = row_major[lane * n + i];
 
-        V max = splat((R)-INFINITY), sum = {0};
+        V max = splat((R)-INFINITY), sum[4] = {{0}, {0}, {0}, {0}}; /* short chains: a sum of 32 terms in one is worse */
         for (ptrdiff_t i = 0; i < n; i++) max = maximum(load(lane_major + i * LANES), max);
         const V shift = lanes_shift(max);
         for (ptrdiff_t i = 0; i < n; i++) {
             V less = load(lane_major + i * LANES) - shift, term = vector_exp(less);
-            sum += term;
+            sum[i % 4] += term;
             store(lane_major + i * LANES, s->logarithm ? less : term);
         }
-        const V factor = lanes_factor(s, sum);
+        const V factor = lanes_factor(s, (sum[0] + sum[1]) + (sum[2] + sum[3]));
         for (ptrdiff_t i = 0; i < n; i++) {
             V kept = load(lane_major + i * LANES);
             store(lane_major + i * LANES, s->logarithm ? kept - factor : kept * factor);
@@ -342,7 +342,7 @@ FA_INLINE void softmax_lanes(const fa_softmax *s, const softmax_walk *w, const c
 
 /* Whether rows are woven: their vectors are fewer by enough to pay for the sums over the lanes. */
 FA_INLINE int is_woven(const fa_softmax *s, const softmax_walk *w, ptrdiff_t step) {
-    ptrdiff_t idle = -w->rows & LANES - 1;
+    ptrdiff_t idle = -w->rows & (LANES - 1);
     return s->x_stride == step && s->out_stride == step && s->length * idle > 3 * LANES * w->phases;
 }
 
