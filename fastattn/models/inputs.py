@@ -37,7 +37,7 @@ def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, t
     positions = token_positions(ids.reshape(-1), starts[:-1], np.full(batch, length), _skipped(configuration))
     packed = Packed(ids.reshape(-1), positions, None if types is None else types.reshape(-1), starts)
     if mask is not None and not mask.all():  # else nothing is excluded
-        packed = _without_padding(configuration, packed, mask)
+        packed = _without_padding(packed, mask)
     _check_ids("input_ids", "words", packed.ids, configuration.vocabulary)
     _check_positions(packed.positions, configuration)
     if packed.token_types is not None:
@@ -46,23 +46,16 @@ def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, t
     return packed
 
 
-def _without_padding(configuration: Configuration, packed: Packed, mask: NDArray) -> Packed:
+def _without_padding(packed: Packed, mask: NDArray) -> Packed:
     kept = mask.reshape(-1)
     types = None if packed.token_types is None else packed.token_types[kept]
-    _check_distances(configuration, mask)
     return Packed(packed.ids[kept], packed.positions[kept], types, cumulated(np.count_nonzero(mask, axis=1)), kept)
 
 
-def _check_distances(configuration: Configuration, mask: NDArray) -> None:
-    """Raise for masks with holes if biases depend on distances: tokens are packed without what a mask excludes."""
-    if configuration.architecture.position_bias is not None:
-        begins = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
-        row = int(np.argmax(begins.sum(axis=1) > 1))
-        if begins[row].sum() > 1:
-            raise ValueError(
-                f"attention_mask must have no 0 between ones of a sequence in a model of model_type "
-                f"{configuration.model_type}, whose biases depend on distances, got some in row {row}"
-            )
+def has_holes(mask: NDArray) -> bool:
+    """Whether a row of a mask (B, S) excludes columns between others."""
+    begins = np.count_nonzero(mask[:, 1:] & ~mask[:, :-1], axis=1) + mask[:, :1].sum(axis=1)
+    return bool((begins > 1).any())
 
 
 def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray) -> Packed:

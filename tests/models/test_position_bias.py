@@ -1,4 +1,4 @@
-"""Biases by distance from buckets, against transformers' buckets; and masks of models that have them."""
+"""Biases by distance from those of buckets, against transformers' buckets."""
 
 import os
 
@@ -10,14 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package)
 
-from fastattn.models import SentenceEncoder
 from fastattn.models.position_bias import Buckets
-from support.encoders import random_encoder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return SentenceEncoder.from_pretrained(random_encoder("mpnet").save(tmp_path_factory.mktemp("model")))
 
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (32, 256), (16, 64), (64, 300), (8, 20), (4, 3)])
@@ -26,7 +19,7 @@ def test_buckets_are_those_of_transformers(count, farthest):
     mpnet = pytest.importorskip("transformers.models.mpnet.modeling_mpnet").MPNetEncoder
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5").T5Attention
     distance = np.arange(-2000, 2001)
-    found = Buckets("", count, farthest).of(distance)
+    found = Buckets(count, farthest).of(distance)
     given = torch.tensor(distance)
     np.testing.assert_array_equal(found, mpnet.relative_position_bucket(given, count, farthest).numpy())
     np.testing.assert_array_equal(found, t5._relative_position_bucket(given, True, count, farthest).numpy())
@@ -34,26 +27,10 @@ def test_buckets_are_those_of_transformers(count, farthest):
 
 @pytest.mark.parametrize("positions", [1, 2, 30, 129, 500])
 def test_tables_hold_every_distance(rng, positions):
-    buckets, biases = Buckets("", 32, 128), rng.normal(size=(32, 3)).astype(np.float16)
+    buckets, biases = Buckets(32, 128), rng.normal(size=(32, 3)).astype(np.float16)
     table = buckets.position_bias(biases, positions)
     reach = table.shape[1] // 2
     assert (table.dtype, len(table), reach) == (np.float32, 3, min(128, positions - 1))
     for distance in range(1 - positions, positions):
         expected = biases[buckets.of(np.array(distance))]
         np.testing.assert_array_equal(table[:, reach + min(max(distance, -reach), reach)], expected)
-
-
-def test_masks_without_holes_are_taken_anywhere(rng, model):
-    mask = np.array([[0, 0, 1, 1, 1, 1, 0, 0, 0], [0] * 9, [1] * 9])
-    ids = np.where(mask, rng.integers(4, 20, mask.shape), 1)
-    result = model(ids, mask)
-    assert not result[1].any()
-    np.testing.assert_array_equal(result[0, 2:6], model(ids[:1, 2:6])[0])
-    np.testing.assert_array_equal(result[2], model(ids[2:])[0])
-
-
-def test_masks_with_holes_are_refused(rng, model):
-    ids, mask = rng.integers(4, 20, (3, 5)), np.ones((3, 5), int)
-    mask[1] = 0, 1, 0, 1, 1
-    with pytest.raises(ValueError, match=r"^attention_mask must have no 0 between ones .* mpnet, .* got .* row 1$"):
-        model(ids, mask)
