@@ -38,7 +38,7 @@ REQUIRED_VALUES: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
     "relative_attention": False,  # DeBERTa
-    "relative_attention_num_buckets": None,  # MPNet has 32
+    "relative_attention_num_buckets": None,
 }
 
 
@@ -61,9 +61,8 @@ class Architecture(NamedTuple):
     skips_padding: bool = False  # positions start after the padding id, and padding is not counted
     gated: bool = False
     swapped: tuple[str, ...] = ()  # of `tensors`: the gate is the second half
-    unbiased: Mapping[str, str | None] = MappingProxyType(
-        {}
-    )  # of `tensors`: without bias or, with a name, unless that field is true
+    # Parts without a bias or, with a name, without one unless that field is true.
+    unbiased: Mapping[str, str | None] = MappingProxyType({})
     norm: str = "layer"
     norm_first: bool = False
     lacks_first_norm: bool = False  # the first layer has no norm1
@@ -138,6 +137,7 @@ _MPNET = _ROBERTA._replace(
         "self_attn.out_proj.": ("attention.attn.o.",),
         "norm1.": ("attention.LayerNorm.",),
     },
+    # transformers' model uses these numbers whatever config.json says.
     required=REQUIRED_VALUES | {"relative_attention_num_buckets": 32, "pad_token_id": 1},
     attention=positions.mpnet,
     position_bias="encoder.relative_attention_bias.weight",
