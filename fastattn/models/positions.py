@@ -84,6 +84,21 @@ def mpnet(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
     return Attention(buckets=Buckets(32, 128))
 
 
+# The largest distance that has a bucket of its own: bounds the memory of the table, which has a bias for each.
+MOST_DISTANCE = 1 << 16
+
+
+def t5(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """Biases of buckets instead of positions; scores are not scaled."""
+    del values
+    where = f"{path}: relative_attention_max_distance"
+    count = counted(f"{path}: relative_attention_num_buckets", raw.get("relative_attention_num_buckets", 32), 4)
+    farthest = counted(where, raw.get("relative_attention_max_distance", 128), count // 4 + 1)
+    if farthest > MOST_DISTANCE:
+        raise ValueError(f"{where} must be at most {MOST_DISTANCE}, got {farthest}")
+    return Attention(scale=1.0, buckets=Buckets(count, farthest))
+
+
 def rotary(theta: float, *, is_causal: bool = False) -> Reader:
     """A reader for one rotary embedding in all layers; `theta` is the default of rope_theta."""
 

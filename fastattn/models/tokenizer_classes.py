@@ -57,8 +57,13 @@ def _roberta(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=fields["add_prefix_space"])
 
 
-def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Callable[..., str | None]:
-    """The parts of a Unigram model in which unknown text has the id that `unknown` returns."""
+def _sentencepiece(
+    unknown: Callable[[Tokenizer, dict[str, Any]], int], *, prefix: bool = False
+) -> Callable[..., str | None]:
+    """The parts of a Unigram model in which unknown text has the id that `unknown` returns.
+
+    With `prefix`, texts begin with a space whatever the field add_prefix_space says.
+    """
 
     def parts(tokenizer: Tokenizer, fields: dict[str, Any], stored: normalizers.Normalizer | None) -> str | None:
         needed, found = unknown(tokenizer, fields), [token.id for token in tokenizer.model.tokenize(_UNKNOWN)]
@@ -69,7 +74,7 @@ def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Calla
             if isinstance(normalizer, normalizers.Precompiled):
                 tokenizer.normalizer = normalizer
                 break
-        scheme = "always" if fields["add_prefix_space"] else "never"
+        scheme = "always" if prefix or fields["add_prefix_space"] else "never"
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
         )
@@ -87,6 +92,12 @@ def _ends(first: str, last: str) -> Callable[[Tokenizer, dict[str, Any]], proces
         return processors.TemplateProcessing([ends[0], "$A", ends[1]], special_tokens=list(ids.items()))
 
     return post_processor
+
+
+def _t5_end(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
+    """The token is this one, its id that of the field."""
+    ends = [("</s>", tokenizer.token_to_id(str(fields["eos_token"])))]
+    return processors.TemplateProcessing(["$A", "</s>"], special_tokens=ends)
 
 
 BERT = TokenizerClass(
@@ -156,6 +167,16 @@ CAMEMBERT = XLM_ROBERTA._replace(
     greedy=("mask_token",),
     parts=_sentencepiece(lambda tokenizer, fields: tokenizer.model.token_to_id(str(fields["unk_token"])) or 0),
 )
+T5 = TokenizerClass(
+    models.Unigram,
+    tokens={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    extra=tuple(f"<extra_id_{i}>" for i in range(100)),
+    needed=("eos_token",),
+    greedy=(),
+    flags={},
+    parts=_sentencepiece(lambda tokenizer, fields: 2, prefix=True),
+    post_processor=_t5_end,
+)
 
 # By tokenizer_class, without the suffix "Fast". None: tokenizer.json is used as it is.
 TOKENIZER_CLASSES = {
@@ -166,6 +187,7 @@ TOKENIZER_CLASSES = {
     "MPNetTokenizer": MPNET,
     "PreTrainedTokenizer": None,
     "RobertaTokenizer": ROBERTA,
+    "T5Tokenizer": T5,
     "TokenizersBackend": None,
     "XLMRobertaTokenizer": XLM_ROBERTA,
 }
