@@ -47,6 +47,18 @@ def default_folder() -> Path:
     )
 
 
+def existing_folder(folder: Any) -> Path:
+    """The folder that the caller names, by default `default_folder()`; FileNotFoundError unless it exists."""
+    if folder is not None and not isinstance(folder, str | Path) and not hasattr(folder, "__fspath__"):
+        raise TypeError(f"folder must be a path or None, got {type(folder).__name__}")
+    path = default_folder() if folder is None else Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"folder must be a folder on this machine, as snapshot_download makes it, got {str(path)!r}"
+        )
+    return path
+
+
 def existing(path: Path) -> Path:
     """`path`; FileNotFoundError unless the file exists."""
     if not path.is_file():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastattn.models.architectures import ARCHITECTURES, Architecture
+from fastattn.models.architectures import ARCHITECTURES, VARIANTS, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +41,7 @@ _UNUSED = (
     "pooler.dense.weight",
     "pooler.dense.bias",
     "embeddings.position_ids",
+    "encoder.embed_tokens.weight",  # T5: another name of shared.weight
     "embeddings.token_type_ids",
 )
 
@@ -60,13 +61,13 @@ def check_content(path: Path) -> None:
         raise ValueError(f"{path} must be the file itself, got a Git LFS pointer: run git lfs pull")
 
 
-def check_family(folder: Path, saved: dict[str, Any]) -> None:
-    """Raise if config_sentence_transformers.json names another kind of model than a sentence encoder."""
-    family = saved.get("model_type")
-    if family not in (None, "SentenceTransformer"):
+def check_family(folder: Path, saved: dict[str, Any], family: str = "SentenceTransformer") -> None:
+    """Raise if config_sentence_transformers.json names another kind of model than this one of sentence-transformers."""
+    found = saved.get("model_type")
+    if found not in (None, family):
         raise ValueError(
-            f"{folder} must be a SentenceTransformer's folder, got that of a {family}, as its "
-            f"config_sentence_transformers.json says in model_type"
+            f"{folder} must be a {family}'s folder, got that of a {found}, as its config_sentence_transformers.json "
+            f"says in model_type"
         )
 
 
@@ -77,6 +78,9 @@ def known_architecture(path: Path, raw: dict[str, Any]) -> Architecture:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(f"{path}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
+    for (name, field, value), architecture in VARIANTS.items():
+        if name == model_type and raw.get(field) == value:
+            return architecture
     return ARCHITECTURES[model_type]
 
 

@@ -31,7 +31,9 @@ class TokenizerClass(NamedTuple):
     # Adds the parts to a tokenizer that has the vocabulary alone, given the fields and the normaliser of
     # tokenizer.json. Returns a str, for an error, if the vocabulary is unsuitable.
     parts: Callable[[Tokenizer, dict[str, Any], normalizers.Normalizer | None], str | None]
-    post_processor: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]  # adds tokens to a text
+    # Adds tokens to a text or a pair of texts.
+    post_processor: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]
+    token_types: bool = False  # whether models get the types that this gives to tokens, 0 and 1
     # Files that hold the vocabulary if there is no tokenizer.json, and how to read them.
     files: tuple[str, ...] = ()
     read: Callable[..., models.Model] | None = None
@@ -57,8 +59,13 @@ def _roberta(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=fields["add_prefix_space"])
 
 
-def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Callable[..., str | None]:
-    """The parts of a Unigram model in which unknown text has the id that `unknown` returns."""
+def _sentencepiece(
+    unknown: Callable[[Tokenizer, dict[str, Any]], int], *, prefix: bool = False
+) -> Callable[..., str | None]:
+    """The parts of a Unigram model in which unknown text has the id that `unknown` returns.
+
+    With `prefix`, texts begin with a space whatever the field add_prefix_space says.
+    """
 
     def parts(tokenizer: Tokenizer, fields: dict[str, Any], stored: normalizers.Normalizer | None) -> str | None:
         needed, found = unknown(tokenizer, fields), [token.id for token in tokenizer.model.tokenize(_UNKNOWN)]
@@ -69,7 +76,7 @@ def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Calla
             if isinstance(normalizer, normalizers.Precompiled):
                 tokenizer.normalizer = normalizer
                 break
-        scheme = "always" if fields["add_prefix_space"] else "never"
+        scheme = "always" if prefix or fields["add_prefix_space"] else "never"
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
         )
@@ -78,15 +85,26 @@ def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Calla
     return parts
 
 
-def _ends(first: str, last: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
-    """Add the tokens of these two fields before and after a text."""
+def _ends(first: str, last: str, second: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
+    """Add the tokens of these two fields before and after a text.
+
+    `second` describes the second text of a pair in the library's words: $B is the text, $last the last token.
+    """
 
     def post_processor(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
         ends = [str(fields[field]) for field in (first, last)]
         ids = dict(zip(ends, map(tokenizer.token_to_id, ends), strict=True))
-        return processors.TemplateProcessing([ends[0], "$A", ends[1]], special_tokens=list(ids.items()))
+        single = [ends[0], "$A", ends[1]]
+        pair = [*single, *(piece.replace("$last", ends[1]) for piece in second.split())]
+        return processors.TemplateProcessing(single, pair, special_tokens=list(ids.items()))
 
     return post_processor
+
+
+def _t5_end(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
+    """The token is this one, its id that of the field."""
+    ends = [("</s>", tokenizer.token_to_id(str(fields["eos_token"])))]
+    return processors.TemplateProcessing(["$A", "</s>"], special_tokens=ends)
 
 
 BERT = TokenizerClass(
@@ -103,9 +121,22 @@ BERT = TokenizerClass(
     greedy=(),
     flags={"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
     parts=_bert,
-    post_processor=_ends("cls_token", "sep_token"),
+    post_processor=_ends("cls_token", "sep_token", "$B:1 $last:1"),
+    token_types=True,
     files=("vocab.txt",),
     read=models.WordPiece.from_file,
+)
+MPNET = BERT._replace(
+    tokens=BERT.tokens
+    | {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    },
+    greedy=("mask_token",),
 )
 _ROBERTA_TOKENS = {
     "bos_token": "<s>",
@@ -124,7 +155,7 @@ ROBERTA = TokenizerClass(
     greedy=(),
     flags={"add_prefix_space": False},
     parts=_roberta,
-    post_processor=_ends("cls_token", "sep_token"),
+    post_processor=_ends("cls_token", "sep_token", "$last $B $last"),
     files=("vocab.json", "merges.txt"),
     read=models.BPE.from_file,
 )
@@ -136,7 +167,7 @@ XLM_ROBERTA = TokenizerClass(
     greedy=(),
     flags={"add_prefix_space": True},
     parts=_sentencepiece(lambda tokenizer, fields: 3),
-    post_processor=_ends("bos_token", "eos_token"),
+    post_processor=_ends("bos_token", "eos_token", "$last $B $last"),
 )
 CAMEMBERT = XLM_ROBERTA._replace(
     extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
@@ -144,15 +175,27 @@ CAMEMBERT = XLM_ROBERTA._replace(
     greedy=("mask_token",),
     parts=_sentencepiece(lambda tokenizer, fields: tokenizer.model.token_to_id(str(fields["unk_token"])) or 0),
 )
+T5 = TokenizerClass(
+    models.Unigram,
+    tokens={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    extra=tuple(f"<extra_id_{i}>" for i in range(100)),
+    needed=("eos_token",),
+    greedy=(),
+    flags={},
+    parts=_sentencepiece(lambda tokenizer, fields: 2, prefix=True),
+    post_processor=_t5_end,
+)
 
 # By tokenizer_class, without the suffix "Fast". None: tokenizer.json is used as it is.
 TOKENIZER_CLASSES = {
     "BertTokenizer": BERT,
     "CamembertTokenizer": CAMEMBERT,
-    "DistilBertTokenizer": BERT,
+    "DistilBertTokenizer": BERT._replace(token_types=False),
     "ElectraTokenizer": BERT,
+    "MPNetTokenizer": MPNET,
     "PreTrainedTokenizer": None,
     "RobertaTokenizer": ROBERTA,
+    "T5Tokenizer": T5,
     "TokenizersBackend": None,
     "XLMRobertaTokenizer": XLM_ROBERTA,
 }
