@@ -55,7 +55,8 @@ class Backbone:
     def __call__(self, packed: Packed, num_threads: int | None = None) -> NDArray[np.float32]:
         """The output of the last layer: (tokens, H)."""
         x = self._rows(packed, num_threads)
-        self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads)
+        options = {} if packed.attended is None else {"kv_lengths": packed.attended}
+        self._encoder(x, cu_seqlens=packed.cu_seqlens, out=x, num_threads=num_threads, **options)
         hidden = x.astype(np.float32, copy=False)
         check_finite(self.dtype, hidden)
         return hidden

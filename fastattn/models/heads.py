@@ -135,7 +135,7 @@ def read_classifier(
     transform = _transform(path, raw, configuration, checkpoint, row)
     size = len(transform.dense.weight)
     name = f"{row.output}weight"
-    labels = checkpoint.rows(name)
+    labels = checkpoint.shape(name, 2)[0]
     weight, bias = _float32(checkpoint, name, (labels, size)), _float32(checkpoint, f"{row.output}bias", (labels,))
     return Classifier(_means(path, raw, row), transform, Dense(weight, bias, None))
 
@@ -168,7 +168,7 @@ def _transform(
     path: Path, raw: dict[str, Any], configuration: Configuration, checkpoint: Checkpoint, row: _Row
 ) -> Transform:
     prefix = checkpoint.prefix(f"{row.dense}weight") + row.dense  # BERT's pooler is below "bert."
-    size = checkpoint.rows(f"{prefix}weight")
+    size = checkpoint.shape(f"{prefix}weight", 2)[0]
     weight = _float32(checkpoint, f"{prefix}weight", (size, configuration.hidden))
     activation = _ACTIVATIONS[_activation(path, raw, row)] if row.activation else configuration.activation
     dense = Dense(weight, _bias(checkpoint, f"{prefix}bias", size, row), activation)
