@@ -192,7 +192,7 @@ FOLDERS_REFUSED = {
     "a token": (files(**expansion(token="unknown")), "must have the token that query_expansion .* got 'unknown'"),
     "no token": (files(**expansion(token=None)), "must have the token that query_expansion .* got None"),
     "a field": (files(**expansion(width=3)), "query_expansion must hold strategy, attend, token and length"),
-    "a shorter maximum": (files(lengths={"query_length": 5, **expansion()["lengths"]}), "query_length must be at least"),
+    "a shorter maximum": (files(lengths={"query_length": 5, **expansion()["lengths"]}), "query_length must be"),
     "a prefix": (files(query_prefix=3), "query_prefix must be a string, got 3"),
     "a document_length": (files(lengths={"document_length": 0}), "document_length must be an int of at least 1"),
 }  # fmt: skip
@@ -227,5 +227,5 @@ def test_dense_layers_refused(tmp_path, encoder):
 def test_colbert_without_its_projection(tmp_path):
     encoder = random_encoder("bert", architectures=["HF_ColBERT"])
     encoder.save(tmp_path)
-    with pytest.raises(ValueError, match="must hold the tensor linear.weight, a matrix, got none of that name"):
+    with pytest.raises(ValueError, match=r"must hold the tensor linear.weight, a matrix, got none of that name"):
         MultiVectorEncoder.from_pretrained(tmp_path)
