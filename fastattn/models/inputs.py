@@ -53,6 +53,12 @@ def _without_padding(packed: Packed, mask: NDArray) -> Packed:
     return Packed(packed.ids[kept], packed.positions[kept], types, cumulated(np.count_nonzero(mask, axis=1)), kept)
 
 
+def has_holes(mask: NDArray) -> bool:
+    """Whether a row of a mask (B, S) excludes columns between others."""
+    begins = np.count_nonzero(mask[:, 1:] & ~mask[:, :-1], axis=1) + mask[:, :1].sum(axis=1)
+    return bool((begins > 1).any())
+
+
 def gathered(
     configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray, token_types: NDArray | None = None
 ) -> Packed:

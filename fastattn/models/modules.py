@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastattn.models.checkpoint import Checkpoint
-from fastattn.models.configuration import counted
+from fastattn.models.fields import counted
 from fastattn.models.folders import inside, read_json
 from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
 from fastattn.models.recognition import check_family, known_architecture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastattn.models.architectures import ARCHITECTURES, Architecture
+from fastattn.models.architectures import ARCHITECTURES, VARIANTS, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,6 +82,9 @@ def known_architecture(path: Path, raw: dict[str, Any]) -> Architecture:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(f"{path}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
+    for (name, field, value), architecture in VARIANTS.items():
+        if name == model_type and raw.get(field) == value:
+            return architecture
     return ARCHITECTURES[model_type]
 
 

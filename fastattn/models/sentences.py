@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastattn.models.configuration import counted
+from fastattn.models.fields import counted
 from fastattn.models.folders import read_json
 
 if TYPE_CHECKING:
