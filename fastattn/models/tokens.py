@@ -124,11 +124,11 @@ class Tokens:
         found = np.concatenate(types) if self._token_types else None
         return np.concatenate(ids), found, cumulated(np.concatenate(lengths))
 
-    def prompt_length(self) -> int:
-        """Number of tokens of the prompt and of the special tokens before it."""
-        if not self._prompt:
+    def prompt_length(self, prompt: str) -> int:
+        """Number of tokens of a prompt and of the special tokens before it."""
+        if not prompt:
             return 0
-        [encoding] = self._encodings([self._prompt])
+        [encoding] = self._encodings([prompt])
         return len(encoding) - any(token in self._special_ids for token in encoding.ids[-1:])
 
     def limited(self, length: int | None) -> Tokens:

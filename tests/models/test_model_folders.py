@@ -133,7 +133,7 @@ def refused(encoder, folder, files, message, error=ValueError):
 
 CONFIGURATIONS_REFUSED = [
     # What is not supported
-    ("bert", {"model_type": "electra"}, "model_type must be one of bert, camembert, distilbert, .* got 'electra'"),
+    ("bert", {"model_type": "xlnet"}, "model_type must be one of albert, bert, camembert, .* got 'xlnet'"),
     ("bert", {"model_type": None}, "model_type must be one of"),
     ("bert", {"model_type": ["bert"]}, "model_type must be one of"),
     ("bert", {"hidden_act": "mish"}, "hidden_act must be one of gelu,.* got 'mish'"),
@@ -146,6 +146,9 @@ CONFIGURATIONS_REFUSED = [
     ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads must be"),
     ("bert", {"quantization_config": {"bits": 4}}, "quantization_config must be"),
     ("bert", {"relative_attention": True}, "relative_attention must be"),
+    ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets must be 32 or absent, got 64"),
+    ("mpnet", {"pad_token_id": 0}, "pad_token_id must be 1 or absent, got 0"),
+    ("bert", {"relative_attention_num_buckets": 32}, "relative_attention_num_buckets must be None or absent, got 32"),
     # What is wrong
     ("bert", {"hidden_size": 0}, "hidden_size must be an int of at least 1, got 0"),
     ("bert", {"hidden_size": 24.0}, "hidden_size must be an int"),
@@ -239,7 +242,12 @@ FILES_REFUSED = [
     (SENTENCE, {SENTENCE: {"config_kwargs": {"num_hidden_layers": 1}}}, "must hold no tensor encoder.layer.1"),
     (SENTENCE, {SENTENCE: {"tokenizer_args": {"vocab_file": "x"}}}, "tokenizer_config.json: vocab_file must be absent"),
     (SENTENCE, {SENTENCE: {"processor_kwargs": {"split_special_tokens": 1}}}, "split_special_tokens must be"),
-    (DEFAULTS, {DEFAULTS: {"default_prompt_name": "query"}}, "default_prompt_name must be one of prompts"),
+    (DEFAULTS, {DEFAULTS: {"default_prompt_name": "ask"}}, "default_prompt_name must be one of prompts, got 'ask'"),
+    (DEFAULTS, {DEFAULTS: {"default_prompt_name": ["query"]}}, "default_prompt_name must be one of prompts"),
+    (DEFAULTS, {DEFAULTS: {"prompts": ["ask: "]}}, r"prompts must be an object, got \['ask: '\]"),
+    (DEFAULTS, {DEFAULTS: {"prompts": {"ask": 7}}}, "prompts must hold strings, got 7 for 'ask'"),
+    (DEFAULTS, {DEFAULTS: {"prompts": {"ask": "\ud800"}}}, r"prompts\['ask'\] must be Unicode"),
+    (DEFAULTS, {DEFAULTS: {"similarity_fn_name": "maxsim"}}, "similarity_fn_name must be one of cosine, dot, .*maxsim"),
     (DEFAULTS, {DEFAULTS: {"truncate_dim": 0}}, "truncate_dim must be an int of at least 1"),
     ("tokenizer.json", {"tokenizer.json": "{}"}, "tokenizer.json must be a tokenizer that the"),
     ("tokenizer_config", {"tokenizer_config.json": {"model_max_length": 0}}, "model_max_length must be a number"),
@@ -276,7 +284,7 @@ def test_steps_use_every_tensor_of_their_folder(tmp_path, bert):
 
 ANYTHING = [None, True, False, 0, 1, -1, 2, 1.5, 1e300, 10**40, "", "x", "cls", [], [1], [None], {}, {"x": 1}, math.nan]
 TAKEN_AS_THEY_ARE = {
-    "do_lower_case", "include_prompt", "metadata", "pooling_mode_cls_token", "prompts", "query_length"
+    "do_lower_case", "include_prompt", "metadata", "pooling_mode_cls_token", "query_length"
 }  # fmt: skip
 FIELDS = [
     *(("config.json", name) for name in (*CONFIGURATIONS["bert"], "position_embedding_type", "pruned_heads")),
@@ -289,7 +297,8 @@ FIELDS = [
     *((SENTENCE, name) for name in
       ("max_seq_length", "do_lower_case", "transformer_task", "processing_kwargs", "modality_config", "query_length",
        "config_kwargs", "model_args", "tokenizer_args")),
-    *((DEFAULTS, name) for name in ("prompts", "default_prompt_name", "truncate_dim", "model_type")),
+    *((DEFAULTS, name) for name in (
+        "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")),
     *(("tokenizer_config.json", name) for name in
       ("truncation_side", "model_max_length", "tokenizer_class", "cls_token", "mask_token", "split_special_tokens",
        "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "fast_tokenizer_files")),
@@ -522,8 +531,8 @@ def test_pickles_alone(tmp_path, bert, name, place):
 
 
 OTHERS = {
-    "MPNet": ({"config.json": {"model_type": "mpnet", "relative_attention_num_buckets": 32}},
-              "model_type must be one of bert.* got 'mpnet'"),
+    "XLNet": ({"config.json": {"model_type": "xlnet", "relative_attention_num_buckets": 32}},
+              "model_type must be one of .*bert.* got 'xlnet'"),
     "T5": ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "model_type must be one of .* got 't5'"),
     "DeBERTa": ({"config.json": {"model_type": "deberta-v2", "relative_attention": True}}, "got 'deberta-v2'"),
     "a sentence-transformers' T5": (
