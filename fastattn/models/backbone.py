@@ -79,6 +79,7 @@ class Backbone:
         x = self._rows(packed, num_threads)
         longest = int(np.diff(packed.cu_seqlens).max(initial=0))
         call = {"cu_seqlens": packed.cu_seqlens, "out": x, "num_threads": num_threads}
+        call |= {} if packed.attended is None else {"kv_lengths": packed.attended}
         self._encoder(x, **call, **self._options_for(longest))
         return self._checked(x)
 
