@@ -6,12 +6,14 @@
 ``bench``             shapes of real models: time, speed-up, share of the machine's limit, error
 ``embed``             embeddings of a file's lines
 ``similar``           the lines of a file that are most similar to a text
+``rerank``            the lines of a file that answer a text best, by a cross-encoder
 ``attention_map``     attention weights over the tokens of a text, as a picture
 --------------------  ------------------------------------------------------------------------------
 ``measuring``         the tools of ``bench`` and ``check``
 ``options``           arguments that several commands share
 ``model``             what commands that run a model share
 ``files``             reading and writing files
+``rows``              embeddings of a file's lines, kept with a record of what they were made of
 ``heatmap``           weights as a figure
 ``barchart``          results of ``bench`` as a figure
 ====================  ==============================================================================

@@ -23,6 +23,7 @@ class Packed(NamedTuple):
     token_types: NDArray | None
     cu_seqlens: NDArray
     kept: NDArray | None = None  # mask of the flattened (B, S) that selects these; None: all
+    attended: NDArray | None = None  # how many tokens of each sequence others attend to, from the first; None: all
 
 
 def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Packed:

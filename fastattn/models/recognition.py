@@ -41,6 +41,7 @@ _UNUSED = (
     "pooler.dense.weight",
     "pooler.dense.bias",
     "embeddings.position_ids",
+    "encoder.embed_tokens.weight",  # T5: another name of shared.weight
     "embeddings.token_type_ids",
 )
 
@@ -60,9 +61,14 @@ def check_content(path: Path) -> None:
         raise ValueError(f"{path} must be the file itself, got a Git LFS pointer: run git lfs pull")
 
 
-def check_family(folder: Path, saved: dict[str, Any], family: str = "SentenceTransformer") -> None:
-    """Raise if config_sentence_transformers.json names another kind of model than this one of sentence-transformers."""
-    found = saved.get("model_type")
+def check_family(
+    folder: Path, saved: dict[str, Any], family: str = "SentenceTransformer", default: str | None = None
+) -> None:
+    """Raise if config_sentence_transformers.json names another kind of model than this one of sentence-transformers.
+
+    Without a name it is `default`; None: this one.
+    """
+    found = saved.get("model_type", default)
     if found not in (None, family):
         raise ValueError(
             f"{folder} must be a {family}'s folder, got that of a {found}, as its config_sentence_transformers.json "

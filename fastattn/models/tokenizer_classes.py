@@ -61,8 +61,13 @@ def _roberta(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=fields["add_prefix_space"])
 
 
-def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Callable[..., str | None]:
-    """The parts of a Unigram model in which unknown text has the id that `unknown` returns."""
+def _sentencepiece(
+    unknown: Callable[[Tokenizer, dict[str, Any]], int], *, prefix: bool = False
+) -> Callable[..., str | None]:
+    """The parts of a Unigram model in which unknown text has the id that `unknown` returns.
+
+    With `prefix`, texts begin with a space whatever the field add_prefix_space says.
+    """
 
     def parts(tokenizer: Tokenizer, fields: dict[str, Any], stored: normalizers.Normalizer | None) -> str | None:
         needed, found = unknown(tokenizer, fields), [token.id for token in tokenizer.model.tokenize(_UNKNOWN)]
@@ -73,7 +78,7 @@ def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Calla
             if isinstance(normalizer, normalizers.Precompiled):
                 tokenizer.normalizer = normalizer
                 break
-        scheme = "always" if fields["add_prefix_space"] else "never"
+        scheme = "always" if prefix or fields["add_prefix_space"] else "never"
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
         )
@@ -140,6 +145,12 @@ def _ends(
         return processors.TemplateProcessing(single, pair, special_tokens=list(ids.items()))
 
     return post_processor
+
+
+def _t5_end(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> processors.PostProcessor:
+    """The token is this one, its id that of the field."""
+    ends = [("</s>", tokenizer.token_to_id(str(fields["eos_token"])))]
+    return processors.TemplateProcessing(["$A", "</s>"], special_tokens=ends)
 
 
 BERT = TokenizerClass(
@@ -219,6 +230,16 @@ CAMEMBERT = XLM_ROBERTA._replace(
     greedy=("mask_token",),
     parts=_sentencepiece(lambda tokenizer, fields: tokenizer.model.token_to_id(str(fields["unk_token"])) or 0),
 )
+T5 = TokenizerClass(
+    models.Unigram,
+    tokens={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    extra=tuple(f"<extra_id_{i}>" for i in range(100)),
+    needed=("eos_token",),
+    greedy=(),
+    flags={},
+    parts=_sentencepiece(lambda tokenizer, fields: 2, prefix=True),
+    post_processor=_t5_end,
+)
 
 QWEN2 = TokenizerClass(
     models.BPE,
@@ -263,6 +284,7 @@ TOKENIZER_CLASSES = {
     "PreTrainedTokenizer": None,
     "Qwen2Tokenizer": QWEN2,
     "RobertaTokenizer": ROBERTA,
+    "T5Tokenizer": T5,
     "TokenizersBackend": None,
     "XLMRobertaTokenizer": XLM_ROBERTA,
 }
