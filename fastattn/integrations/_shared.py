@@ -1,0 +1,63 @@
+"""Models of the frameworks' classes: named by folder and dtype, read when first used, shared."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from fastattn.models import default_folder
+from fastattn.models.backbone import checked_dtype
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Kind(Protocol):
+        """A class of models, such as SentenceEncoder."""
+
+        @classmethod
+        def from_pretrained(cls, folder: Path, dtype: str) -> Kind: ...
+
+
+Model = TypeVar("Model", bound="Kind")
+
+# Models that are kept after their last user is gone. Frameworks make their objects again from a configuration, some for
+# every request: each would read the model again.
+KEPT = 4
+
+_reading = threading.Lock()
+
+
+class Shared(Generic[Model]):
+    """A model that is read when first used. Copies, pickles and all others with these arguments share it."""
+
+    def __init__(self, kind: type[Model], folder: str | os.PathLike | None, dtype: str) -> None:
+        self.kind = kind
+        self.folder = None if folder is None else os.fspath(folder)
+        self.dtype = checked_dtype(dtype)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.kind, self.folder, self.dtype)
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The model; the errors are those of its class's from_pretrained."""
+        folder = (default_folder() if self.folder is None else Path(self.folder)).resolve()
+        with _reading:  # once, when several threads ask at the same time
+            return _read(self.kind, folder, self.dtype, _last_change(folder))
+
+    def warm_up(self) -> None:
+        """Read the model now, so that its errors come now."""
+        _ = self.model
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _read(kind: type[Model], folder: Path, dtype: str, last_change: int) -> Model:
+    return kind.from_pretrained(folder, dtype)
+
+
+def _last_change(folder: Path) -> int:
+    """The newest of the times at which the files of a folder changed: a model that is saved again is read again."""
+    return max((path.lstat().st_mtime_ns for path in folder.glob("*")), default=0)
