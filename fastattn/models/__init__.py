@@ -8,7 +8,8 @@ folders.py            the files of a model's folder; the default folder
 recognition.py        recognises folders that are not supported models, for error messages
 architectures.py      the names of fields and tensors in each model_type: one row each
 configuration.py      config.json, checked
-modules.py            the files of sentence-transformers: modules, pooling, prompt
+modules.py            the files of sentence-transformers: modules, pooling
+prompts.py            texts that are prepended, by their names
 sentences.py          sentence_bert_config.json, checked: the maximum length, overrides of the other files
 checkpoint.py         *.safetensors mapped into memory
 parameters.py         tensors, checked and renamed for the layers
@@ -18,6 +19,10 @@ tokenizer_files.py    the files of a tokenizer, read as transformers reads them
 tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
 pooling.py            the rows of a sequence to one embedding
+pipeline.py           texts to embeddings, by the modules above; the options of a call, checked
+precision.py          embeddings in 8 bits or 1 bit for each number
+similarity.py         similarity of embeddings
+arrays.py             the only place that checks arrays of embeddings
 float16.py            errors for overflow in float16
 progress.py           the progress bar on standard error
 
@@ -31,6 +36,7 @@ except ImportError as error:
     raise ImportError(f"fastattn.models needs {error.name}: pip install 'fastattn[models]'") from error
 
 from fastattn.models.folders import default_folder
+from fastattn.models.precision import quantize_embeddings
 from fastattn.models.sentence_encoder import SentenceEncoder
 
-__all__ = ["SentenceEncoder", "default_folder"]
+__all__ = ["SentenceEncoder", "default_folder", "quantize_embeddings"]

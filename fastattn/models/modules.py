@@ -1,4 +1,4 @@
-"""The files of sentence-transformers in a model's folder: its modules, the pooling, the prompt.
+"""The files of sentence-transformers in a model's folder: its modules, the pooling, what calls follow by default.
 
 Without modules.json, an embedding is the mean of the hidden states, as in sentence-transformers.
 """
@@ -13,8 +13,10 @@ from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import counted
 from fastattn.models.folders import inside, read_json
 from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
+from fastattn.models.prompts import Prompts, read_prompts
 from fastattn.models.recognition import check_family, known_architecture
 from fastattn.models.sentences import Sentences, check_fields, limit, read_sentences
+from fastattn.models.similarity import checked_similarity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,12 +52,13 @@ class Modules(NamedTuple):
     listed: bool  # in modules.json; if not, the transformer is followed by the mean alone
     transformer: Path  # where config.json, model.safetensors and tokenizer.json are
     sentences: Sentences
-    prompt: str  # prepended to every text
+    prompts: Prompts
+    similarity: str  # the name of the function that compares embeddings
     modes: tuple[str, ...]
     pools_prompt: bool
     steps: tuple[Module, ...]  # between pooling and normalisation
     normalize: bool
-    truncate_dim: int | None  # embeddings are truncated to this size
+    truncate_dim: int | None  # embeddings are truncated to this size by default
 
 
 def read_modules(folder: Path) -> Modules:
@@ -80,7 +83,8 @@ def read_modules(folder: Path) -> Modules:
         bool(rows),
         transformer,
         read_sentences(transformer),
-        _prompt(defaults, saved),
+        read_prompts(defaults, saved),
+        checked_similarity(defaults, saved.get("similarity_fn_name")),
         modes=_modes(pooling, raw),
         pools_prompt=bool(raw.get("include_prompt", True)),
         steps=tuple(row for row in rows if row.kind in _STEPS),
@@ -89,14 +93,13 @@ def read_modules(folder: Path) -> Modules:
     )
 
 
-def read_pooling(modules: Modules, hidden: int, prompt_length: int) -> Pooling:
+def read_pooling(modules: Modules, hidden: int) -> Pooling:
     """The pooling of hidden states of that size, with the weights of the modules after it."""
     steps, size = [], hidden * len(modules.modes)
     for module in modules.steps:
         step, size = _STEPS[module.kind](module.folder, size)
         steps.append(step)
-    skipped = 0 if modules.pools_prompt else prompt_length
-    return Pooling(modules.modes, skipped, tuple(steps), modules.normalize, min(size, modules.truncate_dim or size))
+    return Pooling(modules.modes, tuple(steps), modules.normalize, size)
 
 
 def _module(path: Path, module: Any) -> Module:
@@ -117,16 +120,6 @@ def _check_order(path: Path, kinds: list[str]) -> None:
             f"{path}: type must be Transformer, then Pooling, any number of {', '.join(_STEPS)} and Dropout, and at "
             f"most one Normalize, got {', '.join(kinds)}"
         )
-
-
-def _prompt(path: Path, raw: dict[str, Any]) -> str:
-    """The prompt that is prepended to every text."""
-    name, prompts = raw.get("default_prompt_name"), raw.get("prompts")
-    if name is None:
-        return ""
-    if not isinstance(name, str) or not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
-        raise ValueError(f"{path}: default_prompt_name must be one of prompts, got {name!r}")
-    return prompts[name]
 
 
 def _modes(path: Path | None, raw: dict[str, Any]) -> tuple[str, ...]:

@@ -92,33 +92,33 @@ class Pooling(NamedTuple):
     """The modules after the transformer."""
 
     modes: tuple[str, ...]
-    skipped: int  # number of tokens at the beginning of every text that are not pooled: the prompt
     steps: tuple[Callable[[NDArray], NDArray], ...]
     normalize: bool
-    size: int  # embeddings are truncated to this size
+    size: int  # of an embedding before truncation
 
-    def __call__(self, x: NDArray, cu_seqlens: NDArray, normalize: bool | None) -> NDArray:
+    def __call__(self, x: NDArray, cu_seqlens: NDArray, *, skipped: int, normalize: bool | None, size: int) -> NDArray:
         """Embeddings (N, size) of N sequences packed in x (tokens, H); zeros for a sequence without pooled tokens.
 
-        `normalize` scales them to length 1; None follows the model, which does so before truncation.
+        `skipped` tokens at the beginning of each are not pooled. `normalize` scales embeddings to length 1; None
+        follows the model, which does so before truncation to `size`.
         """
         lengths = np.diff(cu_seqlens)
-        if self.skipped:
-            x = x[np.arange(len(x)) - np.repeat(cu_seqlens[:-1], lengths) >= self.skipped]
-            lengths = np.maximum(lengths - self.skipped, 0)
+        if skipped:
+            x = x[np.arange(len(x)) - np.repeat(cu_seqlens[:-1], lengths) >= skipped]
+            lengths = np.maximum(lengths - skipped, 0)
         some = lengths > 0
         pooled = np.zeros((len(lengths), x.shape[1] * len(self.modes)), x.dtype)
         if some.any():
-            sequences = Sequences((np.cumsum(lengths) - lengths)[some], lengths[some], self.skipped)
+            sequences = Sequences((np.cumsum(lengths) - lengths)[some], lengths[some], skipped)
             pooled[some] = np.concatenate([MODES[mode](x, sequences) for mode in self.modes], axis=1)
         for step in self.steps:
             pooled = step(pooled)
         if normalize is None and self.normalize:
-            pooled = _unit(pooled)
-        pooled = pooled[:, : self.size]
-        return _unit(pooled) if normalize else pooled
+            pooled = unit(pooled)
+        pooled = pooled[:, :size]
+        return unit(pooled) if normalize else pooled
 
 
-def _unit(x: NDArray) -> NDArray:
+def unit(x: NDArray) -> NDArray:
     """Scale rows to length 1. The minimum divisor is PyTorch's: a row of zeros stays zero."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

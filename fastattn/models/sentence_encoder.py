@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -13,19 +13,32 @@ from fastattn.models.configuration import read_configuration
 from fastattn.models.folders import existing_folder
 from fastattn.models.inputs import chosen, gathered
 from fastattn.models.modules import read_modules, read_pooling
-from fastattn.models.progress import Progress
+from fastattn.models.pipeline import Options, Pipeline
+from fastattn.models.prompts import DOCUMENT, QUERY
 from fastattn.models.recognition import head
+from fastattn.models.similarity import similarity
 from fastattn.models.tokens import Tokens, checked_text, checked_texts
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+    from typing import Unpack
 
     from numpy.typing import ArrayLike, NDArray
 
-# Tokens that `encode` takes through the layers together, by default.
-TOKENS_AT_ONCE = 4096
+
+class EncodeOptions(TypedDict, total=False):
+    """Options of `SentenceEncoder.encode`."""
+
+    prompt: str | None
+    prompt_name: str | None
+    truncate_dim: int | None
+    normalize: bool | None
+    precision: str
+    batch_size: int | None
+    show_progress: bool | None
+    num_threads: int | None
 
 
 class SentenceEncoder:
@@ -43,6 +56,8 @@ class SentenceEncoder:
         Hidden size, H.
     embedding_size : int
         Size of an embedding.
+    similarity_fn_name : {"cosine", "dot", "euclidean", "manhattan"}
+        The function of `similarity`.
     num_layers, num_heads : int
         Number of layers, and of heads in each.
     dtype : str
@@ -66,22 +81,22 @@ class SentenceEncoder:
     0.67 -0.05
     """
 
-    __slots__ = ("_backbone", "_head", "_pooling", "_tokens")
+    __slots__ = ("_head", "_pipeline")
 
     def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
         modules = read_modules(folder)
         configuration = read_configuration(modules.transformer, modules.sentences.configuration)
         checkpoint = Checkpoint(modules.transformer)
-        self._backbone = Backbone(configuration, checkpoint, dtype, pack)
-        self._tokens = Tokens(modules, configuration)
-        self._pooling = read_pooling(modules, configuration.hidden, self._tokens.prompt_length())
+        backbone = Backbone(configuration, checkpoint, dtype, pack)
+        pooling = read_pooling(modules, configuration.hidden)
+        self._pipeline = Pipeline(modules, Tokens(modules, configuration), backbone, pooling)
         # modules.json says that hidden states are pooled, so a head does not matter.
         self._head = "" if modules.listed else head(configuration.classes, checkpoint.unread())
         checkpoint.forget_pages()
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(model_type={self._backbone.configuration.model_type!r}, "
+            f"{type(self).__name__}(model_type={self._pipeline.backbone.configuration.model_type!r}, "
             f"num_layers={self.num_layers}, num_heads={self.num_heads}, hidden_size={self.hidden_size}, "
             f"embedding_size={self.embedding_size}, max_length={self.max_length}, dtype={self.dtype!r})"
         )
@@ -139,27 +154,31 @@ class SentenceEncoder:
 
     @property
     def max_length(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._tokens.max_length
+        return self._pipeline.tokens.max_length
 
     @property
     def hidden_size(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._backbone.configuration.hidden
+        return self._pipeline.backbone.configuration.hidden
 
     @property
     def embedding_size(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._pooling.size
+        return self._pipeline.size
+
+    @property
+    def similarity_fn_name(self) -> str:  # noqa: D102 (described in the class's docstring)
+        return self._pipeline.similarity
 
     @property
     def dtype(self) -> str:  # noqa: D102 (described in the class's docstring)
-        return self._backbone.dtype
+        return self._pipeline.backbone.dtype
 
     @property
     def num_layers(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._backbone.configuration.layers
+        return self._pipeline.backbone.configuration.layers
 
     @property
     def num_heads(self) -> int:  # noqa: D102 (described in the class's docstring)
-        return self._backbone.configuration.heads
+        return self._pipeline.backbone.configuration.heads
 
     def __call__(
         self,
@@ -208,27 +227,42 @@ class SentenceEncoder:
         >>> hidden.shape, bool(hidden[1, 2].any())
         ((2, 3, 384), False)
         """
-        return self._backbone.padded(input_ids, attention_mask, token_type_ids, num_threads)
+        return self._pipeline.backbone.padded(input_ids, attention_mask, token_type_ids, num_threads)
 
     def encode(
         self,
         texts: str | Iterable[str],
         *,
-        batch_size: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
         normalize: bool | None = None,
+        precision: str = "float32",
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         num_threads: int | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray:
         """Compute embeddings of texts.
 
         Parameters
         ----------
         texts : str or iterable of str
+        prompt : str, optional
+            Text that is prepended to every text.
+        prompt_name : str, optional
+            Name of the prompt in config_sentence_transformers.json. By default, follow its default_prompt_name. The
+            prompts "query" and "document" always exist; they are empty if the file does not have them.
+        truncate_dim : int, optional
+            Keep so many numbers of each embedding. By default, follow config_sentence_transformers.json.
+        normalize : bool, optional
+            Scale embeddings to length 1, after truncation. By default, follow the model's modules.json, which does so
+            before truncation.
+        precision : {"float32", "int8", "uint8", "binary", "ubinary"}
+            Quantize embeddings as `quantize_embeddings` does. The ranges of int8 and uint8 are those of the texts of
+            this call, at least two.
         batch_size : int, optional
             Maximum number of texts that go through the layers together. By default, as many as have 4096 tokens in
             total. Embeddings do not depend on it.
-        normalize : bool, optional
-            Scale embeddings to length 1. By default, follow the model's modules.json.
         show_progress : bool, optional
             Show a progress bar on standard error. By default, only on a terminal, after two seconds.
         num_threads : int, optional
@@ -237,16 +271,19 @@ class SentenceEncoder:
         Returns
         -------
         ndarray, shape (N, D) or, for a str, (D,)
-            float32, in the order of the texts.
+            In the order of the texts. float32, int8 or uint8; D is `truncate_dim` or `embedding_size`, for binary and
+            ubinary an eighth of it, rounded up.
 
         Raises
         ------
         TypeError
-            `texts` is neither a str nor an iterable of str.
+            `texts` is neither a str nor an iterable of str, or another argument is not of its type.
         ValueError
-            `batch_size` is less than 1, a text is not valid Unicode (a lone surrogate), the tokenizer fails or gives a
-            token that the model does not have, a sum exceeds 65504 in float16, or the model has a head and no
-            modules.json, so that its hidden states were not trained to give embeddings.
+            `prompt` and `prompt_name` are given together, there is no such prompt, `truncate_dim` is less than 1 or
+            more than an embedding has, `precision` is none of these, or int8 or uint8 for a single text, `batch_size`
+            is less than 1, a text is not valid Unicode (a lone surrogate), the tokenizer fails or gives a token that
+            the model does not have, a sum exceeds 65504 in float16, or the model has a head and no modules.json, so
+            that its hidden states were not trained to give embeddings.
 
         Notes
         -----
@@ -262,23 +299,155 @@ class SentenceEncoder:
         >>> model = SentenceEncoder.from_pretrained()
         >>> model.encode("A sentence.").shape, model.encode(["A sentence.", ""]).shape, model.encode([]).shape
         ((384,), (2, 384), (0, 384))
+        >>> model.encode(["A sentence.", ""], truncate_dim=100, precision="ubinary").shape
+        (2, 13)
         """
-        if self._head:
-            raise ValueError(
-                f"encode must have a model without a head, got one with {self._head}: without modules.json, its hidden "
-                f"states may not make embeddings; model(**model.tokenize(texts)) returns them"
-            )
+        return self._encode(
+            texts,
+            None,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            batch_size=batch_size,
+            show_progress=show_progress,
+            num_threads=num_threads,
+        )
+
+    def encode_query(self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]) -> NDArray:
+        """Compute embeddings of queries: `encode` with the prompt "query", unless another one is given.
+
+        Parameters
+        ----------
+        texts : str or iterable of str
+        **options
+            Those of `encode`.
+
+        Returns
+        -------
+        ndarray, shape (N, D) or, for a str, (D,)
+
+        Examples
+        --------
+        >>> from fastattn.models import SentenceEncoder
+        >>> model = SentenceEncoder.from_pretrained()
+        >>> documents = model.encode_document(["The stock market fell today.", "Someone plays an instrument."])
+        >>> model.similarity(model.encode_query("Who makes music?"), documents).argmax()
+        np.int64(1)
+        """
+        return self._encode(texts, QUERY, **options)
+
+    def encode_document(self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]) -> NDArray:
+        """Compute embeddings of documents: `encode` with the prompt "document", unless another one is given.
+
+        Parameters
+        ----------
+        texts : str or iterable of str
+        **options
+            Those of `encode`.
+
+        Returns
+        -------
+        ndarray, shape (N, D) or, for a str, (D,)
+
+        Notes
+        -----
+        As in sentence-transformers 6, a model whose prompt has another name, "passage" say, needs ``prompt_name``.
+
+        Examples
+        --------
+        >>> from fastattn.models import SentenceEncoder
+        >>> SentenceEncoder.from_pretrained().encode_document(["A sentence.", "Another one."], truncate_dim=64).shape
+        (2, 64)
+        """
+        return self._encode(texts, DOCUMENT, **options)
+
+    def encode_iter(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
+        precision: str = "float32",
+        batch_size: int | None = None,
+        num_threads: int | None = None,
+    ) -> Iterator[NDArray]:
+        """Compute embeddings of texts that come one after the other, of which there may be any number.
+
+        Parameters
+        ----------
+        texts : iterable of str
+            They are read ahead, `batch_size` at a time or, by default, at most 1024, or fewer with 262144 characters.
+        prompt, prompt_name, truncate_dim, normalize, batch_size, num_threads
+            As in `encode`.
+        precision : {"float32", "binary", "ubinary"}
+            int8 and uint8 need the range of all embeddings: see `quantize_embeddings`.
+
+        Yields
+        ------
+        ndarray, shape (D,)
+            The embeddings, in the order of the texts; bit for bit those of `encode`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `encode`. Arguments are checked at once, each text when it is read.
+
+        Examples
+        --------
+        >>> from itertools import count, islice
+        >>> from fastattn.models import SentenceEncoder
+        >>> model = SentenceEncoder.from_pretrained()
+        >>> embeddings = model.encode_iter(f"Sentence {i}." for i in count())
+        >>> [x.shape for x in islice(embeddings, 2)]
+        [(384,), (384,)]
+        """
+        chosen = self._options(
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            alone=True,
+        )
         most = None if batch_size is None else _arguments.at_least_one("batch_size", batch_size)
-        ids, cu_seqlens = self._tokens(checked_texts(texts))
-        lengths = np.diff(cu_seqlens)
-        embeddings = np.empty((len(lengths), self.embedding_size), np.float32)
-        order = np.argsort(-lengths, kind="stable")
-        with Progress(len(lengths), show_progress) as progress:
-            for pack in _packs(order, lengths, most):
-                packed = gathered(self._backbone.configuration, ids, cu_seqlens[pack], lengths[pack])
-                embeddings[pack] = self._pooling(self._backbone(packed, num_threads), packed.cu_seqlens, normalize)
-                progress.add(len(pack))
-        return embeddings[0] if isinstance(texts, str) else embeddings
+        if isinstance(texts, str | bytes | bytearray) or not hasattr(texts, "__iter__"):
+            raise TypeError(f"texts must be an iterable of str, got {type(texts).__name__}")
+        chunks = self._pipeline.stream(texts, chosen, most, num_threads)
+        return (row.copy() for chunk in chunks for row in chunk)  # copies, which keep no chunk alive
+
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
+        """Compare embeddings by the function that config_sentence_transformers.json names, by default the cosine.
+
+        Parameters
+        ----------
+        embeddings1 : array_like, shape (N, D) or (D,)
+        embeddings2 : array_like, shape (M, D) or (D,)
+
+        Returns
+        -------
+        ndarray, shape (N, M)
+            float32. Higher is more similar: euclidean and manhattan distances are negative.
+
+        Raises
+        ------
+        TypeError
+            An array does not hold numbers.
+        ValueError
+            A shape does not match.
+
+        Examples
+        --------
+        >>> from fastattn.models import SentenceEncoder
+        >>> model = SentenceEncoder.from_pretrained()
+        >>> embeddings = model.encode(["A man is playing a guitar.", "Someone plays an instrument."])
+        >>> model.similarity_fn_name, model.similarity(embeddings, embeddings).round(2).tolist()
+        ('cosine', [[1.0, 0.67], [0.67, 1.0]])
+        """
+        return similarity(self.similarity_fn_name, embeddings1, embeddings2)
 
     def tokenize(self, texts: str | Iterable[str]) -> dict[str, NDArray[np.int64]]:
         """Convert texts to token ids, padded to the longest, for ``model(**model.tokenize(texts))``.
@@ -305,10 +474,10 @@ class SentenceEncoder:
         array([[ 101, 7592,  102],
                [ 101,  102,    0]])
         """
-        ids, cu_seqlens = self._tokens(checked_texts(texts))
+        ids, cu_seqlens = self._pipeline.tokens(checked_texts(texts))
         lengths = np.diff(cu_seqlens)
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-        padded = np.full(mask.shape, self._backbone.configuration.padding_id)
+        padded = np.full(mask.shape, self._pipeline.backbone.configuration.padding_id)
         padded[mask] = ids
         return {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
 
@@ -343,20 +512,47 @@ class SentenceEncoder:
         (['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]'], (6, 6))
         """
         layer, head = chosen("layer", layer, self.num_layers), chosen("head", head, self.num_heads)
-        ids, cu_seqlens = self._tokens([checked_text("text", text)])
-        packed = gathered(self._backbone.configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
-        return self._tokens.strings(ids), self._backbone.attention_weights(packed, layer, head)
+        ids, cu_seqlens = self._pipeline.tokens([checked_text("text", text)])
+        packed = gathered(self._pipeline.backbone.configuration, ids, cu_seqlens[:-1], cu_seqlens[1:])
+        return self._pipeline.tokens.strings(ids), self._pipeline.backbone.attention_weights(packed, layer, head)
 
+    def _encode(
+        self,
+        texts: str | Iterable[str],
+        otherwise: str | None,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+        num_threads: int | None = None,
+        **options: Any,
+    ) -> NDArray:
+        """`encode`; `otherwise` names the prompt of a call that asks for none."""
+        chosen = self._options(**options, otherwise=otherwise)
+        most = None if batch_size is None else _arguments.at_least_one("batch_size", batch_size)
+        embeddings = self._pipeline.encode(checked_texts(texts), chosen, most, show_progress, num_threads)
+        return embeddings[0] if isinstance(texts, str) else embeddings
 
-def _packs(order: NDArray, lengths: NDArray, most: int | None) -> Iterator[NDArray]:
-    """Cut the texts in `order` into packs of `most` texts or, for None, of TOKENS_AT_ONCE tokens; at least one text."""
-    ends = np.cumsum(lengths[order])
-    start = 0
-    while start < len(order):
-        if most is None:
-            limit = ends[start] - lengths[order[start]] + TOKENS_AT_ONCE
-            end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        else:
-            end = start + most
-        yield order[start:end]
-        start = end
+    def _options(
+        self,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
+        precision: str = "float32",
+        **how: Any,
+    ) -> Options:
+        """What a call asks for, checked; ValueError if the model makes no embeddings."""
+        if self._head:
+            raise ValueError(
+                f"encode must have a model without a head, got one with {self._head}: without modules.json, its hidden "
+                f"states may not make embeddings; model(**model.tokenize(texts)) returns them"
+            )
+        return self._pipeline.options(
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            **how,
+        )

@@ -47,7 +47,7 @@ class Tokens:
     def __init__(self, modules: Modules, configuration: Configuration) -> None:
         changes = modules.sentences.tokenizer
         files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
-        tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompt
+        tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompts.default
         self._special_ids = files.special_ids
         side, limit = _truncation(files.config, files.fields)
         seq_length = None if changes.get("model_max_length") else modules.sentences.max_seq_length
@@ -69,21 +69,22 @@ class Tokens:
             tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
         self._tokenizer = tokenizer
 
-    def __call__(self, texts: list[str]) -> tuple[NDArray, NDArray]:
-        """Tokenize texts: (ids of all, one after the other; cumulative lengths)."""
+    def __call__(self, texts: list[str], prompt: str | None = None) -> tuple[NDArray, NDArray]:
+        """Tokenize texts behind a prompt, by default the folder's: (ids of all in a row, cumulative lengths)."""
+        prompt = self._prompt if prompt is None else prompt
         ids, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(texts), AT_ONCE):
-            encodings = self._encodings([self._prompt + text for text in texts[start : start + AT_ONCE]])
+            encodings = self._encodings([prompt + text for text in texts[start : start + AT_ONCE]])
             lengths.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
             flat = chain.from_iterable(encoding.ids for encoding in encodings)
             ids.append(np.fromiter(flat, np.int64, lengths[-1].sum()))
         return np.concatenate(ids), cumulated(np.concatenate(lengths))
 
-    def prompt_length(self) -> int:
-        """Number of tokens of the prompt and of the special tokens before it."""
-        if not self._prompt:
+    def prompt_length(self, prompt: str) -> int:
+        """Number of tokens of a prompt and of the special tokens before it."""
+        if not prompt:
             return 0
-        [encoding] = self._encodings([self._prompt])
+        [encoding] = self._encodings([prompt])
         return len(encoding) - any(token in self._special_ids for token in encoding.ids[-1:])
 
     def strings(self, ids: NDArray) -> list[str]:

@@ -239,7 +239,12 @@ FILES_REFUSED = [
     (SENTENCE, {SENTENCE: {"config_kwargs": {"num_hidden_layers": 1}}}, "must hold no tensor encoder.layer.1"),
     (SENTENCE, {SENTENCE: {"tokenizer_args": {"vocab_file": "x"}}}, "tokenizer_config.json: vocab_file must be absent"),
     (SENTENCE, {SENTENCE: {"processor_kwargs": {"split_special_tokens": 1}}}, "split_special_tokens must be"),
-    (DEFAULTS, {DEFAULTS: {"default_prompt_name": "query"}}, "default_prompt_name must be one of prompts"),
+    (DEFAULTS, {DEFAULTS: {"default_prompt_name": "ask"}}, "default_prompt_name must be one of prompts, got 'ask'"),
+    (DEFAULTS, {DEFAULTS: {"default_prompt_name": ["query"]}}, "default_prompt_name must be one of prompts"),
+    (DEFAULTS, {DEFAULTS: {"prompts": ["ask: "]}}, r"prompts must be an object, got \['ask: '\]"),
+    (DEFAULTS, {DEFAULTS: {"prompts": {"ask": 7}}}, "prompts must hold strings, got 7 for 'ask'"),
+    (DEFAULTS, {DEFAULTS: {"prompts": {"ask": "\ud800"}}}, r"prompts\['ask'\] must be Unicode"),
+    (DEFAULTS, {DEFAULTS: {"similarity_fn_name": "maxsim"}}, "similarity_fn_name must be one of cosine, dot, .*maxsim"),
     (DEFAULTS, {DEFAULTS: {"truncate_dim": 0}}, "truncate_dim must be an int of at least 1"),
     ("tokenizer.json", {"tokenizer.json": "{}"}, "tokenizer.json must be a tokenizer that the"),
     ("tokenizer_config", {"tokenizer_config.json": {"model_max_length": 0}}, "model_max_length must be a number"),
@@ -276,7 +281,7 @@ def test_steps_use_every_tensor_of_their_folder(tmp_path, bert):
 
 ANYTHING = [None, True, False, 0, 1, -1, 2, 1.5, 1e300, 10**40, "", "x", "cls", [], [1], [None], {}, {"x": 1}, math.nan]
 TAKEN_AS_THEY_ARE = {
-    "do_lower_case", "include_prompt", "metadata", "pooling_mode_cls_token", "prompts", "query_length"
+    "do_lower_case", "include_prompt", "metadata", "pooling_mode_cls_token", "query_length"
 }  # fmt: skip
 FIELDS = [
     *(("config.json", name) for name in (*CONFIGURATIONS["bert"], "position_embedding_type", "pruned_heads")),
@@ -289,7 +294,8 @@ FIELDS = [
     *((SENTENCE, name) for name in
       ("max_seq_length", "do_lower_case", "transformer_task", "processing_kwargs", "modality_config", "query_length",
        "config_kwargs", "model_args", "tokenizer_args")),
-    *((DEFAULTS, name) for name in ("prompts", "default_prompt_name", "truncate_dim", "model_type")),
+    *((DEFAULTS, name) for name in (
+        "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")),
     *(("tokenizer_config.json", name) for name in
       ("truncation_side", "model_max_length", "tokenizer_class", "cls_token", "mask_token", "split_special_tokens",
        "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "fast_tokenizer_files")),

