@@ -1,4 +1,4 @@
-"""Embedding functions for Chroma. Importing this module registers the first."""
+"""Embedding functions for Chroma. Importing this module registers FastattnEmbeddingFunction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from chromadb.api.types import Documents, EmbeddingFunction
 from chromadb.utils.embedding_functions import register_embedding_function
 
-from fastattn.integrations._shared import Shared
-from fastattn.models import SentenceEncoder
+from fastattn.integrations._shared_models import Embedder
 
 if TYPE_CHECKING:
     import os
@@ -23,19 +22,24 @@ __all__ = ["FastattnDefaultEmbeddingFunction", "FastattnEmbeddingFunction"]
 class FastattnEmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeddings of a `SentenceEncoder`.
 
-    The model is read when it is first used. Chroma stores the arguments with a collection, so that ``get_collection``
-    needs none in a program that has imported this module.
+    Chroma stores the arguments with a collection. A program that has imported this module can open the collection
+    without naming the embedding function.
 
     Parameters
     ----------
     folder, dtype
-        As in `SentenceEncoder.from_pretrained`. By default, the model is Chroma's own default, all-MiniLM-L6-v2.
+        As in `SentenceEncoder.from_pretrained`. The default folder holds Chroma's own default model, all-MiniLM-L6-v2.
+    query_prompt, document_prompt : str, optional
+        Text before each query and each document. By default, the model's own prompts "query" and "document".
+    truncate_dim : int, optional
+        Keep so many numbers of each embedding.
     normalize : bool, optional
         Scale embeddings to length 1. By default, follow the model's modules.json.
 
     Notes
     -----
-    Several threads may use it at once. Objects with the same folder and dtype share one model.
+    The model is read by the first call. Several threads may use it at once. Objects with the same folder and dtype
+    share one model.
 
     Examples
     --------
@@ -46,14 +50,31 @@ class FastattnEmbeddingFunction(EmbeddingFunction[Documents]):
     """
 
     def __init__(
-        self, folder: str | os.PathLike | None = None, dtype: str = "float32", *, normalize: bool | None = None
+        self,
+        folder: str | os.PathLike | None = None,
+        dtype: str = "float32",
+        *,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
     ) -> None:
-        self._encoder = Shared(SentenceEncoder, folder, dtype)
-        self.normalize = normalize
+        options = {
+            "query_prompt": query_prompt,
+            "document_prompt": document_prompt,
+            "truncate_dim": truncate_dim,
+            "normalize": normalize,
+        }
+        self._embedder = Embedder(folder, dtype, **options)
+        self._config = {"folder": self._embedder.shared.folder, "dtype": dtype, **options}
 
     def __call__(self, input: Documents) -> Embeddings:
         """Compute the embeddings of documents."""
-        return list(self._encoder.model.encode(list(input), normalize=self.normalize, show_progress=False))
+        return list(self._embedder.documents(list(input)))
+
+    def embed_query(self, input: Documents) -> Embeddings:
+        """Compute the embeddings of queries."""
+        return list(self._embedder.queries(list(input)))
 
     @staticmethod
     def name() -> str:
@@ -61,12 +82,12 @@ class FastattnEmbeddingFunction(EmbeddingFunction[Documents]):
         return "fastattn"
 
     def default_space(self) -> Space:
-        """Distance of new collections that name none."""
+        """Distance in new collections that name none."""
         return "cosine"
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as JSON can hold them."""
-        return {"folder": self._encoder.folder, "dtype": self._encoder.dtype, "normalize": self.normalize}
+        return dict(self._config)
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> FastattnEmbeddingFunction:
@@ -91,26 +112,22 @@ class FastattnDefaultEmbeddingFunction(FastattnEmbeddingFunction):
     >>> import chromadb
     >>> from fastattn.integrations.chroma import FastattnDefaultEmbeddingFunction
     >>> client = chromadb.EphemeralClient()
-    >>> made = client.create_collection("made-with-the-default")
-    >>> collection = client.get_collection(
-    ...     "made-with-the-default", embedding_function=FastattnDefaultEmbeddingFunction()
-    ... )
+    >>> _ = client.get_or_create_collection("made-with-the-default")
+    >>> fast = FastattnDefaultEmbeddingFunction()
+    >>> collection = client.get_collection("made-with-the-default", embedding_function=fast)
     >>> collection.add(ids=["1"], documents=["A document."])
     """
 
     def __init__(self, dtype: str = "float32") -> None:
-        super().__init__(dtype=dtype, normalize=True)
+        super().__init__(dtype=dtype)
+        self._config = {}  # as Chroma's own
 
     @staticmethod
     def name() -> str:
         """Name of Chroma's default embedding function."""
         return "default"
 
-    def get_config(self) -> dict[str, Any]:
-        """Return nothing, as Chroma's default embedding function."""
-        return {}
-
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> FastattnDefaultEmbeddingFunction:
-        """Make one, in float32."""
+        """Make one in float32."""
         return FastattnDefaultEmbeddingFunction()

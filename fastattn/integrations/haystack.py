@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
-from fastattn.integrations._shared import Shared
-from fastattn.models import SentenceEncoder
+from fastattn.integrations._shared_models import Embedder
 
 if TYPE_CHECKING:
     import os
 
-    from numpy.typing import NDArray
+    from fastattn.integrations._shared_models import Shared
 
 __all__ = ["FastattnDocumentEmbedder", "FastattnTextEmbedder"]
 
@@ -26,13 +25,15 @@ class _Component:
     `component` makes a new class of the one that it decorates, in which ``super()`` does not work.
     """
 
-    def __init__(self, kind: type, folder: str | os.PathLike | None, dtype: str) -> None:
-        self._shared = Shared(kind, folder, dtype)
-        self.folder, self.dtype = self._shared.folder, dtype
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.folder, self.dtype = shared.folder, shared.dtype
 
     def to_dict(self) -> dict[str, Any]:
         """Return the class and its arguments, as YAML can hold them."""
-        return default_to_dict(self, **{name: getattr(self, name) for name in inspect.signature(self.__init__).parameters})
+        return default_to_dict(
+            self, **{name: getattr(self, name) for name in inspect.signature(self.__init__).parameters}
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> _Component:
@@ -44,30 +45,22 @@ class _Component:
         self._shared.warm_up()
 
 
-class _Embedder(_Component):
-    def __init__(
-        self, folder: str | os.PathLike | None, dtype: str, normalize: bool | None, prefix: str, suffix: str
-    ) -> None:
-        super().__init__(SentenceEncoder, folder, dtype)
-        self.normalize, self.prefix, self.suffix = normalize, prefix, suffix
-
-    def _encode(self, texts: list[str], show_progress: bool) -> NDArray:
-        texts = [f"{self.prefix}{text}{self.suffix}" for text in texts]
-        return self._shared.model.encode(texts, normalize=self.normalize, show_progress=show_progress)
-
-
 @component
-class FastattnTextEmbedder(_Embedder):
+class FastattnTextEmbedder(_Component):
     """Embeds a text, such as a query, by a `SentenceEncoder`.
 
     Parameters
     ----------
     folder, dtype
         As in `SentenceEncoder.from_pretrained`.
+    prefix : str, optional
+        Text before the text. By default, the model's own prompt "query".
+    suffix : str
+        Text behind the text.
+    truncate_dim : int, optional
+        Keep so many numbers of the embedding.
     normalize : bool, optional
         Scale embeddings to length 1. By default, follow the model's modules.json.
-    prefix, suffix : str
-        Put before and behind the text.
 
     Notes
     -----
@@ -86,18 +79,21 @@ class FastattnTextEmbedder(_Embedder):
         folder: str | os.PathLike | None = None,
         dtype: str = "float32",
         *,
-        normalize: bool | None = None,
-        prefix: str = "",
+        prefix: str | None = None,
         suffix: str = "",
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
     ) -> None:
-        _Embedder.__init__(self, folder, dtype, normalize, prefix, suffix)
+        self._embedder = Embedder(folder, dtype, query_prompt=prefix, truncate_dim=truncate_dim, normalize=normalize)
+        _Component.__init__(self, self._embedder.shared)
+        self.prefix, self.suffix, self.truncate_dim, self.normalize = prefix, suffix, truncate_dim, normalize
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
         """Compute the embedding of a text: ``{"embedding": list of float}``."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__} (FastattnDocumentEmbedder takes documents)")
-        return {"embedding": self._encode([text], show_progress=False)[0].tolist()}
+        return {"embedding": self._embedder.queries(text + self.suffix).tolist()}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str) -> dict[str, Any]:
@@ -106,17 +102,21 @@ class FastattnTextEmbedder(_Embedder):
 
 
 @component
-class FastattnDocumentEmbedder(_Embedder):
+class FastattnDocumentEmbedder(_Component):
     """Embeds documents by a `SentenceEncoder`.
 
     Parameters
     ----------
     folder, dtype
         As in `SentenceEncoder.from_pretrained`.
+    prefix : str, optional
+        Text before each text. By default, the model's own prompt "document".
+    suffix : str
+        Text behind each text.
+    truncate_dim : int, optional
+        Keep so many numbers of each embedding.
     normalize : bool, optional
         Scale embeddings to length 1. By default, follow the model's modules.json.
-    prefix, suffix : str
-        Put before and behind each text.
     meta_fields_to_embed : list of str, optional
         Fields of a document's metadata whose values stand before its content in the text that is embedded.
     embedding_separator : str
@@ -143,23 +143,28 @@ class FastattnDocumentEmbedder(_Embedder):
         folder: str | os.PathLike | None = None,
         dtype: str = "float32",
         *,
-        normalize: bool | None = None,
-        prefix: str = "",
+        prefix: str | None = None,
         suffix: str = "",
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
         progress_bar: bool = False,
     ) -> None:
-        _Embedder.__init__(self, folder, dtype, normalize, prefix, suffix)
+        self._embedder = Embedder(folder, dtype, document_prompt=prefix, truncate_dim=truncate_dim, normalize=normalize)
+        _Component.__init__(self, self._embedder.shared)
+        self.prefix, self.suffix, self.truncate_dim, self.normalize = prefix, suffix, truncate_dim, normalize
         self.meta_fields_to_embed, self.embedding_separator = meta_fields_to_embed or [], embedding_separator
         self.progress_bar = progress_bar
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Return copies of the documents with their embeddings: ``{"documents": list of Document}``."""
-        texts = _texts(documents, self.meta_fields_to_embed, self.embedding_separator)
-        embeddings = self._encode(texts, self.progress_bar).tolist()
-        return {"documents": [replace(document, embedding=x) for document, x in zip(documents, embeddings, strict=True)]}
+        texts = _texts(documents, self.meta_fields_to_embed, self.embedding_separator, self.suffix)
+        embeddings = self._embedder.documents(texts, self.progress_bar).tolist()
+        return {
+            "documents": [replace(document, embedding=x) for document, x in zip(documents, embeddings, strict=True)]
+        }
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
@@ -167,13 +172,9 @@ class FastattnDocumentEmbedder(_Embedder):
         return await asyncio.to_thread(self.run, documents)
 
 
-def _texts(documents: list[Document], fields: list[str], separator: str) -> list[str]:
+def _texts(documents: list[Document], fields: list[str], separator: str, suffix: str = "") -> list[str]:
     """The documents' contents behind the values of these fields of their metadata."""
     if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
         raise TypeError(f"documents must be a list of Document, got {type(documents).__name__}")
-    return [
-        separator.join(
-            [*(str(x.meta[field]) for field in fields if x.meta.get(field) is not None), x.content or ""]
-        )
-        for x in documents
-    ]
+    values = ([str(x.meta[field]) for field in fields if x.meta.get(field) is not None] for x in documents)
+    return [separator.join([*of, x.content or ""]) + suffix for of, x in zip(values, documents, strict=True)]

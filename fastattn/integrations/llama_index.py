@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
-from fastattn.integrations._shared import Shared
-from fastattn.models import SentenceEncoder
+from fastattn.integrations._shared_models import Embedder
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,6 +29,10 @@ class FastattnEmbedding(BaseEmbedding):
     ----------
     folder, dtype
         As in `SentenceEncoder.from_pretrained`, whose errors are raised here.
+    query_instruction, text_instruction : str, optional
+        Text before each query and each document. By default, the model's own prompts "query" and "document".
+    truncate_dim : int, optional
+        Keep so many numbers of each embedding.
     normalize : bool, optional
         Scale embeddings to length 1. By default, follow the model's modules.json.
     embed_batch_size : int
@@ -51,49 +54,65 @@ class FastattnEmbedding(BaseEmbedding):
 
     folder: str | None = Field(default=None, description="The model's folder; all-MiniLM-L6-v2 by default.")
     dtype: str = Field(default="float32", description="Dtype of the layers' weights.")
+    query_instruction: str | None = Field(default=None, description="Text before each query.")
+    text_instruction: str | None = Field(default=None, description="Text before each document.")
+    truncate_dim: int | None = Field(default=None, description="Number of components that are kept.")
     normalize: bool | None = Field(default=None, description="Scale embeddings to length 1.")
 
-    _encoder: Shared[SentenceEncoder] = PrivateAttr()
+    _embedder: Embedder = PrivateAttr()
 
     def __init__(
         self,
         folder: str | os.PathLike | None = None,
         dtype: str = "float32",
         *,
+        query_instruction: str | None = None,
+        text_instruction: str | None = None,
+        truncate_dim: int | None = None,
         normalize: bool | None = None,
         embed_batch_size: int = BATCH,
         **kwargs: Any,
     ) -> None:
-        encoder = Shared(SentenceEncoder, folder, dtype)
-        kwargs = {"model_name": encoder.folder or "all-MiniLM-L6-v2"} | kwargs
+        folder = None if folder is None else os.fspath(folder)
         super().__init__(
-            folder=encoder.folder, dtype=dtype, normalize=normalize, embed_batch_size=embed_batch_size, **kwargs
+            folder=folder,
+            dtype=dtype,
+            query_instruction=query_instruction,
+            text_instruction=text_instruction,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            embed_batch_size=embed_batch_size,
+            **{"model_name": folder or "all-MiniLM-L6-v2"} | kwargs,
         )
-        self._encoder = encoder
-        encoder.warm_up()
+        self._embedder = Embedder(
+            folder,
+            dtype,
+            query_prompt=query_instruction,
+            document_prompt=text_instruction,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+        )
+        self._embedder.shared.warm_up()
 
     @classmethod
     def class_name(cls) -> str:
         """Name of the class in what LlamaIndex stores."""
         return "FastattnEmbedding"
 
-    def _encode(self, texts: str | list[str]) -> Any:
-        return self._encoder.model.encode(texts, normalize=self.normalize, show_progress=False).tolist()
-
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._encode(query)
+        return self._embedder.queries(query).tolist()
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await asyncio.to_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return self._encode(text)
+        return self._embedder.documents(text).tolist()
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
         return await asyncio.to_thread(self._get_text_embedding, text)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._encode(texts)
+        return self._embedder.documents(texts).tolist()
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)

@@ -8,11 +8,16 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fastattn.models import default_folder
+from fastattn.models import SentenceEncoder, default_folder
 from fastattn.models.backbone import checked_dtype
 
 if TYPE_CHECKING:
     from typing import Protocol
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastattn.models.sentence_encoder import EncodeOptions
 
     class Kind(Protocol):
         """A class of models, such as SentenceEncoder."""
@@ -61,3 +66,31 @@ def _read(kind: type[Model], folder: Path, dtype: str, last_change: int) -> Mode
 def _last_change(folder: Path) -> int:
     """The newest of the times at which the files of a folder changed: a model that is saved again is read again."""
     return max((path.lstat().st_mtime_ns for path in folder.glob("*")), default=0)
+
+
+class Embedder:
+    """A shared `SentenceEncoder` with options: texts to embeddings of queries or documents."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike | None,
+        dtype: str,
+        *,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
+    ) -> None:
+        self.shared = Shared(SentenceEncoder, folder, dtype)
+        self.query_prompt, self.document_prompt = query_prompt, document_prompt
+        self._options: EncodeOptions = {"truncate_dim": truncate_dim, "normalize": normalize}
+
+    def queries(self, texts: str | list[str]) -> NDArray[np.float32]:
+        """The embeddings of queries, behind the prompt of this object or else the model's own for queries."""
+        encode = self.shared.model.encode_query
+        return encode(texts, prompt=self.query_prompt, show_progress=False, **self._options)
+
+    def documents(self, texts: str | list[str], show_progress: bool = False) -> NDArray[np.float32]:
+        """The embeddings of documents, behind the prompt of this object or else the model's own for documents."""
+        encode = self.shared.model.encode_document
+        return encode(texts, prompt=self.document_prompt, show_progress=show_progress, **self._options)
