@@ -25,7 +25,8 @@ _BLOCK = re.compile(r"(?:^<!-- example: (?P<name>\w+) -->\n\n)?^```(?P<language>
 
 #: The modules that need them.
 _WITH_MODELS = {"fastattn.models"} | {
-    f"fastattn.integrations.{name}" for name in ("chroma", "haystack", "langchain", "llama_index", "sentence_transformers")
+    f"fastattn.integrations.{name}"
+    for name in ("chroma", "haystack", "langchain", "llama_index", "sentence_transformers")
 }
 
 _IMPORT = re.compile(r"^(?:>>> )?(?:from|import) ([\w.]+)", re.M)
