@@ -44,7 +44,17 @@ class Shared(Generic[Model]):
         self.dtype = checked_dtype(dtype)
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.kind, self.folder, self.dtype)
+        return type(self), self._key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shared) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        return self.kind, self.folder, self.dtype
 
     @functools.cached_property
     def model(self) -> Model:

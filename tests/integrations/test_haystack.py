@@ -103,7 +103,7 @@ def test_pipeline(encoder_folder, encoder):
     pipeline = Pipeline()
     pipeline.add_component("text", FastattnTextEmbedder(encoder_folder))
     pipeline.add_component("documents", FastattnDocumentEmbedder(encoder_folder))
-    again = Pipeline.loads(pipeline.dumps())
+    again = Pipeline.loads(pipeline.dumps(), allowed_modules=[FastattnTextEmbedder.__module__])
     assert again.to_dict() == pipeline.to_dict()
     found = again.run({"text": {"text": "a"}, "documents": {"documents": [Document(content="b")]}})
     assert found["text"]["embedding"] == encoder.encode_query("a").tolist()

