@@ -3,6 +3,12 @@
 A map of the package, which is imported only when used:
 
 sentence_encoder.py   SentenceEncoder: each method is a few calls of the modules below
+cross_encoder.py      CrossEncoder: pairs of texts to scores
+sparse_encoder.py     SparseEncoder: texts to weights of words
+sparse_routes.py      how a sparse encoder encodes queries and documents: its modules
+splade.py             hidden states to weights of words, in pieces
+sparse_vectors.py     compressed rows
+pretrained.py         what these models share: from_pretrained, the sizes
 backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
 recognition.py        recognises folders that are not supported models, for error messages
@@ -18,8 +24,11 @@ tokens.py             texts to token ids
 tokenizer_files.py    the files of a tokenizer, read as transformers reads them
 tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
+packs.py              cuts texts into packs that go through the layers together
+heads.py              heads of transformers' models: the names of their tensors, one row a model_type
 pooling.py            the rows of a sequence to one embedding
 pipeline.py           texts to embeddings, by the modules above; the options of a call, checked
+batching.py           Batching: texts of many callers, packed together
 precision.py          embeddings in 8 bits or 1 bit for each number
 similarity.py         similarity of embeddings
 arrays.py             the only place that checks arrays of embeddings
@@ -35,8 +44,20 @@ try:
 except ImportError as error:
     raise ImportError(f"fastattn.models needs {error.name}: pip install 'fastattn[models]'") from error
 
+from fastattn.models.batching import Batching
+from fastattn.models.cross_encoder import CrossEncoder
 from fastattn.models.folders import default_folder
 from fastattn.models.precision import quantize_embeddings
 from fastattn.models.sentence_encoder import SentenceEncoder
+from fastattn.models.sparse_encoder import SparseEncoder
+from fastattn.models.sparse_vectors import SparseVectors
 
-__all__ = ["SentenceEncoder", "default_folder", "quantize_embeddings"]
+__all__ = [
+    "Batching",
+    "CrossEncoder",
+    "SentenceEncoder",
+    "SparseEncoder",
+    "SparseVectors",
+    "default_folder",
+    "quantize_embeddings",
+]

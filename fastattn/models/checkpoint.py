@@ -71,6 +71,23 @@ class Checkpoint:
         x = np.frombuffer(entry.file, dtype, math.prod(shape), entry.offset).reshape(shape)
         return np.require(x, requirements="A")  # copies only if an odd header length misaligns the tensor
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def rows(self, name: str) -> int:
+        """Number of rows of a matrix of unknown size, to be taken; ValueError if there is none of that name."""
+        shape = self._entries[name].shape if name in self._entries else None
+        if shape is None or len(shape) != 2:
+            raise ValueError(f"{self.folder} must hold the tensor {name}, a matrix, got {shape or 'none of that name'}")
+        return shape[0]
+
+    def length(self, name: str) -> int:
+        """Size of a vector of unknown size, to be taken; ValueError if there is none of that name."""
+        shape = self._entries[name].shape if name in self._entries else None
+        if shape is None or len(shape) != 1:
+            raise ValueError(f"{self.folder} must hold the tensor {name}, a vector, got {shape or 'none of that name'}")
+        return shape[0]
+
     def check_rest(self, prefix: str) -> None:
         """Raise for a tensor with that prefix that was not taken: it would be ignored silently."""
         for name, entry in self._entries.items():

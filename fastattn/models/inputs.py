@@ -52,13 +52,19 @@ def _without_padding(packed: Packed, mask: NDArray) -> Packed:
     return Packed(packed.ids[kept], packed.positions[kept], types, cumulated(np.count_nonzero(mask, axis=1)), kept)
 
 
-def gathered(configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray) -> Packed:
-    """Pack some texts, given the ids of all, one after the other."""
+def gathered(
+    configuration: Configuration, ids: NDArray, starts: NDArray, lengths: NDArray, token_types: NDArray | None = None
+) -> Packed:
+    """Pack some texts, given the ids (and token types) of all, one after the other."""
     cu_seqlens = cumulated(lengths)
-    ids = ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], lengths)]
+    places = np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], lengths)
+    ids = ids[places]
     _check_ids("the ids of tokenizer.json's tokens", "words", ids, configuration.vocabulary)
     positions = token_positions(ids, cu_seqlens[:-1], lengths, _skipped(configuration))
-    return Packed(ids, positions, None, cu_seqlens)
+    if token_types is not None:
+        token_types = token_types[places]
+        _check_ids("the tokenizer's token types", "token types", token_types, max(configuration.token_types, 1))
+    return Packed(ids, positions, token_types, cu_seqlens)
 
 
 def chosen(name: str, x: Any, count: int) -> int:

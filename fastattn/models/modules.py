@@ -19,7 +19,7 @@ from fastattn.models.sentences import Sentences, check_fields, limit, read_sente
 from fastattn.models.similarity import checked_similarity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 # Before pooling_mode existed, each mode had a field of its own; several at once are concatenated in this order.
@@ -60,6 +60,11 @@ class Modules(NamedTuple):
     normalize: bool
     truncate_dim: int | None  # embeddings are truncated to this size by default
 
+    @property
+    def prompt(self) -> str:
+        """The prompt of calls that ask for none."""
+        return self.prompts.default
+
 
 def read_modules(folder: Path) -> Modules:
     """Read and check the modules of a folder; ValueError names the file and the wrong field."""
@@ -67,7 +72,7 @@ def read_modules(folder: Path) -> Modules:
     saved = read_json(defaults, dict, default={})
     check_family(folder, saved)
     path = folder / "modules.json"
-    rows = [_module(path, module) for module in read_json(path, list, default=[])]
+    rows = listed_modules(path, _KINDS)
     found: dict[str, list[Path]] = {kind: [row.folder for row in rows if row.kind == kind] for kind in _KINDS}
     transformer = found["Transformer"][0] if found["Transformer"] else folder
     config = transformer / "config.json"
@@ -102,12 +107,18 @@ def read_pooling(modules: Modules, hidden: int) -> Pooling:
     return Pooling(modules.modes, tuple(steps), modules.normalize, size)
 
 
-def _module(path: Path, module: Any) -> Module:
+def listed_modules(path: Path, kinds: Iterable[str]) -> list[Module]:
+    """The modules that modules.json lists, none if there is no such file; ValueError for one of another kind."""
+    return [module_of(path, module, kinds) for module in read_json(path, list, default=[])]
+
+
+def module_of(path: Path, module: Any, kinds: Iterable[str]) -> Module:
+    """A module by its type and its folder below that of the file `path`."""
     kind = str(module.get("type") if isinstance(module, dict) else module)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
-    if not isinstance(module, dict) or package != "sentence_transformers" or name not in _KINDS:
-        raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(_KINDS)}, got {kind!r}")
+    if not isinstance(module, dict) or package != "sentence_transformers" or name not in kinds:
+        raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(kinds)}, got {kind!r}")
     return Module(name, inside(f"{path}: path", path.parent, module.get("path", "")))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn.models.inputs import gathered
+from fastattn.models.packs import packs
 from fastattn.models.precision import checked_precision, quantized
 from fastattn.models.progress import Progress
 from fastattn.models.tokens import checked_text
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from fastattn.models.modules import Modules
     from fastattn.models.pooling import Pooling
     from fastattn.models.tokens import Tokens
-
-# Tokens that go through the layers together, by default.
-TOKENS_AT_ONCE = 4096
 
 # How far a stream is read ahead: enough for several packs of texts of like length, and 128 MB in the tokenizer.
 TEXTS_AHEAD = 1024
@@ -111,7 +109,7 @@ class Pipeline:
         embeddings = np.empty((len(lengths), options.size), np.float32)
         order = np.argsort(-lengths, kind="stable")
         with Progress(len(lengths), show_progress) as progress:
-            for pack in _packs(order, lengths, most):
+            for pack in packs(order, lengths, most):
                 states = self.hidden(Tokenized(ids, starts[pack], lengths[pack]), num_threads)
                 embeddings[pack] = self.pooled(*states, options)
                 progress.add(len(pack))
@@ -121,7 +119,7 @@ class Pipeline:
         self, texts: Iterable[str], options: Options, most: int | None, num_threads: int | None
     ) -> Iterator[NDArray]:
         """Embeddings of texts in their order, some of them at a time."""
-        for window in _windows(texts, most or TEXTS_AHEAD):
+        for window in windows(texts, most or TEXTS_AHEAD):
             yield self.encode(window, options, most, False, num_threads)
 
     def _size(self, truncate_dim: Any) -> int:
@@ -133,21 +131,7 @@ class Pipeline:
         return size
 
 
-def _packs(order: NDArray, lengths: NDArray, most: int | None) -> Iterator[NDArray]:
-    """Cut the texts in `order` into packs of `most` texts or, for None, of TOKENS_AT_ONCE tokens; at least one text."""
-    ends = np.cumsum(lengths[order])
-    start = 0
-    while start < len(order):
-        if most is None:
-            limit = ends[start] - lengths[order[start]] + TOKENS_AT_ONCE
-            end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        else:
-            end = start + most
-        yield order[start:end]
-        start = end
-
-
-def _windows(texts: Iterable[str], most: int) -> Iterator[list[str]]:
+def windows(texts: Iterable[str], most: int) -> Iterator[list[str]]:
     """Checked texts, at most so many at a time, fewer if they are long."""
     window, characters = [], 0
     for i, text in enumerate(texts):

@@ -47,7 +47,8 @@ MODES: dict[str, Callable[[NDArray, Sequences], NDArray]] = {
 }
 
 
-def _sigmoid(x: NDArray) -> NDArray:
+def sigmoid(x: NDArray) -> NDArray:
+    """The logistic function."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 
@@ -57,7 +58,7 @@ ACTIVATIONS: dict[str, str | Callable[[NDArray], NDArray] | None] = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.ReLU": "relu",
     "torch.nn.modules.activation.SiLU": "silu",
-    "torch.nn.modules.activation.Sigmoid": _sigmoid,
+    "torch.nn.modules.activation.Sigmoid": sigmoid,
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.linear.Identity": None,
 }

@@ -60,13 +60,13 @@ def check_content(path: Path) -> None:
         raise ValueError(f"{path} must be the file itself, got a Git LFS pointer: run git lfs pull")
 
 
-def check_family(folder: Path, saved: dict[str, Any]) -> None:
-    """Raise if config_sentence_transformers.json names another kind of model than a sentence encoder."""
-    family = saved.get("model_type")
-    if family not in (None, "SentenceTransformer"):
+def check_family(folder: Path, saved: dict[str, Any], family: str = "SentenceTransformer") -> None:
+    """Raise if config_sentence_transformers.json names another kind of model than this one of sentence-transformers."""
+    found = saved.get("model_type")
+    if found not in (None, family):
         raise ValueError(
-            f"{folder} must be a SentenceTransformer's folder, got that of a {family}, as its "
-            f"config_sentence_transformers.json says in model_type"
+            f"{folder} must be a {family}'s folder, got that of a {found}, as its config_sentence_transformers.json "
+            f"says in model_type"
         )
 
 

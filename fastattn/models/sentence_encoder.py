@@ -8,6 +8,7 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn.models.backbone import Backbone, checked_dtype
+from fastattn.models.batching import Batching
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import read_configuration
 from fastattn.models.folders import existing_folder
@@ -418,6 +419,41 @@ class SentenceEncoder:
             raise TypeError(f"texts must be an iterable of str, got {type(texts).__name__}")
         chunks = self._pipeline.stream(texts, chosen, most, num_threads)
         return (row.copy() for chunk in chunks for row in chunk)  # copies, which keep no chunk alive
+
+    def batching(
+        self, max_wait_ms: float = 0.0, *, max_tokens: int | None = None, num_threads: int | None = None
+    ) -> Batching:
+        """Pack the texts of many callers together: threads of a server, or tasks of asyncio.
+
+        Parameters
+        ----------
+        max_wait_ms : float
+            How many milliseconds a call waits for others. Those that come while the model is at work are packed
+            together in any case.
+        max_tokens : int, optional
+            Do not wait for more, and pack no more, than so many tokens; 4096 by default.
+        num_threads : int, optional
+            Maximum number of threads for the model; see `fastattn.set_num_threads`.
+
+        Returns
+        -------
+        Batching
+            A context manager with `encode` for threads and `encode_async` for tasks.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is not a number or out of range, or the model makes no embeddings.
+
+        Examples
+        --------
+        >>> from fastattn.models import SentenceEncoder
+        >>> with SentenceEncoder.from_pretrained().batching(max_wait_ms=2) as batching:
+        ...     batching.encode("A sentence.").shape
+        (384,)
+        """
+        self._options()
+        return Batching(self._options, self._pipeline, max_wait_ms, max_tokens, num_threads)
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
         """Compare embeddings by the function that config_sentence_transformers.json names, by default the cosine.

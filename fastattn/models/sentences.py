@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 # In names of the file; the first one that exists is read.
 _NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 
+# Tasks of the transformer -> (the output of transformers' model that it takes, what it calls that).
+_TASKS = {
+    "feature-extraction": ("last_hidden_state", "token_embeddings"),
+    "fill-mask": ("logits", "token_embeddings"),
+    "sequence-classification": ("logits", "scores"),
+}
+
 # Fields that change the computation, with the only supported values. None: null or absent.
 _FIELDS: dict[str, tuple] = {
-    "transformer_task": ("feature-extraction", None),
-    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, None),
-    "module_output_name": ("token_embeddings", None),
     "processing_kwargs": ({}, None),
     "query_expansion": (None,),
     "tokenizer_name_or_path": (None,),
@@ -55,15 +59,18 @@ class Sentences(NamedTuple):
     tokenizer: dict[str, Any]  # overrides of tokenizer_config.json
 
 
-def read_sentences(folder: Path) -> Sentences:
-    """Read sentence_bert_config.json, or sentence_roberta_config.json and so on.
+def read_sentences(
+    folder: Path, task: str = "feature-extraction", default_task: str = "feature-extraction"
+) -> Sentences:
+    """Read sentence_bert_config.json, or sentence_roberta_config.json and so on, of a transformer with that task.
 
     An unknown field is an error, as in sentence-transformers.
     """
+    fields = _FIELDS | _task_fields(task, default_task)
     for path in (folder / f"sentence_{name}_config.json" for name in _NAMES):
         if raw := read_json(path, dict, default={}):
-            check_fields(path, _FIELDS, raw)
-            known = {*_FIELDS, *_READ, *_WITHOUT_EFFECT, *_ARGUMENTS, *_ARGUMENTS.values()}
+            check_fields(path, fields, raw)
+            known = {*fields, *_READ, *_WITHOUT_EFFECT, *_ARGUMENTS, *_ARGUMENTS.values()}
             if unknown := sorted(raw.keys() - known):
                 raise ValueError(f"{path} must hold no field {unknown[0]}, got {json.dumps(raw[unknown[0]]):.80}")
             model, tokenizer, configuration = (_arguments(path, raw, name) for name in _ARGUMENTS)
@@ -72,6 +79,17 @@ def read_sentences(folder: Path) -> Sentences:
             length = limit(path, "max_seq_length", raw)
             return Sentences(length, bool(raw.get("do_lower_case")), configuration, tokenizer)
     return Sentences(None, False, {}, {})
+
+
+def _task_fields(task: str, default: str) -> dict[str, tuple]:
+    """Fields that name a task and its output -> the values that say this one; null or absent is the default task."""
+    output, name = _TASKS[task]
+    absent = (None,) if task == default else ()
+    return {
+        "transformer_task": (task, *absent),
+        "modality_config": ({"text": {"method": "forward", "method_output_name": output}}, None),
+        "module_output_name": (name, None),
+    }
 
 
 def _arguments(path: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:

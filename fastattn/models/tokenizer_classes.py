@@ -31,7 +31,9 @@ class TokenizerClass(NamedTuple):
     # Adds the parts to a tokenizer that has the vocabulary alone, given the fields and the normaliser of
     # tokenizer.json. Returns a str, for an error, if the vocabulary is unsuitable.
     parts: Callable[[Tokenizer, dict[str, Any], normalizers.Normalizer | None], str | None]
-    post_processor: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]  # adds tokens to a text
+    # Adds tokens to a text or a pair of texts.
+    post_processor: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]
+    token_types: bool = False  # whether models get the types that this gives to tokens, 0 and 1
     # Files that hold the vocabulary if there is no tokenizer.json, and how to read them.
     files: tuple[str, ...] = ()
     read: Callable[..., models.Model] | None = None
@@ -78,13 +80,18 @@ def _sentencepiece(unknown: Callable[[Tokenizer, dict[str, Any]], int]) -> Calla
     return parts
 
 
-def _ends(first: str, last: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
-    """Add the tokens of these two fields before and after a text."""
+def _ends(first: str, last: str, second: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
+    """Add the tokens of these two fields before and after a text.
+
+    `second` describes the second text of a pair in the library's words: $B is the text, $last the last token.
+    """
 
     def post_processor(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
         ends = [str(fields[field]) for field in (first, last)]
         ids = dict(zip(ends, map(tokenizer.token_to_id, ends), strict=True))
-        return processors.TemplateProcessing([ends[0], "$A", ends[1]], special_tokens=list(ids.items()))
+        single = [ends[0], "$A", ends[1]]
+        pair = [*single, *(piece.replace("$last", ends[1]) for piece in second.split())]
+        return processors.TemplateProcessing(single, pair, special_tokens=list(ids.items()))
 
     return post_processor
 
@@ -103,7 +110,8 @@ BERT = TokenizerClass(
     greedy=(),
     flags={"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
     parts=_bert,
-    post_processor=_ends("cls_token", "sep_token"),
+    post_processor=_ends("cls_token", "sep_token", "$B:1 $last:1"),
+    token_types=True,
     files=("vocab.txt",),
     read=models.WordPiece.from_file,
 )
@@ -124,7 +132,7 @@ ROBERTA = TokenizerClass(
     greedy=(),
     flags={"add_prefix_space": False},
     parts=_roberta,
-    post_processor=_ends("cls_token", "sep_token"),
+    post_processor=_ends("cls_token", "sep_token", "$last $B $last"),
     files=("vocab.json", "merges.txt"),
     read=models.BPE.from_file,
 )
@@ -136,7 +144,7 @@ XLM_ROBERTA = TokenizerClass(
     greedy=(),
     flags={"add_prefix_space": True},
     parts=_sentencepiece(lambda tokenizer, fields: 3),
-    post_processor=_ends("bos_token", "eos_token"),
+    post_processor=_ends("bos_token", "eos_token", "$last $B $last"),
 )
 CAMEMBERT = XLM_ROBERTA._replace(
     extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
@@ -149,7 +157,7 @@ CAMEMBERT = XLM_ROBERTA._replace(
 TOKENIZER_CLASSES = {
     "BertTokenizer": BERT,
     "CamembertTokenizer": CAMEMBERT,
-    "DistilBertTokenizer": BERT,
+    "DistilBertTokenizer": BERT._replace(token_types=False),
     "ElectraTokenizer": BERT,
     "PreTrainedTokenizer": None,
     "RobertaTokenizer": ROBERTA,

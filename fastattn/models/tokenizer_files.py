@@ -38,6 +38,7 @@ class TokenizerFiles(NamedTuple):
     config: Path  # tokenizer_config.json
     fields: dict[str, Any]  # its fields, with the overrides of sentence_bert_config.json
     special_ids: frozenset[int]
+    token_types: bool  # whether the model gets the types of tokens that the tokenizer gives
 
 
 @contextlib.contextmanager
@@ -84,7 +85,16 @@ def read_tokenizer(folder: Path, default_class: str, changes: dict[str, Any]) ->
             tokenizer.post_processor = kind.post_processor(tokenizer, fields)
         tokenizer.encode_special_tokens = fields["split_special_tokens"]
         ids = frozenset(tokenizer.token_to_id(token.content) for token in special)
-    return TokenizerFiles(tokenizer, path, config, fields, ids)
+    return TokenizerFiles(tokenizer, path, config, fields, ids, _token_types(config, kind, fields))
+
+
+def _token_types(path: Path, kind: TokenizerClass | None, fields: dict[str, Any]) -> bool:
+    names = fields.get("model_input_names")
+    if names is None:
+        return kind is not None and kind.token_types
+    if not isinstance(names, list):
+        raise ValueError(f"{path}: model_input_names must be a list of names, got {names!r:.80}")
+    return "token_type_ids" in names
 
 
 def _class(folder: Path, name: Any) -> TokenizerClass | None:

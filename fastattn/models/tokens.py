@@ -14,6 +14,7 @@ from fastattn.models.inputs import cumulated
 from fastattn.models.tokenizer_files import library_errors, read_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,26 +43,29 @@ if hasattr(os, "register_at_fork"):
 class Tokens:
     """The tokenizer of a folder, which truncates texts to the model's maximum length."""
 
-    __slots__ = ("_path", "_prompt", "_special_ids", "_tokenizer", "max_length")
+    __slots__ = ("_path", "_prompt", "_special", "_special_ids", "_token_types", "_tokenizer", "max_length")
 
-    def __init__(self, modules: Modules, configuration: Configuration) -> None:
+    def __init__(
+        self, modules: Modules, configuration: Configuration, *, pairs: bool = False, special: bool = True
+    ) -> None:
         changes = modules.sentences.tokenizer
         files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
-        tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompts.default
-        self._special_ids = files.special_ids
+        tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompt
+        self._special_ids, self._token_types = files.special_ids, files.token_types
         side, limit = _truncation(files.config, files.fields)
         seq_length = None if changes.get("model_max_length") else modules.sentences.max_seq_length
         limits = {
             "max_position_embeddings": configuration.max_length,
             **({"max_seq_length": seq_length} if seq_length else {"model_max_length": limit}),
         }
-        least = tokenizer.num_special_tokens_to_add(False) + 1
+        self._special = special
+        least = tokenizer.num_special_tokens_to_add(pairs) * special + 1
         field = min(limits, key=limits.get)
         self.max_length = int(limits[field])
         if self.max_length < least:
             raise ValueError(
                 f"{modules.transformer}: {field} must allow at least {least} tokens, one besides those that the "
-                f"tokenizer adds to each text, got {self.max_length}"
+                f"tokenizer adds to each {'pair' if pairs else 'text'}, got {self.max_length}"
             )
         tokenizer.enable_truncation(self.max_length, direction=side)
         tokenizer.no_padding()
@@ -76,9 +80,23 @@ class Tokens:
         for start in range(0, len(texts), AT_ONCE):
             encodings = self._encodings([prompt + text for text in texts[start : start + AT_ONCE]])
             lengths.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
-            flat = chain.from_iterable(encoding.ids for encoding in encodings)
-            ids.append(np.fromiter(flat, np.int64, lengths[-1].sum()))
+            ids.append(_joined((encoding.ids for encoding in encodings), lengths[-1].sum()))
         return np.concatenate(ids), cumulated(np.concatenate(lengths))
+
+    def pairs(self, pairs: list[tuple[str, str]], prompt: str) -> tuple[NDArray, NDArray | None, NDArray]:
+        """Tokenize pairs, the prompt before each first text: (ids, token types or None, cumulative lengths).
+
+        The longer text of a pair is truncated first.
+        """
+        ids, types, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for start in range(0, len(pairs), AT_ONCE):
+            encodings = self._encodings([(prompt + a, b) for a, b in pairs[start : start + AT_ONCE]])
+            lengths.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
+            ids.append(_joined((encoding.ids for encoding in encodings), lengths[-1].sum()))
+            if self._token_types:
+                types.append(_joined((encoding.type_ids for encoding in encodings), lengths[-1].sum()))
+        found = np.concatenate(types) if self._token_types else None
+        return np.concatenate(ids), found, cumulated(np.concatenate(lengths))
 
     def prompt_length(self, prompt: str) -> int:
         """Number of tokens of a prompt and of the special tokens before it."""
@@ -91,11 +109,16 @@ class Tokens:
         """The tokens as strings of the vocabulary."""
         return [self._tokenizer.id_to_token(i) or "" for i in ids.tolist()]
 
-    def _encodings(self, texts: list[str]) -> list[Encoding]:
+    def _encodings(self, texts: list[str] | list[tuple[str, str]]) -> list[Encoding]:
         with library_errors(self._path):
             if _forked and "TOKENIZERS_PARALLELISM" in os.environ:
-                return [self._tokenizer.encode(text) for text in texts]
-            return self._tokenizer.encode_batch_fast(texts)
+                each = ((text,) if isinstance(text, str) else text for text in texts)
+                return [self._tokenizer.encode(*text, add_special_tokens=self._special) for text in each]
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special)
+
+
+def _joined(lists: Iterable[list[int]], total: int) -> NDArray:
+    return np.fromiter(chain.from_iterable(lists), np.int64, total)
 
 
 def _lowers(normalizer: Normalizer | None) -> bool:
@@ -114,13 +137,29 @@ def _truncation(path: Path, raw: dict) -> tuple[str, float]:
     return side, limit
 
 
-def checked_texts(texts: object) -> list[str]:
+def checked_texts(texts: object, name: str = "texts") -> list[str]:
     """Texts as a list; TypeError for anything but a str or an iterable of str."""
     if isinstance(texts, str):
-        return [checked_text("texts", texts)]
+        return [checked_text(name, texts)]
     if isinstance(texts, bytes | bytearray) or not hasattr(texts, "__iter__"):
-        raise TypeError(f"texts must be a str or a list of str, got {type(texts).__name__}")
-    return [checked_text(f"texts[{i}]", text) for i, text in enumerate(texts)]
+        raise TypeError(f"{name} must be a str or a list of str, got {type(texts).__name__}")
+    return [checked_text(f"{name}[{i}]", text) for i, text in enumerate(texts)]
+
+
+def checked_pairs(pairs: object) -> list[tuple[str, str]]:
+    """Pairs of texts as a list of tuples; TypeError or ValueError for anything else."""
+    if isinstance(pairs, str | bytes | bytearray) or not hasattr(pairs, "__iter__"):
+        raise TypeError(f"pairs must be a list of pairs of str, got {type(pairs).__name__}")
+    return [_checked_pair(f"pairs[{i}]", pair) for i, pair in enumerate(pairs)]
+
+
+def _checked_pair(name: str, pair: object) -> tuple[str, str]:
+    if isinstance(pair, str | bytes | bytearray) or not hasattr(pair, "__iter__"):
+        raise TypeError(f"{name} must be a pair of str, got {type(pair).__name__}")
+    texts = list(pair)
+    if len(texts) != 2:
+        raise ValueError(f"{name} must be a pair of str, got {len(texts)} of them")
+    return checked_text(f"{name}[0]", texts[0]), checked_text(f"{name}[1]", texts[1])
 
 
 def checked_text(name: str, text: object) -> str:

@@ -233,14 +233,16 @@ def _vectors(rng, name, size):
 
 
 def tokenizer(padding_id=0):
-    """A token for each character, between [CLS] and [SEP]."""
+    """A token for each character, between [CLS] and [SEP], with one more [SEP] after the second text of a pair."""
     marks = MARKS[padding_id]
     vocabulary = {token: number for number, token in enumerate((*marks, *CHARACTERS))}
     found = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     found.add_special_tokens(list(marks))
     found.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     found.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")],
     )
     return found
 
