@@ -1,7 +1,7 @@
 """fastattn inside other libraries: one module each, which imports that library; none is imported by default.
 
 langchain.py, llama_index.py, haystack.py, chroma.py
-                 embeddings of fastattn.models.SentenceEncoder as these frameworks ask for them; _shared_models.py holds
+                 embeddings and rerankers of fastattn.models as these frameworks ask for them; _shared_models.py holds
                  the models
 sentence_transformers.py
                  the module Transformer of a SentenceTransformer

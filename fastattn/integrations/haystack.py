@@ -1,4 +1,4 @@
-"""Embedders for Haystack."""
+"""Embedders and a ranker for Haystack."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
-from fastattn.integrations._shared_models import Embedder
+from fastattn.integrations._shared_models import Embedder, Shared
+from fastattn.models import CrossEncoder
 
 if TYPE_CHECKING:
     import os
 
-    from fastattn.integrations._shared_models import Shared
-
-__all__ = ["FastattnDocumentEmbedder", "FastattnTextEmbedder"]
+__all__ = ["FastattnDocumentEmbedder", "FastattnRanker", "FastattnTextEmbedder"]
 
 
 class _Component:
@@ -170,6 +169,85 @@ class FastattnDocumentEmbedder(_Component):
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
         """As `run`, in a thread."""
         return await asyncio.to_thread(self.run, documents)
+
+
+@component
+class FastattnRanker(_Component):
+    """Sorts documents by the score of a `CrossEncoder` and keeps the best.
+
+    Parameters
+    ----------
+    folder, dtype
+        As in `CrossEncoder.from_pretrained`.
+    top_k : int, optional
+        Keep so many documents; None for all.
+    score_threshold : float, optional
+        Keep documents with at least this score.
+    query_prefix : str, optional
+        Text before the query. By default, the model's own default prompt.
+    meta_fields_to_embed : list of str, optional
+        Fields of a document's metadata whose values stand before its content in the text that is scored.
+    embedding_separator : str
+        Stands between these values and the content.
+
+    Notes
+    -----
+    The model is read by `warm_up`, else by the first run. Several threads may use it at once. Components with the same
+    folder and dtype share one model.
+
+    Examples
+    --------
+    >>> from haystack import Document
+    >>> from fastattn.integrations.haystack import FastattnRanker
+    >>> ranker = FastattnRanker("ms-marco-MiniLM-L6-v2", top_k=1)  # doctest: +SKIP
+    >>> ranker.run("a question", [Document(content="a text"), Document(content="another")])  # doctest: +SKIP
+    {'documents': [Document(id=..., content: 'another', score: 4.1)]}
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        dtype: str = "float32",
+        *,
+        top_k: int | None = 10,
+        score_threshold: float | None = None,
+        query_prefix: str | None = None,
+        meta_fields_to_embed: list[str] | None = None,
+        embedding_separator: str = "\n",
+    ) -> None:
+        _Component.__init__(self, Shared(CrossEncoder, folder, dtype))
+        self.top_k, self.score_threshold, self.query_prefix = top_k, score_threshold, query_prefix
+        self.meta_fields_to_embed, self.embedding_separator = meta_fields_to_embed or [], embedding_separator
+
+    @component.output_types(documents=list[Document])
+    def run(
+        self, query: str, documents: list[Document], top_k: int | None = None, score_threshold: float | None = None
+    ) -> dict[str, Any]:
+        """Return copies of the best documents, with their scores, the highest first: ``{"documents": [...]}``.
+
+        Each document is scored once, however often it is given. `top_k` and `score_threshold` replace those of the
+        component.
+        """
+        texts = _texts(documents, self.meta_fields_to_embed, self.embedding_separator)
+        by_id = {document.id: (document, text) for document, text in zip(documents, texts, strict=True)}
+        documents, texts = [document for document, _ in by_id.values()], [text for _, text in by_id.values()]
+        top_k = self.top_k if top_k is None else top_k
+        least = self.score_threshold if score_threshold is None else score_threshold
+        ranked = self._shared.model.rank(query, texts, top_k=top_k, prompt=self.query_prefix, show_progress=False)
+        return {
+            "documents": [
+                replace(documents[row["corpus_id"]], score=row["score"])
+                for row in ranked
+                if least is None or row["score"] >= least
+            ]
+        }
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self, query: str, documents: list[Document], top_k: int | None = None, score_threshold: float | None = None
+    ) -> dict[str, Any]:
+        """As `run`, in a thread."""
+        return await asyncio.to_thread(self.run, query, documents, top_k, score_threshold)
 
 
 def _texts(documents: list[Document], fields: list[str], separator: str, suffix: str = "") -> list[str]:

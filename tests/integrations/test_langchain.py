@@ -11,9 +11,11 @@ for package in ("langchain_core", "safetensors", "tokenizers"):
 standard = pytest.importorskip("langchain_tests.unit_tests")
 running = pytest.importorskip("langchain_tests.integration_tests")
 
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.vectorstores import InMemoryVectorStore
+from pydantic import ValidationError
 
-from fastattn.integrations.langchain import FastattnEmbeddings
+from fastattn.integrations.langchain import FastattnEmbeddings, FastattnRerank
 from support.encoders import TEXTS
 from support.examples import run_named
 
@@ -82,6 +84,57 @@ def test_in_a_store(embeddings):
     [(found, score), *_] = store.similarity_search_with_score(TEXTS[3], k=3)
     assert 0 < score <= 1 + 1e-6
     assert found.page_content in TEXTS
+
+
+# Reranking
+
+QUERY = "is it so?"
+
+
+@pytest.fixture
+def documents():
+    return [Document(text, metadata={"number": i}) for i, text in enumerate(TEXTS)]
+
+
+def test_reranked(reranker_folder, reranker, documents):
+    compressor, expected = FastattnRerank(reranker_folder), reranker.rank(QUERY, TEXTS, top_k=3)
+    assert isinstance(compressor, BaseDocumentCompressor)
+    found = compressor.compress_documents(documents, QUERY)
+    assert [x.metadata for x in found] == [
+        {"number": row["corpus_id"], "relevance_score": row["score"]} for row in expected
+    ]
+    assert [x.page_content for x in found] == [TEXTS[row["corpus_id"]] for row in expected]
+    assert all("relevance_score" not in x.metadata for x in documents)  # they are copied
+    assert asyncio.run(compressor.acompress_documents(documents, QUERY)) == found
+    assert compressor.compress_documents([], QUERY) == []
+
+
+def test_all_reranked(reranker_folder, documents):
+    found = FastattnRerank(reranker_folder, "bfloat16", top_n=None).compress_documents(documents, QUERY)
+    scores = [x.metadata["relevance_score"] for x in found]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(x.metadata["number"] for x in found) == [*range(len(TEXTS))]
+
+
+def test_copies_of_a_reranker(reranker_folder, documents):
+    compressor = FastattnRerank(reranker_folder, top_n=1)
+    for other in (copy.deepcopy(compressor), pickle.loads(pickle.dumps(compressor)), compressor.model_copy()):
+        assert other == compressor
+        assert other.compress_documents(documents, QUERY) == compressor.compress_documents(documents, QUERY)
+
+
+def test_errors_of_a_reranker(reranker_folder, encoder_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder must be a folder"):
+        FastattnRerank(tmp_path / "none")
+    with pytest.raises(ValueError, match="must be one of sentence-transformers' Transformer"):
+        FastattnRerank(encoder_folder)
+    with pytest.raises(ValidationError, match="top_n"):
+        FastattnRerank(reranker_folder, top_n="x")
+
+
+def test_example_of_a_reranker(reranker_folder, monkeypatch):
+    monkeypatch.chdir(reranker_folder.parent)
+    run_named("langchain_rerank")
 
 
 def test_example():

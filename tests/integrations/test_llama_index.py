@@ -11,10 +11,11 @@ for package in ("llama_index.core", "safetensors", "tokenizers"):
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.schema import TextNode
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from fastattn.integrations.llama_index import FastattnEmbedding
+from fastattn.integrations.llama_index import FastattnEmbedding, FastattnRerank
 from support.encoders import TEXTS
 from support.examples import run_named
 
@@ -95,6 +96,61 @@ def test_cache(encoder_folder, embedding):
 def test_in_a_pipeline(embedding):
     nodes = IngestionPipeline(transformations=[embedding]).run(nodes=[TextNode(text=text) for text in TEXTS if text])
     assert [node.embedding for node in nodes] == embedding.get_text_embedding_batch([text for text in TEXTS if text])
+
+
+# Reranking
+
+QUERY = "is it so?"
+
+
+@pytest.fixture
+def nodes():
+    return [NodeWithScore(node=TextNode(text=text, id_=str(i)), score=0.5) for i, text in enumerate(TEXTS)]
+
+
+def test_reranked(reranker_folder, reranker, nodes):
+    postprocessor, expected = FastattnRerank(reranker_folder), reranker.rank(QUERY, TEXTS, top_k=2)
+    assert isinstance(postprocessor, BaseNodePostprocessor)
+    assert FastattnRerank.class_name() == "FastattnRerank"
+    found = postprocessor.postprocess_nodes(nodes, query_str=QUERY)
+    assert [(x.node_id, x.score) for x in found] == [(str(row["corpus_id"]), row["score"]) for row in expected]
+    assert [x.score for x in nodes] == [0.5] * len(nodes)
+    assert postprocessor.postprocess_nodes(nodes, QueryBundle(QUERY)) == found
+    assert asyncio.run(postprocessor.apostprocess_nodes(nodes, query_str=QUERY)) == found
+    assert postprocessor.postprocess_nodes([], query_str=QUERY) == []
+    with pytest.raises(ValueError, match="query_str must be given"):
+        postprocessor.postprocess_nodes(nodes)
+
+
+def test_metadata_is_scored(reranker_folder, reranker):
+    node = TextNode(text="a", metadata={"b": "c"}, excluded_embed_metadata_keys=[])
+    [found] = FastattnRerank(reranker_folder).postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    assert found.score == reranker.predict((QUERY, "b: c\n\na"))
+
+
+@pytest.mark.parametrize("again", [
+    lambda x: FastattnRerank.from_dict(x.to_dict()),
+    lambda x: FastattnRerank.from_json(x.to_json()),
+    lambda x: pickle.loads(pickle.dumps(x)),
+    copy.deepcopy,
+], ids=["dict", "json", "pickle", "deepcopy"])  # fmt: skip
+def test_rerankers_made_again(reranker_folder, nodes, again):
+    postprocessor = FastattnRerank(reranker_folder, "bfloat16", top_n=3)
+    other = again(postprocessor)
+    assert other.to_dict() == postprocessor.to_dict()
+    assert other.postprocess_nodes(nodes, query_str=QUERY) == postprocessor.postprocess_nodes(nodes, query_str=QUERY)
+
+
+def test_errors_of_a_reranker(encoder_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder must be a folder"):
+        FastattnRerank(tmp_path / "none")
+    with pytest.raises(ValueError, match="must be one of sentence-transformers' Transformer"):
+        FastattnRerank(encoder_folder)
+
+
+def test_example_of_a_reranker(reranker_folder, monkeypatch):
+    monkeypatch.chdir(reranker_folder.parent)
+    run_named("llama_index_rerank")
 
 
 def test_example():

@@ -1,7 +1,8 @@
 """The examples in the README and docs/: fenced blocks of code, each page a program of its own.
 
 The blocks ``python`` and ``pycon`` of a page run one after the other in one namespace; the sessions ``console`` run in
-a shell. What a ``print`` at the margin says stands behind it: ``print(x.shape)  # (2, 3)``.
+a shell. What a ``print`` at the margin says stands behind it: ``print(x.shape)  # (2, 3)``. Blocks ``py`` need a model
+that no package has: tests run them by their names, where they have made one.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ class Block(NamedTuple):
 
     def run(self, names):
         """Run it among these names, and compare what it prints with what stands beside it."""
-        {"python": self._run_python, "pycon": self._run_session}[self.language](names)
+        {"python": self._run_python, "py": self._run_python, "pycon": self._run_session}[self.language](names)
 
     def _run_python(self, names):
         printed = io.StringIO()
@@ -77,9 +78,8 @@ def blocks(page, *languages):
     return [block for block in found if block.language in languages]
 
 
-def run_named(name):
-    """Run the example of this name, wherever it stands, and return the names that it defines."""
-    [block] = [block for page in PAGES for block in blocks(page, "python") if block.name == name]
-    names = {}
+def run_named(name, **names):
+    """Run the example of this name, wherever it stands, among these names, and return all that there are then."""
+    [block] = [block for page in PAGES for block in blocks(page, "python", "py") if block.name == name]
     block.run(names)
     return names
