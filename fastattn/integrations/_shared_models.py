@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -12,11 +13,12 @@ from fastattn.models import SentenceEncoder, default_folder
 from fastattn.models.backbone import checked_dtype
 
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastattn.models import Batching
     from fastattn.models.sentence_encoder import EncodeOptions
 
     class Kind(Protocol):
@@ -79,7 +81,10 @@ def _last_change(folder: Path) -> int:
 
 
 class Embedder:
-    """A shared `SentenceEncoder` with options: texts to embeddings of queries or documents."""
+    """A shared `SentenceEncoder` with options: texts to embeddings of queries or documents.
+
+    Asynchronous calls of an object that come at the same time are packed together.
+    """
 
     def __init__(
         self,
@@ -92,15 +97,40 @@ class Embedder:
         normalize: bool | None = None,
     ) -> None:
         self.shared = Shared(SentenceEncoder, folder, dtype)
-        self.query_prompt, self.document_prompt = query_prompt, document_prompt
-        self._options: EncodeOptions = {"truncate_dim": truncate_dim, "normalize": normalize}
+        sizes: EncodeOptions = {"truncate_dim": truncate_dim, "normalize": normalize}
+        self._of_queries = _with_prompt(query_prompt, "query") | sizes
+        self._of_documents = _with_prompt(document_prompt, "document") | sizes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "batching"}
+
+    @functools.cached_property
+    def batching(self) -> Batching:
+        """What packs asynchronous calls; its thread ends with this object."""
+        return self.shared.model.batching()
 
     def queries(self, texts: str | list[str]) -> NDArray[np.float32]:
-        """The embeddings of queries, behind the prompt of this object or else the model's own for queries."""
-        encode = self.shared.model.encode_query
-        return encode(texts, prompt=self.query_prompt, show_progress=False, **self._options)
+        """The embeddings of queries."""
+        return self.shared.model.encode(texts, show_progress=False, **self._of_queries)
 
     def documents(self, texts: str | list[str], show_progress: bool = False) -> NDArray[np.float32]:
-        """The embeddings of documents, behind the prompt of this object or else the model's own for documents."""
-        encode = self.shared.model.encode_document
-        return encode(texts, prompt=self.document_prompt, show_progress=show_progress, **self._options)
+        """The embeddings of documents."""
+        return self.shared.model.encode(texts, show_progress=show_progress, **self._of_documents)
+
+    async def queries_async(self, texts: str | list[str]) -> NDArray[np.float32]:
+        """As `queries`, without blocking the event loop."""
+        return await (await self._ready()).encode_async(texts, **self._of_queries)
+
+    async def documents_async(self, texts: str | list[str]) -> NDArray[np.float32]:
+        """As `documents`, without blocking the event loop."""
+        return await (await self._ready()).encode_async(texts, **self._of_documents)
+
+    async def _ready(self) -> Batching:
+        if "batching" in self.__dict__:
+            return self.batching
+        return await asyncio.to_thread(lambda: self.batching)  # the model may have to be read
+
+
+def _with_prompt(prompt: str | None, role: str) -> EncodeOptions:
+    """A prompt, or the model's own for a role."""
+    return {"prompt_name": role} if prompt is None else {"prompt": prompt}

@@ -15,6 +15,8 @@ from fastattn.models import CrossEncoder
 if TYPE_CHECKING:
     import os
 
+    from numpy.typing import NDArray
+
 __all__ = ["FastattnDocumentEmbedder", "FastattnRanker", "FastattnTextEmbedder"]
 
 
@@ -90,14 +92,17 @@ class FastattnTextEmbedder(_Component):
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
         """Compute the embedding of a text: ``{"embedding": list of float}``."""
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__} (FastattnDocumentEmbedder takes documents)")
-        return {"embedding": self._embedder.queries(text + self.suffix).tolist()}
+        return {"embedding": self._embedder.queries(self._with_suffix(text)).tolist()}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str) -> dict[str, Any]:
-        """As `run`, in a thread."""
-        return await asyncio.to_thread(self.run, text)
+        """As `run`. Texts of calls that come at the same time are packed together."""
+        return {"embedding": (await self._embedder.queries_async(self._with_suffix(text))).tolist()}
+
+    def _with_suffix(self, text: str) -> str:
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {type(text).__name__} (FastattnDocumentEmbedder takes documents)")
+        return text + self.suffix
 
 
 @component
@@ -159,16 +164,16 @@ class FastattnDocumentEmbedder(_Component):
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Return copies of the documents with their embeddings: ``{"documents": list of Document}``."""
-        texts = _texts(documents, self.meta_fields_to_embed, self.embedding_separator, self.suffix)
-        embeddings = self._embedder.documents(texts, self.progress_bar).tolist()
-        return {
-            "documents": [replace(document, embedding=x) for document, x in zip(documents, embeddings, strict=True)]
-        }
+        return _embedded(documents, self._embedder.documents(self._texts(documents), self.progress_bar))
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
-        """As `run`, in a thread."""
-        return await asyncio.to_thread(self.run, documents)
+        """As `run`, without a progress bar. Texts of calls that come at the same time are packed together."""
+        return _embedded(documents, await self._embedder.documents_async(self._texts(documents)))
+
+    def _texts(self, documents: list[Document]) -> list[str]:
+        texts = _texts(documents, self.meta_fields_to_embed, self.embedding_separator)
+        return [text + self.suffix for text in texts]
 
 
 @component
@@ -250,9 +255,14 @@ class FastattnRanker(_Component):
         return await asyncio.to_thread(self.run, query, documents, top_k, score_threshold)
 
 
-def _texts(documents: list[Document], fields: list[str], separator: str, suffix: str = "") -> list[str]:
+def _texts(documents: list[Document], fields: list[str], separator: str) -> list[str]:
     """The documents' contents behind the values of these fields of their metadata."""
     if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
         raise TypeError(f"documents must be a list of Document, got {type(documents).__name__}")
     values = ([str(x.meta[field]) for field in fields if x.meta.get(field) is not None] for x in documents)
-    return [separator.join([*of, x.content or ""]) + suffix for of, x in zip(values, documents, strict=True)]
+    return [separator.join([*of, x.content or ""]) for of, x in zip(values, documents, strict=True)]
+
+
+def _embedded(documents: list[Document], embeddings: NDArray) -> dict[str, Any]:
+    pairs = zip(documents, embeddings.tolist(), strict=True)
+    return {"documents": [replace(document, embedding=embedding) for document, embedding in pairs]}

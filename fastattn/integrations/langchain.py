@@ -73,6 +73,14 @@ class FastattnEmbeddings(Embeddings):
         """Compute the embedding of a query."""
         return self._embedder.queries(text).tolist()
 
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """As `embed_documents`. Texts of calls that come at the same time are packed together."""
+        return (await self._embedder.documents_async(list(texts))).tolist()
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """As `embed_query`. Texts of calls that come at the same time are packed together."""
+        return (await self._embedder.queries_async(text)).tolist()
+
 
 class FastattnRerank(BaseDocumentCompressor):
     """Keeps the documents that a `CrossEncoder` scores highest, for a ContextualCompressionRetriever, say.

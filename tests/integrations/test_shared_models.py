@@ -1,5 +1,8 @@
 """Models that the frameworks' classes share."""
 
+import asyncio
+import copy
+import gc
 import os
 import pickle
 import threading
@@ -9,9 +12,9 @@ import pytest
 for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package)
 
-from fastattn.integrations._shared_models import KEPT, Shared
+from fastattn.integrations._shared_models import KEPT, Embedder, Shared
 from fastattn.models import SentenceEncoder
-from support.encoders import random_encoder
+from support.encoders import TEXTS, random_encoder
 
 
 def test_one_model_for_all(encoder_folder, monkeypatch):
@@ -73,3 +76,30 @@ def test_few_are_kept(tmp_path):
 def test_wrong_folders(folder):
     with pytest.raises(TypeError):
         _ = Shared(SentenceEncoder, folder, "float32").model
+
+
+def test_asynchronous_calls_are_packed_together(encoder_folder, encoder):
+    embedder = Embedder(encoder_folder, "float32")
+
+    async def run():
+        queries = asyncio.gather(*map(embedder.queries_async, TEXTS))
+        return await queries, await embedder.documents_async(TEXTS)
+
+    for _ in range(2):  # in an event loop of its own each time
+        queries, documents = asyncio.run(run())
+        assert (queries == encoder.encode_query(TEXTS)).all()
+        assert (documents == encoder.encode_document(TEXTS)).all()
+    for other in (copy.deepcopy(embedder), pickle.loads(pickle.dumps(embedder))):
+        assert (other.queries(TEXTS) == queries).all()
+
+
+def test_a_thread_ends_with_its_object(encoder_folder):
+    def threads():
+        return sum(thread.name == "fastattn-batching" for thread in threading.enumerate())
+
+    before, embedder = threads(), Embedder(encoder_folder, "float32")
+    assert asyncio.run(embedder.queries_async("a")).shape == (24,)
+    assert threads() == before + 1
+    del embedder
+    gc.collect()
+    assert threads() == before
