@@ -130,15 +130,18 @@ class _Model(torch.nn.Module):
         """Write the configuration, and copy the weights: always as safetensors."""
         self.config.save_pretrained(path)
         for file in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.safetensors.index.json")]:
-            if not (target := Path(path, file.name)).exists() or not target.samefile(file):
-                shutil.copyfile(file, target)
+            target = Path(path, file.name)
+            if not (target.exists() and target.samefile(file)):
+                new = target.with_name(f"{target.name}.new")
+                shutil.copyfile(file, new)
+                new.replace(target)  # the old file may be mapped
 
 
 def _with_dtype(dtype: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of sentence-transformers with a dtype among `model_kwargs`."""
-    return (
-        kwargs if dtype is None else kwargs | {"model_kwargs": {**(kwargs.get("model_kwargs") or {}), "dtype": dtype}}
-    )
+    if dtype is None:
+        return kwargs
+    return kwargs | {"model_kwargs": {**(kwargs.get("model_kwargs") or {}), "dtype": dtype}}
 
 
 def _blank() -> Transformer:
