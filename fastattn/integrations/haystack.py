@@ -50,6 +50,8 @@ class _Component:
 class FastattnTextEmbedder(_Component):
     """Embeds a text, such as a query, by a `SentenceEncoder`.
 
+    ``run(text)`` returns ``{"embedding": list of float}``.
+
     Parameters
     ----------
     folder, dtype
@@ -108,6 +110,8 @@ class FastattnTextEmbedder(_Component):
 @component
 class FastattnDocumentEmbedder(_Component):
     """Embeds documents by a `SentenceEncoder`.
+
+    ``run(documents)`` returns ``{"documents": list of Document}``, copies with their embeddings.
 
     Parameters
     ----------
@@ -180,6 +184,9 @@ class FastattnDocumentEmbedder(_Component):
 class FastattnRanker(_Component):
     """Sorts documents by the score of a `CrossEncoder` and keeps the best.
 
+    ``run(query, documents, top_k=None, score_threshold=None)`` returns ``{"documents": list of Document}``, copies with
+    their scores, the highest first. The last two arguments replace those of the component.
+
     Parameters
     ----------
     folder, dtype
@@ -228,11 +235,7 @@ class FastattnRanker(_Component):
     def run(
         self, query: str, documents: list[Document], top_k: int | None = None, score_threshold: float | None = None
     ) -> dict[str, Any]:
-        """Return copies of the best documents, with their scores, the highest first: ``{"documents": [...]}``.
-
-        Each document is scored once, however often it is given. `top_k` and `score_threshold` replace those of the
-        component.
-        """
+        """Score each document once, however often it is given, and return the best."""
         texts = _texts(documents, self.meta_fields_to_embed, self.embedding_separator)
         by_id = {document.id: (document, text) for document, text in zip(documents, texts, strict=True)}
         documents, texts = [document for document, _ in by_id.values()], [text for _, text in by_id.values()]
