@@ -12,6 +12,7 @@
 ``options``           arguments that several commands share
 ``model``             what commands that run a model share
 ``files``             reading and writing files
+``rows``              embeddings of a file's lines, kept with a record of what they were made of
 ``heatmap``           weights as a figure
 ``barchart``          results of ``bench`` as a figure
 ====================  ==============================================================================

@@ -2,8 +2,15 @@
 
 import argparse
 import contextlib
+import hashlib
+from pathlib import Path
 
+import fastattn
 from fastattn._dtypes import TYPES, listed
+
+# What a model is read from, and what its fingerprint is taken from: this many parts of so many bytes.
+_SUFFIXES = (".json", ".safetensors", ".txt")
+_PARTS, _PART = 64, 1 << 16
 
 
 def add_arguments(parser):
@@ -20,6 +27,40 @@ def add_arguments(parser):
         metavar="NAME",
         help=f"dtype of its layers: {listed(loadable)} (default: float32)",
     )
+
+
+def add_prompt(parser, of, option="prompt"):
+    """Add the arguments for the prompt of some texts."""
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(f"--{option}", metavar="TEXT", help=f"prepended to {of}")
+    prompts.add_argument(f"--{option}-name", metavar="NAME", help="the name of a prompt in the model's own list")
+
+
+def made(arguments, **options):
+    """How embeddings are made: what a record says, {name: value}."""
+    from fastattn.models import default_folder
+
+    folder = default_folder() if arguments.model is None else arguments.model
+    return {
+        "the model": _fingerprint(Path(folder)),
+        "fastattn": fastattn.__version__,
+        "--dtype": arguments.dtype,
+        **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
+    }
+
+
+def _fingerprint(folder):
+    """A digest of the files of a model: small ones whole, of large ones the length and some parts."""
+    found = hashlib.blake2b(digest_size=20)
+    paths = (path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+    for path in sorted(paths):
+        length = path.stat().st_size
+        found.update(f"{path.relative_to(folder).as_posix()} {length}\n".encode("utf-8", "surrogateescape"))
+        with path.open("rb") as file:
+            for start in range(0, length, max(_PART, length // _PARTS)):
+                file.seek(start)
+                found.update(file.read(_PART))
+    return found.hexdigest()
 
 
 def text(argument):

@@ -8,6 +8,9 @@ sparse_encoder.py     SparseEncoder: texts to weights of words
 sparse_routes.py      how a sparse encoder encodes queries and documents: its modules
 splade.py             hidden states to weights of words, in pieces
 sparse_vectors.py     compressed rows
+multi_vector_encoder.py   MultiVectorEncoder: texts to a vector for each token
+multi_vector_files.py     its modules, lengths and marks, of sentence-transformers, PyLate and ColBERT
+late_interaction.py   MaxSim
 pretrained.py         what these models share: from_pretrained, the sizes
 backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
@@ -47,6 +50,7 @@ except ImportError as error:
 from fastattn.models.batching import Batching
 from fastattn.models.cross_encoder import CrossEncoder
 from fastattn.models.folders import default_folder
+from fastattn.models.multi_vector_encoder import MultiVectorEncoder
 from fastattn.models.precision import quantize_embeddings
 from fastattn.models.sentence_encoder import SentenceEncoder
 from fastattn.models.sparse_encoder import SparseEncoder
@@ -55,6 +59,7 @@ from fastattn.models.sparse_vectors import SparseVectors
 __all__ = [
     "Batching",
     "CrossEncoder",
+    "MultiVectorEncoder",
     "SentenceEncoder",
     "SparseEncoder",
     "SparseVectors",

@@ -74,19 +74,13 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def rows(self, name: str) -> int:
-        """Number of rows of a matrix of unknown size, to be taken; ValueError if there is none of that name."""
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of a tensor of that many axes, for `take`; ValueError if there is none of that name."""
         shape = self._entries[name].shape if name in self._entries else None
-        if shape is None or len(shape) != 2:
-            raise ValueError(f"{self.folder} must hold the tensor {name}, a matrix, got {shape or 'none of that name'}")
-        return shape[0]
-
-    def length(self, name: str) -> int:
-        """Size of a vector of unknown size, to be taken; ValueError if there is none of that name."""
-        shape = self._entries[name].shape if name in self._entries else None
-        if shape is None or len(shape) != 1:
-            raise ValueError(f"{self.folder} must hold the tensor {name}, a vector, got {shape or 'none of that name'}")
-        return shape[0]
+        if shape is None or len(shape) != axes:
+            what, got = {1: "a vector", 2: "a matrix"}[axes], shape or "none of that name"
+            raise ValueError(f"{self.folder} must hold the tensor {name}, {what}, got {got}")
+        return shape
 
     def check_rest(self, prefix: str) -> None:
         """Raise for a tensor with that prefix that was not taken: it would be ignored silently."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastattn.models.architectures import ACTIVATIONS, REQUIRED_VALUES, Architecture
+from fastattn.models.fields import counted, flag, one_of, small
 from fastattn.models.folders import read_json
 from fastattn.models.recognition import known_architecture
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from fastattn.models.architectures import Architecture
+    from fastattn.models.positions import Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Configuration:
     """The sizes of a model, and the names that its architecture uses."""
 
     architecture: Architecture
+    attention: Attention
     model_type: str
     classes: tuple[str, ...]  # transformers' classes that the model was saved from
     tokenizer_class: str
@@ -26,16 +30,39 @@ class Configuration:
     feed_forward: int
     layers: int
     heads: int
-    table_rows: int  # of the table of positions
+    table_rows: int  # of the table of positions, or the number of positions if there is none
     token_types: int  # 0: the model has none
     activation: str  # as `fastattn.linear` calls it
     norm_eps: float
     padding_id: int
+    kv_heads: int
+    head_dim: int
+    embedding: int  # size of a row of the embedding tables
+    groups: int  # number of layers that differ: the others repeat them
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    norm_bias: bool = False
 
     @property
     def max_length(self) -> int:
         """Maximum number of tokens of a sequence: the positions that padding does not use."""
         return self.table_rows - (self.padding_id + 1 if self.architecture.skips_padding else 0)
+
+    @property
+    def q_size(self) -> int:
+        """Size of the queries of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Size of the keys of all heads."""
+        return self.kv_heads * self.head_dim
+
+    def has_bias(self, part: str) -> bool:
+        """Whether a part in the architecture's tables has a bias."""
+        unbiased = self.architecture.unbiased
+        field = unbiased.get(part)
+        return part not in unbiased or (field is not None and getattr(self, field))
 
 
 def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
@@ -43,62 +70,81 @@ def read_configuration(folder: Path, changes: dict[str, Any]) -> Configuration:
     path = folder / "config.json"
     raw = read_json(path, dict) | changes
     architecture = known_architecture(path, raw)
-    for field, needed in REQUIRED_VALUES.items():
+    for field, needed in architecture.required.items():
         if raw.get(field, needed) not in (needed, None):
             raise ValueError(f"{path}: {field} must be {needed!r} or absent, got {raw[field]!r}")
     classes = raw.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"{path}: architectures must be a list of names, got {classes!r}")
-    values = dict(architecture.defaults)
-    for ours, theirs in architecture.fields.items():
-        if raw.get(theirs) is not None:
-            values[ours] = _CHECKS.get(ours, counted)(f"{path}: {theirs}", raw[theirs])
-        elif ours not in values:
-            raise ValueError(f"{path} must have the field {theirs}")
-    values["activation"] = ACTIVATIONS[values["activation"]]
+    values = _values(path, architecture, raw)
     tokenizer_class = raw.get("tokenizer_class") or architecture.tokenizer_class
-    configuration = Configuration(architecture, raw["model_type"], tuple(classes), tokenizer_class, **values)
+    attention = architecture.attention(path, raw, values)
+    configuration = Configuration(architecture, attention, raw["model_type"], tuple(classes), tokenizer_class, **values)
     _check_together(path, configuration)
     return configuration
 
 
-def _one_of(name: str, value: Any, known: dict) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return value
+def _values(path: Path, architecture: Architecture, raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields that the architecture names, checked; the others follow from them."""
+    values = dict(architecture.defaults)
+    for ours, names in architecture.fields.items():
+        name = next((name for name in names if raw.get(name) is not None), None)
+        if name is not None:
+            values[ours] = _CHECKS.get(ours, counted)(f"{path}: {name}", raw[name])
+        elif ours not in {*values, *_FOLLOWING, *_FLAGS}:
+            raise ValueError(f"{path} must have the field {names[-1]}")
+    given = next((name for name in architecture.fields["activation"] if name in raw), "activation")
+    values["activation"] = architecture.activations[
+        one_of(f"{path}: {given}", values["activation"], architecture.activations)
+    ]
+    if "head_dim" not in values and values["hidden"] % values["heads"]:
+        hidden, heads = (_given(architecture, raw, name) for name in ("hidden", "heads"))
+        raise ValueError(f"{path}: {hidden} must be a multiple of {heads}, {values['heads']}, got {values['hidden']}")
+    for ours, follow in _FOLLOWING.items():
+        values.setdefault(ours, follow(values))
+    return values
 
 
-def counted(name: str, value: Any, least: int = 1) -> int:
-    """A count from a JSON file, checked."""
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return value
+def _given(architecture: Architecture, raw: dict[str, Any], ours: str) -> str:
+    """The name by which config.json gives a field."""
+    names = architecture.fields[ours]
+    return next((name for name in names if raw.get(name) is not None), names[-1])
 
 
-def _small(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
-    return value
+# Fields that follow from the others where config.json does not give them.
+_FOLLOWING = {
+    "kv_heads": lambda values: values["heads"],
+    "head_dim": lambda values: values["hidden"] // values["heads"],
+    "embedding": lambda values: values["hidden"],
+    "groups": lambda values: values["layers"],
+}
 
+_FLAGS = ("attention_bias", "mlp_bias", "norm_bias")
 
 # How fields are checked; the others are counts of at least 1.
 _CHECKS = {
-    "activation": lambda name, value: _one_of(name, value, ACTIVATIONS),
-    "norm_eps": _small,
+    "activation": lambda name, value: value,  # against the architecture's own, once defaults are known
+    "norm_eps": small,
     "padding_id": lambda name, value: counted(name, value, 0),
     "token_types": lambda name, value: counted(name, value, 0),
+    **dict.fromkeys(_FLAGS, flag),
 }
 
 
 def _check_together(path: Path, configuration: Configuration) -> None:
     fields = configuration.architecture.fields
-    if configuration.hidden % configuration.heads:
+    if configuration.heads % configuration.kv_heads:
         raise ValueError(
-            f"{path}: {fields['hidden']} must be a multiple of {fields['heads']}, {configuration.heads}, "
-            f"got {configuration.hidden}"
+            f"{path}: {fields['kv_heads'][-1]} must divide {fields['heads'][-1]}, {configuration.heads}, "
+            f"got {configuration.kv_heads}"
+        )
+    if configuration.layers < configuration.groups:
+        raise ValueError(
+            f"{path}: {fields['groups'][-1]} must be at most {fields['layers'][-1]}, {configuration.layers}, "
+            f"got {configuration.groups}"
         )
     if configuration.max_length < 1:
         raise ValueError(
-            f"{path}: {fields['table_rows']} must leave a position after {fields['padding_id']}, "
+            f"{path}: {fields['table_rows'][-1]} must leave a position after {fields['padding_id'][-1]}, "
             f"{configuration.padding_id}, got {configuration.table_rows}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from fastattn.models.embeddings import Embeddings
     from fastattn.nn import TransformerEncoder
+    from fastattn.nn.weights import LayerNorm, Linear, RMSNorm
 
 LARGEST = BY_NAME["float16"].largest
 _ADVICE = "use dtype 'bfloat16' or 'float32' for this model"
@@ -35,21 +36,50 @@ def check_finite(dtype: str, *arrays: NDArray[np.float32]) -> None:
 def check_scores(encoder: TransformerEncoder, embeddings: Embeddings) -> None:
     """Raise for queries and keys that may overflow, as an infinite score can give a finite but wrong result.
 
-    The input of a layer is normalised, so the norm of a row is at most sqrt(H) before weight and bias: this bounds each
-    sum.
+    What a layer projects is normalised, or a projection of that, so the norm of a row is at most sqrt(H) before weight
+    and bias: this bounds each sum. Rotation may move all of a pair into one of its two.
     """
     if encoder.dtype != np.float16:
         return
-    norms = [embeddings, *(layer.norm2 for layer in encoder.layers[:-1])]
-    for number, (norm, layer) in enumerate(zip(norms, encoder.layers, strict=True)):
-        projection = layer.self_attn.in_proj
-        weight = projection.weight.unpack() if isinstance(projection.weight, PackedWeight) else projection.weight
-        rows = weight[: 2 * norm.weight.size].astype(np.float32)
-        fixed = rows @ norm.bias.astype(np.float32) + projection.bias[: len(rows)]
-        rows *= norm.weight
-        bounds = np.sqrt(np.einsum("ij,ij->i", rows, rows) * np.float32(norm.weight.size)) + np.abs(fixed)
-        if bounds.max() >= LARGEST:
-            raise ValueError(
-                f"queries and keys of layer {number} must be below {LARGEST} in float16, got weights that let them "
-                f"reach {bounds.max():.3g}: {_ADVICE}"
-            )
+    first = _Normed(embeddings.weight, embeddings.bias, embeddings.projection)
+    before = [first, *(_Normed(layer.norm2.weight, _bias(layer.norm2)) for layer in encoder.layers[:-1])]
+    for number, (normed, layer) in enumerate(zip(before, encoder.layers, strict=True)):
+        if layer.norm_first and layer.norm1 is not None:
+            normed = _Normed(layer.norm1.weight, _bias(layer.norm1))
+        attention = layer.self_attn
+        if attention.q_norm is not None and attention.k_norm is not None:
+            continue  # these bound them, whatever the sums are, which are taken in float32
+        _check_layer(
+            number, normed, attention.in_proj, (attention.num_heads + attention.num_kv_heads) * attention.head_dim
+        )
+
+
+class _Normed(NamedTuple):
+    """Where the input of a layer's projections comes from: weight and bias of a norm, and a projection after it."""
+
+    weight: NDArray
+    bias: NDArray | None
+    projection: tuple[NDArray, NDArray | None] | None = None
+
+
+def _bias(norm: LayerNorm | RMSNorm) -> NDArray | None:
+    return getattr(norm, "bias", None)
+
+
+def _check_layer(number: int, normed: _Normed, projection: Linear, count: int) -> None:
+    weight = projection.weight.unpack() if isinstance(projection.weight, PackedWeight) else projection.weight
+    rows = weight[:count].astype(np.float32)
+    fixed = np.zeros(count, np.float32) if projection.bias is None else projection.bias[:count].astype(np.float32)
+    if normed.projection is not None:
+        matrix, bias = normed.projection
+        fixed = fixed if bias is None else rows @ bias + fixed
+        rows = rows @ matrix
+    if normed.bias is not None:
+        fixed = rows @ normed.bias.astype(np.float32) + fixed
+    rows = rows * normed.weight
+    bounds = np.sqrt(np.einsum("ij,ij->i", rows, rows) * np.float32(normed.weight.size)) + np.abs(fixed)
+    if bounds.max() >= LARGEST:
+        raise ValueError(
+            f"queries and keys of layer {number} must be below {LARGEST} in float16, got weights that let them "
+            f"reach {bounds.max():.3g}: {_ADVICE}"
+        )

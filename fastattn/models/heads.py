@@ -34,7 +34,6 @@ class _Row(NamedTuple):
     biases: bool = True  # False: dense layer and norm may have none
     pooling: str = ""  # the field of config.json that says which rows are classified; empty: the first one
     output_bias: str = ""  # the bias of the output, if it has a name of its own
-    words: str = "embeddings.word_embeddings.weight"  # what the output's weight is if it is not stored
 
 
 _FIRST_TOKEN = _Row("classifier.dense.", "classifier.out_proj.", "tanh")
@@ -81,7 +80,6 @@ _VOCABULARIES = {
         "classifier_activation",
         norm="head.norm.",
         biases=False,
-        words="embeddings.tok_embeddings.weight",
     ),
     "roberta": _ROBERTA_WORDS,
     "xlm-roberta": _ROBERTA_WORDS,
@@ -135,7 +133,7 @@ def read_classifier(
     transform = _transform(path, raw, configuration, checkpoint, row)
     size = len(transform.dense.weight)
     name = f"{row.output}weight"
-    labels = checkpoint.rows(name)
+    labels = checkpoint.shape(name, 2)[0]
     weight, bias = _float32(checkpoint, name, (labels, size)), _float32(checkpoint, f"{row.output}bias", (labels,))
     return Classifier(_means(path, raw, row), transform, Dense(weight, bias, None))
 
@@ -155,8 +153,10 @@ def read_vocabulary(
     row = _row(path, configuration, _VOCABULARIES, "ForMaskedLM")
     transform = _transform(path, raw, configuration, checkpoint, row)
     words = configuration.vocabulary
-    stored = f"{row.output}weight"
-    name = stored if stored in checkpoint else checkpoint.prefix(row.words) + row.words
+    name = f"{row.output}weight"
+    if name not in checkpoint:  # it is that of the words
+        name = f"{configuration.architecture.embeddings['words']}weight"
+        name = checkpoint.prefix(name) + name
     weight = checkpoint.take(name, (words, len(transform.dense.weight)))
     bias = next((x for x in (f"{row.output}bias", row.output_bias) if x in checkpoint), None)
     if bias is None and row.biases:
@@ -168,7 +168,7 @@ def _transform(
     path: Path, raw: dict[str, Any], configuration: Configuration, checkpoint: Checkpoint, row: _Row
 ) -> Transform:
     prefix = checkpoint.prefix(f"{row.dense}weight") + row.dense  # BERT's pooler is below "bert."
-    size = checkpoint.rows(f"{prefix}weight")
+    size = checkpoint.shape(f"{prefix}weight", 2)[0]
     weight = _float32(checkpoint, f"{prefix}weight", (size, configuration.hidden))
     activation = _ACTIVATIONS[_activation(path, raw, row)] if row.activation else configuration.activation
     dense = Dense(weight, _bias(checkpoint, f"{prefix}bias", size, row), activation)

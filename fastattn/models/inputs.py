@@ -23,6 +23,7 @@ class Packed(NamedTuple):
     token_types: NDArray | None
     cu_seqlens: NDArray
     kept: NDArray | None = None  # mask of the flattened (B, S) that selects these; None: all
+    attended: NDArray | None = None  # how many tokens of each sequence others attend to, from the first; None: all
 
 
 def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Packed:
@@ -50,6 +51,12 @@ def _without_padding(packed: Packed, mask: NDArray) -> Packed:
     kept = mask.reshape(-1)
     types = None if packed.token_types is None else packed.token_types[kept]
     return Packed(packed.ids[kept], packed.positions[kept], types, cumulated(np.count_nonzero(mask, axis=1)), kept)
+
+
+def has_holes(mask: NDArray) -> bool:
+    """Whether a row of a mask (B, S) excludes columns between others."""
+    begins = np.count_nonzero(mask[:, 1:] & ~mask[:, :-1], axis=1) + mask[:, :1].sum(axis=1)
+    return bool((begins > 1).any())
 
 
 def gathered(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastattn.models.checkpoint import Checkpoint
-from fastattn.models.configuration import counted
+from fastattn.models.fields import counted
 from fastattn.models.folders import inside, read_json
 from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
 from fastattn.models.prompts import Prompts, read_prompts
@@ -107,17 +107,21 @@ def read_pooling(modules: Modules, hidden: int) -> Pooling:
     return Pooling(modules.modes, tuple(steps), modules.normalize, size)
 
 
-def listed_modules(path: Path, kinds: Iterable[str]) -> list[Module]:
+def listed_modules(
+    path: Path, kinds: Iterable[str], packages: tuple[str, ...] = ("sentence_transformers",)
+) -> list[Module]:
     """The modules that modules.json lists, none if there is no such file; ValueError for one of another kind."""
-    return [module_of(path, module, kinds) for module in read_json(path, list, default=[])]
+    return [module_of(path, module, kinds, packages) for module in read_json(path, list, default=[])]
 
 
-def module_of(path: Path, module: Any, kinds: Iterable[str]) -> Module:
+def module_of(
+    path: Path, module: Any, kinds: Iterable[str], packages: tuple[str, ...] = ("sentence_transformers",)
+) -> Module:
     """A module by its type and its folder below that of the file `path`."""
     kind = str(module.get("type") if isinstance(module, dict) else module)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
-    if not isinstance(module, dict) or package != "sentence_transformers" or name not in kinds:
+    if not isinstance(module, dict) or package not in packages or name not in kinds:
         raise ValueError(f"{path}: type must be one of sentence-transformers' {', '.join(kinds)}, got {kind!r}")
     return Module(name, inside(f"{path}: path", path.parent, module.get("path", "")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,87 +15,150 @@ if TYPE_CHECKING:
     from fastattn.models.checkpoint import Checkpoint
     from fastattn.models.configuration import Configuration
 
-# The shapes of a layer's weights, in fields of a Configuration. The first axis is the shape of the bias.
-SHAPES = {
-    "self_attn.in_proj_": ("hidden", "hidden"),  # of each of its three parts
-    "self_attn.out_proj.": ("hidden", "hidden"),
-    "norm1.": ("hidden",),
-    "linear1.": ("feed_forward", "hidden"),
-    "linear2.": ("hidden", "feed_forward"),
-    "norm2.": ("hidden",),
+# The rows of a layer's weights, part by part, in fields of a Configuration; the sum of them is the shape of the bias.
+ROWS = {
+    "self_attn.in_proj_": ("q_size", "kv_size", "kv_size"),
+    "self_attn.out_proj.": ("hidden",),
+    "self_attn.q_norm.": ("head_dim",),
+    "self_attn.k_norm.": ("head_dim",),
+    "linear1.": ("feed_forward",),
+    "linear2.": ("hidden",),
+    **dict.fromkeys(("norm1.", "norm2.", "post_norm1.", "post_norm2.", "final"), ("hidden",)),
 }
 
-# Arguments of Embeddings -> tensors, which have the same names in all architectures, and their shapes.
-EMBEDDINGS = {
-    "words": ("embeddings.word_embeddings.weight", ("vocabulary", "hidden")),
-    "positions": ("embeddings.position_embeddings.weight", ("table_rows", "hidden")),
-    "token_types": ("embeddings.token_type_embeddings.weight", ("token_types", "hidden")),
-    "weight": ("embeddings.LayerNorm.weight", ("hidden",)),
-    "bias": ("embeddings.LayerNorm.bias", ("hidden",)),
+# The columns of those that are matrices.
+COLUMNS = {
+    "self_attn.in_proj_": "hidden",
+    "self_attn.out_proj.": "q_size",
+    "linear1.": "hidden",
+    "linear2.": "feed_forward",
 }
+
+# The shapes of the embedding tables, and of what follows them.
+EMBEDDINGS = {
+    "words": ("vocabulary", "embedding"),
+    "positions": ("table_rows", "embedding"),
+    "token_types": ("token_types", "embedding"),
+    "norm": ("embedding",),
+    "projection": ("hidden", "embedding"),
+}
+
+# Parts of the embeddings that have a bias.
+_BIASED = ("norm", "projection")
 
 
 def embedding_parameters(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, NDArray]:
-    """The arrays in EMBEDDINGS, as views of the checkpoint; without token types if the model has none."""
-    prefix = _prefix(checkpoint)
-    return {
-        ours: checkpoint.take(prefix + theirs, _shape(configuration, sizes))
-        for ours, (theirs, sizes) in EMBEDDINGS.items()
-        if ours != "token_types" or configuration.token_types
-    }
+    """The arrays that the architecture has, by arguments of `Embeddings`, as views of the checkpoint."""
+    prefix, found = prefix_of(checkpoint, configuration), {}
+    for part, name in configuration.architecture.embeddings.items():
+        if _is_there(part, configuration):
+            shape = tuple(getattr(configuration, size) for size in EMBEDDINGS[part])
+            found[part] = checkpoint.take(f"{prefix}{name}weight", shape)
+            if part in _BIASED and configuration.has_bias(part):
+                found[f"{part}_bias"] = checkpoint.take(f"{prefix}{name}bias", shape[:1])
+    return found
+
+
+def _is_there(part: str, configuration: Configuration) -> bool:
+    if part == "token_types":
+        return configuration.token_types > 0
+    if part == "projection":
+        return configuration.architecture.projects or configuration.embedding != configuration.hidden
+    return True
+
+
+class Parts(NamedTuple):
+    """An entry that is put together from tensors when it is read."""
+
+    tensors: tuple[NDArray, ...]  # stacked by rows
+    swapped: bool = False  # the second half comes first
+    offset: float = 0.0  # added
+
+    def __call__(self) -> NDArray:
+        """The entry: a view of the checkpoint if there is nothing to do."""
+        x = self.tensors[0] if len(self.tensors) == 1 else np.concatenate(self.tensors)
+        if self.swapped:
+            x = np.concatenate(np.split(x, 2)[::-1])
+        return x.astype(np.float32) + np.float32(self.offset) if self.offset else x
 
 
 class LayerParameters(Mapping):
     """{PyTorch's name: array} of all layers. Pages of the file are released when the next layer begins to be read."""
 
-    def __init__(self, checkpoint: Checkpoint, arrays: dict[str, NDArray]) -> None:
-        self._checkpoint, self._arrays, self._layer = checkpoint, arrays, ""
+    def __init__(self, checkpoint: Checkpoint, entries: dict[str, Parts]) -> None:
+        self._checkpoint, self._entries, self._layer = checkpoint, entries, ""
+        self._last: tuple[str, NDArray | None] = "", None  # an entry is read several times, one after the other
 
     def __getitem__(self, name: str) -> NDArray:
         layer = name.split(".")[1]
         if layer != self._layer:
             self._checkpoint.forget_pages()
             self._layer = layer
-        return self._arrays[name]
+        if self._last[0] != name:
+            self._last = name, self._entries[name]()
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._entries)
 
 
 def layer_parameters(checkpoint: Checkpoint, configuration: Configuration) -> LayerParameters:
-    """The entries of all layers. Stacked biases are copies, all others views of the checkpoint."""
-    prefix, architecture = _prefix(checkpoint), configuration.architecture
-    parameters = {}
-    for i in range(configuration.layers):
+    """The entries of all layers, and of the norm after the last one."""
+    prefix, architecture = prefix_of(checkpoint, configuration), configuration.architecture
+    entries: dict[str, Parts] = {}
+    for i in range(configuration.groups):
+        layer = prefix + architecture.layers.format(i)
         for ours, theirs in architecture.tensors.items():
-            shape = _shape(configuration, SHAPES[ours])
-            for kind, kind_shape in (("weight", shape), ("bias", shape[:1])):
-                names = [f"{prefix}{architecture.layers}.{i}.{part}{kind}" for part in theirs]
-                tensors = [checkpoint.take(name, kind_shape) for name in names]
-                parameters |= _named(f"layers.{i}.{ours}", kind, tensors)
-    checkpoint.check_rest(f"{prefix}{architecture.layers}.")
-    return LayerParameters(checkpoint, parameters)
+            if not (ours == "norm1." and i == 0 and architecture.lacks_first_norm):
+                names = tuple(layer + name for name in theirs)
+                entries |= _entries(checkpoint, configuration, f"layers.{i}.{ours}", ours, names)
+    if architecture.final_norm:
+        names = (prefix + architecture.final_norm,)
+        entries |= _entries(checkpoint, configuration, "norm.", "final", names)
+    checkpoint.check_rest(prefix + architecture.layers.partition("{}")[0])
+    return LayerParameters(checkpoint, entries)
 
 
-def _named(name: str, kind: str, tensors: list[NDArray]) -> dict[str, NDArray]:
-    """The entries of a weight or bias, which may have a tensor for each of query, key and value.
+def _entries(
+    checkpoint: Checkpoint, configuration: Configuration, name: str, ours: str, names: tuple[str, ...]
+) -> dict[str, Parts]:
+    """The entries of a weight and its bias, which may have a tensor for each part.
 
-    Their weights are handed on as three: the layer stacks them when it reads them, so that one copy exists at a time.
+    The weights of query, key and value are handed on as three: the layer stacks them when it reads them.
     """
-    if len(tensors) == 1:
-        return {name + kind: tensors[0]}
-    if kind == "bias":
-        return {name + kind: np.concatenate(tensors)}
-    return {name.replace("in_proj_", f"{part}_proj_") + kind: x for part, x in zip("qkv", tensors, strict=True)}
+    architecture, rows = configuration.architecture, _rows(configuration, ours)
+    if len(names) == 1:
+        rows = (sum(rows),)
+    columns = (getattr(configuration, COLUMNS[ours]),) if ours in COLUMNS else ()
+    offset = architecture.norm_offset if ours not in COLUMNS else 0.0
+    swapped = ours in architecture.swapped
+    kinds = {"weight": columns} | ({"bias": ()} if configuration.has_bias(ours) else {})
+    found = {}
+    for kind, more in kinds.items():
+        tensors = tuple(
+            checkpoint.take(theirs + kind, (count, *more)) for theirs, count in zip(names, rows, strict=True)
+        )
+        if kind == "weight" and ours == "self_attn.in_proj_" and len(tensors) == 3:
+            found |= {
+                name.replace("in_proj_", f"{part}_proj_") + kind: Parts((x,))
+                for part, x in zip("qkv", tensors, strict=True)
+            }
+        else:
+            found[name + kind] = Parts(tensors, swapped, offset if kind == "weight" else 0.0)
+    return found
 
 
-def _prefix(checkpoint: Checkpoint) -> str:
+def _rows(configuration: Configuration, ours: str) -> tuple[int, ...]:
+    rows = tuple(getattr(configuration, size) for size in ROWS[ours])
+    return rows * 2 if ours == "linear1." and configuration.architecture.gated else rows
+
+
+def prefix_of(checkpoint: Checkpoint, configuration: Configuration) -> str:
     """The prefix of all tensor names: "", or "bert." in the checkpoint of a model with a head."""
-    return checkpoint.prefix(EMBEDDINGS["words"][0])
-
-
-def _shape(configuration: Configuration, sizes: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(getattr(configuration, size) for size in sizes)
+    return checkpoint.prefix(configuration.architecture.embeddings["words"] + "weight")

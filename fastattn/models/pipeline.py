@@ -119,7 +119,7 @@ class Pipeline:
         self, texts: Iterable[str], options: Options, most: int | None, num_threads: int | None
     ) -> Iterator[NDArray]:
         """Embeddings of texts in their order, some of them at a time."""
-        for window in windows(texts, most or TEXTS_AHEAD):
+        for window in windows(texts, most):
             yield self.encode(window, options, most, False, num_threads)
 
     def _size(self, truncate_dim: Any) -> int:
@@ -131,8 +131,9 @@ class Pipeline:
         return size
 
 
-def windows(texts: Iterable[str], most: int) -> Iterator[list[str]]:
-    """Checked texts, at most so many at a time, fewer if they are long."""
+def windows(texts: Iterable[str], most: int | None = None) -> Iterator[list[str]]:
+    """Checked texts, at most so many at a time, fewer if they are long. No more are read than were yielded."""
+    most = TEXTS_AHEAD if most is None else most
     window, characters = [], 0
     for i, text in enumerate(texts):
         window.append(checked_text(f"texts[{i}]", text))

@@ -16,8 +16,8 @@ class Progress:
     `shown`: True, False, or None: only on a terminal, and after LONG seconds.
     """
 
-    def __init__(self, total: int, shown: bool | None = None) -> None:
-        self._total, self._done = total, 0
+    def __init__(self, total: int, shown: bool | None = None, *, unit: str = "") -> None:
+        self._total, self._done, self._unit = total, 0, unit
         self._begun = time.monotonic()
         self._next = self._begun + (LONG if shown is None else 0)
         # There may be no standard error: it is closed, or this is a Windows GUI program.
@@ -40,7 +40,8 @@ class Progress:
             self._written = True
             left = (now - self._begun) * (self._total - self._done) / self._done
             bar = "#" * (30 * self._done // self._total)
-            line = f"\r[{bar:30}] {self._done}/{self._total} {_clock(now - self._begun)} gone, {_clock(left)} left"
+            count = f"{self._done}/{self._total}{self._unit}"
+            line = f"\r[{bar:30}] {count} {_clock(now - self._begun)} gone, {_clock(left)} left"
             _write(f"{line:79}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastattn.models.architectures import ARCHITECTURES, Architecture
+from fastattn.models.architectures import ARCHITECTURES, VARIANTS, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,9 +60,14 @@ def check_content(path: Path) -> None:
         raise ValueError(f"{path} must be the file itself, got a Git LFS pointer: run git lfs pull")
 
 
-def check_family(folder: Path, saved: dict[str, Any], family: str = "SentenceTransformer") -> None:
-    """Raise if config_sentence_transformers.json names another kind of model than this one of sentence-transformers."""
-    found = saved.get("model_type")
+def check_family(
+    folder: Path, saved: dict[str, Any], family: str = "SentenceTransformer", default: str | None = None
+) -> None:
+    """Raise if config_sentence_transformers.json names another kind of model than this one of sentence-transformers.
+
+    Without a name it is `default`; None: this one.
+    """
+    found = saved.get("model_type", default)
     if found not in (None, family):
         raise ValueError(
             f"{folder} must be a {family}'s folder, got that of a {found}, as its config_sentence_transformers.json "
@@ -77,6 +82,9 @@ def known_architecture(path: Path, raw: dict[str, Any]) -> Architecture:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(f"{path}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
+    for (name, field, value), architecture in VARIANTS.items():
+        if name == model_type and raw.get(field) == value:
+            return architecture
     return ARCHITECTURES[model_type]
 
 

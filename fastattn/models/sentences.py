@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastattn.models.configuration import counted
+from fastattn.models.fields import counted
 from fastattn.models.folders import read_json
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ _TASKS = {
 # Fields that change the computation, with the only supported values. None: null or absent.
 _FIELDS: dict[str, tuple] = {
     "processing_kwargs": ({}, None),
-    "query_expansion": (None,),
     "tokenizer_name_or_path": (None,),
 }
 
 # Fields that are read, and those that change no embedding of `encode`.
 _READ = ("max_seq_length", "do_lower_case")
-_WITHOUT_EFFECT = ("backend", "document_length", "query_length", "unpad_inputs")
+_OF_TASKS = ("document_length", "query_expansion", "query_length")
+_WITHOUT_EFFECT = ("backend", "unpad_inputs")
 
 # Objects of arguments -> their old names.
 _ARGUMENTS = {"model_kwargs": "model_args", "processor_kwargs": "tokenizer_args", "config_kwargs": "config_args"}
@@ -57,27 +57,41 @@ class Sentences(NamedTuple):
     lower_case: bool
     configuration: dict[str, Any]  # overrides of config.json
     tokenizer: dict[str, Any]  # overrides of tokenizer_config.json
+    # Of multi-vector encoders, by task; query_expansion is not checked here.
+    query_length: int | None = None
+    document_length: int | None = None
+    query_expansion: Any = None
 
 
 def read_sentences(
-    folder: Path, task: str = "feature-extraction", default_task: str = "feature-extraction"
+    folder: Path, task: str = "feature-extraction", default_task: str = "feature-extraction", *, expands: bool = False
 ) -> Sentences:
     """Read sentence_bert_config.json, or sentence_roberta_config.json and so on, of a transformer with that task.
 
+    `expands` says that a model knows query_expansion.
+
     An unknown field is an error, as in sentence-transformers.
     """
-    fields = _FIELDS | _task_fields(task, default_task)
+    fields = _FIELDS | _task_fields(task, default_task) | ({} if expands else {"query_expansion": (None,)})
     for path in (folder / f"sentence_{name}_config.json" for name in _NAMES):
         if raw := read_json(path, dict, default={}):
             check_fields(path, fields, raw)
-            known = {*fields, *_READ, *_WITHOUT_EFFECT, *_ARGUMENTS, *_ARGUMENTS.values()}
+            known = {*fields, *_READ, *_OF_TASKS, *_WITHOUT_EFFECT, *_ARGUMENTS, *_ARGUMENTS.values()}
             if unknown := sorted(raw.keys() - known):
                 raise ValueError(f"{path} must hold no field {unknown[0]}, got {json.dumps(raw[unknown[0]]):.80}")
             model, tokenizer, configuration = (_arguments(path, raw, name) for name in _ARGUMENTS)
             if unknown := sorted(model.keys() - {*_MODEL_ARGUMENTS}):
                 raise ValueError(f"{path}: model_kwargs must not set {unknown[0]}, got {model[unknown[0]]!r:.80}")
             length = limit(path, "max_seq_length", raw)
-            return Sentences(length, bool(raw.get("do_lower_case")), configuration, tokenizer)
+            return Sentences(
+                length,
+                bool(raw.get("do_lower_case")),
+                configuration,
+                tokenizer,
+                limit(path, "query_length", raw),
+                limit(path, "document_length", raw),
+                raw.get("query_expansion"),
+            )
     return Sentences(None, False, {}, {})
 
 

@@ -109,7 +109,7 @@ class StaticRoute:
         config = folder / "config.json"
         check_fields(config, {"path": (None,)}, read_json(config, dict, default={}))
         checkpoint = Checkpoint(folder)
-        self._weight = checkpoint.take("weight", (checkpoint.length("weight"),)).astype(np.float32)
+        self._weight = checkpoint.take("weight", checkpoint.shape("weight", 1)).astype(np.float32)
         checkpoint.check_rest("")
         files = _Files(folder, Sentences(None, False, {}, {}))
         self.tokens = Tokens(files, _AnyLength(tokenizer_class), special=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tokenizers import AddedToken
 from tokenizers.normalizers import Lowercase, Sequence
 
 from fastattn.models.inputs import cumulated
@@ -41,12 +43,32 @@ if hasattr(os, "register_at_fork"):
 
 
 class Tokens:
-    """The tokenizer of a folder, which truncates texts to the model's maximum length."""
+    """The tokenizer of a folder, which truncates texts to the model's maximum length.
 
-    __slots__ = ("_path", "_prompt", "_special", "_special_ids", "_token_types", "_tokenizer", "max_length")
+    `pairs`: it is given pairs; `special`: it adds special tokens; `marks`: prompts that are one token if the vocabulary
+    has it, as those of ColBERT.
+    """
+
+    __slots__ = (
+        "_fillers",
+        "_path",
+        "_positions",
+        "_prompt",
+        "_special",
+        "_special_ids",
+        "_token_types",
+        "_tokenizer",
+        "max_length",
+    )
 
     def __init__(
-        self, modules: Modules, configuration: Configuration, *, pairs: bool = False, special: bool = True
+        self,
+        modules: Modules,
+        configuration: Configuration,
+        *,
+        pairs: bool = False,
+        special: bool = True,
+        marks: tuple[str, ...] = (),
     ) -> None:
         changes = modules.sentences.tokenizer
         files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
@@ -71,7 +93,11 @@ class Tokens:
         tokenizer.no_padding()
         if modules.sentences.lower_case and not _lowers(tokenizer.normalizer):
             tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
+        self._fillers = tuple(files.fields.get(field) for field in ("mask_token", "eos_token"))
+        self._positions = configuration.max_length
         self._tokenizer = tokenizer
+        for mark in marks:
+            self._join(mark)
 
     def __call__(self, texts: list[str], prompt: str | None = None) -> tuple[NDArray, NDArray]:
         """Tokenize texts behind a prompt, by default the folder's: (ids of all in a row, cumulative lengths)."""
@@ -104,6 +130,40 @@ class Tokens:
             return 0
         [encoding] = self._encodings([prompt])
         return len(encoding) - any(token in self._special_ids for token in encoding.ids[-1:])
+
+    def limited(self, length: int | None) -> Tokens:
+        """The same tokenizer with another maximum length, but at most the number of positions; None: this one."""
+        if length is None:
+            return self
+        other, direction = copy.copy(self), self._tokenizer.truncation["direction"]
+        other.max_length = min(length, self._positions)
+        other._tokenizer = copy.deepcopy(self._tokenizer)
+        other._tokenizer.encode_special_tokens = self._tokenizer.encode_special_tokens  # which a copy does not keep
+        with library_errors(self._path):
+            other._tokenizer.enable_truncation(other.max_length, direction=direction)
+        return other
+
+    def ids(self, words: Iterable[str]) -> NDArray:
+        """The ids of these words, without those that the vocabulary does not have."""
+        found = map(self._tokenizer.token_to_id, words)
+        return np.array([i for i in found if i is not None], np.int64)
+
+    def filler(self, token: str | None) -> int:
+        """The id of a token that queries are filled up with, by default the mask token or the last one."""
+        name = next((x for x in (token, *self._fillers) if x is not None), None)
+        found = None if name is None else self._tokenizer.token_to_id(name)
+        if found is None:
+            raise ValueError(f"{self._path} must have the token that query_expansion fills queries with, got {name!r}")
+        return found
+
+    def _join(self, mark: str) -> None:
+        """Make a mark one token, with or without what follows its first blank, if the vocabulary has it."""
+        vocabulary = self._tokenizer.get_vocab()
+        for token in (mark, mark.split(None, 1)[0]):
+            if token in vocabulary:
+                if self._tokenizer.encode(token, add_special_tokens=False).tokens != [token]:
+                    self._tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+                return
 
     def strings(self, ids: NDArray) -> list[str]:
         """The tokens as strings of the vocabulary."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 from fastattn import _arguments
 from fastattn.attention import attention_weights, scaled_dot_product_attention, varlen_attention
 from fastattn.cache import KVCache
-from fastattn.nn.weights import Entries, Linear, stacked
+from fastattn.nn.weights import Entries, LayerNorm, Linear, RMSNorm, checked_norm, stacked
 from fastattn.rotary import rotary_embedding
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class MultiHeadAttention:
     q_proj, k_proj, v_proj, out_proj : Linear
         Each with `weight` and `bias`; the first three are parts of `in_proj` if there is one: views, or copies of rows
         that are packed in a panel with others.
+    q_norm, k_norm : LayerNorm, RMSNorm or None
+        Normalisation of queries and keys before the rotary embedding: of each head or, with a weight of all heads'
+        size, of all together.
     dtype : dtype
         Dtype that inputs should have: that of the weights, float32 for quantised ones.
 
@@ -82,12 +86,18 @@ class MultiHeadAttention:
     """
 
     __slots__ = (
-        "_parts", "add_zero_attn", "embed_dim", "head_dim", "in_proj", "kdim", "num_heads", "num_kv_heads", "out_proj",
-        "vdim",
+        "_parts", "add_zero_attn", "embed_dim", "head_dim", "in_proj", "k_norm", "kdim", "num_heads", "num_kv_heads",
+        "out_proj", "q_norm", "vdim",
     )  # fmt: skip
 
     def __init__(
-        self, entries: Entries, num_heads: int, num_kv_heads: int | None, bias: bool | None, sizes=(None, None)
+        self,
+        entries: Entries,
+        num_heads: int,
+        num_kv_heads: int | None,
+        bias: bool | None,
+        sizes: tuple[int | None, int | None] = (None, None),
+        norm: tuple[str, float] = ("rms", 1e-6),
     ) -> None:
         heads = _arguments.at_least_one("num_heads", num_heads)
         kv_heads = heads if num_kv_heads is None else _arguments.at_least_one("num_kv_heads", num_kv_heads)
@@ -104,6 +114,18 @@ class MultiHeadAttention:
         self.add_zero_attn = False
         self._read_projections(entries, joined, kv_heads * self.head_dim, bias)
         self.out_proj = entries.linear("out_proj", (self.embed_dim, joined), bias)
+        self.q_norm = self._read_norm(entries, "q_norm", heads, *norm)
+        self.k_norm = self._read_norm(entries, "k_norm", kv_heads, *norm)
+
+    def _read_norm(self, entries: Entries, name: str, heads: int, kind: str, eps: float) -> LayerNorm | RMSNorm | None:
+        """The norm of each head or of all heads, if there is one."""
+        weight = f"{name}.weight"
+        if weight not in entries:
+            return None
+        [size] = entries.array(weight, (None,)).shape
+        if size not in (self.head_dim, heads * self.head_dim):
+            entries.unfit(weight, f"{self.head_dim} or {heads * self.head_dim} elements")
+        return entries.norm(name, kind, size, eps, None)
 
     def _read_projections(self, entries: Entries, q_size: int, kv_size: int, bias: bool | None) -> None:
         """Set the projections of queries, keys and values: parts of a stacked one if they have the same inputs."""
@@ -165,6 +187,8 @@ class MultiHeadAttention:
         num_kv_heads: int | None = None,
         bias: bool | None = True,
         add_zero_attn: bool = False,
+        norm: str = "rms",
+        norm_eps: float = 1e-6,
         dtype: DTypeLike | None = None,
         pack: bool = True,
     ) -> MultiHeadAttention:
@@ -175,7 +199,9 @@ class MultiHeadAttention:
         mapping : mapping of str to ndarray
             ``in_proj_weight`` ((H + 2 Hkv) * D, E), or ``q_proj_weight`` (H * D, E), ``k_proj_weight``
             (Hkv * D, kdim) and ``v_proj_weight`` (Hkv * D, vdim); ``in_proj_bias`` ((H + 2 Hkv) * D,);
-            ``out_proj.weight`` (E, H * D) and ``out_proj.bias`` (E,).
+            ``out_proj.weight`` (E, H * D) and ``out_proj.bias`` (E,). If there is a ``q_norm.weight`` (D,) or
+            (H * D,), or a ``k_norm.weight`` (D,) or (Hkv * D,), and for ``norm="layer"`` perhaps a ``bias`` of the same
+            size, queries or keys are normalised.
         prefix : str
             Prefix of the names in the mapping. Every entry that has it must belong to this layer.
         num_heads : int
@@ -185,6 +211,9 @@ class MultiHeadAttention:
             True: there are biases; False: there are none; None: those that the mapping has.
         add_zero_attn : bool
             PyTorch's argument of the same name: add a key and a value of zeros.
+        norm : {"layer", "rms"}
+        norm_eps : float
+            Of ``q_norm`` and ``k_norm``.
         dtype : dtype or str, optional
             Convert the weights to float32, float64, float16, bfloat16, or int8 (quantised by `fastattn.nn.quantize`);
             biases then become float32 (float64 for float64). By default nothing is converted, and either all entries or
@@ -202,7 +231,7 @@ class MultiHeadAttention:
             full name.
         """
         entries = Entries(mapping, prefix, dtype, pack)
-        attention = cls(entries, num_heads, num_kv_heads, bias)
+        attention = cls(entries, num_heads, num_kv_heads, bias, norm=checked_norm(norm, norm_eps))
         attention.add_zero_attn = _arguments.flag("add_zero_attn", add_zero_attn)
         entries.check_rest()
         return attention
@@ -370,8 +399,8 @@ class MultiHeadAttention:
             options = at_own_place(options)
         else:
             must_be_none("where key is not query", cos=cos, sin=sin)
-        query = self._by_head(self.q_proj, self.num_heads, query, False, num_threads)
-        key = self._by_head(self.k_proj, self.num_kv_heads, key, False, num_threads)
+        query = self._by_head("q", self.num_heads, query, False, num_threads)
+        key = self._by_head("k", self.num_kv_heads, key, False, num_threads)
         if cos is not None or sin is not None:
             rows = rotary_rows(cos, sin, key.shape[-2])
             turn = {"interleaved": interleaved, "rotary_dim": 2 * rows[0].shape[1], "num_threads": num_threads}
@@ -384,6 +413,10 @@ class MultiHeadAttention:
     ) -> NDArray:
         """Compute the self-attention of x in a workspace."""
         self.in_proj(x, out=work.projected, num_threads=work.num_threads)
+        if self.q_norm is not None or self.k_norm is not None:
+            queries, keys = self.num_heads * self.head_dim, (self.num_heads + self.num_kv_heads) * self.head_dim
+            normalize(self.q_norm, work.projected[..., :queries], work.num_threads)
+            normalize(self.k_norm, work.projected[..., queries:keys], work.num_threads)
         work.attend(cache)
         return self.out_proj(work.joined, residual=residual, out=out, num_threads=work.num_threads)
 
@@ -422,16 +455,17 @@ class MultiHeadAttention:
     def _projected(self, query, key, value, packed, num_threads):
         """Query, key and value by head."""
         kv_heads = self.num_kv_heads
-        heads = self._by_head(self.q_proj, self.num_heads, query, packed, num_threads)
-        if key is value and self.kv_proj is not None:
-            both = self._by_head(self.kv_proj, 2 * kv_heads, key, packed, num_threads)
+        heads = self._by_head("q", self.num_heads, query, packed, num_threads)
+        if key is value and self.kv_proj is not None and self.k_norm is None:
+            both = self._by_head("kv", 2 * kv_heads, key, packed, num_threads)
             return heads, *np.split(both, 2, axis=-2 if packed else -3)
-        keys = self._by_head(self.k_proj, kv_heads, key, packed, num_threads)
-        return heads, keys, self._by_head(self.v_proj, kv_heads, value, packed, num_threads)
+        keys = self._by_head("k", kv_heads, key, packed, num_threads)
+        return heads, keys, self._by_head("v", kv_heads, value, packed, num_threads)
 
-    def _by_head(self, projection, heads, x, packed, num_threads):
+    def _by_head(self, name, heads, x, packed, num_threads):
         """Project tokens to (..., heads, S, D), or to (T, heads, D) if they are packed."""
-        rows = projection(x, num_threads=num_threads)
+        rows = self._part(name)(x, num_threads=num_threads)
+        normalize({"q": self.q_norm, "k": self.k_norm}.get(name), rows, num_threads)
         rows = rows.reshape(*rows.shape[:-1], heads, self.head_dim)
         return rows if packed else rows.swapaxes(-2, -3)
 
@@ -462,8 +496,8 @@ class Workspace:
     """
 
     __slots__ = (
-        "_attend", "_check_cache", "_options", "_rotary", "_turn", "_views", "hidden", "joined", "lse", "normed",
-        "num_threads", "projected",
+        "_attend", "_check_cache", "_cu_seqlens", "_function", "_options", "_rotary", "_turn", "_turned", "_views",
+        "hidden", "joined", "lse", "normed", "num_threads", "projected",
     )  # fmt: skip
 
     def __init__(
@@ -486,7 +520,6 @@ class Workspace:
         check_tokens(name, x, attention.embed_dim, packed, attention.out_proj)
         options = {option: _arguments.adopted(option, given) for option, given in options.items()}
         attn_mask = _arguments.adopted("attn_mask", attn_mask)
-        cos, sin = _arguments.adopted("cos", cos), _arguments.adopted("sin", sin)
         if packed:
             must_be_none("with cu_seqlens", attn_mask=attn_mask)
             cu_seqlens = _arguments.boundaries("cu_seqlens", cu_seqlens, x, name)
@@ -504,22 +537,36 @@ class Workspace:
         turned, out = by_head[..., :both, :], self.joined.reshape(*tokens, heads, size)
         if packed:
             turned = turned.swapaxes(0, 1)
-            attend = partial(varlen_attention, query, key, value, cu_seqlens, cu_seqlens)
+            self._function = varlen_attention, query, key, value, cu_seqlens, cu_seqlens
         else:
             query, key, value, turned, out = (view.swapaxes(-2, -3) for view in (query, key, value, turned, out))
-            attend = partial(scaled_dot_product_attention, query, key, value, attn_mask)
-        self._views = query, key, value, attn_mask
-        self._options = {"out": out, "num_threads": num_threads, **options}
-        self._attend = partial(attend, **at_own_place(self._options))
+            self._function = scaled_dot_product_attention, query, key, value, attn_mask
+        self._views, self._turned, self._cu_seqlens = (query, key, value, attn_mask), turned, cu_seqlens
         self._check_cache = partial(check_cache, attention, name, x, packed, options.get("kv_lengths"))
-
+        self._options = {"out": out, "num_threads": num_threads, **options}
+        cos, sin = _arguments.adopted("cos", cos), _arguments.adopted("sin", sin)
         self._rotary = {"cos": cos, "sin": sin, "interleaved": interleaved}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Prepare the calls of all layers with these options."""
+        self._attend = partial(*self._function, **at_own_place(self._options))
         self._turn = None
+        cos, sin, interleaved = self._rotary.values()
         if cos is not None or sin is not None:
-            rows = rotary_rows(cos, sin, turned.shape[-2], cu_seqlens)
-            turn = {"interleaved": interleaved, "rotary_dim": 2 * rows[0].shape[1], "out": turned}
-            turn["num_threads"] = num_threads
-            self._turn = partial(rotary_embedding, turned, *rows, **turn)
+            rows = rotary_rows(cos, sin, self._turned.shape[-2], self._cu_seqlens)
+            turn = {"interleaved": interleaved, "rotary_dim": 2 * rows[0].shape[1], "out": self._turned}
+            turn["num_threads"] = self.num_threads
+            self._turn = partial(rotary_embedding, self._turned, *rows, **turn)
+
+    def varied(self, changes: Mapping[str, Any]) -> Workspace:
+        """A workspace in the same memory with some other options, `cos`, `sin` and `interleaved` among them."""
+        other = copy.copy(self)
+        changes = {option: _arguments.adopted(option, given) for option, given in changes.items()}
+        other._rotary = {name: changes.pop(name, x) for name, x in self._rotary.items()}
+        other._options = self._options | changes
+        other._prepare()
+        return other
 
     def reads(self, out: object) -> bool:
         """Whether `out` may share memory with an array that the attention of every layer reads."""
@@ -574,6 +621,13 @@ def _cut(memory: NDArray, tokens: tuple[int, ...], widths: tuple[int, ...]) -> l
     return [
         memory[rows * first : rows * last].reshape(*tokens, last - first) for first, last in itertools.pairwise(ends)
     ]
+
+
+def normalize(norm: LayerNorm | RMSNorm | None, rows: NDArray, num_threads: int | None) -> None:
+    """Normalise queries or keys (..., heads * D) in place, if there is a norm."""
+    if norm is not None:
+        rows = rows.reshape(*rows.shape[:-1], -1, norm.weight.size)
+        norm(rows, out=rows, num_threads=num_threads)
 
 
 def check_tokens(name: str, x: NDArray, size: int, packed: bool, layer: Linear) -> None:

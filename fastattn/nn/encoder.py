@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastattn import _arguments
 from fastattn.nn.attention import MultiHeadAttention, Workspace
-from fastattn.nn.weights import Entries, LayerNorm, RMSNorm
+from fastattn.nn.weights import Entries, checked_norm, chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any, Unpack
 
     from numpy.typing import DTypeLike, NDArray
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from fastattn._typing import Array, Integers, LayerOptions, Out
     from fastattn.cache import KVCache
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+# What layers may do differently, each by its own options.
+PER_LAYER = frozenset({"alibi_slopes", "cos", "interleaved", "scale", "sin", "sinks", "softcap", "window"})
 
 
 class TransformerEncoderLayer:
@@ -30,6 +30,9 @@ class TransformerEncoderLayer:
 
         post-norm:  x = norm1(x + self_attn(x))       pre-norm:  x = x + self_attn(norm1(x))
                     x = norm2(x + feed_forward(x))               x = x + feed_forward(norm2(x))
+
+        with norms after both in pre-norm, too (Gemma):          x = x + post_norm1(self_attn(norm1(x)))
+                                                                 x = x + post_norm2(feed_forward(norm2(x)))
 
         feed_forward(x) = linear2(activation(linear1(x)))
         gated (SwiGLU with silu, GeGLU with gelu): linear2(activation(gate(x)) * linear1(x))
@@ -41,8 +44,9 @@ class TransformerEncoderLayer:
         Each with `weight` and `bias`. `gate` is None if the feed-forward network is not gated, or if its weight is
         packed into that of `linear1`.
     gated : bool
-    norm1, norm2 : LayerNorm or RMSNorm
-        With `weight`, `eps` and, for LayerNorm, `bias`.
+    norm1, norm2, post_norm1, post_norm2 : LayerNorm or RMSNorm
+        With `weight`, `eps` and, for LayerNorm, `bias`. `norm1` may be None in pre-norm layers; `post_norm1` and
+        `post_norm2` are None in most.
     activation : str
     norm_first : bool
         Pre-norm.
@@ -72,20 +76,34 @@ class TransformerEncoderLayer:
     (2, 10, 32)
     """
 
-    __slots__ = ("activation", "gate", "gated", "linear1", "linear2", "norm1", "norm2", "norm_first", "self_attn")
+    __slots__ = (
+        "activation", "gate", "gated", "linear1", "linear2", "norm1", "norm2", "norm_first", "post_norm1", "post_norm2",
+        "self_attn",
+    )  # fmt: skip
 
     def __init__(
-        self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, like=None
+        self,
+        entries: Entries,
+        num_heads,
+        num_kv_heads,
+        activation,
+        norm,
+        norm_eps,
+        norm_first,
+        attention_norm,
+        bias,
+        like=None,
     ) -> None:
-        for name, x, table in (("activation", activation, _arguments.ACTIVATIONS), ("norm", norm, NORMS)):
-            if not isinstance(x, str):
-                raise TypeError(f"{name} must be a str, got {type(x).__name__}")
-            if x not in table:
-                raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
-        norm_eps = _arguments.non_negative("norm_eps", norm_eps)
+        self.activation = chosen("activation", activation, _arguments.ACTIVATIONS)
+        norm, norm_eps = checked_norm(norm, norm_eps)
+        self.norm_first = _arguments.flag("norm_first", norm_first)
+        if not _arguments.flag("attention_norm", attention_norm) and not self.norm_first:
+            raise ValueError("attention_norm must be True unless norm_first is True, got False")
         # Layers that share a workspace have the same sizes.
         sizes = (None,) * 4 if like is None else like.sizes
-        attention = MultiHeadAttention(entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2])
+        attention = MultiHeadAttention(
+            entries.under("self_attn."), num_heads, num_kv_heads, bias, sizes[:2], (norm, norm_eps)
+        )
         embed = attention.embed_dim
         hidden = entries.array("linear2.weight", (embed, sizes[2])).shape[1]
         gated = len(entries.array("linear1.weight", (sizes[3], embed))) == 2 * hidden
@@ -96,10 +114,15 @@ class TransformerEncoderLayer:
         else:
             self.linear1, self.gate = entries.linear("linear1", (hidden, embed), bias), None
         self.linear2 = entries.linear("linear2", (embed, hidden), bias)
-        self.norm1, self.norm2 = (
-            NORMS[norm](entries.under(name), embed, norm_eps, bias) for name in ("norm1.", "norm2.")
+        wanted = {
+            "norm1": attention_norm,
+            "norm2": True,
+            "post_norm1": self.norm_first and "post_norm1.weight" in entries,
+            "post_norm2": self.norm_first and "post_norm2.weight" in entries,
+        }
+        self.norm1, self.norm2, self.post_norm1, self.post_norm2 = (
+            entries.norm(name, norm, embed, norm_eps, bias) if wanted[name] else None for name in wanted
         )
-        self.norm_first, self.activation = _arguments.flag("norm_first", norm_first), activation
 
     @classmethod
     def from_state_dict(
@@ -113,6 +136,7 @@ class TransformerEncoderLayer:
         norm: str = "layer",
         norm_eps: float = 1e-5,
         norm_first: bool = False,
+        attention_norm: bool = True,
         bias: bool | None = True,
         dtype: DTypeLike | None = None,
         pack: bool = True,
@@ -124,7 +148,8 @@ class TransformerEncoderLayer:
         mapping : mapping of str to ndarray
             ``self_attn.`` and what `MultiHeadAttention.from_state_dict` reads; ``linear1.weight`` (F, E), or (2 F, E)
             if gated, where the activation is applied to the outputs of the first F rows; ``linear2.weight`` (E, F);
-            ``norm1.weight`` and ``norm2.weight`` (E,). Each of these has a ``bias``, except RMS norms.
+            ``norm1.weight`` and ``norm2.weight`` (E,); in pre-norm perhaps ``post_norm1.weight`` and
+            ``post_norm2.weight`` (E,). Each of these has a ``bias``, except RMS norms.
         prefix : str
             Prefix of the names in the mapping. Every entry that has it must belong to the layers.
         num_heads, num_kv_heads : int
@@ -134,6 +159,8 @@ class TransformerEncoderLayer:
         norm_eps : float
         norm_first : bool
             Pre-norm.
+        attention_norm : bool
+            With False, a pre-norm layer has no ``norm1``: its input is normalised already.
         bias, dtype, pack
             As in `MultiHeadAttention.from_state_dict`; weights of norms are converted like biases.
 
@@ -144,7 +171,7 @@ class TransformerEncoderLayer:
             full name.
         """
         entries = Entries(mapping, prefix, dtype, pack)
-        layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
+        layer = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, attention_norm, bias)
         entries.check_rest()
         return layer
 
@@ -214,15 +241,27 @@ class TransformerEncoderLayer:
         """Compute the layer in a workspace; `out` may be x."""
         threads = work.num_threads
         if self.norm_first:
-            normed = self.norm1(x, out=work.normed, num_threads=threads)
-            out = self.self_attn.run(normed, work, cache=cache, residual=x, out=out)
-            return self._feed_forward(self.norm2(out, out=work.normed, num_threads=threads), work, out)
+            return self._run_pre_norm(x, work, cache, out)
         out = self.self_attn.run(x, work, cache=cache, residual=x, out=out)
         self.norm1(out, out=out, num_threads=threads)
-        return self.norm2(self._feed_forward(out, work, out), out=out, num_threads=threads)
+        return self.norm2(self._feed_forward(out, work, out, out), out=out, num_threads=threads)
 
-    def _feed_forward(self, x: NDArray, work: Workspace, out: NDArray) -> NDArray:
-        """Add the feed-forward network's result for x to `out`."""
+    def _run_pre_norm(self, x: NDArray, work: Workspace, cache: KVCache | None, out: NDArray | None) -> NDArray:
+        threads, normed = work.num_threads, work.normed
+        attended = x if self.norm1 is None else self.norm1(x, out=normed, num_threads=threads)
+        if self.post_norm1 is None:
+            out = self.self_attn.run(attended, work, cache=cache, residual=x, out=out)
+        else:
+            self.self_attn.run(attended, work, cache=cache, residual=None, out=normed)
+            out = np.add(x, self.post_norm1(normed, out=normed, num_threads=threads), out=out)
+        self.norm2(out, out=normed, num_threads=threads)
+        if self.post_norm2 is None:
+            return self._feed_forward(normed, work, out, out)
+        self._feed_forward(normed, work, None, normed)
+        return np.add(out, self.post_norm2(normed, out=normed, num_threads=threads), out=out)
+
+    def _feed_forward(self, x: NDArray, work: Workspace, residual: NDArray | None, out: NDArray) -> NDArray:
+        """Write the feed-forward network's result for x, plus `residual`, to `out`, which may be either."""
         hidden, threads = work.hidden[0], work.num_threads
         if self.gate is None:
             self.linear1(x, activation=self.activation, out=hidden, num_threads=threads)  # packed: gated, too
@@ -230,7 +269,7 @@ class TransformerEncoderLayer:
             self.linear1(x, out=hidden, num_threads=threads)
             gate = self.gate(x, activation=self.activation, out=work.hidden[1], num_threads=threads)
             np.multiply(hidden, gate, out=hidden)
-        return self.linear2(hidden, residual=out, out=out, num_threads=threads)
+        return self.linear2(hidden, residual=residual, out=out, num_threads=threads)
 
     def __repr__(self) -> str:
         return (
@@ -249,6 +288,7 @@ class TransformerEncoder:
     Attributes
     ----------
     layers : list of TransformerEncoderLayer
+        A layer may stand in it several times (ALBERT).
     norm : LayerNorm, RMSNorm or None
     dtype : dtype
         Dtype that inputs should have: that of the weights, float32 for quantised ones.
@@ -284,16 +324,27 @@ class TransformerEncoder:
 
     __slots__ = ("layers", "norm")
 
-    def __init__(self, entries: Entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias) -> None:
-        settings = num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias
-        first = TransformerEncoderLayer(entries.under("layers.0."), *settings)
+    def __init__(
+        self,
+        entries: Entries,
+        num_heads,
+        num_kv_heads,
+        activation,
+        norm,
+        norm_eps,
+        norm_first,
+        first_attention_norm,
+        bias,
+    ) -> None:
+        settings = num_heads, num_kv_heads, activation, norm, norm_eps, norm_first
+        first = TransformerEncoderLayer(entries.under("layers.0."), *settings, first_attention_norm, bias)
         self.layers = [first]
         for number in range(1, entries.count("layers.")):
-            self.layers.append(TransformerEncoderLayer(entries.under(f"layers.{number}."), *settings, like=first))
-        end = entries.under("norm.")
+            under = entries.under(f"layers.{number}.")
+            self.layers.append(TransformerEncoderLayer(under, *settings, True, bias, like=first))
         self.norm = None
-        if "weight" in end or "bias" in end:
-            self.norm = NORMS[norm](end, first.self_attn.embed_dim, norm_eps, bias)
+        if "norm.weight" in entries or "norm.bias" in entries:
+            self.norm = entries.norm("norm", norm, first.self_attn.embed_dim, norm_eps, bias)
 
     @classmethod
     def from_state_dict(
@@ -307,6 +358,7 @@ class TransformerEncoder:
         norm: str = "layer",
         norm_eps: float = 1e-5,
         norm_first: bool = False,
+        first_attention_norm: bool = True,
         bias: bool | None = True,
         dtype: DTypeLike | None = None,
         pack: bool = True,
@@ -322,6 +374,8 @@ class TransformerEncoder:
             Prefix of the names in the mapping. Every entry that has it must belong to the layers.
         num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias, dtype, pack
             As in `TransformerEncoderLayer.from_state_dict`, the same for all layers.
+        first_attention_norm : bool
+            `attention_norm` of the first layer: False in ModernBERT.
 
         Raises
         ------
@@ -330,7 +384,9 @@ class TransformerEncoder:
             full name.
         """
         entries = Entries(mapping, prefix, dtype, pack)
-        encoder = cls(entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, bias)
+        encoder = cls(
+            entries, num_heads, num_kv_heads, activation, norm, norm_eps, norm_first, first_attention_norm, bias
+        )
         entries.check_rest()
         return encoder
 
@@ -348,6 +404,7 @@ class TransformerEncoder:
         cos: Array | None = None,
         sin: Array | None = None,
         interleaved: bool = False,
+        layer_options: Sequence[Mapping[str, Any]] | None = None,
         out: Out | None = None,
         num_threads: int | None = None,
         **options: Unpack[LayerOptions],
@@ -362,6 +419,10 @@ class TransformerEncoder:
             One for each layer.
         attn_mask, cu_seqlens, cos, sin, interleaved, out, num_threads, **options
             As when calling `TransformerEncoderLayer`, the same for all layers.
+        layer_options : sequence of dict, optional
+            For each layer, the options that are its own, in place of those above: `window`, `cos`, `sin`,
+            `interleaved`, `scale`, `softcap`, `sinks`, `alibi_slopes`. Layers of one kind should share one dict object,
+            as each is prepared for itself.
 
         Returns
         -------
@@ -379,15 +440,34 @@ class TransformerEncoder:
             num_threads=num_threads, options=options,
         )  # fmt: skip
         each = list(named.values()) or [None] * len(self.layers)
-        # `out` is written by the last layer alone if a cache may still raise, or if all layers read from its memory.
-        held = None if named or work.reads(target) else target
+        works = self._works(work, layer_options)
+        # `out` is written by the last layer alone if a cache or a layer's own option may still raise, or if all layers
+        # read from its memory.
+        held = None if named or layer_options is not None or work.reads(target) else target
         with work.appending(named):
-            for layer, cache in zip(self.layers[:-1], each, strict=False):
-                x = held = layer.run(x, work, cache=cache, out=held)
-            y = self.layers[-1].run(x, work, cache=each[-1], out=held if target is None else target)
+            for layer, its_work, cache in zip(self.layers[:-1], works, each, strict=False):
+                x = held = layer.run(x, its_work, cache=cache, out=held)
+            y = self.layers[-1].run(x, works[-1], cache=each[-1], out=held if target is None else target)
         if self.norm is not None:
             self.norm(y, out=y, num_threads=num_threads)
         return y if out is None else out
+
+    def _works(self, work: Workspace, layer_options: Sequence[Mapping[str, Any]] | None) -> list[Workspace]:
+        """The workspace of each layer: `work` itself, or in its memory with the layer's own options."""
+        if layer_options is None:
+            return [work] * len(self.layers)
+        if not isinstance(layer_options, Sequence) or not all(isinstance(x, Mapping) for x in layer_options):
+            raise TypeError(f"layer_options must be a list of dict, got {type(layer_options).__name__}")
+        if len(layer_options) != len(self.layers):
+            needed = f"one for each layer, {len(self.layers)}"
+            raise ValueError(f"layer_options must hold {needed}, got {len(layer_options)}")
+        works: dict[int, Workspace] = {}
+        for options in layer_options:
+            if unknown := options.keys() - PER_LAYER:
+                raise TypeError(f"layer_options must hold only {', '.join(sorted(PER_LAYER))}, got {min(unknown)!r}")
+            if id(options) not in works:
+                works[id(options)] = work.varied(options)
+        return [works[id(options)] for options in layer_options]
 
     def _named(self, caches: Sequence[KVCache] | None) -> dict[str, KVCache]:
         """The cache of each layer, by its name in error messages."""

@@ -14,6 +14,7 @@ from fastattn.normalization import layer_norm, rms_norm
 from fastattn.weights import PackedWeight, QuantizedWeight, check, converted, in_words, pack, rows_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from numpy.typing import DTypeLike, NDArray
@@ -94,6 +95,9 @@ class RMSNorm:
     def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """Normalise x."""
         return rms_norm(x, self.weight, eps=self.eps, out=out, num_threads=num_threads)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class Entries:
@@ -192,6 +196,10 @@ class Entries:
         biases = None if both.bias is None else both.bias.reshape(2, half)
         return Linear(pack(linear.weight, gate=gate.weight), biases), None
 
+    def norm(self, name: str, kind: str, size: int, eps: float, bias: bool | None) -> LayerNorm | RMSNorm:
+        """`name`.weight and, for a LayerNorm, `name`.bias."""
+        return NORMS[kind](self.under(f"{name}."), size, eps, bias)
+
     def unfit(self, name: str, needed: str) -> NoReturn:
         """Raise for the shape of an entry."""
         raise ValueError(f"{self.key(name)} must have {needed}, got shape {tuple(self._mapping[self.key(name)].shape)}")
@@ -210,6 +218,20 @@ class Entries:
                 f"mapping must be float64 in all entries or in none, got float64 in {by_width[True]!r}, "
                 f"{self._read[by_width[False]]} in {by_width[False]!r}: pass a dtype to convert them"
             )
+
+
+def checked_norm(norm: object, norm_eps: object) -> tuple[str, float]:
+    """The kind of norms and their eps, given by the caller."""
+    return chosen("norm", norm, NORMS), _arguments.non_negative("norm_eps", norm_eps)
+
+
+def chosen(name: str, x: object, table: Iterable[str]) -> str:
+    """A name in a table."""
+    if not isinstance(x, str):
+        raise TypeError(f"{name} must be a str, got {type(x).__name__}")
+    if x not in table:
+        raise ValueError(f"{name} must be one of {', '.join(table)}, got {x!r}")
+    return x
 
 
 def stacked(weights: list[NDArray | QuantizedWeight]) -> NDArray | QuantizedWeight:

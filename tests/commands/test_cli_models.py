@@ -3,10 +3,12 @@
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -293,6 +295,347 @@ def test_similar_knows_a_paraphrase(capsys, texts):
     texts.write_text("\n".join(lines), encoding="utf-8")
     assert main(["similar", "A man is playing a guitar.", str(texts), "-n", "1"]) == 0
     assert re.fullmatch(r"0\.6\d\d\d\t3\tSomeone plays an instrument\.\n", capsys.readouterr().out)
+
+
+# embed: options, long files, and what was interrupted
+
+
+@pytest.fixture
+def prompted(folder, tmp_path):
+    """The same model with prompts."""
+    prompts = {"query": "a cat ", "document": "the dog ", "other": "on "}
+    shutil.copytree(folder, tmp_path / "prompted")
+    (tmp_path / "prompted" / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    return tmp_path / "prompted"
+
+
+@pytest.mark.parametrize("options", [
+    {"prompt": "the mat "},
+    {"prompt_name": "other"},
+    {"truncate_dim": 5, "normalize": True},
+    {"precision": "int8"},
+    {"precision": "uint8", "truncate_dim": 7},
+    {"precision": "binary"},
+    {"precision": "ubinary", "truncate_dim": 5, "prompt_name": "query"},
+], ids=str)  # fmt: skip
+def test_embed_as_encode_does(monkeypatch, capsys, prompted, out, texts, options):
+    """The same options, wherever the file is cut."""
+    monkeypatch.setattr("fastattn.models.pipeline.TEXTS_AHEAD", 3)
+    given = [["--normalize"] if x is True else [f"--{name.replace('_', '-')}", str(x)] for name, x in options.items()]
+    argv = ["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(prompted), *itertools.chain(*given)]
+    assert main(argv) == 0
+    expected = SentenceEncoder.from_pretrained(prompted).encode(LINES, **options)
+    found = np.load(out / "x.npy")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+    assert capsys.readouterr().out == f"{out / 'x.npy'}: {len(LINES)} × {expected.shape[1]} {expected.dtype}\n"
+    assert os.listdir(out) == ["x.npy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt-name", "none"], "prompt_name must be one of query, document, other, got 'none'"),
+        (["--prompt", "a", "--prompt-name", "other"], "argument --prompt-name: not allowed with argument --prompt"),
+        (["--precision", "int4"], "precision must be one of float32, int8, uint8, binary, ubinary, got 'int4'"),
+        (["--truncate-dim", "0"], "'0' is not an int of at least 1"),
+        (["--truncate-dim", "17"], "truncate_dim must be at most 16, the size of an embedding, got 17"),
+    ],
+    ids=str,
+)
+def test_embed_refuses(capsys, prompted, out, texts, options, said):
+    assert refused(capsys, "embed", texts, "-o", out / "x.npy", "--model", prompted, *options).endswith(said)
+    assert os.listdir(out) == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_embed_few_lines_in_8_bits(capsys, folder, out, texts, precision, count):
+    texts.write_text("a cat\nthe dog\n"[: (0, 6, 14)[count]])
+    argv = ["embed", texts, "-o", out / "x.npy", "--model", folder, "--precision", precision]
+    if count == 1:
+        assert f"precision '{precision}' must have the range of two embeddings" in refused(capsys, *argv)
+    else:
+        assert main(list(map(str, argv))) == 0
+        assert np.load(out / "x.npy").shape == (count, HIDDEN)
+
+
+class Interruption:
+    """Lets the model embed so many texts, and no more; counts them."""
+
+    def __init__(self, monkeypatch, at_once=2):
+        self.most, self.count, self._encode = math.inf, 0, SentenceEncoder._encode
+        monkeypatch.setattr("fastattn.models.pipeline.TEXTS_AHEAD", at_once)
+        monkeypatch.setattr(SentenceEncoder, "_encode", lambda *a, **b: self.encode(*a, **b))
+
+    def encode(self, model, texts, *more, **options):
+        found = [texts] if isinstance(texts, str) else list(texts)
+        if self.count + len(found) > self.most:
+            raise KeyboardInterrupt
+        self.count += len(found)
+        return self._encode(model, texts, *more, **options)
+
+
+@pytest.fixture
+def interruption(monkeypatch):
+    return Interruption(monkeypatch)
+
+
+MANY = [f"the {'cat ' * (i % 7)}sat{'.' * (i // 7)}" for i in range(21)]
+
+
+def interrupted(interruption, *argv, most=11):
+    """Run a command until it has embedded so many texts."""
+    interruption.most, interruption.count = most, 0
+    with pytest.raises(KeyboardInterrupt):
+        main(list(map(str, argv)))
+    interruption.most, interruption.count = math.inf, 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "ubinary"])
+def test_embed_continues(capsys, interruption, folder, encoder, out, texts, precision):
+    texts.write_text("".join(f"{line}\n" for line in MANY))
+    (out / "x.npy").write_bytes(b"of last time")
+    argv = ["embed", texts, "-o", out / "x.npy", "--model", folder, "--precision", precision]
+    interrupted(interruption, *argv)
+    assert (out / "x.npy").read_bytes() == b"of last time"
+    assert sorted(os.listdir(out)) == ["x.npy", "x.npy.part", "x.npy.part.json"]
+    assert capsys.readouterr().err == f"{out}/x.npy.part keeps 10 rows, from which the same command continues\n"
+    interrupted(interruption, *argv, most=4)
+    capsys.readouterr()
+    with (out / "x.npy.part").open("ab") as file:
+        file.write(b"more than the record knows of")
+    assert main(list(map(str, argv))) == 0
+    assert interruption.count == 21 - 14
+    assert capsys.readouterr().err == f"{out}/x.npy.part: continues behind line 14\n"
+    np.testing.assert_array_equal(np.load(out / "x.npy"), encoder.encode(MANY, precision=precision))
+    assert os.listdir(out) == ["x.npy"]
+
+
+def change(**changes):
+    """A change of the record."""
+
+    def changed(out, texts, folder):
+        path = out / "x.npy.part.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return changed
+
+
+def change_text(out, texts, folder):
+    texts.write_text(texts.read_text().replace("cat", "dog", 1))
+
+
+def cut_text(out, texts, folder):
+    texts.write_text(texts.read_text()[:20])
+
+
+def change_rows(out, texts, folder):
+    with (out / "x.npy.part").open("r+b") as file:
+        file.seek(200)
+        file.write(b"other")
+
+
+def cut_rows(out, texts, folder):
+    os.truncate(out / "x.npy.part", 300)
+
+
+def change_model(out, texts, folder):
+    """Of its weights a single byte."""
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-9, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "said"),
+    [
+        (change_text, [], "{texts} has changed"),
+        (cut_text, [], "{texts} has changed"),
+        (change_rows, [], "x.npy.part is damaged"),
+        (cut_rows, [], "x.npy.part is damaged"),
+        (change_model, [], "the model has changed"),
+        (change(made={}), [], "the model has changed"),
+        (change(rows=10**15), [], "x.npy.part is damaged"),
+        (change(read=10**15), [], "{texts} has changed"),
+        (change(rows=-1), [], "is no record of embeddings"),
+        (change(rows=True), [], "is no record of embeddings"),
+        (change(more=1), [], "is no record of embeddings"),
+        (None, ["--prompt", "a "], "--prompt was None"),
+        (None, ["--dtype", "int8"], "--dtype was 'float32'"),
+        (None, ["--precision", "binary"], "--precision was 'float32'"),
+        (None, ["--truncate-dim", "3"], "--truncate-dim was None"),
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_embed_does_not_continue_something_else(
+    capsys, interruption, folder, out, texts, tmp_path, spoil, options, said
+):
+    """It says why, and begins anew."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    texts.write_text("".join(f"{line}\n" for line in MANY))
+    argv = ["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(copy)]
+    interrupted(interruption, *argv)
+    capsys.readouterr()
+    if spoil:
+        spoil(out, texts, copy)
+    assert main([*argv, *options]) == 0
+    [note] = capsys.readouterr().err.splitlines()
+    assert said.format(texts=texts) in note
+    assert note.endswith("begins anew")
+    assert main([*argv[:3], str(out / "again.npy"), *argv[4:], *options]) == 0
+    assert (out / "x.npy").read_bytes() == (out / "again.npy").read_bytes()
+    assert sorted(os.listdir(out)) == ["again.npy", "x.npy"]
+
+
+def test_embed_forgets_an_interrupted_stream(monkeypatch, interruption, folder, out):
+    typed_in(monkeypatch, "\n".join(MANY).encode())
+    interrupted(interruption, "embed", "-", "-o", out / "x.npy", "--model", folder)
+    assert os.listdir(out) == []
+
+
+def test_embed_twice_at_once(monkeypatch, capsys, folder, out, texts):
+    """The second is refused, and the first not disturbed."""
+    pytest.importorskip("fcntl")
+    argv = ["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(folder)]
+    encode, said = SentenceEncoder.encode, []
+
+    def twice(*arguments, **options):
+        monkeypatch.setattr(SentenceEncoder, "encode", encode)
+        said.append(refused(capsys, *argv))
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(SentenceEncoder, "encode", twice)
+    assert main(argv) == 0
+    assert said == [f"cannot write {out}/x.npy.part: another process does"]
+    assert np.load(out / "x.npy").shape == (len(LINES), HIDDEN)
+
+
+def test_embed_in_little_memory(folder, out, texts):
+    """Little of a file is held at a time."""
+    with texts.open("w") as file:
+        file.writelines(" " * 200_000 + "the cat\n" for _ in range(30))
+    argv = ["embed", str(texts), "-o", str(out / "x.npy"), "--model", str(folder)]
+    tracemalloc.start()
+    try:
+        main(argv)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < texts.stat().st_size / 2
+    assert np.load(out / "x.npy").shape == (30, HIDDEN)
+
+
+# similar: its index
+
+
+def index_of(texts):
+    return texts.with_name(f"{texts.name}.fastattn.npy")
+
+
+def similar(capsys, texts, folder, *more):
+    """What it prints, and what it notes."""
+    assert main(["similar", "the dog sat", str(texts), "--model", str(folder), *more]) == 0
+    return capsys.readouterr()
+
+
+def test_similar_keeps_its_index(capsys, interruption, folder, encoder, texts):
+    """An array of all lines, which is used again."""
+    first = similar(capsys, texts, folder)
+    assert interruption.count == len(LINES) + 1
+    np.testing.assert_array_equal(np.load(index_of(texts)), encoder.encode(LINES, normalize=True))
+    assert sorted(os.listdir(texts.parent)) == ["texts.txt", "texts.txt.fastattn.npy", "texts.txt.fastattn.npy.json"]
+    before = index_of(texts).stat().st_mtime_ns
+    interruption.count = 0
+    assert similar(capsys, texts, folder) == first
+    assert interruption.count == 1
+    assert index_of(texts).stat().st_mtime_ns == before
+    assert first.err == ""
+
+
+def test_similar_adds_lines(capsys, interruption, folder, encoder, texts):
+    similar(capsys, texts, folder)
+    with texts.open("a") as file:
+        file.write("the dog sat\nno dog")
+    interruption.count = 0
+    found = similar(capsys, texts, folder, "-n", "2")
+    assert [line.split("\t")[1:] for line in found.out.splitlines()] == [["5", "the dog sat"], ["8", "the dog sat"]]
+    assert found.err == f"{index_of(texts)}: 2 lines added\n"
+    assert interruption.count == 3
+    lines = [*LINES, "the dog sat", "no dog"]
+    np.testing.assert_array_equal(np.load(index_of(texts)), encoder.encode(lines, normalize=True))
+    with texts.open("a") as file:
+        file.write("matic\n")  # the last line had no end, and goes on
+    assert similar(capsys, texts, folder).err == f"{index_of(texts)}: {texts} has changed: made anew\n"
+    assert len(np.load(index_of(texts))) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "said"),
+    [
+        (change_text, [], "{texts} has changed: made anew"),
+        (change_model, [], "the model has changed: made anew"),
+        (lambda out, texts, folder: index_of(texts).write_bytes(b"none"), [], "fastattn.npy is damaged: made anew"),
+        (lambda out, texts, folder: os.remove(index_of(texts)), [], "fastattn.npy is damaged: made anew"),
+        (None, ["--dtype", "bfloat16"], "--dtype was 'float32': made anew"),
+        (None, ["--prompt", "a "], "--prompt was None: made anew"),
+    ],
+    ids=["text", "model", "index", "no index", "dtype", "prompt"],
+)
+def test_similar_tells_of_a_stale_index(capsys, folder, out, texts, tmp_path, spoil, options, said):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    similar(capsys, texts, copy)
+    if spoil:
+        spoil(out, texts, copy)
+    found = similar(capsys, texts, copy, *options)
+    assert said.format(texts=texts) in found.err
+    assert similar(capsys, texts, copy, *options) == (found.out, "")
+    assert similar(capsys, texts, copy, *options, "--no-index") == (found.out, "")
+
+
+def test_similar_continues_its_index(capsys, interruption, folder, encoder, texts):
+    texts.write_text("\n".join(MANY))
+    interrupted(interruption, "similar", "a cat", texts, "--model", folder, most=10)
+    found = similar(capsys, texts, folder)
+    assert found.err == f"{index_of(texts)}: 13 lines added\n"
+    assert interruption.count == 1 + 13
+    np.testing.assert_array_equal(np.load(index_of(texts)), encoder.encode(MANY, normalize=True))
+
+
+def test_similar_without_an_index(monkeypatch, capsys, folder, texts):
+    """Asked not to keep one; from a stream; where none can be written."""
+    before = os.listdir(texts.parent)
+    expected = similar(capsys, texts, folder, "--no-index")
+    typed_in(monkeypatch, texts.read_bytes())
+    assert similar(capsys, "-", folder) == expected
+    index_of(texts).mkdir()
+    found = similar(capsys, texts, folder)
+    assert found.out == expected.out
+    assert found.err == f"cannot write {index_of(texts)}: Is a directory: nothing is kept\n"
+    index_of(texts).rmdir()
+    assert os.listdir(texts.parent) == before
+    texts.write_bytes(b"")
+    assert similar(capsys, texts, folder) == ("", "")
+    assert os.listdir(texts.parent) == before
+
+
+def test_similar_with_prompts(capsys, prompted, texts):
+    """Those for queries and documents, or others."""
+    model = SentenceEncoder.from_pretrained(prompted)
+    for options, query, document in (
+        ([], "query", "document"),
+        (["--prompt-name", "other", "--query-prompt-name", "document"], "document", "other"),
+    ):
+        found = [line.split("\t") for line in similar(capsys, texts, prompted, *options).out.splitlines()]
+        vector = model.encode("the dog sat", prompt_name=query, normalize=True)
+        for cosine, number, line in found:
+            assert LINES[int(number) - 1] == line
+            expected = model.encode(line, prompt_name=document, normalize=True) @ vector
+            assert float(cosine) == pytest.approx(expected, abs=6e-5)
+    said = refused(capsys, "similar", "a", texts, "--model", prompted, "--query-prompt-name", "none")
+    assert said == "prompt_name must be one of query, document, other, got 'none'"
 
 
 # attention-map

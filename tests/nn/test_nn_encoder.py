@@ -44,13 +44,21 @@ LAYERS = {
     "reglu, pre-norm": Layer(48, 2, 2, 24, gated=True, hidden=31, norm_first=True),
     "narrow": Layer(3, 1, 1, 2, hidden=1, activation="silu", norm="rms", bias=False),
     "wide": Layer(65, 5, 5, 13, hidden=200, activation="gelu_tanh"),
+    "heads normed": Layer(32, 6, 2, 8, gated=True, norm="rms", norm_first=True, bias=False, heads_normed="each"),
+    "all heads normed": Layer(heads_normed="all"),
+    "norms after both": Layer(  # wide, as these norms magnify rounding
+        64, 4, 1, 16, hidden=96, activation="gelu_tanh", gated=True, norm="rms", norm_first=True, bias=False,
+        post_norms=True,
+    ),
+    "norms with biases after both": Layer(norm_first=True, post_norms=True, heads_normed="each"),
+    "input normed": Layer(activation="gelu", gated=True, norm_first=True, attention_norm=False, bias=False),
 }
 POST, PRE = LAYERS["relu"], LAYERS["swiglu, rms, pre-norm"]
 BOTH = pytest.mark.parametrize("layer", [POST, PRE], ids=["post-norm", "pre-norm"])
 
 
 def layer_of(layer, stored, **settings):
-    weights = layer_weights(layer, stored)
+    weights, settings = layer_weights(layer, stored), {"attention_norm": layer.attention_norm} | settings
     return TransformerEncoderLayer.from_state_dict(weights, **layer.encoder_settings | settings)
 
 
@@ -119,6 +127,78 @@ def test_encoder(target, dtype, layer, final_norm):
     assert_as_defined(made(**call), *answers(encoder, layer, weights, call))
 
 
+def per_layer(layers, pairs, dtype, positions=17):
+    """Layers of two kinds in turn, as in ModernBERT: with other angles, and every other one with a window."""
+    kinds = [
+        dict(zip(("cos", "sin"), angles(positions, pairs, dtype), strict=True)),
+        dict(zip(("cos", "sin"), angles(positions, pairs - 1, dtype), strict=True)) | {"window": (2, 2)},
+    ]
+    return [kinds[i % 2] for i in range(layers)]
+
+
+@pytest.mark.parametrize("name", ["gelu, pre-norm", "heads normed", "norms after both", "input normed"])
+def test_layers_with_options_of_their_own(target, dtype, name):
+    layer = LAYERS[name]
+    weights = encoder_weights(layer, dtype, 3)
+    call = {"x": tokens(layer, dtype, 2, 17), "layer_options": per_layer(3, 3, dtype)}
+    made = TransformerEncoder.from_state_dict(
+        weights, **layer.encoder_settings, first_attention_norm=layer.attention_norm
+    )
+    known = answers(encoder, layer, weights, call)
+    out = np.array(call["x"])
+    assert_as_defined(made(**call), *known)
+    assert made(**call | {"x": out}, out=out) is out
+    assert_as_defined(out, *known)
+
+
+def test_layers_with_options_of_their_own_packed():
+    layer = LAYERS["heads normed"]
+    made, x = encoder_of(layer, np.float32), tokens(layer, np.float32, 17)
+    packed = made(x, cu_seqlens=[0, 5, 17], layer_options=per_layer(3, 3, np.float32))
+    for start, end in ((0, 5), (5, 17)):
+        alone = made(x[start:end], layer_options=per_layer(3, 3, np.float32))
+        assert_equal(packed[start:end], alone)
+
+
+def test_a_layer_that_stands_several_times():
+    made, x = encoder_of(POST, np.float32, 1), tokens(POST, np.float32, 5)
+    norm, made.norm = made.norm, None
+    twice = made(made(x))
+    made.layers, made.norm = made.layers * 2, norm
+    assert_equal(made(x), norm(twice))
+
+
+WRONG_LAYER_OPTIONS = [
+    ({"window": (1, 1)}, TypeError, "layer_options must be a list of dict, got dict"),
+    ([None] * 3, TypeError, "layer_options must be a list of dict, got list"),
+    ([{}] * 2, ValueError, "layer_options must hold one for each layer, 3, got 2"),
+    ([{}, {}, {"kv_lengths": 3}], TypeError, "layer_options must hold only alibi_slopes, .* got 'kv_lengths'"),
+    ([{}, {}, {"window": (-1, 1)}], ValueError, "window"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "message"), WRONG_LAYER_OPTIONS)
+def test_wrong_layer_options(given, error, message):
+    made, x = encoder_of(POST, np.float32), np.array(tokens(POST, np.float32, 5))
+    before = x.copy()
+    with pytest.raises(error, match=message):
+        made(x, layer_options=given, out=x)
+    assert_equal(x, before)
+
+
+def test_attention_norm_belongs_to_pre_norm():
+    with pytest.raises(ValueError, match="attention_norm must be True unless norm_first is True, got False"):
+        layer_of(POST, np.float32, attention_norm=False)
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_sizes_of_head_norms(size):
+    layer = LAYERS["heads normed"]
+    weights = layer_weights(layer, np.float32) | {"self_attn.k_norm.weight": np.ones(size + 2, np.float32)}
+    with pytest.raises(ValueError, match=r"k_norm\.weight must have 8 or 16 elements"):
+        TransformerEncoderLayer.from_state_dict(weights, **layer.encoder_settings)
+
+
 @hypothesis.given(st.sampled_from(fastattn.targets()), st.sampled_from(ALL), st.data())
 def test_any_layer_is_what_the_definition_says(target, dtype, data):
     kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
@@ -134,6 +214,7 @@ def test_any_layer_is_what_the_definition_says(target, dtype, data):
         gated=data.draw(st.booleans()),
         norm=data.draw(st.sampled_from(["layer", "rms"])),
         norm_first=data.draw(st.booleans()),
+        heads_normed=data.draw(st.sampled_from([None, None, "all"])),
     )
     shape = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 12))
     names = tuple(data.draw(st.lists(st.sampled_from(sorted(OPTIONS)), max_size=2, unique=True)))

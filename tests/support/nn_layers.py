@@ -35,6 +35,9 @@ class Layer(NamedTuple):
     gated: bool = False
     norm: str = "layer"
     norm_first: bool = False
+    heads_normed: str | None = None  # "each" or "all": queries and keys
+    post_norms: bool = False
+    attention_norm: bool = True
 
     @property
     def settings(self):
@@ -49,6 +52,9 @@ class Layer(NamedTuple):
 
 # Weights, by PyTorch's names
 
+HEAD_NORMS = ("q_norm", "k_norm")
+NORMS = ("norm1", "norm2", "post_norm1", "post_norm2")
+
 
 @functools.lru_cache(maxsize=256)
 def _attention_weights(layer, seed):
@@ -62,6 +68,13 @@ def _attention_weights(layer, seed):
     weights["out_proj.weight"] = _matrix(rng, layer.embed, q)
     if layer.bias:
         weights |= {"in_proj_bias": _vector(rng, q + 2 * kv), "out_proj.bias": _vector(rng, layer.embed)}
+    if layer.heads_normed:
+        sizes = dict.fromkeys(HEAD_NORMS, layer.head_size)
+        if layer.heads_normed == "all":
+            sizes = dict(zip(HEAD_NORMS, (q, kv), strict=True))
+        weights |= {f"{name}.weight": 1 + _vector(rng, size) for name, size in sizes.items()}
+        if layer.bias and layer.norm == "layer":
+            weights |= {f"{name}.bias": _vector(rng, size) for name, size in sizes.items()}
     return weights
 
 
@@ -72,12 +85,13 @@ def _layer_weights(layer, seed):
     rows = layer.hidden * (1 + layer.gated)
     weights["linear1.weight"] = _matrix(rng, rows, layer.embed)
     weights["linear2.weight"] = _matrix(rng, layer.embed, layer.hidden)
-    for norm in ("norm1", "norm2"):
+    norms = NORMS[not layer.attention_norm : 4 if layer.post_norms else 2]
+    for norm in norms:
         weights[f"{norm}.weight"] = 1 + _vector(rng, layer.embed)
     if layer.bias:
         weights |= {"linear1.bias": _vector(rng, rows), "linear2.bias": _vector(rng, layer.embed)}
     if layer.bias and layer.norm == "layer":
-        weights |= {f"{norm}.bias": _vector(rng, layer.embed) for norm in ("norm1", "norm2")}
+        weights |= {f"{norm}.bias": _vector(rng, layer.embed) for norm in norms}
     return weights
 
 
@@ -99,8 +113,11 @@ def layer_weights(layer, dtype, seed=0):
 
 
 def encoder_weights(layer, dtype, layers, final_norm=True):
+    """The layers but the first always have a norm before the attention."""
     weights = {
-        f"layers.{i}.{name}": x for i in range(layers) for name, x in layer_weights(layer, dtype, seed=i).items()
+        f"layers.{i}.{name}": x
+        for i in range(layers)
+        for name, x in layer_weights(layer if i == 0 else layer._replace(attention_norm=True), dtype, seed=i).items()
     }
     if final_norm:  # any one of a layer of its own
         last = layer_weights(layer, dtype, seed=layers)
@@ -174,6 +191,7 @@ def heads(ops, layer, weights, query, key=None, value=None, *, cos=None, sin=Non
         _by_head(ops.linear(x, matrix, bias), layer.head_size)
         for x, matrix, bias in zip((query, key, value), matrices, biases, strict=True)
     )
+    q, k = (_normed(ops, layer, weights, name, x) for name, x in zip(HEAD_NORMS, (q, k), strict=True))
     if cos is not None:
         q, k = (ops.rotary_embedding(x, cos, sin, interleaved=interleaved) for x in (q, k))
     return q, k, v, options
@@ -181,6 +199,17 @@ def heads(ops, layer, weights, query, key=None, value=None, *, cos=None, sin=Non
 
 def _by_head(x, size):
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size).swapaxes(-2, -3)
+
+
+def _normed(ops, layer, weights, name, x):
+    """Queries or keys (..., heads, S, D), each head or all of a token normalised."""
+    own = under(weights, f"{name}.")
+    if not own:
+        return x
+    if own["weight"].size == x.shape[-1]:
+        return norm(ops, layer, own, x)
+    joined = x.swapaxes(-2, -3).reshape(*x.shape[:-3], x.shape[-2], -1)
+    return _by_head(norm(ops, layer, own, joined), layer.head_size)
 
 
 def encoder_layer(ops, layer, weights, x, **options):
@@ -199,19 +228,25 @@ def encoder_layer(ops, layer, weights, x, **options):
     def normalised(x, name):
         return norm(ops, layer, under(weights, f"{name}."), x)
 
+    def with_post_norm(part, name, before, residual):
+        if f"{name}.weight" not in weights:
+            return part(before, residual)
+        return residual + normalised(part(before, None), name)
+
     if layer.norm_first:
-        x = attended(normalised(x, "norm1"), x)
-        return fed_forward(normalised(x, "norm2"), x)
+        before = normalised(x, "norm1") if "norm1.weight" in weights else x
+        x = with_post_norm(attended, "post_norm1", before, x)
+        return with_post_norm(fed_forward, "post_norm2", normalised(x, "norm2"), x)
     x = normalised(attended(x, x), "norm1")
     return normalised(fed_forward(x, x), "norm2")
 
 
-def encoder(ops, layer, weights, x, **options):
+def encoder(ops, layer, weights, x, layer_options=None, **options):
     for i in itertools.count():
         own = under(weights, f"layers.{i}.")
         if not own:
             break
-        x = encoder_layer(ops, layer, own, x, **options)
+        x = encoder_layer(ops, layer, own, x, **options | (layer_options[i] if layer_options else {}))
     last = under(weights, "norm.")
     return norm(ops, layer, last, x) if last else x
 

@@ -1,0 +1,192 @@
+"""How the layers of a model attend, as config.json says it: rotary embedding, windows, ALiBi, causal or not.
+
+Each architecture names one of the readers below. They only read: nothing is allocated by the sizes they find.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastattn.models.fields import counted, flag, mapping, one_of, positive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class Rotary(NamedTuple):
+    """The angles of a rotary embedding: pair i of a head turns by position * theta^(-2i / size) / divisor."""
+
+    size: int  # number of elements of a head that turn
+    theta: float
+    divisor: float = 1.0
+
+    def frequencies(self) -> NDArray[np.float32]:
+        """Angle per position of each pair, in float32 step by step, as models were trained."""
+        exponents = np.arange(0, self.size, 2, dtype=np.float32) / np.float32(self.size)
+        return 1 / np.float32(self.theta) ** exponents / np.float32(self.divisor)
+
+    def tables(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(cos, sin) of shape (positions, pairs)."""
+        angles = np.arange(positions, dtype=np.float32)[:, None] * self.frequencies()
+        return np.cos(angles), np.sin(angles)
+
+
+class LayerKind(NamedTuple):
+    """What distinguishes the attention of a layer."""
+
+    window: int | None = None  # largest distance of a key; None: unbounded
+    rotary: Rotary | None = None
+
+
+class Attention(NamedTuple):
+    """How the layers attend."""
+
+    kinds: tuple[LayerKind, ...] = (LayerKind(),)  # of the first layers; they repeat from there
+    is_causal: bool = False
+    scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    alibi: bool = False
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether it matters how many positions lie between two tokens."""
+        return self.alibi or any(kind != LayerKind() for kind in self.kinds)
+
+
+# (path of config.json, its fields, our fields read so far) -> Attention
+Reader = "Callable[[Path, dict[str, Any], dict[str, Any]], Attention]"
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def learned(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """The positions are in the embeddings, not in the attention."""
+    del path, raw, values
+    return Attention()
+
+
+def alibi(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """ALiBi in both directions (Jina v2)."""
+    del path, raw, values
+    return Attention(alibi=True)
+
+
+def rotary(theta: float, *, is_causal: bool = False) -> Reader:
+    """A reader for one rotary embedding in all layers; `theta` is the default of rope_theta."""
+
+    def read(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+        kind = LayerKind(None, _rotary(path, raw, values["head_dim"], "rope_theta", theta))
+        return Attention((kind,), is_causal)
+
+    return read
+
+
+def nomic(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """The field of the model's own code is rotary_emb_base; transformers' are the usual ones."""
+    kind = LayerKind(None, _rotary(path, raw, values["head_dim"], "rotary_emb_base", 1000.0))
+    return Attention((kind,))
+
+
+def modernbert(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """Layers without a window and with one, each with an own base."""
+    half = counted(f"{path}: local_attention", raw.get("local_attention", 128)) // 2
+    kinds = {
+        FULL: LayerKind(None, _rotary(path, raw, values["head_dim"], "global_rope_theta", 160_000.0, FULL)),
+        SLIDING: LayerKind(half, _rotary(path, raw, values["head_dim"], "local_rope_theta", 10_000.0, SLIDING)),
+    }
+    period = counted(f"{path}: global_attn_every_n_layers", raw.get("global_attn_every_n_layers", 3))
+    return Attention(_kinds(path, raw, values, kinds, period, full=0))
+
+
+def gemma3(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """As in ModernBERT, but the last layer of a period has no window, and attention may be causal."""
+    bidirectional = flag(f"{path}: use_bidirectional_attention", raw.get("use_bidirectional_attention"))
+    window = counted(f"{path}: sliding_window", raw.get("sliding_window", 4096))
+    # In transformers a causal window counts the token itself; one of both sides is halved first.
+    reach = window // 2 if bidirectional else window - 1
+    kinds = {
+        FULL: LayerKind(None, _rotary(path, raw, values["head_dim"], "rope_theta", 1_000_000.0, FULL)),
+        SLIDING: LayerKind(reach, _rotary(path, raw, values["head_dim"], "rope_local_base_freq", 10_000.0, SLIDING)),
+    }
+    period = counted(f"{path}: sliding_window_pattern", raw.get("sliding_window_pattern") or 6)
+    scalar = positive(f"{path}: query_pre_attn_scalar", raw.get("query_pre_attn_scalar", 256))
+    layers = _kinds(path, raw, values, kinds, period, full=period - 1)
+    return Attention(layers, is_causal=not bidirectional, scale=1 / math.sqrt(scalar))
+
+
+def _kinds(
+    path: Path, raw: dict[str, Any], values: dict[str, Any], kinds: dict[str, LayerKind], period: int, full: int
+) -> tuple[LayerKind, ...]:
+    """The kind of each layer by layer_types or, without it, of one period in which layer `full` has no window."""
+    names = raw.get("layer_types")
+    if names is None:
+        if period > values["layers"]:
+            # No more than the layers that there are: the field may be any number.
+            return tuple(kinds[FULL if i == full else SLIDING] for i in range(min(values["layers"], MOST_LAYERS)))
+        return tuple(kinds[FULL if i == full else SLIDING] for i in range(period))
+    if not isinstance(names, list) or len(names) != values["layers"]:
+        raise ValueError(f"{path}: layer_types must be a list of one name for each layer, got {names!r:.80}")
+    return tuple(kinds[one_of(f"{path}: layer_types", name, kinds)] for name in names)
+
+
+# The number of layers up to which the kind of each is listed before the tensors show how many there are.
+MOST_LAYERS = 1000
+
+
+def _rotary(
+    path: Path, raw: dict[str, Any], size: int, theta_field: str, default: float, part: str | None = None
+) -> Rotary:
+    """A rotary embedding from rope_parameters (of the layers `part`) or, in former files, rope_scaling and the base."""
+    where = f"{path}: rope_parameters"
+    given = mapping(where, raw.get("rope_parameters"))
+    if part is not None and given:
+        where = f"{where}.{part}"
+        given = mapping(where, given.get(part))
+    if "rope_parameters" not in raw or raw["rope_parameters"] is None:
+        where = f"{path}: rope_scaling"
+        # Gemma's scaling is that of the layers without a window.
+        given = {} if part == SLIDING else mapping(where, raw.get("rope_scaling"))
+    theta = given.get("rope_theta", raw.get(theta_field))
+    theta = positive(f"{path}: {theta_field}", default if theta is None else theta)
+    kind = given.get("rope_type", given.get("type", "default"))
+    if size % 2:
+        raise ValueError(f"{path}: the size of a head must be even with a rotary embedding, got {size}")
+    return _SCALINGS[one_of(f"{where}.rope_type", kind, _SCALINGS)](where, given, size, theta)
+
+
+def _unscaled(where: str, given: dict[str, Any], size: int, theta: float) -> Rotary:
+    del where, given
+    return Rotary(size, theta)
+
+
+def _linear(where: str, given: dict[str, Any], size: int, theta: float) -> Rotary:
+    return Rotary(size, theta, positive(f"{where}.factor", given.get("factor")))
+
+
+def _ntk(where: str, given: dict[str, Any], size: int, theta: float) -> Rotary:
+    """Fixed NTK scaling (GTE): a larger base, and the fastest pair slowed down by as much as keeps the slowest."""
+    if given.get("mixed_b") is not None:
+        raise ValueError(f"{where}.mixed_b must be null or absent, got {given['mixed_b']!r}")
+    factor = positive(f"{where}.factor", given.get("factor"))
+    return Rotary(size, positive(f"{where}.factor", theta * factor), factor ** (2 / size))
+
+
+# rope_type -> its reader
+_SCALINGS: dict[str, Callable[[str, dict[str, Any], int, float], Rotary]] = {
+    "default": _unscaled,
+    "linear": _linear,
+    "ntk": _ntk,
+}
+
+
+def alibi_slopes(heads: int) -> NDArray[np.float32]:
+    """The slopes of ALiBi: powers of 2^(-8 / n), for the largest power of two n, then every other one of 2n's."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
+    between = 2.0 ** (-4 / power * np.arange(1, 2 * (heads - power), 2))
+    return np.concatenate([slopes, between]).astype(np.float32)
