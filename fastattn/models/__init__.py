@@ -11,6 +11,7 @@ sparse_vectors.py     compressed rows
 multi_vector_encoder.py   MultiVectorEncoder: texts to a vector for each token
 multi_vector_files.py     its modules, lengths and marks, of sentence-transformers, PyLate and ColBERT
 late_interaction.py   MaxSim
+bge_m3.py             BGE-M3's heads in files of their own
 pretrained.py         what these models share: from_pretrained, the sizes
 backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
