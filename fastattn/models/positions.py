@@ -103,6 +103,9 @@ def rotary(theta: float, *, is_causal: bool = False) -> Reader:
     """A reader for one rotary embedding in all layers; `theta` is the default of rope_theta."""
 
     def read(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+        names = raw.get("layer_types")
+        if names is not None and (not isinstance(names, list) or any(name != FULL for name in names)):
+            raise ValueError(f"{path}: layer_types must be {FULL} for every layer, got {names!r:.80}")
         kind = LayerKind(None, _rotary(path, raw, values["head_dim"], "rope_theta", theta))
         return Attention((kind,), is_causal)
 

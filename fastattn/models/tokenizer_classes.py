@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,10 @@ class TokenizerClass(NamedTuple):
     # Adds the parts to a tokenizer that has the vocabulary alone, given the fields and the normaliser of
     # tokenizer.json. Returns a str, for an error, if the vocabulary is unsuitable.
     parts: Callable[[Tokenizer, dict[str, Any], normalizers.Normalizer | None], str | None]
-    # Adds tokens to a text or a pair of texts.
-    post_processor: Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]
+    # Adds tokens to a text or a pair of texts, given the fields and the post-processor of tokenizer.json.
+    post_processor: Callable[
+        [Tokenizer, dict[str, Any], processors.PostProcessor | None], processors.PostProcessor | None
+    ]
     token_types: bool = False  # whether models get the types that this gives to tokens, 0 and 1
     # Files that hold the vocabulary if there is no tokenizer.json, and how to read them.
     files: tuple[str, ...] = ()
@@ -85,13 +87,57 @@ def _sentencepiece(
     return parts
 
 
-def _ends(first: str, last: str, second: str) -> Callable[[Tokenizer, dict[str, Any]], processors.PostProcessor]:
+def _gpt2(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
+    """Qwen's: byte pairs of words that an expression cuts."""
+    _roberta(tokenizer, fields, None)
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated", invert=False)
+    pairs = pre_tokenizers.ByteLevel(add_prefix_space=fields["add_prefix_space"], use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pairs])
+
+
+# Contractions, words with what is before them, single digits, signs, line ends, and blanks but the last.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _gemma(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> None:
+    model = tokenizer.model
+    model.dropout, model.unk_token = None, fields["unk_token"]
+    model.fuse_unk = model.byte_fallback = True
+    model.ignore_merges = False
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
+
+
+def _albert(tokenizer: Tokenizer, fields: dict[str, Any], stored: normalizers.Normalizer | None) -> str | None:
+    wrong = _sentencepiece(lambda tokenizer, fields: 1)(tokenizer, fields, stored)
+    charsmap = tokenizer.normalizer  # None: the file has none
+    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps += [] if fields["keep_accents"] else [normalizers.NFKD(), normalizers.StripAccents()]
+    steps += [normalizers.Lowercase()] if fields["do_lower_case"] else []
+    tokenizer.normalizer = normalizers.Sequence(steps + ([] if charsmap is None else [charsmap]))
+    return wrong
+
+
+def _stored(
+    tokenizer: Tokenizer, fields: dict[str, Any], stored: processors.PostProcessor | None
+) -> processors.PostProcessor | None:
+    """Add what tokenizer.json says, if anything; transformers then ignores add_bos_token and add_eos_token."""
+    del tokenizer, fields
+    return stored
+
+
+def _ends(
+    first: str, last: str, second: str
+) -> Callable[[Tokenizer, dict[str, Any], processors.PostProcessor | None], processors.PostProcessor]:
     """Add the tokens of these two fields before and after a text.
 
     `second` describes the second text of a pair in the library's words: $B is the text, $last the last token.
     """
 
-    def post_processor(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
+    def post_processor(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> processors.PostProcessor:
         ends = [str(fields[field]) for field in (first, last)]
         ids = dict(zip(ends, map(tokenizer.token_to_id, ends), strict=True))
         single = [ends[0], "$A", ends[1]]
@@ -169,6 +215,15 @@ XLM_ROBERTA = TokenizerClass(
     parts=_sentencepiece(lambda tokenizer, fields: 3),
     post_processor=_ends("bos_token", "eos_token", "$last $B $last"),
 )
+
+
+def _stored_or_ends(
+    tokenizer: Tokenizer, fields: dict[str, Any], stored: processors.PostProcessor | None
+) -> processors.PostProcessor:
+    return stored or _ends("cls_token", "sep_token", "$B:1 $last:1")(tokenizer, fields, None)
+
+
+_GEMMA_TOKENS = ("unk_token", "bos_token", "eos_token", "pad_token", "mask_token")
 CAMEMBERT = XLM_ROBERTA._replace(
     extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     needed=("bos_token", "eos_token", "unk_token"),
@@ -186,14 +241,48 @@ T5 = TokenizerClass(
     post_processor=_t5_end,
 )
 
+QWEN2 = TokenizerClass(
+    models.BPE,
+    tokens=dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+    extra=(),
+    needed=(),
+    greedy=(),
+    flags={"add_prefix_space": False},
+    parts=_gpt2,
+    post_processor=_stored,
+)
+GEMMA = TokenizerClass(
+    models.BPE,
+    tokens={name: f"<{name.removesuffix('_token')}>" for name in _GEMMA_TOKENS},
+    extra=(),
+    needed=("unk_token",),
+    greedy=(),
+    flags={},
+    parts=_gemma,
+    post_processor=_stored,
+)
+ALBERT = TokenizerClass(
+    models.Unigram,
+    tokens=BERT.tokens | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+    extra=(),
+    needed=("sep_token", "cls_token"),
+    greedy=(),
+    flags={"add_prefix_space": True, "do_lower_case": True, "keep_accents": False},
+    parts=_albert,
+    post_processor=_stored_or_ends,
+)
+
 # By tokenizer_class, without the suffix "Fast". None: tokenizer.json is used as it is.
 TOKENIZER_CLASSES = {
+    "AlbertTokenizer": ALBERT,
     "BertTokenizer": BERT,
     "CamembertTokenizer": CAMEMBERT,
     "DistilBertTokenizer": BERT._replace(token_types=False),
     "ElectraTokenizer": BERT,
     "MPNetTokenizer": MPNET,
+    "GemmaTokenizer": GEMMA,
     "PreTrainedTokenizer": None,
+    "Qwen2Tokenizer": QWEN2,
     "RobertaTokenizer": ROBERTA,
     "T5Tokenizer": T5,
     "TokenizersBackend": None,

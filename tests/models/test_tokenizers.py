@@ -71,6 +71,27 @@ def test_flags(tmp_path, model_type, name):
     assert (len(seen) == 1) == (as_it_is or model_type == "t5")  # whose class has none
 
 
+# Classes of models that any model may name.
+NAMED = {
+    "AlbertTokenizer": {"do_lower_case": (ABSENT, False), "keep_accents": (ABSENT, True)},
+    "GemmaTokenizer": {},
+    "Qwen2Tokenizer": {"add_prefix_space": (ABSENT, True)},
+}
+ENDS = {"add_bos_token": (ABSENT, False, True), "add_eos_token": (ABSENT, True)}
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["own ends", "no ends"])
+@pytest.mark.parametrize("ending", ["", "Fast"])
+@pytest.mark.parametrize("name", NAMED)
+def test_flags_of_named_classes(tmp_path, name, ending, stored):
+    """The tokens added to a text are tokenizer.json's, whatever fields say of them."""
+    for config in fields(tokenizer_class=(f"{name}{ending}", "PreTrainedTokenizerFast"), **NAMED[name], **ENDS):
+        save(tmp_path, name, config)
+        if not stored:
+            change_json(tmp_path / "tokenizer.json", lambda content: content.update(post_processor=None))
+        assert_alike(tmp_path)
+
+
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_no_tokenizer_config(tmp_path, model_type):
     assert_alike(save(tmp_path, model_type))

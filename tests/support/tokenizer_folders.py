@@ -60,7 +60,36 @@ def _unigrams(marks=tuple(_SENTENCE_MARKS), first="<s>"):
     return found, list(marks), (first, "</s>")
 
 
-# What vocabulary a model_type has.
+def _byte_pairs_of_words():
+    found, _, _ = _byte_pairs()
+    vocabulary = found.get_vocab()
+    vocabulary |= {"<|endoftext|>": len(vocabulary)}
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "t"), ("l", "l")]
+    found.model = models.BPE(vocabulary, merges)
+    return found, ["<|endoftext|>"], ("<|endoftext|>", "<|endoftext|>")
+
+
+def _pieces_with_bytes():
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "t"), ("l", "l")]
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokens = [*marks, *(f"<0x{i:02X}>" for i in range(256)), "▁", *LETTERS[:70], *map("".join, merges)]
+    tokens = list(dict.fromkeys(tokens))
+    found = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    return found, marks, ("<bos>", "<eos>")
+
+
+def _lower_unigrams():
+    marks = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = ["▁", *LETTERS, "▁the", "the", "▁The", "ll", "▁a", "nd"]
+    scored = [(mark, 0.0) for mark in marks] + [(x, -2.0 - 0.01 * i) for i, x in enumerate(pieces)]
+    found = Tokenizer(models.Unigram(scored, unk_id=1, byte_fallback=False))
+    found.normalizer = normalizers.NFKC()
+    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    return found, marks, ("[CLS]", "[SEP]")
+
+
+# What vocabulary a model_type has, or a class that the BERT of `save` names.
 _MADE_OF = {
     "bert": _word_pieces,
     "camembert": _unigrams,
@@ -69,6 +98,9 @@ _MADE_OF = {
     "roberta": _byte_pairs,
     "t5": lambda: _unigrams(("<pad>", "</s>", "<unk>"), "<unk>"),
     "xlm-roberta": _unigrams,
+    "AlbertTokenizer": _lower_unigrams,
+    "GemmaTokenizer": _pieces_with_bytes,
+    "Qwen2Tokenizer": _byte_pairs_of_words,
 }
 
 
@@ -84,7 +116,9 @@ def tokenizer(model_type):
 
 @functools.cache
 def _encoder(model_type):
-    return _t5() if model_type == "t5" else encoders.random_encoder(model_type, vocab_size=400)
+    if model_type == "t5":
+        return _t5()
+    return encoders.random_encoder("bert" if model_type.endswith("Tokenizer") else model_type, vocab_size=400)
 
 
 def _t5():
