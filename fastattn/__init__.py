@@ -23,7 +23,7 @@ _core/            the compiled half: a .pyx for each operation family, and optio
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
 models/           sentence encoders, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map
-integrations/     fastattn inside other libraries: dask, onnx, transformers
+integrations/     fastattn inside other libraries: dask, onnx, transformers, and frameworks that use embeddings
 
 A call goes one way: module -> _core -> _arguments -> items on OpenMP's threads -> kernel.
 """
