@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "time the shapes of real models, in comparison with NumPy",
     "embed": "embed the lines of a file",
     "similar": "print the lines of a file that are most similar to a text",
+    "rerank": "print the lines of a file that answer a text best, by a cross-encoder",
     "attention-map": "draw how much each token of a text attends to the others",
 }
 

@@ -6,6 +6,7 @@
 ``bench``             shapes of real models: time, speed-up, share of the machine's limit, error
 ``embed``             embeddings of a file's lines
 ``similar``           the lines of a file that are most similar to a text
+``rerank``            the lines of a file that answer a text best, by a cross-encoder
 ``attention_map``     attention weights over the tokens of a text, as a picture
 --------------------  ------------------------------------------------------------------------------
 ``measuring``         the tools of ``bench`` and ``check``

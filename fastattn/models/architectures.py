@@ -29,6 +29,8 @@ ACTIVATIONS = {
 # What gated feed-forward networks are called in the configurations of NomicBERT and Jina v2.
 GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 
+_BUCKETS = "relative_attention_num_buckets"
+
 # Fields that change the computation, with the only supported value. All may be absent or null.
 REQUIRED_VALUES: dict[str, Any] = {
     "add_cross_attention": False,
@@ -38,7 +40,7 @@ REQUIRED_VALUES: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
     "relative_attention": False,  # DeBERTa
-    "relative_attention_num_buckets": None,  # MPNet
+    _BUCKETS: None,
 }
 
 
@@ -57,12 +59,12 @@ class Architecture(NamedTuple):
     required: dict[str, Any] = REQUIRED_VALUES
     activations: dict[str, str] = ACTIVATIONS
     attention: Reader = positions.learned
+    position_bias: str | None = None  # the tensor of the biases of buckets, if the attention has such
     skips_padding: bool = False  # positions start after the padding id, and padding is not counted
     gated: bool = False
     swapped: tuple[str, ...] = ()  # of `tensors`: the gate is the second half
-    unbiased: Mapping[str, str | None] = MappingProxyType(
-        {}
-    )  # of `tensors`: without bias or, with a name, unless that field is true
+    # Parts without a bias or, with a name, without one unless that field is true.
+    unbiased: Mapping[str, str | None] = MappingProxyType({})
     norm: str = "layer"
     norm_first: bool = False
     lacks_first_norm: bool = False  # the first layer has no norm1
@@ -127,6 +129,20 @@ _DISTILBERT = _BERT._replace(
         "linear2.": ("ffn.lin2.",),
         "norm2.": ("output_layer_norm.",),
     },
+)
+_MPNET = _ROBERTA._replace(
+    defaults=_ROBERTA.defaults | {"token_types": 0},
+    tokenizer_class="MPNetTokenizer",
+    tensors=_BERT.tensors
+    | {
+        "self_attn.in_proj_": ("attention.attn.q.", "attention.attn.k.", "attention.attn.v."),
+        "self_attn.out_proj.": ("attention.attn.o.",),
+        "norm1.": ("attention.LayerNorm.",),
+    },
+    # transformers' model uses these numbers whatever config.json says.
+    required=REQUIRED_VALUES | {_BUCKETS: 32, "pad_token_id": 1},
+    attention=positions.mpnet,
+    position_bias="encoder.relative_attention_bias.weight",
 )
 _ELECTRA = _BERT._replace(
     fields=_BERT.fields | {"embedding": ("embedding_size",)},
@@ -332,6 +348,53 @@ _GEMMA3 = _QWEN3._replace(
     norm_offset=1.0,
     scales_words=True,
 )
+_T5 = Architecture(
+    fields={
+        "vocabulary": ("vocab_size",),
+        "hidden": ("d_model",),
+        "feed_forward": ("d_ff",),
+        "layers": ("num_layers",),
+        "heads": ("num_heads",),
+        "head_dim": ("d_kv",),
+        "table_rows": ("n_positions",),
+        "activation": ("feed_forward_proj",),
+        "norm_eps": ("layer_norm_epsilon",),
+        "padding_id": ("pad_token_id",),
+    },
+    defaults={
+        "token_types": 0,
+        "head_dim": 64,
+        "table_rows": 512,  # those that T5 was trained with: biases have no limit
+        "activation": "relu",
+        "norm_eps": 1e-6,
+        "padding_id": 0,
+    },
+    tokenizer_class="T5Tokenizer",
+    layers="encoder.block.{}.",
+    tensors={
+        "self_attn.in_proj_": tuple(f"layer.0.SelfAttention.{part}." for part in "qkv"),
+        "self_attn.out_proj.": ("layer.0.SelfAttention.o.",),
+        "norm1.": ("layer.0.layer_norm.",),
+        "linear1.": ("layer.1.DenseReluDense.wi.",),
+        "linear2.": ("layer.1.DenseReluDense.wo.",),
+        "norm2.": ("layer.1.layer_norm.",),
+    },
+    embeddings={"words": "shared."},
+    # The encoder of a folder is read, whether it is saved with a decoder or without.
+    required={name: x for name, x in REQUIRED_VALUES.items() if name not in ("is_encoder_decoder", _BUCKETS)},
+    activations={"relu": "relu"},
+    attention=positions.t5,
+    position_bias="encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    unbiased=dict.fromkeys((*_BERT.tensors, "final")),
+    norm="rms",
+    norm_first=True,
+    final_norm="encoder.final_layer_norm.",
+)
+_T5_GATED = _T5._replace(  # T5 v1.1
+    tensors=_T5.tensors | {"linear1.": ("layer.1.DenseReluDense.wi_0.", "layer.1.DenseReluDense.wi_1.")},
+    activations={"gated-gelu": "gelu_tanh", "gated-silu": "silu"},
+    gated=True,
+)
 
 ARCHITECTURES = {
     "albert": _ALBERT,
@@ -343,12 +406,17 @@ ARCHITECTURES = {
     "gemma3_text": _GEMMA3,
     "gte": _NEW._replace(attention=positions.rotary(160_000.0)),
     "modernbert": _MODERNBERT,
+    "mpnet": _MPNET,
     "new": _NEW,
     "nomic_bert": _NOMIC,
     "qwen3": _QWEN3,
     "roberta": _ROBERTA,
+    "t5": _T5,
     "xlm-roberta": _ROBERTA._replace(tokenizer_class="XLMRobertaTokenizer"),
 }
 
 # (model_type, field of config.json, its value) -> the architecture of models whose model_type is another one's.
-VARIANTS = {("bert", "position_embedding_type", "alibi"): _JINA_V2}
+VARIANTS = {
+    ("bert", "position_embedding_type", "alibi"): _JINA_V2,
+    **{("t5", "feed_forward_proj", name): _T5_GATED for name in _T5_GATED.activations},
+}

@@ -12,7 +12,7 @@ from fastattn._dtypes import TYPES
 from fastattn.models.embeddings import Embeddings
 from fastattn.models.float16 import check_finite, check_scores
 from fastattn.models.inputs import checked, has_holes
-from fastattn.models.parameters import embedding_parameters, layer_parameters
+from fastattn.models.parameters import embedding_parameters, layer_parameters, position_bias
 from fastattn.models.positions import alibi_slopes
 from fastattn.nn import TransformerEncoder
 
@@ -49,6 +49,7 @@ class Backbone:
             eps=configuration.norm_eps,
             scale=math.sqrt(configuration.hidden) if architecture.scales_words else None,
         )
+        biases = position_bias(checkpoint, configuration)
         self._encoder = TransformerEncoder.from_state_dict(
             layer_parameters(checkpoint, configuration),
             num_heads=configuration.heads,
@@ -67,6 +68,8 @@ class Backbone:
         self._options: dict[str, Any] = {"is_causal": attention.is_causal, "scale": attention.scale}
         if attention.alibi:
             self._options["alibi_slopes"] = alibi_slopes(configuration.heads)
+        if biases is not None:
+            self._options["position_bias"] = biases
         self._tables: dict[Rotary, tuple[NDArray, NDArray]] = {}
         check_scores(self._encoder, self._embeddings)
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])

@@ -190,9 +190,10 @@ def _prompts(path: Path, saved: dict[str, Any]) -> tuple[Prompts, tuple[str, ...
 
 def _lengths(transformer: Path, sentences: Sentences, path: Path, saved: dict[str, Any]) -> Lengths:
     """The lengths of sentence_bert_config.json or, if it has none, those that PyLate keeps beside it."""
-    query, document = sentences.query_length, sentences.document_length
+    source = transformer / "sentence_bert_config.json"
+    query, document = (limit(source, name, sentences.of_tasks) for name in ("query_length", "document_length"))
     document = limit(path, "document_length", saved) if document is None else document
-    expansion, source = sentences.query_expansion, transformer
+    expansion = sentences.of_tasks.get("query_expansion")
     if expansion is None and any(field in saved for field in _OF_PYLATE):
         length = limit(path, "query_length", saved)
         if saved.get("query_expansion") is not None:

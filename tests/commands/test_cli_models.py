@@ -22,7 +22,7 @@ for package in ("safetensors", "tokenizers"):
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from fastattn.models import SentenceEncoder
+from fastattn.models import CrossEncoder, SentenceEncoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sat", "on", "a", "mat", ".", ",", "$", "é", "東"]
 LINES = ["the cat sat on the mat.", "", "a dog, a cat", "  ", "the dog sat", "a cat, a dog", "the cat sat on the mat."]
@@ -636,6 +636,69 @@ def test_similar_with_prompts(capsys, prompted, texts):
             assert float(cosine) == pytest.approx(expected, abs=6e-5)
     said = refused(capsys, "similar", "a", texts, "--model", prompted, "--query-prompt-name", "none")
     assert said == "prompt_name must be one of query, document, other, got 'none'"
+
+
+# rerank
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(folder, tmp_path_factory):
+    """The same model with a head for one label."""
+    target = shutil.copytree(folder, tmp_path_factory.mktemp("cross") / "model")
+    save_cross_encoder(target, 1)
+    return target
+
+
+def save_cross_encoder(target, labels):
+    rng = np.random.default_rng(5)
+    tensors = {f"bert.{name}": x for name, x in _tensors().items()}
+    for name, rows in (("bert.pooler.dense", HIDDEN), ("classifier", labels)):
+        tensors[f"{name}.weight"] = rng.normal(size=(rows, HIDDEN)).astype(np.float32)
+        tensors[f"{name}.bias"] = rng.normal(size=rows).astype(np.float32)
+    save_file(tensors, target / "model.safetensors")
+    config = json.loads((target / "config.json").read_text())
+    names = {"architectures": ["BertForSequenceClassification"], "id2label": {str(i): f"l{i}" for i in range(labels)}}
+    (target / "config.json").write_text(json.dumps(config | names))
+
+
+@pytest.mark.parametrize("at_once", [None, 2])
+@pytest.mark.parametrize("options", [{}, {"prompt": "on a "}, {"batch_size": 1, "dtype": "bfloat16"}], ids=str)
+def test_rerank(monkeypatch, capsys, cross_encoder, texts, at_once, options):
+    """The best of all lines that are not blank, equal ones in their order, wherever the file is cut."""
+    if at_once:
+        monkeypatch.setattr("fastattn.models.pipeline.TEXTS_AHEAD", at_once)
+    model = CrossEncoder.from_pretrained(cross_encoder, options.get("dtype", "float32"))
+    numbered = [(i, line) for i, line in enumerate(LINES, 1) if line.strip()]
+    expected = model.rank("a dog", [line for _, line in numbered], top_k=4, prompt=options.get("prompt"))
+    given = itertools.chain(*([f"--{name.replace('_', '-')}", str(x)] for name, x in options.items()))
+    assert main(["rerank", "a dog", str(texts), "--model", str(cross_encoder), "-n", "4", *given]) == 0
+    found = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    rows = [(f"{row['score']:.4f}", *numbered[row["corpus_id"]]) for row in expected]
+    assert found == [[score, str(i), line] for score, i, line in rows]
+
+
+def test_rerank_a_stream(monkeypatch, capsys, cross_encoder):
+    typed_in(monkeypatch, b"\n  \na cat\r\n")
+    assert main(["rerank", "a dog", "-", "--model", str(cross_encoder)]) == 0
+    assert re.fullmatch(r"[01]\.\d{4}\t3\ta cat\n", capsys.readouterr().out)
+    typed_in(monkeypatch, b"\n  \n")
+    assert main(["rerank", "a dog", "-", "--model", str(cross_encoder)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_rerank_refuses(capsys, cross_encoder, folder, texts, tmp_path):
+    several = shutil.copytree(cross_encoder, tmp_path / "several")
+    save_cross_encoder(several, 3)
+    for argv, said in (
+        (["a dog", texts], "the following arguments are required: --model"),
+        (["a dog", texts, "--model", "nowhere"], "--model: folder must be a folder on this machine"),
+        (["a dog", texts, "--model", several], "--model: it must have one label, got 3: l0, l1, l2"),
+        (["a dog", texts, "--model", cross_encoder, "--prompt-name", "none"], "prompt_name must be one of query, "),
+        (["a dog", "no-such-file", "--model", cross_encoder], "cannot read no-such-file: "),
+        ([" ", texts, "--model", cross_encoder], "argument QUERY: must not be blank"),
+        (["a dog", texts, "--model", folder], "must hold the tensor pooler.dense.weight"),
+    ):
+        assert said in refused(capsys, "rerank", *argv)
 
 
 # attention-map

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import safetensors.numpy
+
 from fastattn.models import SentenceEncoder
-from support import encoders
+from support import encoders, jina
 
 VOCABULARY = encoders.CONFIGURATIONS["bert"]["vocab_size"]
 _COMMON = {
@@ -46,6 +49,7 @@ ARCHITECTURES = {
         | _NO_MARKS
         | {"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]},
     },
+    "MPNet": {"": _COMMON | {"pad_token_id": 1, "layer_norm_eps": 1e-3, "max_position_embeddings": 170}},
     "NomicBert": {"": _TYPED, "theta": _TYPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}},
     "Gte": {"": _TYPED | {"type_vocab_size": 1}, "scaled": _TYPED | _NTK, "no types": _TYPED | {"type_vocab_size": 0}},
     "Qwen3": {"": _GROUPED, "bias": _GROUPED | {"attention_bias": True, "rope_parameters": _NTK["rope_parameters"]}},
@@ -123,3 +127,196 @@ def test_hidden_states(rng, made, architecture, variant, padding):
     result = model(**arrays)
     assert not result[~kept].any()
     assert largest_error(result[kept], hidden_states(peer, arrays)[kept]) <= 2e-5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize(("architecture", "variant"), [(name, "") for name in ARCHITECTURES])
+def test_other_dtypes(rng, tmp_path, architecture, variant, dtype):
+    """Each architecture's shapes in each dtype; random weights are far less kind to int8 than trained ones."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**ARCHITECTURES[architecture][variant])
+    config.initializer_range = 0.1
+    peer = getattr(transformers, f"{architecture}Model")(config).eval()
+    arrays = batch(rng, peer, "right")
+    kept = arrays["attention_mask"] == 1
+    result, expected = saved(peer, tmp_path, dtype)(**arrays)[kept], hidden_states(peer, arrays)[kept]
+    error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
+    assert error <= {"float16": 5e-3, "bfloat16": 5e-2, "int8": 0.15}[dtype]
+
+
+@pytest.mark.parametrize("architecture", ["ModernBert", "Qwen3", "Gemma3Text", "Albert", "NomicBert"])
+def test_attention_maps(made, architecture):
+    model, _ = made(architecture)
+    peer = random_peer(architecture)
+    peer.set_attn_implementation("eager")
+    ids = model.tokenize("a map of a text that is longer than its windows are")["input_ids"]
+    with torch.no_grad():
+        expected = peer(input_ids=torch.tensor(ids), output_attentions=True).attentions
+    for layer in range(model.num_layers):
+        for head in (0, 3):
+            _, weights = model.attention_map("a map of a text that is longer than its windows are", layer, head)
+            np.testing.assert_allclose(weights, expected[layer][0, head], rtol=0, atol=1e-5)
+
+
+# Models whose own code is not run: their tensors' names are those that transformers writes, their fields are not
+
+_SIZES = {
+    "n_embd": "hidden_size",
+    "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
+
+
+def _nomic(config):
+    """As nomic-embed-text-v1.5 has them."""
+    sizes = {theirs: config.pop(name) for theirs, name in _SIZES.items()}
+    own = {"activation_function": "swiglu", "rotary_emb_base": 77, "rotary_emb_fraction": 1.0, "qkv_proj_bias": False}
+    return {name: config[name] for name in ("model_type", "vocab_size", "type_vocab_size")} | sizes | own
+
+
+def _new(config):
+    """As gte-base-en-v1.5 has them: a base 2 times as large, and all pairs slower by the factor below."""
+    own = {"model_type": "new", "position_embedding_type": "rope", "rope_theta": 250.0, "pack_qkv": True}
+    del config["rope_parameters"]
+    return config | own | {"rope_scaling": {"factor": 2.0, "type": "ntk"}, "layer_norm_type": "layer_norm"}
+
+
+ARCHITECTURES["Gte"]["ntk"] = _TYPED | {
+    "rope_parameters": {"rope_type": "linear", "factor": 2 ** (2 / 12), "rope_theta": 500.0}
+}
+
+
+@pytest.mark.parametrize(("architecture", "variant", "fields"), [("NomicBert", "theta", _nomic), ("Gte", "ntk", _new)])
+def test_configurations_of_own_code(rng, tmp_path, architecture, variant, fields):
+    peer = random_peer(architecture, variant)
+    saved(peer, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    encoders.write_json(tmp_path, {"config.json": fields(config) | {"auto_map": {"AutoModel": "other--code.Model"}}})
+    arrays = batch(rng, peer, "right")
+    kept = arrays["attention_mask"] == 1
+    result = SentenceEncoder.from_pretrained(tmp_path)(**arrays)[kept]
+    assert largest_error(result, hidden_states(peer, arrays)[kept]) <= 2e-5
+
+
+@pytest.mark.parametrize("padding", ["right", "left", "holes"])
+@pytest.mark.parametrize("changes", [{}, {"feed_forward_type": "reglu"}, {"num_attention_heads": 4}], ids=str)
+def test_jina_v2(rng, tmp_path, changes, padding):
+    config = jina.CONFIGURATION | changes
+    tensors = jina.random_tensors(config)
+    model = SentenceEncoder.from_pretrained(jina.save(config, tensors, tmp_path))
+    arrays = batch(rng, SimpleNamespace(config=SimpleNamespace(type_vocab_size=2)), padding)
+    result, mask = model(**arrays), arrays["attention_mask"] == 1
+    for ids, types, kept, found in zip(arrays["input_ids"], arrays["token_type_ids"], mask, result, strict=True):
+        expected = jina.hidden_states(config, tensors, ids, kept, types)
+        assert largest_error(found[kept], expected) <= 2e-5
+
+
+# What is refused: every message names the file and the field or tensor
+
+_HUGE = 10**18
+REFUSED = [
+    ("Electra", {"embedding_size": 23}, r"word_embeddings.weight must have shape \(62, 23\), got \(62, 24\)"),
+    ("Electra", {"embedding_size": 0}, "config.json: embedding_size must be an int of at least 1, got 0"),
+    ("Electra", {"hidden_size": 96}, r"embeddings_project.weight must have shape \(96, 24\)"),
+    ("Albert", {"num_hidden_groups": 9}, "num_hidden_groups must be at most num_hidden_layers, 4, got 9"),
+    ("Albert", {"num_hidden_groups": _HUGE, "num_hidden_layers": _HUGE}, "must hold the tensor .*layer_groups.1"),
+    ("Albert", {"inner_group_num": 2}, "inner_group_num must be 1 or absent, got 2"),
+    ("ModernBert", {"hidden_activation": "mish"}, "hidden_activation must be one of gelu, .* got 'mish'"),
+    ("ModernBert", {"local_attention": 0}, "local_attention must be an int of at least 1, got 0"),
+    ("ModernBert", {"layer_types": ["full_attention"]}, "layer_types must be a list of one name for each layer, got"),
+    ("ModernBert", {"layer_types": ["chunked"] * 4}, "layer_types must be one of full_attention, .* got 'chunked'"),
+    ("ModernBert", {"layer_types": None, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers must be an int"),
+    ("ModernBert", {"rope_parameters": 3}, "rope_parameters must be an object, got 3"),
+    (
+        "ModernBert",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        "rope_parameters.full_attention.rope_type must be one of default, linear, ntk, got 'yarn'",
+    ),
+    ("ModernBert", {"attention_bias": 1}, "attention_bias must be true or false, got 1"),
+    ("ModernBert", {"attention_bias": True}, r"must hold the tensor layers.0.attn.Wqkv.bias of shape \(144,\)"),
+    ("ModernBert", {"intermediate_size": 81}, r"layers.0.mlp.Wi.weight must have shape \(162, 48\), got \(160, 48\)"),
+    ("ModernBert", {"num_hidden_layers": _HUGE, "layer_types": None}, "must hold the tensor layers.4"),
+    ("ModernBert", {"num_hidden_layers": 3, "layer_types": None}, "must hold no tensor layers.3"),
+    ("ModernBert", {"hidden_size": _HUGE}, r"tok_embeddings.weight must have shape \(62, 10{18}\)"),
+    ("NomicBert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction must be 1.0 or absent, got 0.5"),
+    ("NomicBert", {"prenorm": True}, "prenorm must be False or absent, got True"),
+    ("NomicBert", {"rope_parameters": {"rope_theta": -1}}, "rotary_emb_base must be a number above 0"),
+    ("NomicBert", {"num_attention_heads": 16}, "the size of a head must be even with a rotary embedding, got 3"),
+    ("Gte", {"logn_attention_scale": True}, "logn_attention_scale must be False or absent"),
+    ("Gte", {"position_embedding_type": "absolute"}, "position_embedding_type must be 'rope' or absent"),
+    ("Gte", {"rope_parameters": None, "rope_scaling": {"type": "ntk"}}, "rope_scaling.factor must be a number above 0"),
+    (
+        "Gte",
+        {"rope_parameters": None, "rope_scaling": {"type": "ntk", "factor": 2, "mixed_b": 0.1}},
+        "rope_scaling.mixed_b must be null or absent, got 0.1",
+    ),
+    ("Qwen3", {"use_sliding_window": True}, "use_sliding_window must be False or absent, got True"),
+    ("Qwen3", {"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, 4, got 3"),
+    ("Qwen3", {"head_dim": _HUGE}, r"q_proj.weight must have shape \(40{18}, 48\), got \(64, 48\)"),
+    ("Qwen3", {"head_dim": 15}, "the size of a head must be even"),
+    ("Qwen3", {"head_dim": 8}, r"q_proj.weight must have shape \(32, 48\), got \(64, 48\)"),
+    ("Qwen3", {"layer_types": ["sliding_attention"] * 4}, "layer_types must be full_attention for every layer"),
+    ("EuroBert", {"rms_norm_eps": 2}, "rms_norm_eps must be a number of at least 0 and below 1, got 2"),
+    ("EuroBert", {"mlp_bias": True}, "must hold the tensor layers.0.mlp.gate_proj.bias"),
+    ("Gemma3Text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a number above 0"),
+    ("Gemma3Text", {"sliding_window": None}, "sliding_window must be an int of at least 1, got None"),
+    ("Gemma3Text", {"use_bidirectional_attention": "yes"}, "use_bidirectional_attention must be true or false"),
+    ("Gemma3Text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be None or absent"),
+    ("Gemma3Text", {"layer_types": None, "sliding_window_pattern": _HUGE}, None),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    known = {}
+
+    def get(architecture):
+        if architecture not in known:
+            known[architecture] = tmp_path_factory.mktemp("refused")
+            saved(random_peer(architecture), known[architecture])
+        return known[architecture]
+
+    return get
+
+
+@pytest.mark.parametrize(("architecture", "changes", "message"), REFUSED)
+def test_refused_configurations(tmp_path, folders, architecture, changes, message):
+    for path in folders(architecture).iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").unlink()
+    encoders.write_json(tmp_path, {"config.json": config})
+    if message is None:  # odd, but nothing is allocated for it
+        SentenceEncoder.from_pretrained(tmp_path)
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        SentenceEncoder.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["ModernBert", "Qwen3", "Albert"])
+def test_missing_and_odd_tensors(tmp_path, architecture):
+    peer = random_peer(architecture)
+    saved(peer, tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    for name in tensors:
+        if "pooler" in name:
+            continue
+        others = {other: x for other, x in tensors.items() if other != name}
+        safetensors.numpy.save_file(others, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=f"the tensor {name.removeprefix('model.')}"):
+            SentenceEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"feed_forward_type": "original"}, "feed_forward_type must be one of geglu, reglu, got 'original'"),
+    ({"max_position_embeddings": 0}, "max_position_embeddings must be an int of at least 1"),
+])  # fmt: skip
+def test_refused_jina_v2(tmp_path, changes, message):
+    config = jina.CONFIGURATION
+    jina.save(config, jina.random_tensors(config), tmp_path, **{"config.json": config | changes})
+    with pytest.raises(ValueError, match=message):
+        SentenceEncoder.from_pretrained(tmp_path)

@@ -31,7 +31,7 @@ from support.encoders import (
 from support.processes import output
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
-COUNTING = ("roberta", "xlm-roberta", "camembert")
+COUNTING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 # The largest error of a row of hidden states, relative to its length. What 16 and 8 bits cost in so narrow a model is
 # measured; on trained weights test_transformers.py asks for more.
