@@ -479,8 +479,8 @@ class SentenceEncoder:
         >>> from fastattn.models import SentenceEncoder
         >>> model = SentenceEncoder.from_pretrained()
         >>> embeddings = model.encode(["A man is playing a guitar.", "Someone plays an instrument."])
-        >>> model.similarity_fn_name, model.similarity(embeddings, embeddings).round(2).tolist()
-        ('cosine', [[1.0, 0.67], [0.67, 1.0]])
+        >>> print(model.similarity_fn_name, model.similarity(embeddings, embeddings)[0].round(2))
+        cosine [1.   0.67]
         """
         return similarity(self.similarity_fn_name, embeddings1, embeddings2)
 
