@@ -46,6 +46,7 @@ cdef np.ndarray attention_sinks(str name, object sinks, np.ndarray query, ptrdif
 cdef np.ndarray attention_slopes(
     str name, object slopes, np.ndarray query, int lead, const np.npy_intp *shape, ptrdiff_t heads
 )
+cdef np.ndarray position_bias(str name, object x, np.ndarray query, ptrdiff_t heads)
 cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *shape)
 cdef int length_within(str name, ptrdiff_t length, ptrdiff_t keys) except -1
 cpdef np.ndarray boundaries(str name, object x, np.ndarray rows, str rows_name)

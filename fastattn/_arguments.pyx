@@ -536,6 +536,14 @@ cdef np.ndarray attention_slopes(
     return a
 
 
+cdef np.ndarray position_bias(str name, object x, np.ndarray query, ptrdiff_t heads):
+    """A row for each query head, in the type of sums and in C order."""
+    cdef np.ndarray a = parameter_like(name, x, query, "query")
+    if a.ndim != 2 or a.shape[0] != heads or a.shape[1] % 2 == 0:
+        unfit(name, a, f"shape ({heads}, 2 * R + 1), for each query head a bias for each distance from -R to R")
+    return np.PyArray_FROMANY(a, computed_in(query), 2, 2, np.NPY_ARRAY_CARRAY_RO | np.NPY_ARRAY_FORCECAST)
+
+
 cdef np.ndarray per_sequence(str name, object x, int lead, const np.npy_intp *shape):
     """None, or an int64 for each sequence: of the leading axes' shape, or one for all of shape ()."""
     if x is None:

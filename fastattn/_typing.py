@@ -44,6 +44,7 @@ class ScoreOptions(TypedDict, total=False):
     softcap: float | None
     sinks: Array | None
     alibi_slopes: Array | None
+    position_bias: Array | None
 
 
 class LayerOptions(ScoreOptions, total=False):

@@ -68,6 +68,7 @@ def scaled_dot_product_attention(
     softcap: float | None = None,
     sinks: Array | None = None,
     alibi_slopes: Array | None = None,
+    position_bias: Array | None = None,
     kv_lengths: IntOrIntegers | None = None,
     out: Out | None = None,
     return_lse: bool = False,
@@ -76,8 +77,8 @@ def scaled_dot_product_attention(
     """Compute scaled dot-product attention: for each query, the weighted sum of the values of the keys it may see.
 
     ``softmax(scale * query @ key.T) @ value``, computed in tiles, without storing the score matrix. All options
-    combine, applied in this order: scale, softcap, ALiBi and float mask; exclusion by bool mask, causal, window and
-    lengths; softmax, with the sink in its denominator.
+    combine, applied in this order: scale, softcap, ALiBi, position bias, float mask; exclusion by bool mask, causal,
+    window and lengths; softmax, with the sink in its denominator.
 
     Parameters
     ----------
@@ -106,10 +107,13 @@ def scaled_dot_product_attention(
     softcap : float, optional
         A scaled score s becomes ``softcap * tanh(s / softcap)``.
     sinks : ndarray, shape (Hq,), optional
-        One logit per head that takes part in the softmax but has no value; -inf for none. Sinks, slopes and masks may
-        be float32 with 16-bit queries.
+        One logit per head that takes part in the softmax but has no value; -inf for none. Sinks, slopes, biases and
+        masks may be float32 with 16-bit queries.
     alibi_slopes : ndarray, shape (Hq,) or (..., Hq), optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
+    position_bias : ndarray, shape (Hq, 2 * R + 1), optional
+        Relative position bias, as in T5: ``position_bias[h, R + d]`` is added to the scores of head h for keys at the
+        distance ``d = j - p``. Beyond R, the first and the last column apply. As in a float mask, -inf excludes a key.
     kv_lengths : int, integer ndarray or list, optional
         Number of valid keys of each sequence, counted from the first; like `q_offset`, one number or one per sequence.
     out : ndarray, shape (..., Hq, Sq, Dv), optional
@@ -137,10 +141,11 @@ def scaled_dot_product_attention(
     Notes
     -----
     Vaswani et al., "Attention Is All You Need" (2017); computed in one pass with an online softmax (Milakov and
-    Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; softcap: Gemma 2 (2024); sinks:
-    Xiao et al. 2024 and gpt-oss (2025). Excluded keys never affect a result, even if they hold NaN; blocks of keys that
-    a mask excludes entirely are skipped. The result of a sequence is bitwise the same for any number of threads and in
-    any batch. Weights that are subnormal relative to the largest one (below 2^-126, 2^-1022 in float64) become 0.
+    Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). ALiBi: Press et al. 2022; position bias: Raffel et al.
+    2020 (T5); softcap: Gemma 2 (2024); sinks: Xiao et al. 2024 and gpt-oss (2025). Excluded keys never affect a result,
+    even if they hold NaN; blocks of keys that a mask excludes entirely are skipped. The result of a sequence is bitwise
+    the same for any number of threads and in any batch. Weights that are subnormal relative to the largest one (below
+    2^-126, 2^-1022 in float64) become 0.
 
     16-bit arrays are read in place and accumulated in float32. If all three are bfloat16 and the processor has
     AVX512_BF16 or AMX, the weights are rounded to bfloat16 before they multiply the values.
@@ -156,8 +161,8 @@ def scaled_dot_product_attention(
     """
     options = attention_options(
         attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
-        sinks=sinks, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
-        num_threads=num_threads,
+        sinks=sinks, alibi_slopes=alibi_slopes, position_bias=position_bias, kv_lengths=kv_lengths, out=out,
+        return_lse=return_lse, num_threads=num_threads,
     )  # fmt: skip
     return _core.scaled_dot_product_attention(query, key, value, options)
 
@@ -212,6 +217,7 @@ def varlen_attention(
     softcap: float | None = None,
     sinks: Array | None = None,
     alibi_slopes: Array | None = None,
+    position_bias: Array | None = None,
     kv_lengths: IntOrIntegers | None = None,
     out: Out | None = None,
     return_lse: bool = False,
@@ -234,7 +240,7 @@ def varlen_attention(
     is_causal : bool
         A query sees the keys up to its own position; by default the last query of a sequence is aligned with its last
         key.
-    window, scale, softcap, sinks
+    window, scale, softcap, sinks, position_bias
         As in `scaled_dot_product_attention`, the same for all sequences.
     q_offset, kv_lengths : int, integer ndarray or list, optional
         As in `scaled_dot_product_attention`: one number, or a shape that broadcasts to (N,). Positions and lengths
@@ -277,7 +283,8 @@ def varlen_attention(
     """
     options = attention_options(
         is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap, sinks=sinks,
-        alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse, num_threads=num_threads,
+        alibi_slopes=alibi_slopes, position_bias=position_bias, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
+        num_threads=num_threads,
     )  # fmt: skip
     return _core.varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, options)
 
@@ -324,6 +331,7 @@ def attention_weights(
     softcap: float | None = None,
     sinks: Array | None = None,
     alibi_slopes: Array | None = None,
+    position_bias: Array | None = None,
     kv_lengths: IntOrIntegers | None = None,
     out: Out | None = None,
     return_lse: bool = False,
@@ -338,7 +346,7 @@ def attention_weights(
     is_causal : bool
         A query sees the keys up to its own position; by default the last query is aligned with the last key (bottom
         right).
-    attn_mask, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
+    attn_mask, q_offset, window, scale, softcap, sinks, alibi_slopes, position_bias, kv_lengths
         As in `scaled_dot_product_attention`.
     out : ndarray, shape (..., Hq, Sq, Sk), optional
         Output array: any writable array of query's dtype. It may overlap the inputs.
@@ -373,8 +381,8 @@ def attention_weights(
     """
     options = attention_options(
         attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
-        sinks=sinks, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths, out=out, return_lse=return_lse,
-        num_threads=num_threads,
+        sinks=sinks, alibi_slopes=alibi_slopes, position_bias=position_bias, kv_lengths=kv_lengths, out=out,
+        return_lse=return_lse, num_threads=num_threads,
     )  # fmt: skip
     return _core.attention_weights(query, key, options)
 

@@ -189,6 +189,7 @@ class KVCache:
         softcap: float | None = None,
         sinks: Array | None = None,
         alibi_slopes: Array | None = None,
+        position_bias: Array | None = None,
         out: Out | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
@@ -205,7 +206,7 @@ class KVCache:
             Not possible once a window has dropped tokens.
         is_causal : bool
             A query sees the keys up to its own position; by default the last query is aligned with the last key.
-        q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
+        q_offset, window, scale, softcap, sinks, alibi_slopes, position_bias, out, return_lse, num_threads
             As in `scaled_dot_product_attention`. By default, `q_offset` is the sequence's length - Sq or, after an
             append with `kv_lengths` and of Sq tokens, the length before it. The window of a cache made with one can
             only be narrowed.
@@ -226,7 +227,8 @@ class KVCache:
         """
         options = attention_options(
             attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
-            sinks=sinks, alibi_slopes=alibi_slopes, out=out, return_lse=return_lse, num_threads=num_threads,
+            sinks=sinks, alibi_slopes=alibi_slopes, position_bias=position_bias, out=out, return_lse=return_lse,
+            num_threads=num_threads,
         )  # fmt: skip
         return self._store.attend(query, options)
 
@@ -471,6 +473,7 @@ class PagedKVCache:
         softcap: float | None = None,
         sinks: Array | None = None,
         alibi_slopes: Array | None = None,
+        position_bias: Array | None = None,
         out: Out | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
@@ -482,8 +485,10 @@ class PagedKVCache:
         ids : list of int, or integer ndarray
             The N sequences, in any order; an id may be repeated.
         query : ndarray, shape (N, Hq, Sq, D)
-        attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, out, return_lse, num_threads
+        attn_mask, is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, position_bias
             As in `KVCache.attend`, for N sequences.
+        out, return_lse, num_threads
+            Likewise.
 
         Returns
         -------
@@ -499,7 +504,8 @@ class PagedKVCache:
         """
         options = attention_options(
             attn_mask=attn_mask, is_causal=is_causal, q_offset=q_offset, window=window, scale=scale, softcap=softcap,
-            sinks=sinks, alibi_slopes=alibi_slopes, out=out, return_lse=return_lse, num_threads=num_threads,
+            sinks=sinks, alibi_slopes=alibi_slopes, position_bias=position_bias, out=out, return_lse=return_lse,
+            num_threads=num_threads,
         )  # fmt: skip
         return self._store.attend(ids, query, options)
 

@@ -43,6 +43,7 @@ cdef extern from "fastattn.h" nogil:
         const void *sinks
         const void *alibi_slopes
         Py_ssize_t alibi_slopes_count
+        const fastattn_array *position_bias
 
     ctypedef struct fastattn_linear_options:
         size_t size

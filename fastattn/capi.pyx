@@ -15,8 +15,8 @@ from fastattn._core cimport arrays, strides
 from fastattn._core.arrays cimport Array, length
 from fastattn._core.checks cimport (
     ACTIVATION, ALIBI_SLOPES, ARGUMENTS, ATTN_MASK, AXIS, BIAS, CU_SEQLENS_K, CU_SEQLENS_Q, EPS, KEY, KV_LENGTHS, LSE,
-    OUT, Q_OFFSET, QUERY, RESIDUAL, SCALE, SCALES, SINKS, SOFTCAP, TOTAL, VALUE, WEIGHT, WHERE,
-    Argument, Memory, X, are_finite, broadcast, error, is_apart, is_apart_or_same, is_like, is_not_negative,
+    OUT, POSITION_BIAS, Q_OFFSET, QUERY, RESIDUAL, SCALE, SCALES, SINKS, SOFTCAP, TOTAL, VALUE, WEIGHT, WHERE, Argument,
+    Memory, X, are_finite, broadcast, error, is_apart, is_apart_or_same, is_in_c_order, is_like, is_not_negative,
     is_not_wider, is_output, is_parameter, is_real, is_vector, limit_threads, read, read_optional, read_options,
     summed_in_double,
 )
@@ -56,6 +56,24 @@ cdef int read_attention(
         or read(&at.out, out, OUT, memory)
         or read_optional(&at.lse, options.lse, LSE, memory)
         or read_optional(&at.mask, options.attn_mask, ATTN_MASK, memory)
+        or read_position_bias(at, options.position_bias, memory)
+    )
+
+
+cdef int read_position_bias(Attention *at, const fastattn_array *given, Memory *memory) noexcept nogil:
+    cdef Array bias
+    cdef fa_type sums = FA_F64 if summed_in_double(&at.query) else FA_F32
+    cdef int code = read_optional(&bias, given, POSITION_BIAS, memory)
+    at.position_bias, at.bias_width = bias.data, 0
+    if code or bias.data == NULL:
+        return code
+    if bias.type != sums:
+        return error(FASTATTN_ERROR_TYPE, POSITION_BIAS)
+    if bias.ndim != 2 or bias.shape[0] != length(&at.query, at.heads) or bias.shape[1] % 2 == 0:
+        return error(FASTATTN_ERROR_SHAPE, POSITION_BIAS)
+    at.bias_width = bias.shape[1]
+    return (
+        is_in_c_order(&bias, POSITION_BIAS) or is_apart(&at.out, OUT, &bias) or is_apart(&at.lse, LSE, &bias)
     )
 
 
@@ -713,7 +731,7 @@ cdef tuple _KINDS = (  # by FASTATTN_ERROR_*
 cdef tuple _NAMES = (  # by Argument
     "", "x", "where", "weight", "bias", "residual", "scales", "query", "key", "value", "cu_seqlens_q", "cu_seqlens_k",
     "out", "total", "lse", "options", "num_threads", "axis", "eps", "activation", "attn_mask", "window", "scale",
-    "softcap", "q_offset", "kv_lengths", "sinks", "alibi_slopes",
+    "softcap", "q_offset", "kv_lengths", "sinks", "alibi_slopes", "position_bias",
 )
 cdef char[ARGUMENTS][KINDS][LONGEST] messages
 

@@ -54,8 +54,8 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, return_ls
     return_lse : bool
         Also return the natural logarithm of each query's sum of exponentials.
     **options
-        ``is_causal``, ``q_offset``, ``window``, ``scale``, ``softcap``, ``sinks``, ``alibi_slopes`` and
-        ``kv_lengths``, as in `attention_weights`.
+        ``is_causal``, ``q_offset``, ``window``, ``scale``, ``softcap``, ``sinks``, ``alibi_slopes``,
+        ``position_bias`` and ``kv_lengths``, as in `attention_weights`.
 
     Returns
     -------
@@ -112,6 +112,9 @@ def attention_weights(query, key, attn_mask=None, *, return_lse=False, **options
         One logit per head that takes part in the softmax but has no value.
     alibi_slopes : ndarray, shape (Hq,), or (..., Hq) with the leading axes, optional
         ``-slope * |p - j|`` is added to the score of key j for a query at position p.
+    position_bias : ndarray, shape (Hq, 2 * R + 1), optional
+        ``position_bias[h, R + min(max(j - p, -R), R)]`` is added to the score of key j for a query at position p, and
+        -inf excludes the key.
     kv_lengths : int or integer ndarray, broadcastable to the leading axes, optional
         Number of valid keys of each sequence, counted from the first.
 
@@ -153,6 +156,7 @@ def _weights(
     softcap=None,
     sinks=None,
     alibi_slopes=None,
+    position_bias=None,
     kv_lengths=None,
 ):
     """Weights (..., Hq, Sq, Sk), lse (..., Hq, Sq), and what may be attended to (broadcasts to the weights).
@@ -179,9 +183,13 @@ def _weights(
         if alibi_slopes is not None:
             scores = scores - _real(alibi_slopes)[..., None, None] * np.abs(i - j + _real(offset))
 
-        # 3. Masks. What they exclude scores -inf, whatever query and key hold.
+        # 3. Masks and biases. What they exclude scores -inf, whatever query and key hold.
         left, right = (None, None) if window is None else window
         allowed = j < lengths
+        if position_bias is not None:
+            bias = _by_distance(_real(position_bias), j - i - _bound(offset))
+            allowed = allowed & ~np.isneginf(bias)
+            scores = scores + bias
         if is_causal:
             allowed = allowed & (j - i <= _bound(offset))
         if left is not None:
@@ -202,6 +210,12 @@ def _weights(
         scores = np.concatenate([scores, sink], axis=-1)
     weights, lse = _softmax_and_lse(scores, axis=-1)  # (..., Hq, Sq, Sk [+ 1]), (..., Hq, Sq, 1)
     return weights[..., :keys], lse[..., 0], allowed
+
+
+def _by_distance(table, distance):
+    """Biases (..., Hq, Sq, Sk) from a table (Hq, 2R + 1), for distances of keys from queries (..., 1, Sq, Sk)."""
+    reach = table.shape[-1] // 2
+    return table[np.arange(len(table))[:, None, None], reach + np.clip(distance, -reach, reach)]
 
 
 def _bound(offset):

@@ -34,6 +34,7 @@ _OPTIONS = (
     ("float mask (Sq, Sk)",             1.25, _SHAPES,    ("float mask",)),
     ("softcap",                         1.35, _SHAPES,    (), {"softcap": 30.0}),
     ("ALiBi",                           1.15, _SHAPES,    ("alibi_slopes",)),
+    ("position bias",                   1.15, _SHAPES,    ("position_bias",)),
     ("sinks",                           1.02, _SHAPES,    ("sinks",)),
     ("causal",                          0.58, _SHAPES,    (), {"is_causal": True}),
     ("window (256, 256)",               0.08, (_LONG,),   (), {"window": (256, 256)}),

@@ -42,7 +42,7 @@ cdef object attend(
     shape.lengths[last] = at.keys if v is None else length(v, 1)
     result = target = arguments.output("out", options.out, shape.ndim, shape.lengths, q, "query")
     if options.out is not None:
-        target = arguments.detached_output(result, (), (q, k, v, options.attn_mask))
+        target = arguments.detached_output(result, (), (q, k, v, options.attn_mask, options.position_bias))
     if options.return_lse:
         lse = np.PyArray_EMPTY(last, shape.lengths, arguments.computed_in(q), 0)
 

@@ -22,7 +22,7 @@ cdef enum Argument:
     NONE, X, WHERE, WEIGHT, BIAS, RESIDUAL, SCALES, QUERY, KEY, VALUE, CU_SEQLENS_Q, CU_SEQLENS_K
     OUT, TOTAL, LSE
     OPTIONS, NUM_THREADS, AXIS, EPS, ACTIVATION
-    ATTN_MASK, WINDOW, SCALE, SOFTCAP, Q_OFFSET, KV_LENGTHS, SINKS, ALIBI_SLOPES
+    ATTN_MASK, WINDOW, SCALE, SOFTCAP, Q_OFFSET, KV_LENGTHS, SINKS, ALIBI_SLOPES, POSITION_BIAS
     ARGUMENTS
 
 cdef enum:
@@ -172,6 +172,19 @@ cdef inline int is_vector(const Array *x, Argument name, ptrdiff_t count) noexce
     if x.ndim != 1 or x.shape[0] != count:
         return error(FASTATTN_ERROR_SHAPE, name)
     return 0 if count < 2 or x.strides[0] == x.itemsize else error(FASTATTN_ERROR_STRIDE, name)
+
+
+cdef inline int is_in_c_order(const Array *x, Argument name) noexcept nogil:
+    """An optional array without gaps, its last axis first in memory."""
+    cdef ptrdiff_t step = x.itemsize
+    cdef int i
+    if x.data == NULL or arrays.size(x) == 0:
+        return 0
+    for i in range(x.ndim - 1, -1, -1):
+        if x.shape[i] > 1 and x.strides[i] != step:
+            return error(FASTATTN_ERROR_STRIDE, name)
+        step *= x.shape[i]
+    return 0
 
 
 cdef inline int broadcast(Array *x, Argument name, const Array *model, Memory *memory) noexcept nogil:

@@ -9,7 +9,7 @@ cdef ptrdiff_t FARTHEST  # maximum number of tokens of a cached sequence: a wind
 
 cdef class Options:
     # Arrays, or None; as given until `lower` replaces them by what it makes of them.
-    cdef object attn_mask, q_offset, kv_lengths, sinks, alibi_slopes, out
+    cdef object attn_mask, q_offset, kv_lengths, sinks, alibi_slopes, position_bias, out
 
     # Numbers, checked.
     cdef ptrdiff_t left, right  # a query at position p sees the keys p - left <= j <= p + right; -1: unbounded

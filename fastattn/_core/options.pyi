@@ -15,6 +15,7 @@ def attention_options(
     softcap: float | None = None,
     sinks: Array | None = None,
     alibi_slopes: Array | None = None,
+    position_bias: Array | None = None,
     kv_lengths: IntOrIntegers | None = None,
     out: Array | None = None,
     return_lse: bool = False,

@@ -13,6 +13,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
 
 from fastattn cimport _arguments as arguments
+from fastattn._arguments cimport length
 from fastattn._core.sequences cimport Attention, Numbers
 
 np.import_array()
@@ -22,12 +23,12 @@ FARTHEST = 1 << 48
 
 def attention_options(
     *, attn_mask=None, is_causal=False, q_offset=None, window=None, scale=None, softcap=None, sinks=None,
-    alibi_slopes=None, kv_lengths=None, out=None, return_lse=False, num_threads=None,
+    alibi_slopes=None, position_bias=None, kv_lengths=None, out=None, return_lse=False, num_threads=None,
 ):
     """The options of one call of attention; see fastattn.attention for their meaning."""
     cdef Options self = Options.__new__(Options)
     self.attn_mask, self.q_offset, self.kv_lengths = attn_mask, q_offset, kv_lengths
-    self.sinks, self.alibi_slopes, self.out = sinks, alibi_slopes, out
+    self.sinks, self.alibi_slopes, self.position_bias, self.out = sinks, alibi_slopes, position_bias, out
     self.left, self.right = -1, 0 if arguments.flag("is_causal", is_causal) else -1
     arguments.attention_window("window", window, &self.left, &self.right)
     self.scale = NAN if scale is None else arguments.finite("scale", scale)
@@ -45,7 +46,10 @@ cdef class Options:
 
     cdef bint depends_on_positions(self) noexcept:
         """Whether positions affect the result."""
-        return self.alibi_slopes is not None or 0 <= self.left < FARTHEST or 0 <= self.right < FARTHEST
+        return (
+            self.alibi_slopes is not None or self.position_bias is not None
+            or 0 <= self.left < FARTHEST or 0 <= self.right < FARTHEST
+        )
 
     cdef int lower(
         self, Attention *at, np.ndarray query, ptrdiff_t heads, int lead, const np.npy_intp *leading, int ndim,
@@ -64,13 +68,17 @@ cdef class Options:
         if self.kv_lengths is not None:
             self.kv_lengths = arguments.per_sequence("kv_lengths", self.kv_lengths, lead, leading)
         at.q_offset, at.kv_lengths = numbers(<np.ndarray>self.q_offset), numbers(<np.ndarray>self.kv_lengths)
-        at.sinks = at.slopes = NULL
-        at.slopes_step = 0
+        at.sinks = at.slopes = at.position_bias = NULL
+        at.slopes_step = at.bias_width = 0
         if self.alibi_slopes is not None:
             slopes = arguments.attention_slopes("alibi_slopes", self.alibi_slopes, query, lead, leading, heads)
             self.alibi_slopes = slopes
             at.slopes = <const char *>np.PyArray_DATA(slopes)
             at.slopes_step = heads * np.PyArray_ITEMSIZE(slopes) if slopes.ndim > 1 else 0
+        if self.position_bias is not None:
+            self.position_bias = arguments.position_bias("position_bias", self.position_bias, query, heads)
+            at.position_bias = <const char *>np.PyArray_DATA(<np.ndarray>self.position_bias)
+            at.bias_width = length(<np.ndarray>self.position_bias, 1)
         if self.sinks is not None:
             self.sinks = arguments.attention_sinks("sinks", self.sinks, query, heads)
             at.sinks = <const char *>np.PyArray_DATA(<np.ndarray>self.sinks)

@@ -34,7 +34,9 @@ cdef struct Plan:
     ptrdiff_t kv_heads
     bint weights                       # attention_weights: return the weights
     const char *sinks
+    const char *position_bias
     ptrdiff_t group_options            # bytes of a group's sinks or slopes
+    ptrdiff_t group_biases             # and of its position biases
     Sequence *sequences
     ptrdiff_t count
     Sequence[AT_HAND] at_hand

@@ -192,6 +192,7 @@ cdef fa_attention_item item_of(const Plan *p, const Sequence *s, ptrdiff_t index
     item.lse = s.lse + head * p.lse_group if s.lse != NULL else NULL
     item.sinks = p.sinks + head * p.group_options if p.sinks != NULL else NULL
     item.slopes = s.slopes + head * p.group_options if s.slopes != NULL else NULL
+    item.position_bias = p.position_bias + head * p.group_biases if p.position_bias != NULL else NULL
     item.q_offset, item.begin_offset, item.end_offset = s.q_offset, s.begin_offset, s.end_offset
     item.first_row = min(block * p.item_rows, s.tiled_rows)
     item.rows = min(p.item_rows, (s.tiled_rows if item.first_row < s.tiled_rows else s.rows) - item.first_row)

@@ -34,6 +34,8 @@ cdef struct Attention:
     const char *sinks                # in the type of sums, contiguous, one for each query head; NULL: none
     const char *slopes               # likewise, for all sequences or, with a step in bytes, for each
     ptrdiff_t slopes_step
+    const char *position_bias        # likewise, a row for each query head; NULL: none
+    ptrdiff_t bias_width             # numbers of a row, for the distances from -(width // 2) to width // 2
     Numbers q_offset, kv_lengths
     int num_threads                  # 0: the default
 

@@ -95,7 +95,9 @@ cdef void describe_options(Plan *p, const Attention *at) noexcept nogil:
     call.scale = 1 / sqrt(<double>call.head_size) if isnan(at.scale) else at.scale
     call.softcap = at.softcap
     p.group_options = call.group * (8 if call.type == FA_F64 else 4)  # sinks and slopes are in the type of sums
-    p.sinks = at.sinks
+    p.sinks, p.position_bias = at.sinks, at.position_bias
+    call.bias_reach = -1 if at.position_bias == NULL else at.bias_width // 2
+    p.group_biases = p.group_options * at.bias_width
     call.mask_type = FA_NO_MASK
     call.mask_head_stride = call.mask_row_stride = call.mask_stride = p.mask_group = 0
     if at.mask.data != NULL:

@@ -27,6 +27,7 @@ cdef extern from "abi/table.h" nogil:
         ptrdiff_t mask_head_stride, mask_row_stride, mask_stride
         int mask_type
         double scale, softcap
+        ptrdiff_t bias_reach
 
     ctypedef struct fa_attention_item:
         const char *query
@@ -40,6 +41,7 @@ cdef extern from "abi/table.h" nogil:
         char *lse
         const void *sinks
         const void *slopes
+        const void *position_bias
         ptrdiff_t q_offset, begin_offset, end_offset
         ptrdiff_t first_row, rows, key_begin, key_end
         void *part_out

@@ -98,6 +98,9 @@ typedef struct fastattn_attention_options {
     const void *sinks;               /* (Hq,) float (double if query is), -inf: none. NULL: none at all */
     const void *alibi_slopes;        /* likewise, alibi_slopes_count numbers: Hq for all sequences, or for each */
     ptrdiff_t alibi_slopes_count;
+    const fastattn_array *position_bias; /* (Hq, 2 * R + 1) of the type of sinks, in C order: [h][R + d] is added to
+                                            the scores of head h for key j and query i where d = j - (i + q_offset), or
+                                            -R or R where d is beyond; -inf excludes the key. NULL: none */
 } fastattn_attention_options;
 
 enum {

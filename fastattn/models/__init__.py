@@ -11,12 +11,15 @@ sparse_vectors.py     compressed rows
 multi_vector_encoder.py   MultiVectorEncoder: texts to a vector for each token
 multi_vector_files.py     its modules, lengths and marks, of sentence-transformers, PyLate and ColBERT
 late_interaction.py   MaxSim
+bge_m3.py             BGE-M3's heads in files of their own
 pretrained.py         what these models share: from_pretrained, the sizes
 backbone.py           Backbone: packed token ids to hidden states, without what follows them
 folders.py            the files of a model's folder; the default folder
 recognition.py        recognises folders that are not supported models, for error messages
-architectures.py      the names of fields and tensors in each model_type: one row each
+architectures.py      the names of fields and tensors in each model_type, and the parts of its layers: one row each
 configuration.py      config.json, checked
+fields.py             checks of single fields of JSON files
+positions.py          how layers attend, as config.json says it: rotary embedding, windows, ALiBi
 modules.py            the files of sentence-transformers: modules, pooling
 prompts.py            texts that are prepended, by their names
 sentences.py          sentence_bert_config.json, checked: the maximum length, overrides of the other files
@@ -27,6 +30,7 @@ tokens.py             texts to token ids
 tokenizer_files.py    the files of a tokenizer, read as transformers reads them
 tokenizer_classes.py  the parts of each tokenizer class: one row each
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
+position_bias.py      relative position biases by distance, from those of buckets
 packs.py              cuts texts into packs that go through the layers together
 heads.py              heads of transformers' models: the names of their tensors, one row a model_type
 pooling.py            the rows of a sequence to one embedding

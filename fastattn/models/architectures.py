@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastattn.models import positions
+from fastattn.models.position_bias import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,7 @@ REQUIRED_VALUES: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
     "relative_attention": False,  # DeBERTa
-    "relative_attention_num_buckets": None,  # MPNet
+    "relative_attention_num_buckets": None,
 }
 
 
@@ -57,12 +58,12 @@ class Architecture(NamedTuple):
     required: dict[str, Any] = REQUIRED_VALUES
     activations: dict[str, str] = ACTIVATIONS
     attention: Reader = positions.learned
+    position_bias: Buckets | None = None  # of all layers
     skips_padding: bool = False  # positions start after the padding id, and padding is not counted
     gated: bool = False
     swapped: tuple[str, ...] = ()  # of `tensors`: the gate is the second half
-    unbiased: Mapping[str, str | None] = MappingProxyType(
-        {}
-    )  # of `tensors`: without bias or, with a name, unless that field is true
+    # Parts without a bias or, with a name, without one unless that field is true.
+    unbiased: Mapping[str, str | None] = MappingProxyType({})
     norm: str = "layer"
     norm_first: bool = False
     lacks_first_norm: bool = False  # the first layer has no norm1
@@ -127,6 +128,21 @@ _DISTILBERT = _BERT._replace(
         "linear2.": ("ffn.lin2.",),
         "norm2.": ("output_layer_norm.",),
     },
+)
+_MPNET = _ROBERTA._replace(
+    defaults=_ROBERTA.defaults | {"token_types": 0},
+    tokenizer_class="MPNetTokenizer",
+    tensors={
+        "self_attn.in_proj_": ("attention.attn.q.", "attention.attn.k.", "attention.attn.v."),
+        "self_attn.out_proj.": ("attention.attn.o.",),
+        "norm1.": ("attention.LayerNorm.",),
+        "linear1.": ("intermediate.dense.",),
+        "linear2.": ("output.dense.",),
+        "norm2.": ("output.LayerNorm.",),
+    },
+    # transformers' model uses these numbers whatever config.json says.
+    required=REQUIRED_VALUES | {"relative_attention_num_buckets": 32, "pad_token_id": 1},
+    position_bias=Buckets("encoder.relative_attention_bias.weight", 32, 128),
 )
 _ELECTRA = _BERT._replace(
     fields=_BERT.fields | {"embedding": ("embedding_size",)},
@@ -343,6 +359,7 @@ ARCHITECTURES = {
     "gemma3_text": _GEMMA3,
     "gte": _NEW._replace(attention=positions.rotary(160_000.0)),
     "modernbert": _MODERNBERT,
+    "mpnet": _MPNET,
     "new": _NEW,
     "nomic_bert": _NOMIC,
     "qwen3": _QWEN3,

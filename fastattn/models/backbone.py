@@ -12,7 +12,7 @@ from fastattn._dtypes import TYPES
 from fastattn.models.embeddings import Embeddings
 from fastattn.models.float16 import check_finite, check_scores
 from fastattn.models.inputs import checked, has_holes
-from fastattn.models.parameters import embedding_parameters, layer_parameters
+from fastattn.models.parameters import embedding_parameters, layer_parameters, position_bias
 from fastattn.models.positions import alibi_slopes
 from fastattn.nn import TransformerEncoder
 
@@ -67,6 +67,8 @@ class Backbone:
         self._options: dict[str, Any] = {"is_causal": attention.is_causal, "scale": attention.scale}
         if attention.alibi:
             self._options["alibi_slopes"] = alibi_slopes(configuration.heads)
+        if (biases := position_bias(checkpoint, configuration)) is not None:
+            self._options["position_bias"] = biases
         self._tables: dict[Rotary, tuple[NDArray, NDArray]] = {}
         check_scores(self._encoder, self._embeddings)
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
@@ -90,7 +92,7 @@ class Backbone:
             return self(packed, num_threads).reshape(*shape, size)
         mask = packed.kept.reshape(shape)
         padded = np.zeros((*shape, size), np.float32)
-        if self.configuration.attention.by_distance and has_holes(mask):
+        if self.configuration.by_distance and has_holes(mask):
             padded[mask] = self._in_place(packed, mask, num_threads)[mask]
         else:
             padded[mask] = self(packed, num_threads)

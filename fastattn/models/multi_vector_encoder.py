@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fastattn.models.inputs import Packed
+
 QUERY, DOCUMENT = "query", "document"
 
 
@@ -52,7 +54,8 @@ class MultiVectorEncoder(Pretrained):
     Notes
     -----
     Khattab and Zaharia, "ColBERT" (2020); Santhanam et al., "ColBERTv2" (2022). The class of the same name in
-    sentence-transformers is the definition. Folders of sentence-transformers, PyLate and Stanford's ColBERT are read.
+    sentence-transformers is the definition. Folders of sentence-transformers, PyLate and Stanford's ColBERT are read,
+    and that of BGE-M3 if its head is stored as colbert_linear.safetensors.
 
     Queries may be filled up with mask tokens, which are scored like words; whether words attend to them is the folder's
     choice. Vectors of punctuation in documents may be dropped.
@@ -281,7 +284,7 @@ class MultiVectorEncoder(Pretrained):
                 packed = gathered(self._backbone.configuration, ids, cu_seqlens[pack], lengths[pack])
                 if attended is not lengths:
                     packed = packed._replace(attended=attended[pack])
-                scored = self._scored(task, packed.ids)
+                scored = self._scored(task, packed)
                 x = self._projected(self._backbone(packed, num_threads)[scored], normalize)
                 ends = np.concatenate([[0], np.cumsum(scored)])[packed.cu_seqlens[1:-1]]
                 for i, rows in zip(pack.tolist(), np.split(x, ends), strict=True):
@@ -289,9 +292,10 @@ class MultiVectorEncoder(Pretrained):
                 progress.add(len(pack))
         return vectors[0] if isinstance(texts, str) else vectors
 
-    def _scored(self, task: str | None, ids: NDArray) -> NDArray:
+    def _scored(self, task: str | None, packed: Packed) -> NDArray:
         """Which tokens are compared."""
-        scored = np.ones(len(ids), bool)
+        ids, lengths = packed.ids, np.diff(packed.cu_seqlens)
+        scored = np.arange(len(ids)) - np.repeat(packed.cu_seqlens[:-1], lengths) >= self._files.unscored
         if (task or DOCUMENT) in self._files.skipped_tasks:
             scored &= ~np.isin(ids, self._skipped)
         if task != QUERY and self._files.kept_ids:

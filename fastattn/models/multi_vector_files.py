@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastattn.models.bge_m3 import VECTORS, has_head, read_head
 from fastattn.models.checkpoint import Checkpoint
-from fastattn.models.configuration import counted
+from fastattn.models.configuration import read_configuration
+from fastattn.models.fields import counted
 from fastattn.models.folders import read_json
 from fastattn.models.modules import Module, listed_modules
 from fastattn.models.pooling import ACTIVATIONS, Dense
@@ -68,6 +70,7 @@ class MultiVectorFiles(NamedTuple):
     kept_ids: tuple[int, ...]  # if any: only vectors of these tokens are kept in documents
     normalize: bool
     mean: bool  # scores are divided by the query's number of vectors
+    unscored: int = 0  # number of tokens at the beginning of every text without a vector
 
     @property
     def prompt(self) -> str:
@@ -78,11 +81,14 @@ class MultiVectorFiles(NamedTuple):
 def read_files(folder: Path) -> MultiVectorFiles:
     """Read and check the files of a folder."""
     path = folder / "modules.json"
-    rows = listed_modules(path, _KINDS, packages=("sentence_transformers", "pylate"))
+    kinds = (*_KINDS, "Pooling") if has_head(folder, VECTORS) else _KINDS
+    rows = listed_modules(path, kinds, packages=("sentence_transformers", "pylate"))
     transformer = rows[0].folder if rows and rows[0].kind == "Transformer" else folder
     config = transformer / "config.json"
     raw = read_json(config, dict)
     known_architecture(config, raw)
+    if has_head(folder, VECTORS):
+        return _bge_m3(folder)
     if rows:
         return _listed(folder, path, rows)
     if raw.get("architectures") == ["HF_ColBERT"]:
@@ -184,9 +190,10 @@ def _prompts(path: Path, saved: dict[str, Any]) -> tuple[Prompts, tuple[str, ...
 
 def _lengths(transformer: Path, sentences: Sentences, path: Path, saved: dict[str, Any]) -> Lengths:
     """The lengths of sentence_bert_config.json or, if it has none, those that PyLate keeps beside it."""
-    query, document = sentences.query_length, sentences.document_length
+    source = transformer / "sentence_bert_config.json"
+    query, document = (limit(source, name, sentences.of_tasks) for name in ("query_length", "document_length"))
     document = limit(path, "document_length", saved) if document is None else document
-    expansion, source = sentences.query_expansion, transformer
+    expansion = sentences.of_tasks.get("query_expansion")
     if expansion is None and any(field in saved for field in _OF_PYLATE):
         length = limit(path, "query_length", saved)
         if saved.get("query_expansion") is not None:
@@ -213,6 +220,26 @@ def _expansion(path: Path, raw: Any, query: int | None) -> Expansion:
     if query is not None and query < length:
         raise ValueError(f"{path}: query_length must be at least query_expansion.length, {length}, got {query}")
     return Expansion(length, raw["strategy"] == "fixed", attended, token)
+
+
+def _bge_m3(folder: Path) -> MultiVectorFiles:
+    """A folder of BGE-M3, whose modules.json describes its dense embeddings."""
+    sentences = read_sentences(folder)
+    head = read_head(folder, VECTORS, read_configuration(folder, sentences.configuration).hidden)
+    return MultiVectorFiles(
+        folder,
+        sentences,
+        Prompts({"query": "", "document": ""}, ""),
+        Lengths(None, None, None),
+        marks=(),
+        dense=(Dense(head.weight, head.bias, None),),
+        skipped=(),
+        skipped_tasks=(),
+        kept_ids=(),
+        normalize=True,
+        mean=True,
+        unscored=1,
+    )
 
 
 def _stanford(folder: Path) -> MultiVectorFiles:

@@ -82,6 +82,17 @@ class Parts(NamedTuple):
         return x.astype(np.float32) + np.float32(self.offset) if self.offset else x
 
 
+def position_bias(checkpoint: Checkpoint, configuration: Configuration) -> NDArray[np.float32] | None:
+    """The table of biases by distance, if the model has one."""
+    buckets = configuration.architecture.position_bias
+    if buckets is None:
+        return None
+    biases = checkpoint.take(
+        prefix_of(checkpoint, configuration) + buckets.tensor, (buckets.count, configuration.heads)
+    )
+    return buckets.position_bias(biases, configuration.max_length)
+
+
 class LayerParameters(Mapping):
     """{PyTorch's name: array} of all layers. Pages of the file are released when the next layer begins to be read."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastattn.models.fields import counted
 from fastattn.models.folders import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 # In names of the file; the first one that exists is read.
@@ -27,7 +29,7 @@ _FIELDS: dict[str, tuple] = {
     "tokenizer_name_or_path": (None,),
 }
 
-# Fields that are read, and those that change no embedding of `encode`.
+# Fields that are read, those that only multi-vector encoders read, and those that change no embedding of `encode`.
 _READ = ("max_seq_length", "do_lower_case")
 _OF_TASKS = ("document_length", "query_expansion", "query_length")
 _WITHOUT_EFFECT = ("backend", "unpad_inputs")
@@ -57,10 +59,7 @@ class Sentences(NamedTuple):
     lower_case: bool
     configuration: dict[str, Any]  # overrides of config.json
     tokenizer: dict[str, Any]  # overrides of tokenizer_config.json
-    # Of multi-vector encoders, by task; query_expansion is not checked here.
-    query_length: int | None = None
-    document_length: int | None = None
-    query_expansion: Any = None
+    of_tasks: Mapping[str, Any] = MappingProxyType({})  # fields in _OF_TASKS, not checked
 
 
 def read_sentences(
@@ -88,9 +87,7 @@ def read_sentences(
                 bool(raw.get("do_lower_case")),
                 configuration,
                 tokenizer,
-                limit(path, "query_length", raw),
-                limit(path, "document_length", raw),
-                raw.get("query_expansion"),
+                {name: raw[name] for name in _OF_TASKS if name in raw},
             )
     return Sentences(None, False, {}, {})
 

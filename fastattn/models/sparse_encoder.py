@@ -9,6 +9,7 @@ import numpy as np
 
 from fastattn import _arguments
 from fastattn.models import sparse_vectors
+from fastattn.models.bge_m3 import SPARSE, has_head
 from fastattn.models.folders import read_json
 from fastattn.models.pretrained import Pretrained
 from fastattn.models.progress import Progress
@@ -54,7 +55,8 @@ class SparseEncoder(Pretrained):
     Formal et al., "SPLADE v2" (2021); Geng et al., "Towards Competitive Search Relevance For Inference-Free Learned
     Sparse Retrievers" (2024). The class of the same name in sentence-transformers is the definition. It reads the heads
     of transformers' ``...ForMaskedLM`` with a SpladePooling, and a Router whose queries have a SparseStaticEmbedding:
-    weights of words that are looked up, without a model.
+    weights of words that are looked up, without a model. It also reads BGE-M3's sparse head, if that is stored as
+    sparse_linear.safetensors.
 
     The logits of a text, tokens × V, are computed and pooled in pieces of 1 MB.
 
@@ -72,10 +74,12 @@ class SparseEncoder(Pretrained):
     def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
         path = folder / "config_sentence_transformers.json"
         saved = read_json(path, dict, default={}) if (folder / "modules.json").exists() else {}
-        check_family(folder, saved, "SparseEncoder")
+        if not has_head(folder, SPARSE):  # else the files of sentence-transformers are those of its dense embeddings
+            check_family(folder, saved, "SparseEncoder")
         self._prompts = read_prompts(path, saved)
         self.max_active_dims = limit(path, "max_active_dims", saved)
-        self.similarity_fn_name = saved.get("similarity_fn_name") or _SIMILARITIES[0]
+        function = None if has_head(folder, SPARSE) else saved.get("similarity_fn_name")
+        self.similarity_fn_name = function or _SIMILARITIES[0]
         if self.similarity_fn_name not in _SIMILARITIES:
             known = " or ".join(_SIMILARITIES)
             raise ValueError(f"{path}: similarity_fn_name must be {known}, got {self.similarity_fn_name!r}")

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastattn.linear import linear
 from fastattn.models.backbone import Backbone
+from fastattn.models.bge_m3 import SPARSE, has_head, read_head
 from fastattn.models.checkpoint import Checkpoint
 from fastattn.models.configuration import read_configuration
 from fastattn.models.folders import inside, read_json
@@ -98,6 +100,45 @@ class SpladeRoute:
                 yield pack[first : first + TEXTS_AT_ONCE], rows_of(weights, active)
 
 
+class TokenRoute:
+    """A weight for each token of a text, by BGE-M3's head: a word's is the largest of its tokens'."""
+
+    __slots__ = ("_head", "_unweighted", "backbone", "size", "tokens")
+
+    def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
+        config = folder / "config.json"
+        known_architecture(config, read_json(config, dict))
+        sentences = read_sentences(folder)
+        configuration = read_configuration(folder, sentences.configuration)
+        self._head = read_head(folder, SPARSE, configuration.hidden)
+        checkpoint = Checkpoint(folder)
+        self.backbone = Backbone(configuration, checkpoint, dtype, pack)
+        self.tokens, self.size = Tokens(_Files(folder, sentences), configuration), configuration.vocabulary
+        self._unweighted = self.tokens.special("cls_token", "eos_token", "pad_token", "unk_token")
+        checkpoint.forget_pages()
+
+    def __call__(
+        self, texts: list[str], prompt: str, most: int | None, active: int | None, num_threads: int | None
+    ) -> Iterator[tuple[NDArray, Rows]]:
+        """(numbers of some texts, their weights), until all are done; at most `active` weights for each."""
+        ids, cu_seqlens = self.tokens(texts, prompt)
+        lengths = np.diff(cu_seqlens)
+        for pack in packs(np.argsort(-lengths, kind="stable"), lengths, most):
+            packed = gathered(self.backbone.configuration, ids, cu_seqlens[pack], lengths[pack])
+            hidden, bounds = self.backbone(packed, num_threads), packed.cu_seqlens
+            of_tokens = linear(hidden, self._head.weight, self._head.bias, activation="relu", num_threads=num_threads)[
+                :, 0
+            ]
+            of_tokens[np.isin(packed.ids, self._unweighted)] = 0
+            for first in range(0, len(pack), TEXTS_AT_ONCE):
+                numbers = pack[first : first + TEXTS_AT_ONCE]
+                weights = np.zeros((len(numbers), self.size), np.float32)
+                for i, row in enumerate(weights, first):
+                    words = slice(bounds[i], bounds[i + 1])
+                    np.maximum.at(row, packed.ids[words], of_tokens[words])
+                yield numbers, rows_of(weights, active)
+
+
 class StaticRoute:
     """A weight for each word of the vocabulary, given to the words of a text: no model is run."""
 
@@ -137,15 +178,21 @@ class StaticRoute:
             yield numbers, rows_of(weights, active)
 
 
+Route = SpladeRoute | TokenRoute | StaticRoute
+
+
 class Routes(NamedTuple):
     """The routes of a model, and the one of calls without a task."""
 
-    by_task: dict[str, SpladeRoute | StaticRoute]
-    default: SpladeRoute | StaticRoute
+    by_task: dict[str, Route]
+    default: Route
 
 
 def read_routes(folder: Path, dtype: str, pack: bool) -> Routes:
     """The routes that modules.json lists; without it, the pooling of a masked language model is the maximum."""
+    if has_head(folder, SPARSE):
+        token_route = TokenRoute(folder, dtype, pack)
+        return Routes({QUERY: token_route, DOCUMENT: token_route}, token_route)
     path = folder / "modules.json"
     rows = listed_modules(path, (*_KINDS, "Router"))
     if not rows:
@@ -157,7 +204,7 @@ def read_routes(folder: Path, dtype: str, pack: bool) -> Routes:
     return Routes({QUERY: route, DOCUMENT: route}, route)
 
 
-def _route(path: Path, rows: list[Module], tokenizer_class: str, dtype: str, pack: bool) -> SpladeRoute | StaticRoute:
+def _route(path: Path, rows: list[Module], tokenizer_class: str, dtype: str, pack: bool) -> Route:
     kinds = [row.kind for row in rows]
     if kinds == ["SparseStaticEmbedding"]:
         return StaticRoute(rows[0].folder, tokenizer_class)
@@ -178,8 +225,8 @@ def _routed(folder: Path, dtype: str, pack: bool) -> Routes:
     check_fields(path, {"route_mappings": ({}, None)}, parameters)
     if not structure or not structure.keys() <= {QUERY, DOCUMENT}:
         raise ValueError(f"{path}: structure must have the routes query and document, got {', '.join(structure)}")
-    routes: dict[str, SpladeRoute | StaticRoute] = {}
-    known: dict[tuple[str, ...], SpladeRoute | StaticRoute] = {}  # a module of both routes is read once
+    routes: dict[str, Route] = {}
+    known: dict[tuple[str, ...], Route] = {}  # a module of both routes is read once
     for task, names in structure.items():
         if not isinstance(names, list) or not all(isinstance(name, str) and name in types for name in names):
             raise ValueError(f"{path}: structure must list modules of types for {task}, got {names!r:.80}")

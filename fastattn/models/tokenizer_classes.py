@@ -115,6 +115,18 @@ BERT = TokenizerClass(
     files=("vocab.txt",),
     read=models.WordPiece.from_file,
 )
+MPNET = BERT._replace(
+    tokens=BERT.tokens
+    | {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    },
+    greedy=("mask_token",),
+)
 _ROBERTA_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -159,6 +171,7 @@ TOKENIZER_CLASSES = {
     "CamembertTokenizer": CAMEMBERT,
     "DistilBertTokenizer": BERT._replace(token_types=False),
     "ElectraTokenizer": BERT,
+    "MPNetTokenizer": MPNET,
     "PreTrainedTokenizer": None,
     "RobertaTokenizer": ROBERTA,
     "TokenizersBackend": None,

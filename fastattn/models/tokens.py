@@ -50,7 +50,7 @@ class Tokens:
     """
 
     __slots__ = (
-        "_fillers",
+        "_fields",
         "_path",
         "_positions",
         "_prompt",
@@ -93,7 +93,7 @@ class Tokens:
         tokenizer.no_padding()
         if modules.sentences.lower_case and not _lowers(tokenizer.normalizer):
             tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
-        self._fillers = tuple(files.fields.get(field) for field in ("mask_token", "eos_token"))
+        self._fields = files.fields
         self._positions = configuration.max_length
         self._tokenizer = tokenizer
         for mark in marks:
@@ -148,9 +148,13 @@ class Tokens:
         found = map(self._tokenizer.token_to_id, words)
         return np.array([i for i in found if i is not None], np.int64)
 
+    def special(self, *fields: str) -> NDArray:
+        """The ids of the special tokens that these fields of tokenizer_config.json name, if they do."""
+        return self.ids(name for name in map(self._fields.get, fields) if isinstance(name, str))
+
     def filler(self, token: str | None) -> int:
         """The id of a token that queries are filled up with, by default the mask token or the last one."""
-        name = next((x for x in (token, *self._fillers) if x is not None), None)
+        name = next((x for x in (token, *map(self._fields.get, ("mask_token", "eos_token"))) if x), None)
         found = None if name is None else self._tokenizer.token_to_id(name)
         if found is None:
             raise ValueError(f"{self._path} must have the token that query_expansion fills queries with, got {name!r}")

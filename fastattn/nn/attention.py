@@ -310,7 +310,7 @@ class MultiHeadAttention:
             right). In self-attention each query is aligned with its own token, with `kv_lengths` too: `q_offset` is 0.
         attn_mask, **options
             As in `fastattn.scaled_dot_product_attention`: `q_offset`, `window`, `scale`, `softcap`, `sinks`,
-            `alibi_slopes`, `kv_lengths`, `return_lse`.
+            `alibi_slopes`, `position_bias`, `kv_lengths`, `return_lse`.
         cu_seqlens : integer ndarray or list, shape (N + 1,), optional
             Cumulative lengths of packed sequences, as in `fastattn.varlen_attention`; without `attn_mask`.
         cu_seqlens_q, cu_seqlens_k : integer ndarray or list, shape (N + 1,), optional

@@ -427,8 +427,9 @@ def test_queries_of_padded_prompts(target, rng, tmp_path, stored, kind, given):
             cache.attend(*ids, query[:, :, :1], is_causal=True),
             cache.attend(*ids, query[:, :, :1], is_causal=True, q_offset=[x.shape[2] - 1 for x in held]),
         )
-        slopes = ones(4) / 8
-        for options in ({"is_causal": True}, {"window": (3, None)}, {"alibi_slopes": slopes.astype(kind_of_query)}):
+        slopes, biases = (ones(*shape).astype(kind_of_query) / 8 for shape in ((4,), (4, 3)))
+        by_position = {"is_causal": True}, {"window": (3, None)}, {"alibi_slopes": slopes}, {"position_bias": biases}
+        for options in by_position:
             with pytest.raises(ValueError, match=r"q_offset must be given for 2 queries of sequence \d, .* got"):
                 cache.attend(*ids, query[:, :, :2], **options)
             cache.attend(*ids, query[:, :, :2], **options, q_offset=0)

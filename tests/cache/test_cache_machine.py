@@ -69,6 +69,7 @@ class Machine(RuleBasedStateMachine):
             "softcap": lambda: 2.0,
             "sinks": lambda: self.rng.normal(size=self.heads).astype(kind),
             "alibi_slopes": lambda: self.rng.uniform(0, 0.5, size=(sequences, self.heads)).astype(kind),
+            "position_bias": lambda: self.rng.normal(size=(self.heads, self.rng.choice([1, 9]))).astype(kind),
             "window": lambda: (data.draw(st.none() | st.integers(0, 9)), data.draw(st.none() | st.integers(0, 9))),
             "q_offset": lambda: self.rng.integers(-2, longest + 3, size=sequences),
             "attn_mask": lambda: self.rng.random((sequences, 1, queries, longest)) < 0.8,

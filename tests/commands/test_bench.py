@@ -169,7 +169,7 @@ def test_every_operation_has_awkward_cases_and_every_peer_a_way():
 
 def test_awkward_cases_have_every_option():
     options = {"attn_mask", "is_causal", "q_offset", "window", "scale"}
-    options |= {"softcap", "sinks", "alibi_slopes", "kv_lengths"}
+    options |= {"softcap", "sinks", "alibi_slopes", "position_bias", "kv_lengths"}
     for operation in ("scaled_dot_product_attention", "varlen_attention", "attention_weights"):
         cases = [case for case in AWKWARD if case.operation == operation]
         found = {name for case in cases for name in (*case.options, *(ARRAYS[label][0] for label in case.arrays))}
@@ -236,7 +236,9 @@ def test_sums_of_16_bits_are_rounded_once(dtype):
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": (7, 2), "softcap": 2.0}])
-@pytest.mark.parametrize("arrays", [(), ("bool mask by head", "sinks"), ("float mask", "kv_lengths", "alibi_slopes")])
+@pytest.mark.parametrize(
+    "arrays", [(), ("bool mask by head", "sinks", "position_bias"), ("float mask", "kv_lengths", "alibi_slopes")]
+)
 def test_samples_are_parts_of_the_whole(options, arrays):
     case = small(options=options, arrays=arrays)
     whole = formulas.scaled_dot_product_attention(**case.inputs(), **options)

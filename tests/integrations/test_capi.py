@@ -60,7 +60,7 @@ def test_signatures():
 
 SIZES = {  # of structs, and where their last field is, on machines of 64 bits
     pointers.Array: (32, "type", 28),
-    pointers.AttentionOptions: (112, "alibi_slopes_count", 104),
+    pointers.AttentionOptions: (120, "position_bias", 112),
     pointers.LinearOptions: (40, "scales", 32),
     pointers.Table: (16 + 8 * 30, "attention_bf16", 8 + 8 * 30),
 }
@@ -149,6 +149,7 @@ ATTENTION = {  # options of a call with 2 sequences, 4 heads, 5 queries and 30 k
     "sinks": lambda rng, sums: {"sinks": rng.normal(size=4).astype(sums), "kv_lengths": 20},
     "slopes": lambda rng, sums: {"alibi_slopes": rng.random(4).astype(sums)},
     "slopes of each": lambda rng, sums: {"alibi_slopes": rng.random((2, 4)).astype(sums), "is_causal": True},
+    "position bias": lambda rng, sums: {"position_bias": rng.normal(size=(4, 9)).astype(sums), "q_offset": 3},
 }
 
 
@@ -336,6 +337,15 @@ ERRORS = {
     "sinks of NaN": (lambda: attend(sinks=[0, 0, np.nan, 0]), "sinks", pointers.VALUE),
     "infinite slopes": (lambda: attend(alibi_slopes=[0, 0, -np.inf, 0]), "alibi_slopes", pointers.VALUE),
     "slopes": (lambda: attend(alibi_slopes=[0, 0, 0]), "alibi_slopes", pointers.SHAPE),
+    "biases of float64": (lambda: attend(position_bias=ones((4, 3))), "position_bias", pointers.TYPE),
+    "biases of heads": (lambda: attend(position_bias=ones((3, 3), np.float32)), "position_bias", pointers.SHAPE),
+    "biases of even width": (lambda: attend(position_bias=ones((4, 4), np.float32)), "position_bias", pointers.SHAPE),
+    "biases of one axis": (lambda: attend(position_bias=ones(4, np.float32)), "position_bias", pointers.SHAPE),
+    "no biases": (lambda: attend(position_bias=ones((4, 0), np.float32)), "position_bias", pointers.SHAPE),
+    "biases with gaps": (
+        lambda: attend(position_bias=ones((4, 6), np.float32)[:, ::2]), "position_bias", pointers.STRIDE),
+    "biases by columns": (
+        lambda: attend(position_bias=ones((3, 4), np.float32).T), "position_bias", pointers.STRIDE),
     "no boundaries": (lambda: packed(None, 1), "cu_seqlens_q", pointers.NULL),
     "negative sequences": (lambda: packed([0, 6], -1), "cu_seqlens_q", pointers.SIZE),
     "boundaries beyond": (lambda: packed([0, 7], 1), "cu_seqlens_q", pointers.VALUE),

@@ -311,6 +311,7 @@ X = np.ones((2, 4, 6, 8), np.float32)
         {"sinks": np.ones(3, np.float32)},
         {"sinks": [1.0, 1.0, 1.0, 1.0]},
         {"alibi_slopes": np.ones((3, 4), np.float32)},
+        {"position_bias": np.ones((4, 4), np.float32)},
         {"kv_lengths": 7},
         {"kv_lengths": [1, 2, 3]},
         {"return_lse": 1},
@@ -599,7 +600,7 @@ def until(condition):
 def test_attention_on_a_cluster(client):
     query, key, value = problem(Shape(2, 4, 2, 60, 80, 16, 16), np.dtype(np.float32))
     options = options_of(
-        ("causal", "lengths", "sinks", "softcap", "alibi"), Shape(2, 4, 2, 60, 80, 16, 16), query.dtype
+        ("causal", "lengths", "sinks", "softcap", "alibi", "position bias"), Shape(2, 4, 2, 60, 80, 16, 16), query.dtype
     )
     arrays = [da.from_array(x, chunks=(1, 1, 20, 16)) for x in (query, key, value)]
     result = computed(client, *scaled_dot_product_attention(*arrays, return_lse=True, **options))

@@ -55,7 +55,8 @@ def attention(a, out, dtype):
     return fastattn.scaled_dot_product_attention(
         a(query), a(key), a(value), a(random(2, 1, 3, 5, dtype=computed)), is_causal=True, q_offset=a(np.array([1, 2])),
         sinks=a(random(4, dtype=computed)), alibi_slopes=a(random(2, 4, dtype=computed)),
-        kv_lengths=a(np.array([5, 3])), out=out(2, 4, 3, 6), return_lse=True,
+        position_bias=a(random(4, 5, dtype=computed)), kv_lengths=a(np.array([5, 3])), out=out(2, 4, 3, 6),
+        return_lse=True,
     )  # fmt: skip
 
 
@@ -539,6 +540,7 @@ NAMED = {
     "kv_lengths": lambda bad: fastattn.scaled_dot_product_attention(*random(3, 2, 3, 8), kv_lengths=bad),
     "sinks": lambda bad: fastattn.scaled_dot_product_attention(*random(3, 2, 3, 8), sinks=bad),
     "alibi_slopes": lambda bad: fastattn.scaled_dot_product_attention(*random(3, 2, 3, 8), alibi_slopes=bad),
+    "position_bias": lambda bad: fastattn.scaled_dot_product_attention(*random(3, 2, 3, 8), position_bias=bad),
     "cu_seqlens_k": lambda bad: fastattn.varlen_attention(*random(3, 2, 3, 8), np.array([0, 2]), bad),
     r"outs\[1\]": lambda bad: fastattn.merge_states([random(3, 8), bad], random(2, 3)),
     r"lses\[0\]": lambda bad: fastattn.merge_states([random(3, 8)], [bad]),

@@ -133,7 +133,7 @@ def refused(encoder, folder, files, message, error=ValueError):
 
 CONFIGURATIONS_REFUSED = [
     # What is not supported
-    ("bert", {"model_type": "electra"}, "model_type must be one of bert, camembert, distilbert, .* got 'electra'"),
+    ("bert", {"model_type": "xlnet"}, "model_type must be one of albert, bert, camembert, .* got 'xlnet'"),
     ("bert", {"model_type": None}, "model_type must be one of"),
     ("bert", {"model_type": ["bert"]}, "model_type must be one of"),
     ("bert", {"hidden_act": "mish"}, "hidden_act must be one of gelu,.* got 'mish'"),
@@ -146,6 +146,9 @@ CONFIGURATIONS_REFUSED = [
     ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads must be"),
     ("bert", {"quantization_config": {"bits": 4}}, "quantization_config must be"),
     ("bert", {"relative_attention": True}, "relative_attention must be"),
+    ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets must be 32 or absent, got 64"),
+    ("mpnet", {"pad_token_id": 0}, "pad_token_id must be 1 or absent, got 0"),
+    ("bert", {"relative_attention_num_buckets": 32}, "relative_attention_num_buckets must be None or absent, got 32"),
     # What is wrong
     ("bert", {"hidden_size": 0}, "hidden_size must be an int of at least 1, got 0"),
     ("bert", {"hidden_size": 24.0}, "hidden_size must be an int"),
@@ -528,8 +531,8 @@ def test_pickles_alone(tmp_path, bert, name, place):
 
 
 OTHERS = {
-    "MPNet": ({"config.json": {"model_type": "mpnet", "relative_attention_num_buckets": 32}},
-              "model_type must be one of bert.* got 'mpnet'"),
+    "XLNet": ({"config.json": {"model_type": "xlnet", "relative_attention_num_buckets": 32}},
+              "model_type must be one of .*bert.* got 'xlnet'"),
     "T5": ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "model_type must be one of .* got 't5'"),
     "DeBERTa": ({"config.json": {"model_type": "deberta-v2", "relative_attention": True}}, "got 'deberta-v2'"),
     "a sentence-transformers' T5": (

@@ -31,7 +31,7 @@ from support.encoders import (
 from support.processes import output
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
-COUNTING = ("roberta", "xlm-roberta", "camembert")
+COUNTING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 # The largest error of a row of hidden states, relative to its length. What 16 and 8 bits cost in so narrow a model is
 # measured; on trained weights test_transformers.py asks for more.
@@ -61,11 +61,15 @@ def bert(tmp_path_factory):
 
 
 def random_batch(rng, encoder, batch=5, length=23):
-    """Token ids with padding tokens among them, a mask with holes, token types."""
+    """Token ids with padding tokens among them, a mask with holes (if the model takes such), token types."""
     ids = rng.integers(0, encoder.config["vocab_size"], (batch, length))
     ids[rng.random(ids.shape) < 0.1] = encoder.padding_id
     types = rng.integers(0, encoder.config.get("type_vocab_size", 1), ids.shape)
-    return ids, rng.random(ids.shape) < 0.7, types
+    mask = rng.random(ids.shape) < 0.7
+    if encoder.by_distance:
+        begins, ends = np.sort(rng.integers(0, length + 1, (2, batch, 1)), axis=0)
+        mask = (begins <= np.arange(length)) & (np.arange(length) < ends)
+    return ids, mask, types
 
 
 def assert_close(result, expected, dtype="float32"):

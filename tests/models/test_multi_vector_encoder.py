@@ -10,7 +10,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 
 from fastattn.models import MultiVectorEncoder
 from fastattn.models import late_interaction as late_interaction_module
-from support.encoders import CHARACTERS, IDENTITY, TEXTS, random_encoder, safetensors_bytes, write_json
+from support.encoders import CHARACTERS, IDENTITY, TEXTS, modules, random_encoder, safetensors_bytes, write_json
 
 PREFIX = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask."
 OF_TOKENS = {"module_input_name": "token_embeddings"}
@@ -228,4 +228,21 @@ def test_colbert_without_its_projection(tmp_path):
     encoder = random_encoder("bert", architectures=["HF_ColBERT"])
     encoder.save(tmp_path)
     with pytest.raises(ValueError, match=r"must hold the tensor linear.weight, a matrix, got none of that name"):
+        MultiVectorEncoder.from_pretrained(tmp_path)
+
+
+def test_head_of_bge_m3(tmp_path):
+    """Beside modules that describe dense embeddings. The first token has no vector."""
+    encoder, bias = random_encoder("roberta"), np.arange(7, dtype=np.float32) / 7
+    encoder.save(tmp_path, modules(normalize=True))
+    path = tmp_path / "colbert_linear.safetensors"
+    path.write_bytes(safetensors_bytes({"weight": WEIGHT, "bias": bias}))
+    model = MultiVectorEncoder.from_pretrained(tmp_path)
+    assert model.similarity_fn_name == "meanmaxsim"
+    for text, query, document in zip(TEXTS, model.encode_query(TEXTS), model.encode_document(TEXTS), strict=True):
+        x = encoder.hidden_states(encoder.token_ids(text))[1:] @ WEIGHT.T.astype(float) + bias
+        np.testing.assert_allclose(query, x / np.linalg.norm(x, axis=1, keepdims=True), rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(document, query)
+    path.rename(tmp_path / "colbert_linear.pt")
+    with pytest.raises(ValueError, match=r"must hold colbert_linear.safetensors, got colbert_linear.pt, a pickle"):
         MultiVectorEncoder.from_pretrained(tmp_path)

@@ -8,7 +8,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 
 from fastattn.models import SparseEncoder, SparseVectors
 from fastattn.models import splade as splade_module
-from support.encoders import ACTIVATIONS, TEXTS, Encoder, random_encoder, safetensors_bytes, write_json
+from support.encoders import ACTIVATIONS, TEXTS, Encoder, modules, random_encoder, safetensors_bytes, write_json
 
 SPLADE = "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling"
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
@@ -206,6 +206,44 @@ def test_weights_of_other_words(tmp_path, encoder):
         SparseEncoder.from_pretrained(tmp_path)
     path.write_bytes(safetensors_bytes({"weight": np.ones((7, 2), np.float32)}))
     with pytest.raises(ValueError, match=r"must hold the tensor weight, a vector, got \(7, 2\)"):
+        SparseEncoder.from_pretrained(tmp_path)
+
+
+def with_head(folder, **tensors):
+    """A folder like BGE-M3's: its modules are those of dense embeddings."""
+    encoder = random_encoder("roberta")
+    marks = {"cls_token": "[CLS]", "eos_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    encoder.save(folder, modules(normalize=True) | {
+        "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
+        "tokenizer_config.json": marks,
+    })  # fmt: skip
+    (folder / "sparse_linear.safetensors").write_bytes(safetensors_bytes(tensors))
+    return encoder
+
+
+HEAD = {"weight": np.random.default_rng(3).normal(size=(1, 24)).astype(np.float32), "bias": np.ones(1, np.float32)}
+
+
+def test_weights_of_tokens(tmp_path):
+    encoder = with_head(tmp_path, **HEAD)
+    model = SparseEncoder.from_pretrained(tmp_path)
+    expected, special = np.zeros((len(TEXTS), encoder.config["vocab_size"])), []
+    for row, text in zip(expected, TEXTS, strict=True):
+        ids = np.array(encoder.token_ids(text))
+        found = np.maximum(encoder.hidden_states(ids) @ HEAD["weight"][0].astype(float) + HEAD["bias"], 0)
+        special += found[ids < 4].tolist()
+        np.maximum.at(row, ids, np.where(ids < 4, 0, found))
+    assert min(max(special), expected.max()) > 0.1
+    np.testing.assert_allclose(model.encode(TEXTS).toarray(), expected, rtol=1e-5, atol=1e-5)
+    assert model.similarity_fn_name == "dot"
+
+
+def test_heads_of_tokens_refused(tmp_path):
+    with_head(tmp_path, weight=HEAD["weight"][:, :23].copy(), bias=HEAD["bias"])
+    with pytest.raises(ValueError, match=r"weight must have shape \(1, 24\), got \(1, 23\)"):
+        SparseEncoder.from_pretrained(tmp_path)
+    (tmp_path / "sparse_linear.safetensors").rename(tmp_path / "sparse_linear.pt")
+    with pytest.raises(ValueError, match=r"must hold sparse_linear.safetensors, got sparse_linear.pt, a pickle"):
         SparseEncoder.from_pretrained(tmp_path)
 
 

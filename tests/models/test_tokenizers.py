@@ -41,6 +41,7 @@ ABSENT = object()
 CLASSES = {
     "bert": (ABSENT, "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "PreTrainedTokenizerFast"),
     "distilbert": (ABSENT, "DistilBertTokenizerFast", "BertTokenizer", "TokenizersBackend"),
+    "mpnet": (ABSENT, "MPNetTokenizer", "MPNetTokenizerFast", "PreTrainedTokenizerFast"),
     "roberta": (ABSENT, "RobertaTokenizer", "RobertaTokenizerFast", "PreTrainedTokenizerFast"),
     "xlm-roberta": (ABSENT, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "PreTrainedTokenizerFast"),
     "camembert": (ABSENT, "CamembertTokenizer", "CamembertTokenizerFast", "TokenizersBackend"),
@@ -93,6 +94,7 @@ def marks(model_type):
 OTHER_MARKS = {
     "bert": {"cls_token": "[SEP]", "sep_token": "[CLS]", "unk_token": "a"},
     "distilbert": {"sep_token": "[MASK]", "pad_token": "[UNK]"},
+    "mpnet": {"cls_token": "</s>", "sep_token": "<s>", "unk_token": "a"},
     "roberta": {"cls_token": "</s>", "sep_token": "<s>", "bos_token": "<mask>"},
     "xlm-roberta": {"bos_token": "</s>", "eos_token": "<s>", "sep_token": "<mask>"},
     "camembert": {"bos_token": "</s>", "eos_token": "<mask>"},

@@ -90,6 +90,7 @@ BAD_CALLS = [
     ("softcap", ValueError, "softcap", {"softcap": -1.0}),
     ("sinks", ValueError, "sinks", {"sinks": zeros(2)}),
     ("slopes", ValueError, "alibi_slopes", {"alibi_slopes": zeros(3)}),
+    ("biases", ValueError, "position_bias", {"position_bias": zeros(4, 4)}),
     ("lengths", ValueError, "kv_lengths", {"kv_lengths": 6}),
     ("cos alone", TypeError, "sin", {"cos": TABLE}),
     ("sin alone", TypeError, "cos", {"sin": TABLE}),

@@ -85,6 +85,7 @@ TOGETHER = [
     ("left window", "alibi", "length"),
     ("right window", "alibi per batch", "bool mask of keys"),
     ("float mask", "sinks"),
+    ("position bias", "window"),
 ]
 
 
@@ -379,6 +380,7 @@ PACKED = {
     "plain": {},
     "causal": {"is_causal": True},
     "window": {"window": (4, 2), "softcap": 3.0, "scale": 0.2},
+    "position bias": {"position_bias": np.linspace(-2, 2, 66).reshape(6, 11).astype(np.float16)},
     "by sequence": {"is_causal": True, **PER_SEQUENCE},
 }
 

@@ -440,6 +440,12 @@ OPTIONS = {
         *((ValueError, str(x), np.array([0, x, 1, 2], np.float32)) for x in (np.nan, np.inf, -np.inf)),
         (ValueError, "nan", np.array([[0, 1, 2, 3], [0, 1, np.nan, 3]], np.float32)),
     ],
+    "position_bias": [
+        *NO_LISTS,
+        *NO_FLOATS,
+        (TypeError, "MaskedArray", masked(zeros(4, 3))),
+        *((ValueError, str(shape), zeros(*shape)) for shape in ((), (4,), (3, 5), (1, 5), (4, 0), (4, 2), (2, 4, 3))),
+    ],
     "q_offset": [
         *NO_INTEGERS,
         *((ValueError, str(shape), np.zeros(shape, int)) for shape in ((3,), (0,), (2, 1), (1, 2), (2, 4))),
@@ -584,14 +590,14 @@ def test_options_may_not_enlarge_what_has_no_leading_axes():
 
 
 @pytest.mark.parametrize("operation", ATTENTIONS)
-@pytest.mark.parametrize("name", ["sinks", "alibi_slopes"])
-def test_wider_than_a_double_query_is_refused(operation, name):
+@pytest.mark.parametrize(("name", "shape"), [("sinks", 4), ("alibi_slopes", 4), ("position_bias", (4, 3))])
+def test_wider_than_a_double_query_is_refused(operation, name, shape):
     if np.dtype(np.longdouble) == np.float64:
         pytest.skip("no type wider than float64 here")
     arrays = {n: x if n in BOUNDS else x.astype(np.float64) for n, x in GOOD[operation].items()}
-    getattr(fastattn, operation)(**arrays, **{name: zeros(4)})
+    getattr(fastattn, operation)(**arrays, **{name: np.zeros(shape, np.float32)})
     with pytest.raises(TypeError, match=rf"\b{name}\b.* must .*got"):
-        getattr(fastattn, operation)(**arrays, **{name: np.zeros(4, np.longdouble)})
+        getattr(fastattn, operation)(**arrays, **{name: np.zeros(shape, np.longdouble)})
 
 
 def test_packed_sequences_have_no_mask():

@@ -205,11 +205,17 @@ def scores_of_one_query(query, keys, *, batch, head, i, queries, attn_mask=None,
             score = options["softcap"] * math.tanh(score / options["softcap"])
         if "alibi_slopes" in options:
             score -= options["alibi_slopes"][batch][head] * abs(position - j)
+        bias = 0.0
+        if "position_bias" in options:
+            row = options["position_bias"][head]
+            bias = row[min(max(len(row) // 2 + j - position, 0), len(row) - 1)]
+        score += bias
         given = True if attn_mask is None else attn_mask[batch, head, i, j]
         if attn_mask is not None and attn_mask.dtype != bool:
             score += given
         seen = (
             j < length
+            and bias > -INF
             and (j <= position or not options.get("is_causal"))
             and (left is None or j >= position - left)
             and (right is None or j <= position + right)
@@ -236,6 +242,9 @@ OPTION_SETS = {
     "alibi": {"alibi_slopes": [[0.5, 0.25, 0.1, -0.3]] * 2},
     "alibi of each": {"alibi_slopes": [[0.5, 0.25, 0.1, 0.0], [1.0, 0.3, 0.2, 0.7]], "q_offset": [0, 4]},
     "alibi, lengths": {"alibi_slopes": [[0.5, 0.25, 0.1, 0.0]] * 2, "kv_lengths": [4, 2]},
+    "position bias": {"position_bias": [[0.5, -1.0, 0.3], [0.0, 2.0, 1.0], [1.0, -INF, 0.5], [-INF, 0.1, 0.2]]},
+    "position bias, lengths": {"position_bias": [[h * d for d in range(9)] for h in range(4)], "kv_lengths": [4, 2]},
+    "position bias, offsets": {"position_bias": [[0.3], [0.2], [-INF], [0.0]], "q_offset": [-3, 4]},
     "everything": {
         "is_causal": True,
         "q_offset": [2, 1],
@@ -244,6 +253,7 @@ OPTION_SETS = {
         "softcap": 1.1,
         "sinks": [0.5, -1.0, 0.2, 2.0],
         "alibi_slopes": [[0.5, 0.25, 0.1, 0.0], [1.0, 0.3, 0.2, 0.7]],
+        "position_bias": [[0.1, -0.2, 0.5, 0.0, 1.0], [1.0, 0.5, 0.0, 0.3, 0.1], [0.0] * 5, [-INF, 0.2, 0.3, 0.4, 0.5]],
         "kv_lengths": [5, 3],
     },
 }
@@ -312,6 +322,10 @@ LOG2, LOG3 = math.log(2), math.log(3)
         ({"alibi_slopes": np.array([LOG2])}, [1 / 15, 2 / 15, 4 / 15, 8 / 15], math.log(15 / 8)),
         ({"alibi_slopes": np.array([LOG2]), "q_offset": 1}, [2 / 9, 4 / 9, 2 / 9, 1 / 9], math.log(9 / 4)),
         ({"alibi_slopes": np.array([LOG2]), "kv_lengths": 2}, [1 / 3, 2 / 3, 0, 0], math.log(3 / 2)),
+        ({"position_bias": np.array([[0, LOG2, 0]])}, [1 / 5, 1 / 5, 1 / 5, 2 / 5], math.log(5)),
+        ({"position_bias": np.array([[LOG2, 0, -INF]]), "q_offset": 1}, [2 / 3, 1 / 3, 0, 0], LOG3),
+        ({"position_bias": np.array([[LOG2]]), "q_offset": 10**30}, [1 / 4] * 4, 3 * LOG2),
+        ({"position_bias": np.array([[-INF]])}, [0, 0, 0, 0], -INF),
         ({"scores": [1e9, -1e9, 1e9, 0.0], "softcap": LOG2 / 2}, None, None),
     ],
 )
@@ -378,6 +392,7 @@ def test_numbers_of_each_sequence_broadcast_to_the_leading_axes(rng):
         {"attn_mask": np.arange(4) != 2},
         {"attn_mask": np.where(np.arange(4) != 2, 0.5, -INF)},
         {"attn_mask": np.array([0.0, 0.0, -INF, -INF]), "softcap": 1.0, "alibi_slopes": np.ones(2)},
+        {"position_bias": np.array([[0.5, 0.1, 0.3, -INF, -INF, -INF, -INF]] * 2), "q_offset": -1},
         {"window": (3, 0), "q_offset": -2},
         {"kv_lengths": 2},
         {"kv_lengths": np.array(2), "attn_mask": np.array([0.0, 1.0, NAN, NAN])},
@@ -402,7 +417,10 @@ def test_nan_that_a_mask_lets_through_shows_in_its_row(rng):
     assert np.isnan(lse[0]).tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("options", [{"softcap": 2.0}, {"sinks": np.ones(1)}, {"alibi_slopes": np.ones(1)}])
+@pytest.mark.parametrize(
+    "options",
+    [{"softcap": 2.0}, {"sinks": np.ones(1)}, {"alibi_slopes": np.ones(1)}, {"position_bias": np.ones((1, 3))}],
+)
 def test_nan_passes_through_every_option(rng, options):
     query, key, value = rng.normal(size=(3, 1, 4, 2))
     key[0, 2] = NAN

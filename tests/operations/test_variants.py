@@ -61,6 +61,11 @@ PAIRS = [
     ("alibi", "bool mask"),
     ("sinks", "bool mask"),
     ("alibi per batch", "lengths"),
+    ("position bias", "causal"),
+    ("position bias", "float mask"),
+    ("position bias", "float mask of pairs"),
+    ("position bias", "bool mask of keys"),
+    ("softcap", "position bias"),
     ("lengths", "float mask"),
 ]
 MASKS = ("bool mask", "bool mask of keys", "float mask", "float mask of pairs")
@@ -171,10 +176,10 @@ def attended_by(names, shape, dtype):
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("names", [("float mask",), ("sinks",), ("alibi per batch",), EVERYTHING[2]], ids=named)
+@pytest.mark.parametrize("names", [("float mask",), ("sinks",), ("position bias",), EVERYTHING[2]], ids=named)
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=["many", "few"])
 def test_options_in_a_narrower_type(names, shape):
-    """float32 masks, sinks and slopes for a float64 query give what their float64 equals give."""
+    """float32 masks, sinks, slopes and biases for a float64 query give what their float64 equals give."""
     arrays = problem(shape, np.dtype(np.float64))
     narrow = options_of(names, shape, np.dtype(np.float32))
     wide = {name: x.astype(np.float64) if is_float32(x) else x for name, x in narrow.items()}
@@ -279,6 +284,12 @@ def some_sinks(rng, scores, leading, dtype):
     return sinks
 
 
+def some_biases(rng, heads, dtype):
+    table = some_floats(rng, (*heads, 1 + 2 * pick(rng, (0, 1, 5, 40, 300))), dtype)
+    table[rng.random(table.shape) < 0.2] = -np.inf
+    return table
+
+
 def heads_of(scores):
     return scores[-3:-2] or (1,)
 
@@ -294,6 +305,7 @@ SOME = {
     "alibi_slopes": lambda rng, scores, leading, dtype: (
         some_floats(rng, (*pick(rng, (leading, ())), *heads_of(scores)), dtype) / 16
     ),
+    "position_bias": lambda rng, scores, leading, dtype: some_biases(rng, heads_of(scores), dtype),
     "kv_lengths": lambda rng, scores, leading, dtype: some_integers(rng, 0, scores[-1], leading),
 }
 
@@ -453,6 +465,7 @@ EXCLUDING = [
     ("causal", "bool mask"),
     ("softcap", "float mask"),
     ("sinks", "alibi", "lengths"),
+    ("position bias", "length"),
     *EVERYTHING,
 ]
 GARBAGE_SHAPES = [  # of many rows, few, few, many: every other one is of either kind
@@ -649,10 +662,10 @@ def test_the_oracle_knows_positions_and_bounds_anywhere(offset):
 @pytest.mark.parametrize("offset", FAR)
 @pytest.mark.parametrize("queries", [2, 40])
 def test_distances_from_positions_anywhere(offset, queries):
-    """ALiBi takes them from the position itself."""
+    """ALiBi takes them from the position itself, and so does the position bias."""
     rng = np.random.default_rng(0)
     query, key = rng.normal(size=(1, queries, 4)), rng.normal(size=(1, 9, 4))
-    options = {"alibi_slopes": np.array([2.0**-60]), "q_offset": offset}
+    options = {"alibi_slopes": np.array([2.0**-60]), "position_bias": rng.normal(size=(1, 13)), "q_offset": offset}
     weights, lse = attention_weights(query, key, **options)
     right, right_lse = reference.attention_weights(query, key, **options, return_lse=True)
     np.testing.assert_allclose(weights, right, rtol=1e-9)
@@ -672,6 +685,41 @@ def test_nan_in_a_mask_shows_in_its_row(shape, dtype, rng):
     assert np.isnan(lse[1, 1, i])
     out[1, 1, i], lse[1, 1, i] = clean[0][1, 1, i], clean[1][1, 1, i]
     assert_identical((out, lse), clean)
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", GARBAGE_SHAPES, ids=sized)
+def test_nan_in_a_position_bias_shows_in_the_rows_that_meet_it(shape, bad, dtype, rng):
+    arrays = problem(shape, dtype)
+    table = rng.normal(size=(shape.heads, 2 * shape.keys + 1)).astype(dtype)
+    clean = attention(*arrays, position_bias=table)
+    distance = 1 - shape.keys // 2  # of the bias that is not finite, from the key to the query
+    table[1, shape.keys + distance] = bad
+    key = np.arange(shape.queries) + shape.keys - shape.queries + distance
+    met = np.zeros((shape.heads, shape.queries), bool)
+    met[1] = (key >= 0) & (key < shape.keys)
+    assert met.any()
+    out, lse = attention(*arrays, position_bias=table)
+    assert np.isnan(out[:, met]).all()
+    assert not np.isfinite(lse[:, met]).any()
+    assert_identical((out[:, ~met], lse[:, ~met]), [x[:, ~met] for x in clean])
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("shape", GARBAGE_SHAPES, ids=sized)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_a_position_bias_excludes_may_be_anything(shape, bad, dtype, rng):
+    """Also where a mask adds NaN. The last key is ahead of all queries but the last, which excludes it, too."""
+    query, key, value = problem(shape, dtype)
+    table = rng.normal(size=(shape.heads, 2 * shape.keys + 1)).astype(dtype)
+    table[:, shape.keys :] = -np.inf
+    clean = attention(query, key, value, position_bias=table)
+    key, value = key.copy(), value.copy()
+    key[..., -1, :], value[..., -1, :] = bad, bad
+    position, j = by_positions(shape)
+    mask = np.where(j < position, 0, np.nan).astype(dtype)
+    assert_identical(attention(query, key, value, mask, position_bias=table), clean)
 
 
 @pytest.mark.usefixtures("target")
@@ -699,6 +747,7 @@ SHARED = [
     Shape(3, 3, 3, 200, 40, 24, 24),
 ]
 SEVERAL = [("bool mask of keys",), ("lengths",), ("offsets",), ("window", "sinks"), ("alibi", "causal"), *EVERYTHING]
+SEVERAL += [("position bias",), ("far position bias", "lengths")]
 
 
 @pytest.mark.usefixtures("target")
@@ -842,6 +891,24 @@ class TestEquivalences:
         result, expected = attention(*arrays, alibi_slopes=slopes, q_offset=q_offset), attention(*arrays, mask)
         assert_same_attention(result, expected, *arrays, attn_mask=mask)
 
+    @pytest.mark.parametrize(("q_offset", "reach"), [(None, 0), (None, 7), (0, 40), (20, 300), (-1000, 3), (10**18, 3)])
+    def test_position_bias(self, q_offset, reach, shape, dtype, rng):
+        arrays = problem(shape, dtype)
+        position, j = by_positions(shape, q_offset)
+        table = rng.normal(size=(shape.heads, 2 * reach + 1)).astype(dtype)
+        table[rng.random(table.shape) < 0.1] = -np.inf
+        mask = table[:, np.clip(j - position, -reach, reach) + reach]
+        options = {"position_bias": table, "q_offset": q_offset}
+        assert_same_attention(attention(*arrays, **options), attention(*arrays, mask), *arrays, attn_mask=mask)
+        query, key, _ = arrays
+        expected = attention_weights(query, key, mask)
+        assert_same_weights(attention_weights(query, key, **options), expected, query, key, attn_mask=mask)
+
+    def test_no_position_bias(self, shape, dtype):
+        arrays = problem(shape, dtype)
+        options = {"position_bias": np.zeros((shape.heads, 5), dtype)}
+        assert_identical(attention(*arrays, **options), attention(*arrays))
+
     def test_a_sink_is_a_key_without_a_value(self, shape, dtype):
         query, key, value = problem(shape, dtype)
         sinks = options_of(("sinks",), shape, dtype)["sinks"]
@@ -909,6 +976,7 @@ def test_out_is_the_mask(queries, dtype, rng):
 def test_two_dimensions_have_no_head_axis(dtype, rng):
     query, key, value = (x[0, 0] for x in problem(MANY_ROWS, dtype))
     options = {"sinks": np.ones(1, dtype), "alibi_slopes": np.ones(1, dtype), "kv_lengths": 50, "q_offset": 12}
+    options["position_bias"] = rng.normal(size=(1, 9)).astype(dtype)
     mask = rng.random((len(query), len(key))) < 0.5
     out, lse = attention(query, key, value, mask, **options)
     weights, weights_lse = attention_weights(query, key, mask, **options)
@@ -924,8 +992,8 @@ def test_two_dimensions_have_no_head_axis(dtype, rng):
 def test_defaults_change_nothing(dtype):
     """None means without: to the bit."""
     arrays = problem(MANY_ROWS, dtype)
-    options = dict.fromkeys(("attn_mask", "q_offset", "window", "scale", "softcap", "sinks", "alibi_slopes"))
-    assert_identical(attention(*arrays, **options, kv_lengths=None), attention(*arrays))
+    names = ["attn_mask", "q_offset", "window", "scale", "softcap", "sinks", "alibi_slopes", "position_bias"]
+    assert_identical(attention(*arrays, **dict.fromkeys(names), kv_lengths=None), attention(*arrays))
     assert_identical(attention(*arrays, None), attention(*arrays))
 
 

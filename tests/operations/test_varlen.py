@@ -53,6 +53,7 @@ OPTIONS = {
     "alibi of each": lambda lengths, heads, dtype, rng: {
         "alibi_slopes": rng.random((len(lengths), heads)).astype(dtype) / 8
     },
+    "position bias": lambda lengths, heads, dtype, rng: {"position_bias": rng.normal(size=(heads, 25)).astype(dtype)},
     "length": lambda lengths, heads, dtype, rng: {"kv_lengths": min([k for _, k in lengths], default=0)},
     "lengths": lambda lengths, heads, dtype, rng: {
         "kv_lengths": np.array([rng.integers(0, k + 1) for _, k in lengths], np.int64)
@@ -62,7 +63,7 @@ OPTIONS = {
 
 def everything(lengths, heads, dtype, rng):
     chosen = {}
-    for kind in ("causal", "window", "softcap", "sinks", "alibi of each", "lengths"):
+    for kind in ("causal", "window", "softcap", "sinks", "alibi of each", "position bias", "lengths"):
         chosen |= OPTIONS[kind](lengths, heads, dtype, rng)
     return chosen
 

@@ -84,7 +84,7 @@ EVERY_OPTION = """
     query, key, value, out = ones(1, n, 8), ones(1, n, 8), ones(1, n, 8), ones(1, n, 8)
     options = dict(
         is_causal=True, window=(n // 2, 0), softcap=5.0, scale=0.1, return_lse=True,
-        sinks=ones(1), alibi_slopes=ones(1) / 64,
+        sinks=ones(1), alibi_slopes=ones(1) / 64, position_bias=ones(1, 257),
     )
 
     def attend(tokens, mask, **more):

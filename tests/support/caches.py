@@ -77,7 +77,7 @@ class Padding:
 def positions_matter(options):
     """Whether these options of attention look at them."""
     window = options.get("window") or (None, None)
-    return options.get("is_causal") or "alibi_slopes" in options or window != (None, None)
+    return options.keys() & {"alibi_slopes", "position_bias"} or options.get("is_causal") or window != (None, None)
 
 
 # Of the largest value. The kernels for int8 may round the query to 8 bits, too.

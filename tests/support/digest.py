@@ -102,6 +102,9 @@ def attention(rng, dtype):
         v = array(rng, (batch, kv_heads, keys, values), dtype, layout)
         for options in attention_options(rng, dtype, batch, heads, queries, keys):
             yield "attention", fastattn.scaled_dot_product_attention(q, k, v, **options)
+        real = np.float64 if dtype == np.float64 else np.float32
+        bias = np.random.default_rng(0).normal(size=(heads, 41)).astype(real)
+        yield "attention position_bias", fastattn.scaled_dot_product_attention(q, k, v, position_bias=bias)
         yield "attention lse", fastattn.scaled_dot_product_attention(q, k, v, return_lse=True)[1]
         yield "attention_weights", fastattn.attention_weights(q, k)
         yield "attention_weights", fastattn.attention_weights(q, k, softcap=3.0, is_causal=True)

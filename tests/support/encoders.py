@@ -63,6 +63,7 @@ CONFIGURATIONS = {
         "activation": "gelu",
         "pad_token_id": 0,
     },
+    "mpnet": {name: x for name, x in _ROBERTA.items() if name != "type_vocab_size"} | {"model_type": "mpnet"},
 }
 
 
@@ -89,10 +90,14 @@ _DISTILBERT_WORDS = Words(
     ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin",
      "sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
 )  # fmt: skip
+_MPNET_WORDS = _BERT_WORDS._replace(
+    parts=("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o", "attention.LayerNorm",
+           *_BERT_WORDS.parts[5:]),
+)  # fmt: skip
 
 
 def _words(config):
-    return _DISTILBERT_WORDS if config["model_type"] == "distilbert" else _BERT_WORDS
+    return {"distilbert": _DISTILBERT_WORDS, "mpnet": _MPNET_WORDS}.get(config["model_type"], _BERT_WORDS)
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -126,7 +131,12 @@ class Encoder:
     @property
     def counts_tokens(self):
         """Whether positions count tokens, from behind the padding's id, and not columns."""
-        return self.config["model_type"] in ("roberta", "xlm-roberta", "camembert")
+        return self.config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+    @property
+    def by_distance(self):
+        """Whether attention depends on distances, so that a mask must have no holes."""
+        return self.config["model_type"] == "mpnet"
 
     @property
     def max_length(self):
@@ -174,11 +184,22 @@ class Encoder:
             self._linear(x, name).reshape(len(x), self.config[words.heads], -1).swapaxes(0, 1)
             for name in (query, key, value)
         )
-        weights = reference.attention_weights(query, key)
+        weights = reference.attention_weights(query, key, self._bias(len(x)))
         attended = (weights @ value).swapaxes(0, 1).reshape(x.shape)
         x = self._norm(x + self._linear(attended, output), norm1)
         hidden = ACTIVATIONS[self.config[words.activation]](self._linear(x, inner))
         return self._norm(x + self._linear(hidden, outer), norm2), weights
+
+    def _bias(self, tokens):
+        """What a score gets by its distance, (heads, S, S): by buckets of 32, of which 128 fill one side's last."""
+        if not self.by_distance:
+            return None
+        buckets = np.zeros((tokens, tokens), int)
+        for i, j in np.ndindex(tokens, tokens):
+            far = abs(j - i)
+            large = 8 + int(math.log(far / 8) / math.log(128 / 8) * 8) if far >= 8 else 0
+            buckets[i, j] = (far if far < 8 else min(large, 15)) + (16 if j > i else 0)
+        return np.moveaxis(self._parameter("encoder.relative_attention_bias.weight")[buckets], -1, 0)
 
     def _parameter(self, name):
         return self.tensors[name].astype(float)
@@ -220,6 +241,8 @@ def random_encoder(model_type, seed=0, **changes):
         for part, shape in zip(words.parts, shapes, strict=True):
             name = f"{words.layer}.{number}.{part}"
             tensors |= _vectors(rng, name, hidden) if shape is None else _map(rng, name, shape)
+    if model_type == "mpnet":
+        tensors["encoder.relative_attention_bias.weight"] = rng.normal(size=(32, config[words.heads]))
     return Encoder(config, {name: x.astype(np.float32) for name, x in tensors.items()})
 
 

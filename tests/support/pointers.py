@@ -38,6 +38,7 @@ class AttentionOptions(ctypes.Structure):
         ("q_offset", POINTER(c_int64)), ("q_offset_count", c_ssize_t),
         ("kv_lengths", POINTER(c_int64)), ("kv_lengths_count", c_ssize_t),
         ("sinks", c_void_p), ("alibi_slopes", c_void_p), ("alibi_slopes_count", c_ssize_t),
+        ("position_bias", POINTER(Array)),
     )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def integers(numbers):
 
 def attention_options(
     dtype=np.float32, *, window=None, attn_mask=None, lse=None, q_offset=None, kv_lengths=None, sinks=None,
-    alibi_slopes=None, **numbers,
+    alibi_slopes=None, position_bias=None, **numbers,
 ):  # fmt: skip
     """The struct from what the Python functions take; it keeps alive what it points at."""
     sums = np.float64 if np.dtype(dtype) == np.float64 else np.float32
@@ -141,10 +142,10 @@ def attention_options(
         q_offset=offsets, q_offset_count=offset_count, kv_lengths=lengths, kv_lengths_count=length_count,
         sinks=None if sinks is None else sinks.ctypes.data,
         alibi_slopes=None if slopes is None else slopes.ctypes.data,
-        alibi_slopes_count=0 if slopes is None else slopes.size,
+        alibi_slopes_count=0 if slopes is None else slopes.size, position_bias=pointer(array(position_bias)),
         **{"size": ctypes.sizeof(AttentionOptions)} | numbers,
     )  # fmt: skip
-    options.kept = attn_mask, lse, sinks, slopes
+    options.kept = attn_mask, lse, sinks, slopes, position_bias
     return options
 
 

@@ -126,13 +126,14 @@ def assert_same_weights(one, other, query, key, **options):
     assert_same_attention(one, other, query, key, np.ones(1), **options)
 
 
-def largest_score(query, key, *, scale=None, softcap=None, alibi_slopes=None, attn_mask=None, sinks=None, **options):
+def largest_score(query, key, *, scale=None, softcap=None, alibi_slopes=None, **options):
     """No score is larger, nor any number that goes into one; what is not finite is left out."""
     scale = 1 / np.sqrt(query.shape[-1]) if scale is None else abs(scale)
     score = scale * _longest(query) * _longest(key)
     score = score if softcap is None else min(score, softcap)
     distance = query.shape[-2] + key.shape[-2] + _largest(options.get("q_offset"))
-    return score + _largest(alibi_slopes) * distance + _largest(attn_mask) + _largest(sinks)
+    added = sum(_largest(options.get(name)) for name in ("position_bias", "attn_mask", "sinks"))
+    return score + _largest(alibi_slopes) * distance + added
 
 
 def _largest(x):
@@ -165,6 +166,13 @@ def _slopes(rng, shape, dtype):
     return (2.0 ** -rng.uniform(2, 8, size=shape)).astype(dtype)
 
 
+def _biases(rng, heads, reach, dtype):
+    """By distance; beyond `reach` are those of the ends, which exclude nothing."""
+    table = _bias(rng, (heads, 2 * reach + 1), dtype)
+    table[:, [0, -1]] = rng.normal(size=(heads, 2)).astype(dtype)
+    return table
+
+
 OPTIONS = {
     "scale": lambda shape, dtype, rng: {"scale": 0.3},
     "causal": lambda shape, dtype, rng: {"is_causal": True},
@@ -177,6 +185,8 @@ OPTIONS = {
     "sinks": lambda shape, dtype, rng: {"sinks": rng.normal(size=shape.heads).astype(dtype)},
     "alibi": lambda shape, dtype, rng: {"alibi_slopes": _slopes(rng, shape.heads, dtype)},
     "alibi per batch": lambda shape, dtype, rng: {"alibi_slopes": _slopes(rng, (shape.batch, shape.heads), dtype)},
+    "position bias": lambda shape, dtype, rng: {"position_bias": _biases(rng, shape.heads, 20, dtype)},
+    "far position bias": lambda shape, dtype, rng: {"position_bias": _biases(rng, shape.heads, 1500, dtype)},
     "length": lambda shape, dtype, rng: {"kv_lengths": shape.keys - shape.keys // 4},
     "lengths": lambda shape, dtype, rng: {"kv_lengths": rng.integers(0, shape.keys + 1, shape.batch)},
     "bool mask": lambda shape, dtype, rng: {"attn_mask": _some(rng, shape.scores)},
@@ -186,7 +196,7 @@ OPTIONS = {
     "float mask of heads": lambda shape, dtype, rng: {"attn_mask": _bias(rng, shape.scores[1:], dtype)},
     "float mask of pairs": lambda shape, dtype, rng: {"attn_mask": _bias(rng, shape.scores[2:], dtype)},
 }
-EVERYTHING_ELSE = ("offsets", "left window", "scale", "softcap", "sinks", "alibi per batch", "lengths")
+EVERYTHING_ELSE = ("offsets", "left window", "scale", "softcap", "sinks", "alibi per batch", "position bias", "lengths")
 
 
 @functools.lru_cache(maxsize=128)
@@ -214,11 +224,13 @@ def _of_sequence(name, option, i):
 
 
 @remembered
-def attended(query, key, attn_mask=None, *, is_causal=False, q_offset=None, window=None, kv_lengths=None, **_):
+def attended(query, key, attn_mask=None, *, position_bias=None, **options):
     """Which keys each query may attend to, (..., Hq, Sq, Sk): with equal scores these are those that have a weight."""
     if attn_mask is not None and attn_mask.dtype != bool:
         attn_mask = ~np.isneginf(attn_mask)
-    kept = {"is_causal": is_causal, "q_offset": q_offset, "window": window, "kv_lengths": kv_lengths}
+    kept = {name: options[name] for name in ("is_causal", "q_offset", "window", "kv_lengths") if name in options}
+    if position_bias is not None:
+        kept["position_bias"] = np.where(np.isneginf(position_bias), -np.inf, 0)
     return reference.attention_weights(np.zeros_like(query), np.zeros_like(key), attn_mask, **kept) > 0
 
 

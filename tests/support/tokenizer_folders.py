@@ -34,6 +34,14 @@ def _word_pieces():
     return found, _BERT_MARKS, ("[CLS]", "[SEP]")
 
 
+def _word_pieces_in_sentences():
+    found, _, _ = _word_pieces()
+    vocabulary = found.get_vocab()
+    vocabulary |= {"<pad>": len(vocabulary), "<mask>": len(vocabulary) + 1}
+    found.model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    return found, ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], ("<s>", "</s>")
+
+
 def _byte_pairs():
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "t"), ("l", "l")]
     tokens = [*_SENTENCE_MARKS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
@@ -56,6 +64,7 @@ _MADE_OF = {
     "bert": _word_pieces,
     "camembert": _unigrams,
     "distilbert": _word_pieces,
+    "mpnet": _word_pieces_in_sentences,
     "roberta": _byte_pairs,
     "xlm-roberta": _unigrams,
 }

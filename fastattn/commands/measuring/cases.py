@@ -208,7 +208,7 @@ def _attention_parts(case, arguments):
     batch, kv_heads = _ends(sizes["B"]), _ends(sizes["Hkv"])
     heads = [group * head + group - 1 for head in kv_heads]
     chosen = {"key": np.ix_(batch, kv_heads), "value": np.ix_(batch, kv_heads), "kv_lengths": batch}
-    chosen |= {"sinks": heads, "alibi_slopes": heads}
+    chosen |= {"sinks": heads, "alibi_slopes": heads, "position_bias": heads}
     shared = {name: arguments[name][index] for name, index in chosen.items() if name in arguments}
     offset = shared.get("kv_lengths", sizes["Sk"]) - sizes["Sq"]
     for rows in _blocks(sizes["Sq"]):
@@ -530,6 +530,7 @@ ARRAYS = {
     "sinks": ("sinks", lambda draw, Hq, **_: draw((Hq,))),
     "alibi_slopes": ("alibi_slopes", lambda draw, Hq, **_: np.abs(draw((Hq,)))),
     "alibi_slopes by batch": ("alibi_slopes", lambda draw, B, Hq, **_: np.abs(draw((B, Hq)))),
+    "position_bias": ("position_bias", lambda draw, Hq, **_: draw((Hq, 65))),
     "residual": ("residual", lambda draw, rows, N, **_: draw((rows, N))),
 }
 
@@ -720,7 +721,7 @@ _AWKWARD_ATTENTION = (
     (0,  2,  2,   3,    4,   8,   8),
 )  # fmt: skip
 
-_EVERYTHING = ("float mask", "kv_lengths", "q_offset", "sinks", "alibi_slopes by batch")
+_EVERYTHING = ("float mask", "kv_lengths", "q_offset", "sinks", "alibi_slopes by batch", "position_bias")
 
 _AWKWARD_VARIANTS = (
     # arrays, options of attention and of its weights
@@ -734,6 +735,7 @@ _AWKWARD_VARIANTS = (
     (("sinks",), {}),
     (("alibi_slopes",), {}),
     (("alibi_slopes by batch",), {"is_causal": True}),
+    (("position_bias",), {}),
     (("kv_lengths",), {}),
     (("kv_lengths",), {"is_causal": True}),
     (("q_offset",), {"is_causal": True}),
@@ -750,6 +752,7 @@ _AWKWARD_VARLEN = (
     (9,  6,  2,       0,     70,   1, 33, 20, (), {}),
     (9,  6,  2,       0,    140,   2, 33, 20, (), {"is_causal": True}),
     (5,  4,  4,       3,     90,   1, 16, 48, ("sinks", "alibi_slopes"), {"window": (20, 1)}),
+    (5,  4,  4,       3,     90,   1, 64, 64, ("position_bias",), {}),
     (8,  4,  1,       3,     90,   1, 80, 80, ("sinks", "alibi_slopes by batch", "q_offset"),
      {"is_causal": True, "window": (40, 3), "softcap": 20.0, "kv_lengths": 3}),
 )  # fmt: skip

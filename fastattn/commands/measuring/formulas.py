@@ -37,6 +37,7 @@ def attention_weights(
     softcap=None,
     sinks=None,
     alibi_slopes=None,
+    position_bias=None,
     kv_lengths=None,
     return_lse=False,
     matmul=np.matmul,
@@ -50,11 +51,13 @@ def attention_weights(
         scores = np.tanh(scores / real(softcap)) * real(softcap)
 
     lengths = k_length if kv_lengths is None else _by_sequence(kv_lengths)
-    if is_causal or window is not None or alibi_slopes is not None:
+    if is_causal or any(option is not None for option in (window, alibi_slopes, position_bias)):
         offset = lengths - q_length if q_offset is None else _by_sequence(q_offset)
         ahead = np.arange(k_length) - np.arange(q_length)[:, None] - offset
         if alibi_slopes is not None:
             scores -= alibi_slopes.astype(real)[..., None, None] * np.abs(ahead).astype(real)
+        if position_bias is not None:
+            scores += _by_distance(position_bias.astype(real), ahead)
         np.copyto(scores, -np.inf, where=_out_of_reach(ahead, is_causal, window))
     if kv_lengths is not None:
         np.copyto(scores, -np.inf, where=np.arange(k_length) >= lengths)
@@ -104,6 +107,11 @@ def _of_sequence(name, option, n):
     """The n-th sequence's part of an option that may have one for each."""
     axes = {"q_offset": 1, "kv_lengths": 1, "alibi_slopes": 2}.get(name)
     return option[n] if np.ndim(option) == axes else option
+
+
+def _by_distance(position_bias, ahead):
+    reach = position_bias.shape[-1] // 2
+    return position_bias[np.arange(len(position_bias))[:, None, None], np.clip(ahead, -reach, reach) + reach]
 
 
 def _out_of_reach(ahead, is_causal, window):

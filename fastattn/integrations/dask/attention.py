@@ -87,6 +87,7 @@ def scaled_dot_product_attention(
     softcap: float | None = None,
     sinks: NDArray | None = None,
     alibi_slopes: NDArray | None = None,
+    position_bias: NDArray | None = None,
     kv_lengths: IntOrIntegers | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
@@ -104,7 +105,7 @@ def scaled_dot_product_attention(
         of all, and the last axis is made one chunk.
     attn_mask : dask Array or ndarray, broadcastable to (..., Hq, Sq, Sk), optional
         bool or float. Of an ndarray, blocks that exclude everything are not scheduled.
-    is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, kv_lengths
+    is_causal, q_offset, window, scale, softcap, sinks, alibi_slopes, position_bias, kv_lengths
         As in `fastattn.scaled_dot_product_attention`: numbers, lists or NumPy arrays. Positions count over all chunks.
     return_lse : bool
         Also return the log-sum-exp of the scores.
@@ -153,6 +154,7 @@ def scaled_dot_product_attention(
     mask = None if attn_mask is None else collection("attn_mask", attn_mask)
     same = {"is_causal": is_causal, "window": window, "scale": scale, "softcap": softcap, "num_threads": num_threads}
     local = {"q_offset": q_offset, "kv_lengths": kv_lengths, "sinks": sinks, "alibi_slopes": alibi_slopes}
+    local["position_bias"] = position_bias
     for name, option in local.items():
         if isinstance(option, da.Array):
             raise TypeError(f"{name} must not be a dask.array.Array: pass {name}.compute()")
@@ -256,6 +258,7 @@ class _Options:
     def __init__(
         self, grid: _Grid, mask: NDArray | None, *, is_causal: bool, window: Sequence[int | None] | None,
         q_offset: Any, kv_lengths: Any, sinks: NDArray | None, alibi_slopes: NDArray | None,
+        position_bias: NDArray | None,
     ) -> None:  # fmt: skip
         leading = tuple(map(sum, grid.leading))
         self._cuts = slices(grid.columns)
@@ -265,7 +268,7 @@ class _Options:
         self._offsets = _per_sequence(keys - sum(grid.rows) if q_offset is None else q_offset, leading)
         if (self._offsets < -FARTHEST).any() or (self._offsets > FARTHEST).any():
             raise ValueError(f"q_offset must lie between -2**61 and 2**61, got {q_offset}")
-        self._sinks, self._slopes = sinks, alibi_slopes
+        self._sinks, self._slopes, self._biases = sinks, alibi_slopes, position_bias
         # What the mask leaves; a dask array's is not known yet.
         self._kept = mask if mask is None or mask.dtype == bool else ~np.isneginf(mask)
         # The first and the last key that a sequence's query 0 sees.
@@ -297,7 +300,8 @@ class _Options:
         if self._lengths is not None:
             lengths = np.clip(part(self._lengths, sequences) - cut.start, 0, cut.stop - cut.start)
         slopes = None if self._slopes is None else part(self._slopes, (*sequences, heads))
-        return {"q_offset": offsets, "kv_lengths": lengths, "alibi_slopes": slopes}
+        biases = None if self._biases is None else self._biases[heads]
+        return {"q_offset": offsets, "kv_lengths": lengths, "alibi_slopes": slopes, "position_bias": biases}
 
     def sinks(self, place: _Place) -> NDArray | None:
         return None if self._sinks is None else self._sinks[place.cuts[-2]]

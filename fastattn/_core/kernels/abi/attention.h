@@ -27,6 +27,7 @@ typedef struct {
     ptrdiff_t mask_head_stride, mask_row_stride, mask_stride;
     int mask_type;         /* an fa_type, FA_MASK_BOOL or FA_NO_MASK */
     double scale, softcap; /* softcap 0: none */
+    ptrdiff_t bias_reach;  /* of position_bias: a row of it has 2 · bias_reach + 1 biases; -1: there is none */
 } fa_attention;
 
 enum { FA_NO_MASK = -1, FA_MASK_BOOL = -2 };
@@ -40,7 +41,8 @@ typedef struct {
     const int64_t *pages;                   /* key j is row j % page_rows of page pages[j / page_rows]; or NULL */
     char *out, *lse;                        /* likewise; lse may be NULL */
     const void *sinks, *slopes;             /* of the group's heads, in the kernel's type; or NULL */
-    ptrdiff_t q_offset;                     /* query i stands at position i + q_offset: any number, for ALiBi alone */
+    const void *position_bias;              /* of the group's heads, in the kernel's type, C order; or NULL */
+    ptrdiff_t q_offset;                     /* query i stands at i + q_offset: any number, for ALiBi and biases alone */
     ptrdiff_t begin_offset, end_offset;     /* and sees the keys i + begin_offset <= j < i + end_offset: saturated */
     ptrdiff_t first_row, rows, key_begin, key_end;
     void *part_out, *part_max, *part_sum;

@@ -1,5 +1,5 @@
 /* The score stage: what happens to scores between the products and the exponential. In this order: softcap, ALiBi,
- * mask, and -inf for keys outside a row's interval.
+ * biases (of masks and by position), and -inf for keys outside a row's interval.
  *
  * Tiled and rowwise attention both call apply_options: in the former the lanes of a vector are rows, in the latter
  * they are keys. */

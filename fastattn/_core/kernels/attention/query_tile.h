@@ -13,6 +13,7 @@
 #include "attention/interval.h"
 #include "attention/mask.h"
 #include "attention/options.h"
+#include "attention/position_bias.h"
 #include "attention/products.h"
 #include "simd/lanes.h"
 
@@ -22,8 +23,9 @@ typedef struct {
     R *scores;      /* [KEYS_PER_STEP][vectors][LANES], shared by the tiles of an item */
     R *finite;      /* values without what is not finite, likewise */
     R *mask_rows, *bias;                       /* [LANES][KEYS_PER_STEP], [KEYS_PER_STEP][vectors][LANES], likewise */
+    R *bias_panel;                             /* as large as `bias`, likewise; only with position biases */
     const char *mask[FA_TILE_VECTORS * LANES]; /* each lane's row of the mask */
-    int one_mask;                              /* all lanes have the same row */
+    int one_mask;                              /* all lanes have the same row, and no position biases */
     V position[FA_TILE_VECTORS], slope[FA_TILE_VECTORS];
     V max[FA_TILE_VECTORS], sum[FA_TILE_VECTORS], decay[FA_TILE_VECTORS];
     R factor; /* takes the scores of a step to natural units */
@@ -72,6 +74,14 @@ static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
         }
     }
     return kinds_noted(kinds);
+}
+
+/* Reads all biases of a step: those of the mask and those by distance, in one. */
+FA_INLINE int read_biases(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step) {
+    int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;
+    if (item->position_bias == NULL || kinds == BLOCK_EXCLUDES) return kinds;
+    return add_lane_biases(a, item, tile->first_row, tile->vectors, step.first_key, step.count, tile->bias_panel,
+                           tile->bias, kinds);
 }
 
 /* Applies the options to the scores of a vector of rows; returns the maximum of each lane. */
@@ -129,7 +139,7 @@ FA_INLINE void exponentiate(query_tile *tile, const V *max, ptrdiff_t count, con
  * BLOCK_EXCLUDES alone, no score was computed. */
 FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                              V *max, ptrdiff_t run, const int NV) {
-    int kinds = item->mask ? read_mask(a, tile, step) : BLOCK_ADMITS;
+    int kinds = read_biases(a, item, tile, step);
     int edge = step.first_key < tile->all.begin || step.first_key + step.count > tile->all.end;
     score_options options = options_of(a, item, kinds != BLOCK_ADMITS, edge);
     int plain = !any_options(options) && keeps_order(a);

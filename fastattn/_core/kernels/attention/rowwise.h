@@ -10,6 +10,7 @@
 #include "attention/mask.h"
 #include "attention/options.h"
 #include "attention/pages.h"
+#include "attention/position_bias.h"
 #include "attention/query_tile.h"
 #include "attention/rowwise_products.h"
 #include "simd/lanes.h"
@@ -21,6 +22,7 @@ typedef struct {
     ptrdiff_t key_width, value_width;     /* head sizes rounded up to whole vectors */
     R *query, *out;                       /* [rows][key_width], [rows][value_width] */
     R *scores, *bias;                     /* [rows][ROWWISE_KEYS] */
+    R *bias_panel;                        /* [ROWWISE_KEYS], only with position biases */
     R *key_panel, *value_panel, *finite;  /* a block's rows as reals; its values without what is not finite */
     R *factors;                           /* scales of a block's int8 rows */
     uint16_t *query_words, *weight_words; /* [rows][key_width], [rows][ROWWISE_KEYS] */
@@ -29,7 +31,7 @@ typedef struct {
     R factor[FA_MOST_ROWWISE];            /* of each row's scores: scaling the queries would round every component */
     R max[FA_MOST_ROWWISE], sum[FA_MOST_ROWWISE], decay[FA_MOST_ROWWISE];
     R position[FA_MOST_ROWWISE], slope[FA_MOST_ROWWISE];
-    int kinds[FA_MOST_ROWWISE]; /* of mask in this step */
+    int kinds[FA_MOST_ROWWISE]; /* of biases in this step */
     fa_interval keys[FA_MOST_ROWWISE], any;
 } rowwise_state;
 
@@ -216,15 +218,19 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t r
 #endif
 }
 
-/* Reads each row's mask for a step. Returns the kinds that occur. */
-static int rowwise_masks(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
+/* Reads each row's biases for a step. Returns the kinds that occur. */
+static int rowwise_biases(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
                          ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_stride : NULL;
         const mask_kinds none = {{0}, {0}, {0}};
+        R *bias = state->bias + row * ROWWISE_KEYS;
         state->kinds[row] = BLOCK_ADMITS;
-        if (mask) state->kinds[row] = kinds_noted(mask_row(a, mask, count, state->bias + row * ROWWISE_KEYS, none));
+        if (mask) state->kinds[row] = kinds_noted(mask_row(a, mask, count, bias, none));
+        if (item->position_bias)
+            state->kinds[row] = add_row_biases(a, item, item->first_row + row, first_key, count, state->bias_panel,
+                                               bias, state->kinds[row]);
         kinds |= state->kinds[row];
     }
     return kinds;
@@ -257,7 +263,7 @@ static int finite_block(const fa_attention *a, const rowwise_state *state, ptrdi
 /* One block of keys. The first rows of the next block are prefetched meanwhile. */
 static void rowwise_step(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
                          ptrdiff_t first_key, ptrdiff_t count) {
-    int kinds = rowwise_masks(a, item, state, first_key, count);
+    int kinds = rowwise_biases(a, item, state, first_key, count);
     if (kinds == BLOCK_EXCLUDES) return;
     block_rows key, value, next;
     block_rows_at(a, item, &a->key, item->key, first_key, count, a->head_size, state->key_width, state->key_panel,
@@ -386,6 +392,7 @@ static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *state, ch
     state->out = take_scratch(&at, rows * state->value_width);
     state->key_panel = take_scratch(&at, ROWWISE_KEYS * state->key_width);
     state->value_panel = take_scratch(&at, ROWWISE_KEYS * state->value_width);
+    state->bias_panel = take_scratch(&at, a->bias_reach < 0 ? 0 : ROWWISE_KEYS);
     return at - begin;
 }
 

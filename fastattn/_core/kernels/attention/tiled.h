@@ -46,7 +46,7 @@ static void find_intervals(const fa_attention *a, const fa_attention_item *item,
 /* Sets position, slope and mask of each lane, and the sink, with which its sum begins. */
 static void find_options(const fa_attention *a, const fa_attention_item *item, query_tile *tile) {
     const R *slopes = item->slopes, *sinks = item->sinks;
-    tile->one_mask = 1;
+    tile->one_mask = item->position_bias == NULL;
     for (ptrdiff_t lane = 0; lane < tile->vectors * LANES; lane++) {
         ptrdiff_t row = tile->first_row + fa_clamp(lane, 0, tile->rows - 1), j = lane / LANES, i = lane % LANES;
         tile->position[j][i] = (R)((double)(row / a->group) + (double)item->q_offset);
@@ -130,6 +130,7 @@ static ptrdiff_t lay_out_tiles(const fa_attention *a, query_tiles *tiles, char *
     R *mask_rows = take_scratch(&at, KEYS_PER_STEP * LANES), *finite = take_scratch(&at, values);
     tiles->key_panel = take_scratch(&at, KEYS_PER_STEP * PADDED_UNITS(a->head_size));
     tiles->value_panel = take_scratch(&at, values);
+    R *bias_panel = take_scratch(&at, a->bias_reach < 0 ? 0 : KEYS_PER_STEP * widest);
     tiles->count = (rows + widest - 1) / widest;
     for (ptrdiff_t i = 0; i < tiles->count; i++) {
         query_tile *tile = &tiles->tile[i];
@@ -139,6 +140,7 @@ static ptrdiff_t lay_out_tiles(const fa_attention *a, query_tiles *tiles, char *
         tile->bias = bias;
         tile->finite = finite;
         tile->mask_rows = mask_rows;
+        tile->bias_panel = bias_panel;
         tile->query = take_scratch(&at, PADDED_UNITS(a->head_size) * tile->vectors * LANES);
         tile->out = take_scratch(&at, PADDED_COMPONENTS(a->value_size) * tile->vectors * LANES);
     }
