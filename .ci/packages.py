@@ -35,10 +35,17 @@ def milliseconds(statement):
     return 1000 * min(float(run.stdout) for run in runs)
 
 
-with tarfile.open(sdist) as archive:
-    packed = {name.partition("/")[2] for name in archive.getnames()}
-missing = set(tracked.read_text().splitlines()) - packed - NOT_PACKED
-assert not missing, f"not in the sdist: {sorted(missing)}"
+def packed(path):
+    """{name: content} of the files of an sdist."""
+    with tarfile.open(path) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive}
+        return {name.partition("/")[2]: file.read() for name, file in files.items() if file}
+
+
+contents = packed(sdist)
+names = set(tracked.read_text().splitlines()) - NOT_PACKED
+different = {name for name in names if contents.get(name) != Path(name).read_bytes()}
+assert not different, f"missing in the sdist, or not the checkout's: {sorted(different)}"
 
 theirs = digests(wheel)
 ours = {name: digest for name, digest in installed().items() if name in theirs or DESCRIPTION not in name}

@@ -2,9 +2,11 @@
 
     python benchmarks/picture.py     # after a page has been measured again
 
-A panel for each row: for each engine its time, and a bar of its speed relative to fastattn.
+A panel for each row: for each engine its time, and a bar of its speed relative to fastattn. The picture of
+random shapes has a panel for each kind of call: how many of its ratios are in which range.
 """
 
+import functools
 from html import escape
 
 from report import FOLDER
@@ -36,9 +38,16 @@ PICTURES = {
     ),
 }
 
+#: The same for a distribution: its page, its title, and the section of the page.
+DISTRIBUTIONS = {"random-shapes": ("random-shapes", "PyTorch's time over fastattn's, share of shapes", "Ratios")}
+
 #: Layout: panels in a row, size of a panel; start of bars, length of fastattn's, distance between bars.
 COLUMNS, WIDTH, HEIGHT = 4, 245, 118
 BARS, UNIT, STEP = 100, 72, 20
+#: The same of a distribution.
+TALL, LONG, NARROW = 160, 110, 14
+#: Number of ranges, from the first, in which fastattn is slower or as fast.
+SLOWER = 4
 
 #: Colours that are legible on white and on black, and better ones if the colour scheme is known.
 STYLE = """\
@@ -52,16 +61,47 @@ text { font: 12px system-ui, sans-serif; fill: #6e7781 }
 
 def draw(name):
     """A picture, as the text of an SVG file."""
-    page, title, panels = PICTURES[name]
+    page, title, *content = PICTURES[name] if name in PICTURES else DISTRIBUTIONS[name]
     text = (FOLDER / f"{page}.md").read_text(encoding="utf-8")
-    rows = read(text)
-    parts = [_text(0, 16, title, "title"), _text(0, 36, f"longer is faster · {measured_on(text)}")]
-    for n, (label, section, key) in enumerate(panels):
-        parts += _panel(label, rows[section, key], WIDTH * (n % COLUMNS), 70 + HEIGHT * (n // COLUMNS))
-    height = 60 + HEIGHT * -(-len(panels) // COLUMNS)
+    make, about, height = (_panels, "longer is faster · ", HEIGHT) if name in PICTURES else (_ranges, "", TALL)
+    panels = make(text, *content)
+    parts = [_text(0, 16, title, "title"), _text(0, 36, about + measured_on(text))]
+    for n, panel in enumerate(panels):
+        parts += panel(WIDTH * (n % COLUMNS), 70 + height * (n // COLUMNS))
+    return _picture(title, parts, 60 + height * -(-len(panels) // COLUMNS))
+
+
+def _picture(title, parts, height):
     size = f'width="{COLUMNS * WIDTH}" height="{height}" viewBox="0 0 {COLUMNS * WIDTH} {height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<title>{escape(title)}</title>'
     return "\n".join([head, f"<style>\n{STYLE}\n</style>", *parts, "</svg>\n"])
+
+
+def _panels(text, panels):
+    """A function of (left, top) for each panel, to its parts."""
+    rows = read(text)
+    return [functools.partial(_panel, label, rows[section, key]) for label, section, key in panels]
+
+
+def _ranges(text, section):
+    """The same for a distribution: a panel for each kind of call, of all its types."""
+    table = text.partition(f"## {section}\n\n")[2].partition("\n\n")[0]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    first = next(n for n, cell in enumerate(header) if cell.startswith("below "))
+    kinds = {}
+    for row in rows:
+        kinds.setdefault(row[0], []).append([int(cell) for cell in row[first:]])
+    sums = {kind: [sum(counts) for counts in zip(*found, strict=True)] for kind, found in kinds.items()}
+    return [functools.partial(_distribution, kind, header[first:], counts) for kind, counts in sums.items()]
+
+
+def _distribution(kind, ranges, counts, left, top):
+    yield _text(left, top, kind, "panel")
+    for n, (label, count) in enumerate(zip(ranges, counts, strict=True)):
+        y, share = top + 18 + NARROW * n, count / sum(counts)
+        yield _text(left + BARS - 8, y, label, "end")
+        yield _bar(left + BARS, y, LONG * share, 10, "other" if n < SLOWER else "ours")
+        yield _text(left + BARS + LONG * share + 5, y, f"{share:.0%}" if count else "")
 
 
 def _panel(label, times, left, top):
@@ -71,11 +111,12 @@ def _panel(label, times, left, top):
         yield _text(left + BARS - 8, y, engine, "end first" if ours else "end")
         length = UNIT * seconds(times["fastattn"]) / seconds(time) if time != "—" else 0
         if length:
-            yield (
-                f'<rect x="{left + BARS}" y="{y - 10}" width="{length:.1f}" height="13" rx="2" '
-                f'class="{"ours" if ours else "other"}"/>'
-            )
+            yield _bar(left + BARS, y, length, 13, "ours" if ours else "other")
         yield _text(left + BARS + length + 5, y, time, "first" if ours else "")
+
+
+def _bar(x, y, length, height, style):
+    return f'<rect x="{x}" y="{y - 10}" width="{length:.1f}" height="{height}" rx="2" class="{style}"/>'
 
 
 def _text(x, y, text, style=""):
@@ -115,5 +156,5 @@ def seconds(text):
 
 
 if __name__ == "__main__":
-    for name in PICTURES:
+    for name in (*PICTURES, *DISTRIBUTIONS):
         (FOLDER / f"{name}.svg").write_text(draw(name), encoding="utf-8")

@@ -6,6 +6,7 @@ Nothing is written beside the sources.
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import fastattn
@@ -22,6 +23,9 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # those that a repository's page has
 
 autosummary_generate = False  # tables only
+# Frameworks of which no more is needed than names.
+FRAMEWORKS = ("chromadb", "haystack", "langchain_core", "llama_index", "sentence_transformers")
+autodoc_mock_imports = [name for name in FRAMEWORKS if find_spec(name) is None]
 autodoc_typehints = "none"  # the docstrings have shapes and dtypes
 numpydoc_show_class_members = False
 
@@ -29,6 +33,7 @@ html_theme = "alabaster"
 html_title = "fastattn"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -19,6 +20,9 @@ for package in (*NEEDED, "tokenizers"):
 
 MODULES = ["fastattn", "fastattn.nn", "fastattn.models", "fastattn.reference"]
 MODULES += [f"fastattn.integrations.{name}" for name in ("dask", "onnx", "transformers")]
+FRAMEWORKS = {"chroma": "chromadb", "langchain": "langchain_core"}
+FRAMEWORKS |= {name: name for name in ("haystack", "llama_index", "sentence_transformers")}
+MODULES += [f"fastattn.integrations.{name}" for name, needed in FRAMEWORKS.items() if find_spec(needed)]
 
 
 class Page(HTMLParser):

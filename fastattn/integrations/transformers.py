@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 from transformers import AttentionInterface, AttentionMaskInterface
 
 import fastattn
@@ -40,8 +41,8 @@ def register() -> None:
     are padding, results may differ from those of "eager". With ``output_attentions=True`` the weights are returned.
 
     A forward pass raises ValueError for a model in training mode, for dropout, while gradients are recorded (use
-    ``torch.inference_mode()`` or ``torch.no_grad()``) and for tensors that are not on the CPU, TypeError for a dtype or
-    an option of attention that fastattn does not know.
+    ``torch.inference_mode()`` or ``torch.no_grad()``), for dual tensors and for tensors that are not on the CPU,
+    TypeError for a dtype or an option of attention that fastattn does not know.
 
     Examples
     --------
@@ -87,8 +88,12 @@ def attention(
             position_bias, cu_seq_lens_q, cu_seq_lens_k, **others,
         )  # fmt: skip
     needs_grad = query.requires_grad or key.requires_grad or value.requires_grad
+    needs_grad = needs_grad or (s_aux is not None and s_aux.requires_grad)
+    needs_grad = needs_grad or (position_bias is not None and position_bias.requires_grad)
     if dropout or module.training or (needs_grad and torch.is_grad_enabled()):
         raise ValueError(_why_not(module, dropout))
+    if getattr(forward_ad, "_current_level", 0) >= 0:  # unpack_dual looks at it, too, but takes 0.5 us a tensor
+        _check_tangents(query, key, value, position_bias, s_aux)
     if not _HARMLESS.issuperset(others):
         _check_unknown(others)
     if needs_grad:
@@ -197,6 +202,11 @@ def _why_not(module: torch.nn.Module, dropout: float) -> str:
     if dropout:
         return f"dropout must be 0, as fastattn is for inference, got {dropout}"
     return "fastattn computes no gradients: call the model under torch.inference_mode() or torch.no_grad()"
+
+
+def _check_tangents(*tensors: torch.Tensor | None) -> None:
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise ValueError("fastattn computes no derivatives, got a dual tensor of torch.autograd.forward_ad")
 
 
 def _check_unknown(options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sentence encoders of the BERT family from a local folder, without a framework.
+"""Sentence encoders from a local folder, without a framework.
 
 A map of the package, which is imported only when used:
 

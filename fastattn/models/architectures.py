@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastattn.models import positions
-from fastattn.models.position_bias import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +29,8 @@ ACTIVATIONS = {
 # What gated feed-forward networks are called in the configurations of NomicBERT and Jina v2.
 GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 
+_BUCKETS = "relative_attention_num_buckets"
+
 # Fields that change the computation, with the only supported value. All may be absent or null.
 REQUIRED_VALUES: dict[str, Any] = {
     "add_cross_attention": False,
@@ -39,7 +40,7 @@ REQUIRED_VALUES: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
     "relative_attention": False,  # DeBERTa
-    "relative_attention_num_buckets": None,
+    _BUCKETS: None,
 }
 
 
@@ -58,7 +59,7 @@ class Architecture(NamedTuple):
     required: dict[str, Any] = REQUIRED_VALUES
     activations: dict[str, str] = ACTIVATIONS
     attention: Reader = positions.learned
-    position_bias: Buckets | None = None  # of all layers
+    position_bias: str | None = None  # the tensor of the biases of buckets, if the attention has such
     skips_padding: bool = False  # positions start after the padding id, and padding is not counted
     gated: bool = False
     swapped: tuple[str, ...] = ()  # of `tensors`: the gate is the second half
@@ -132,17 +133,16 @@ _DISTILBERT = _BERT._replace(
 _MPNET = _ROBERTA._replace(
     defaults=_ROBERTA.defaults | {"token_types": 0},
     tokenizer_class="MPNetTokenizer",
-    tensors={
+    tensors=_BERT.tensors
+    | {
         "self_attn.in_proj_": ("attention.attn.q.", "attention.attn.k.", "attention.attn.v."),
         "self_attn.out_proj.": ("attention.attn.o.",),
         "norm1.": ("attention.LayerNorm.",),
-        "linear1.": ("intermediate.dense.",),
-        "linear2.": ("output.dense.",),
-        "norm2.": ("output.LayerNorm.",),
     },
     # transformers' model uses these numbers whatever config.json says.
-    required=REQUIRED_VALUES | {"relative_attention_num_buckets": 32, "pad_token_id": 1},
-    position_bias=Buckets("encoder.relative_attention_bias.weight", 32, 128),
+    required=REQUIRED_VALUES | {_BUCKETS: 32, "pad_token_id": 1},
+    attention=positions.mpnet,
+    position_bias="encoder.relative_attention_bias.weight",
 )
 _ELECTRA = _BERT._replace(
     fields=_BERT.fields | {"embedding": ("embedding_size",)},
@@ -348,6 +348,53 @@ _GEMMA3 = _QWEN3._replace(
     norm_offset=1.0,
     scales_words=True,
 )
+_T5 = Architecture(
+    fields={
+        "vocabulary": ("vocab_size",),
+        "hidden": ("d_model",),
+        "feed_forward": ("d_ff",),
+        "layers": ("num_layers",),
+        "heads": ("num_heads",),
+        "head_dim": ("d_kv",),
+        "table_rows": ("n_positions",),
+        "activation": ("feed_forward_proj",),
+        "norm_eps": ("layer_norm_epsilon",),
+        "padding_id": ("pad_token_id",),
+    },
+    defaults={
+        "token_types": 0,
+        "head_dim": 64,
+        "table_rows": 512,  # those that T5 was trained with: biases have no limit
+        "activation": "relu",
+        "norm_eps": 1e-6,
+        "padding_id": 0,
+    },
+    tokenizer_class="T5Tokenizer",
+    layers="encoder.block.{}.",
+    tensors={
+        "self_attn.in_proj_": tuple(f"layer.0.SelfAttention.{part}." for part in "qkv"),
+        "self_attn.out_proj.": ("layer.0.SelfAttention.o.",),
+        "norm1.": ("layer.0.layer_norm.",),
+        "linear1.": ("layer.1.DenseReluDense.wi.",),
+        "linear2.": ("layer.1.DenseReluDense.wo.",),
+        "norm2.": ("layer.1.layer_norm.",),
+    },
+    embeddings={"words": "shared."},
+    # The encoder of a folder is read, whether it is saved with a decoder or without.
+    required={name: x for name, x in REQUIRED_VALUES.items() if name not in ("is_encoder_decoder", _BUCKETS)},
+    activations={"relu": "relu"},
+    attention=positions.t5,
+    position_bias="encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    unbiased=dict.fromkeys((*_BERT.tensors, "final")),
+    norm="rms",
+    norm_first=True,
+    final_norm="encoder.final_layer_norm.",
+)
+_T5_GATED = _T5._replace(  # T5 v1.1
+    tensors=_T5.tensors | {"linear1.": ("layer.1.DenseReluDense.wi_0.", "layer.1.DenseReluDense.wi_1.")},
+    activations={"gated-gelu": "gelu_tanh", "gated-silu": "silu"},
+    gated=True,
+)
 
 ARCHITECTURES = {
     "albert": _ALBERT,
@@ -364,8 +411,12 @@ ARCHITECTURES = {
     "nomic_bert": _NOMIC,
     "qwen3": _QWEN3,
     "roberta": _ROBERTA,
+    "t5": _T5,
     "xlm-roberta": _ROBERTA._replace(tokenizer_class="XLMRobertaTokenizer"),
 }
 
 # (model_type, field of config.json, its value) -> the architecture of models whose model_type is another one's.
-VARIANTS = {("bert", "position_embedding_type", "alibi"): _JINA_V2}
+VARIANTS = {
+    ("bert", "position_embedding_type", "alibi"): _JINA_V2,
+    **{("t5", "feed_forward_proj", name): _T5_GATED for name in _T5_GATED.activations},
+}

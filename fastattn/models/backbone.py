@@ -49,6 +49,7 @@ class Backbone:
             eps=configuration.norm_eps,
             scale=math.sqrt(configuration.hidden) if architecture.scales_words else None,
         )
+        biases = position_bias(checkpoint, configuration)
         self._encoder = TransformerEncoder.from_state_dict(
             layer_parameters(checkpoint, configuration),
             num_heads=configuration.heads,
@@ -67,7 +68,7 @@ class Backbone:
         self._options: dict[str, Any] = {"is_causal": attention.is_causal, "scale": attention.scale}
         if attention.alibi:
             self._options["alibi_slopes"] = alibi_slopes(configuration.heads)
-        if (biases := position_bias(checkpoint, configuration)) is not None:
+        if biases is not None:
             self._options["position_bias"] = biases
         self._tables: dict[Rotary, tuple[NDArray, NDArray]] = {}
         check_scores(self._encoder, self._embeddings)
@@ -92,7 +93,7 @@ class Backbone:
             return self(packed, num_threads).reshape(*shape, size)
         mask = packed.kept.reshape(shape)
         padded = np.zeros((*shape, size), np.float32)
-        if self.configuration.by_distance and has_holes(mask):
+        if self.configuration.attention.by_distance and has_holes(mask):
             padded[mask] = self._in_place(packed, mask, num_threads)[mask]
         else:
             padded[mask] = self(packed, num_threads)

@@ -58,11 +58,6 @@ class Configuration:
         """Size of the keys of all heads."""
         return self.kv_heads * self.head_dim
 
-    @property
-    def by_distance(self) -> bool:
-        """Whether it matters to layers how many positions lie between two tokens."""
-        return self.attention.by_distance or self.architecture.position_bias is not None
-
     def has_bias(self, part: str) -> bool:
         """Whether a part in the architecture's tables has a bias."""
         unbiased = self.architecture.unbiased

@@ -83,13 +83,11 @@ class Parts(NamedTuple):
 
 
 def position_bias(checkpoint: Checkpoint, configuration: Configuration) -> NDArray[np.float32] | None:
-    """The table of biases by distance, if the model has one."""
-    buckets = configuration.architecture.position_bias
+    """The table of biases by distance, if the model has such."""
+    buckets, name = configuration.attention.buckets, configuration.architecture.position_bias
     if buckets is None:
         return None
-    biases = checkpoint.take(
-        prefix_of(checkpoint, configuration) + buckets.tensor, (buckets.count, configuration.heads)
-    )
+    biases = checkpoint.take(f"{prefix_of(checkpoint, configuration)}{name}", (buckets.count, configuration.heads))
     return buckets.position_bias(biases, configuration.max_length)
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 class Buckets(NamedTuple):
     """Distances of a key from its query, in buckets that grow with the distance; half of them are ahead."""
 
-    tensor: str  # the biases (count, heads)
     count: int
     farthest: int  # the distance from which on all are in the last bucket of their side
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastattn.models.fields import counted, flag, mapping, one_of, positive
+from fastattn.models.position_bias import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +52,12 @@ class Attention(NamedTuple):
     is_causal: bool = False
     scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
     alibi: bool = False
+    buckets: Buckets | None = None  # of relative position biases
 
     @property
     def by_distance(self) -> bool:
         """Whether it matters how many positions lie between two tokens."""
-        return self.alibi or any(kind != LayerKind() for kind in self.kinds)
+        return self.alibi or self.buckets is not None or any(kind != LayerKind() for kind in self.kinds)
 
 
 # (path of config.json, its fields, our fields read so far) -> Attention
@@ -76,10 +78,34 @@ def alibi(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
     return Attention(alibi=True)
 
 
+def mpnet(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """Biases of 32 buckets, beside the positions in the embeddings; transformers' model takes no other number."""
+    del path, raw, values
+    return Attention(buckets=Buckets(32, 128))
+
+
+# The largest distance that has a bucket of its own: bounds the memory of the table, which has a bias for each.
+MOST_DISTANCE = 1 << 16
+
+
+def t5(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+    """Biases of buckets instead of positions; scores are not scaled."""
+    del values
+    where = f"{path}: relative_attention_max_distance"
+    count = counted(f"{path}: relative_attention_num_buckets", raw.get("relative_attention_num_buckets", 32), 4)
+    farthest = counted(where, raw.get("relative_attention_max_distance", 128), count // 4 + 1)
+    if farthest > MOST_DISTANCE:
+        raise ValueError(f"{where} must be at most {MOST_DISTANCE}, got {farthest}")
+    return Attention(scale=1.0, buckets=Buckets(count, farthest))
+
+
 def rotary(theta: float, *, is_causal: bool = False) -> Reader:
     """A reader for one rotary embedding in all layers; `theta` is the default of rope_theta."""
 
     def read(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+        names = raw.get("layer_types")
+        if names is not None and (not isinstance(names, list) or any(name != FULL for name in names)):
+            raise ValueError(f"{path}: layer_types must be {FULL} for every layer, got {names!r:.80}")
         kind = LayerKind(None, _rotary(path, raw, values["head_dim"], "rope_theta", theta))
         return Attention((kind,), is_causal)
 

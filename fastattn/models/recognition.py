@@ -41,6 +41,7 @@ _UNUSED = (
     "pooler.dense.weight",
     "pooler.dense.bias",
     "embeddings.position_ids",
+    "encoder.embed_tokens.weight",  # T5: another name of shared.weight
     "embeddings.token_type_ids",
 )
 

@@ -43,7 +43,7 @@ class EncodeOptions(TypedDict, total=False):
 
 
 class SentenceEncoder:
-    """A sentence encoder of the BERT family, made by `from_pretrained`.
+    """A sentence encoder, made by `from_pretrained`.
 
     It is immutable: several threads may use it at once. Shapes use these letters: B sequences, S tokens, H hidden size,
     N texts.
@@ -135,9 +135,8 @@ class SentenceEncoder:
         ValueError
             dtype is none of these, is bfloat16 or int8 without ml_dtypes, or is float16 and a weight or score may
             exceed 65504; a file is truncated or invalid, or names one outside of the folder; a tensor is missing, or
-            its shape does not match config.json; or the model is of another architecture than BERT, RoBERTa,
-            XLM-RoBERTa, CamemBERT and DistilBERT, or uses an option that is not supported. The message names the file
-            and the field or tensor.
+            its shape does not match config.json; or config.json's model_type is not one of those in the guide, or a
+            file uses an option that is not supported. The message names the file and the field or tensor.
 
         Notes
         -----

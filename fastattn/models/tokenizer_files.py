@@ -76,13 +76,14 @@ def read_tokenizer(folder: Path, default_class: str, changes: dict[str, Any]) ->
     added = _added_tokens(folder, fields, special, tokenizer)
     if tokenizer.truncation:
         fields.setdefault("truncation_side", tokenizer.truncation["direction"])
+    ends = tokenizer.post_processor
     if kind:
         tokenizer = _made(path, kind, fields, tokenizer)
     with library_errors(path):
         known = {token.content for token in (*added, *tokenizer.get_added_tokens_decoder().values())}
         tokenizer.add_tokens([*added, *(token for token in special if token.content not in known)])
         if kind:
-            tokenizer.post_processor = kind.post_processor(tokenizer, fields)
+            tokenizer.post_processor = kind.post_processor(tokenizer, fields, ends)
         tokenizer.encode_special_tokens = fields["split_special_tokens"]
         ids = frozenset(tokenizer.token_to_id(token.content) for token in special)
     return TokenizerFiles(tokenizer, path, config, fields, ids, _token_types(config, kind, fields))

@@ -481,6 +481,16 @@ def module(built, name):
     return found
 
 
+def test_use(built):
+    """Both modules, as the guide calls them."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(fastattn.__file__)))
+    done = subprocess.run(
+        [sys.executable, "-c", example("py", "use.py")], cwd=built, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": package},
+    )  # fmt: skip
+    assert done.stdout == "[0.25 0.25 0.25 0.25]\n", done.stderr
+
+
 def test_cython(built, rng):
     attend = module(built, "attend").attend
     query = numbers(rng, np.float32, 2, 9, 4, 16).swapaxes(1, 2)

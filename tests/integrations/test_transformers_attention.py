@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
+from torch.autograd import forward_ad
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -504,6 +505,29 @@ def test_training_and_gradients():
         model(ids)
     with torch.inference_mode(), pytest.raises(ValueError, match=r"training mode: call model.eval\(\)"):
         model.train()(ids)
+
+
+@pytest.mark.parametrize("learned", [{"s_aux": (4,)}, {"position_bias": (1, 4, 5, 9)}])
+def test_learned_options(learned):
+    """Their gradients are not lost either."""
+    [(name, shape)] = learned.items()
+    x = torch.nn.Parameter(torch.zeros(shape))
+    with pytest.raises(ValueError, match="no gradients"):
+        attend(*problem(5, 9), None, **{name: x})
+    with torch.no_grad():
+        attend(*problem(5, 9), None, **{name: x})
+
+
+def test_tangents():
+    """Of forward-mode differentiation."""
+    q, k, v = problem(5, 9)
+    with forward_ad.dual_level():
+        expected = attend(q, k, v, None)
+        for part in range(3):
+            parts = [forward_ad.make_dual(x, x) if n == part else x for n, x in enumerate((q, k, v))]
+            with pytest.raises(ValueError, match="no derivatives, got a dual tensor"):
+                attend(*parts, None)
+    assert torch.equal(attend(q, k, v, None), expected)
 
 
 Q, K, V = problem(5, 5)

@@ -12,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import safetensors.numpy
+
 from fastattn.models import SentenceEncoder
 from support import encoders, jina
 
@@ -210,3 +212,111 @@ def test_jina_v2(rng, tmp_path, changes, padding):
     for ids, types, kept, found in zip(arrays["input_ids"], arrays["token_type_ids"], mask, result, strict=True):
         expected = jina.hidden_states(config, tensors, ids, kept, types)
         assert largest_error(found[kept], expected) <= 2e-5
+
+
+# What is refused: every message names the file and the field or tensor
+
+_HUGE = 10**18
+REFUSED = [
+    ("Electra", {"embedding_size": 23}, r"word_embeddings.weight must have shape \(62, 23\), got \(62, 24\)"),
+    ("Electra", {"embedding_size": 0}, "config.json: embedding_size must be an int of at least 1, got 0"),
+    ("Electra", {"hidden_size": 96}, r"embeddings_project.weight must have shape \(96, 24\)"),
+    ("Albert", {"num_hidden_groups": 9}, "num_hidden_groups must be at most num_hidden_layers, 4, got 9"),
+    ("Albert", {"num_hidden_groups": _HUGE, "num_hidden_layers": _HUGE}, "must hold the tensor .*layer_groups.1"),
+    ("Albert", {"inner_group_num": 2}, "inner_group_num must be 1 or absent, got 2"),
+    ("ModernBert", {"hidden_activation": "mish"}, "hidden_activation must be one of gelu, .* got 'mish'"),
+    ("ModernBert", {"local_attention": 0}, "local_attention must be an int of at least 1, got 0"),
+    ("ModernBert", {"layer_types": ["full_attention"]}, "layer_types must be a list of one name for each layer, got"),
+    ("ModernBert", {"layer_types": ["chunked"] * 4}, "layer_types must be one of full_attention, .* got 'chunked'"),
+    ("ModernBert", {"layer_types": None, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers must be an int"),
+    ("ModernBert", {"rope_parameters": 3}, "rope_parameters must be an object, got 3"),
+    (
+        "ModernBert",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        "rope_parameters.full_attention.rope_type must be one of default, linear, ntk, got 'yarn'",
+    ),
+    ("ModernBert", {"attention_bias": 1}, "attention_bias must be true or false, got 1"),
+    ("ModernBert", {"attention_bias": True}, r"must hold the tensor layers.0.attn.Wqkv.bias of shape \(144,\)"),
+    ("ModernBert", {"intermediate_size": 81}, r"layers.0.mlp.Wi.weight must have shape \(162, 48\), got \(160, 48\)"),
+    ("ModernBert", {"num_hidden_layers": _HUGE, "layer_types": None}, "must hold the tensor layers.4"),
+    ("ModernBert", {"num_hidden_layers": 3, "layer_types": None}, "must hold no tensor layers.3"),
+    ("ModernBert", {"hidden_size": _HUGE}, r"tok_embeddings.weight must have shape \(62, 10{18}\)"),
+    ("NomicBert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction must be 1.0 or absent, got 0.5"),
+    ("NomicBert", {"prenorm": True}, "prenorm must be False or absent, got True"),
+    ("NomicBert", {"rope_parameters": {"rope_theta": -1}}, "rotary_emb_base must be a number above 0"),
+    ("NomicBert", {"num_attention_heads": 16}, "the size of a head must be even with a rotary embedding, got 3"),
+    ("Gte", {"logn_attention_scale": True}, "logn_attention_scale must be False or absent"),
+    ("Gte", {"position_embedding_type": "absolute"}, "position_embedding_type must be 'rope' or absent"),
+    ("Gte", {"rope_parameters": None, "rope_scaling": {"type": "ntk"}}, "rope_scaling.factor must be a number above 0"),
+    (
+        "Gte",
+        {"rope_parameters": None, "rope_scaling": {"type": "ntk", "factor": 2, "mixed_b": 0.1}},
+        "rope_scaling.mixed_b must be null or absent, got 0.1",
+    ),
+    ("Qwen3", {"use_sliding_window": True}, "use_sliding_window must be False or absent, got True"),
+    ("Qwen3", {"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, 4, got 3"),
+    ("Qwen3", {"head_dim": _HUGE}, r"q_proj.weight must have shape \(40{18}, 48\), got \(64, 48\)"),
+    ("Qwen3", {"head_dim": 15}, "the size of a head must be even"),
+    ("Qwen3", {"head_dim": 8}, r"q_proj.weight must have shape \(32, 48\), got \(64, 48\)"),
+    ("Qwen3", {"layer_types": ["sliding_attention"] * 4}, "layer_types must be full_attention for every layer"),
+    ("EuroBert", {"rms_norm_eps": 2}, "rms_norm_eps must be a number of at least 0 and below 1, got 2"),
+    ("EuroBert", {"mlp_bias": True}, "must hold the tensor layers.0.mlp.gate_proj.bias"),
+    ("Gemma3Text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a number above 0"),
+    ("Gemma3Text", {"sliding_window": None}, "sliding_window must be an int of at least 1, got None"),
+    ("Gemma3Text", {"use_bidirectional_attention": "yes"}, "use_bidirectional_attention must be true or false"),
+    ("Gemma3Text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be None or absent"),
+    ("Gemma3Text", {"layer_types": None, "sliding_window_pattern": _HUGE}, None),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    known = {}
+
+    def get(architecture):
+        if architecture not in known:
+            known[architecture] = tmp_path_factory.mktemp("refused")
+            saved(random_peer(architecture), known[architecture])
+        return known[architecture]
+
+    return get
+
+
+@pytest.mark.parametrize(("architecture", "changes", "message"), REFUSED)
+def test_refused_configurations(tmp_path, folders, architecture, changes, message):
+    for path in folders(architecture).iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").unlink()
+    encoders.write_json(tmp_path, {"config.json": config})
+    if message is None:  # odd, but nothing is allocated for it
+        SentenceEncoder.from_pretrained(tmp_path)
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        SentenceEncoder.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["ModernBert", "Qwen3", "Albert"])
+def test_missing_and_odd_tensors(tmp_path, architecture):
+    peer = random_peer(architecture)
+    saved(peer, tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    for name in tensors:
+        if "pooler" in name:
+            continue
+        others = {other: x for other, x in tensors.items() if other != name}
+        safetensors.numpy.save_file(others, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=f"the tensor {name.removeprefix('model.')}"):
+            SentenceEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"feed_forward_type": "original"}, "feed_forward_type must be one of geglu, reglu, got 'original'"),
+    ({"max_position_embeddings": 0}, "max_position_embeddings must be an int of at least 1"),
+])  # fmt: skip
+def test_refused_jina_v2(tmp_path, changes, message):
+    config = jina.CONFIGURATION
+    jina.save(config, jina.random_tensors(config), tmp_path, **{"config.json": config | changes})
+    with pytest.raises(ValueError, match=message):
+        SentenceEncoder.from_pretrained(tmp_path)

@@ -533,10 +533,10 @@ def test_pickles_alone(tmp_path, bert, name, place):
 OTHERS = {
     "XLNet": ({"config.json": {"model_type": "xlnet", "relative_attention_num_buckets": 32}},
               "model_type must be one of .*bert.* got 'xlnet'"),
-    "T5": ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "model_type must be one of .* got 't5'"),
+    "BART": ({"config.json": {"model_type": "bart", "is_encoder_decoder": True}}, "must be one of .* got 'bart'"),
     "DeBERTa": ({"config.json": {"model_type": "deberta-v2", "relative_attention": True}}, "got 'deberta-v2'"),
-    "a sentence-transformers' T5": (
-        modules(dense=1) | {"config.json": {"model_type": "t5"}}, "model_type must be one of .* got 't5'"),
+    "a sentence-transformers' BART": (
+        modules(dense=1) | {"config.json": {"model_type": "bart"}}, "model_type must be one of .* got 'bart'"),
     "a CrossEncoder": (
         {"modules.json": modules()["modules.json"][:1], "config_sentence_transformers.json": {"model_type":
          "CrossEncoder"}, "sentence_bert_config.json": {"transformer_task": "sequence-classification"}},

@@ -61,15 +61,11 @@ def bert(tmp_path_factory):
 
 
 def random_batch(rng, encoder, batch=5, length=23):
-    """Token ids with padding tokens among them, a mask with holes (if the model takes such), token types."""
+    """Token ids with padding tokens among them, a mask with holes, token types."""
     ids = rng.integers(0, encoder.config["vocab_size"], (batch, length))
     ids[rng.random(ids.shape) < 0.1] = encoder.padding_id
     types = rng.integers(0, encoder.config.get("type_vocab_size", 1), ids.shape)
-    mask = rng.random(ids.shape) < 0.7
-    if encoder.by_distance:
-        begins, ends = np.sort(rng.integers(0, length + 1, (2, batch, 1)), axis=0)
-        mask = (begins <= np.arange(length)) & (np.arange(length) < ends)
-    return ids, mask, types
+    return ids, rng.random(ids.shape) < 0.7, types
 
 
 def assert_close(result, expected, dtype="float32"):

@@ -42,6 +42,7 @@ CLASSES = {
     "bert": (ABSENT, "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "PreTrainedTokenizerFast"),
     "distilbert": (ABSENT, "DistilBertTokenizerFast", "BertTokenizer", "TokenizersBackend"),
     "mpnet": (ABSENT, "MPNetTokenizer", "MPNetTokenizerFast", "PreTrainedTokenizerFast"),
+    "t5": (ABSENT, "T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast"),
     "roberta": (ABSENT, "RobertaTokenizer", "RobertaTokenizerFast", "PreTrainedTokenizerFast"),
     "xlm-roberta": (ABSENT, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "PreTrainedTokenizerFast"),
     "camembert": (ABSENT, "CamembertTokenizer", "CamembertTokenizerFast", "TokenizersBackend"),
@@ -67,7 +68,28 @@ def test_flags(tmp_path, model_type, name):
         model = assert_alike(save(tmp_path, model_type, config))
         seen.add(str([ids(model, text) for text in TEXTS]))
     as_it_is = name in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    assert (len(seen) == 1) == as_it_is
+    assert (len(seen) == 1) == (as_it_is or model_type == "t5")  # whose class has none
+
+
+# Classes of models that any model may name.
+NAMED = {
+    "AlbertTokenizer": {"do_lower_case": (ABSENT, False), "keep_accents": (ABSENT, True)},
+    "GemmaTokenizer": {},
+    "Qwen2Tokenizer": {"add_prefix_space": (ABSENT, True)},
+}
+ENDS = {"add_bos_token": (ABSENT, False, True), "add_eos_token": (ABSENT, True)}
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["own ends", "no ends"])
+@pytest.mark.parametrize("ending", ["", "Fast"])
+@pytest.mark.parametrize("name", NAMED)
+def test_flags_of_named_classes(tmp_path, name, ending, stored):
+    """The tokens added to a text are tokenizer.json's, whatever fields say of them."""
+    for config in fields(tokenizer_class=(f"{name}{ending}", "PreTrainedTokenizerFast"), **NAMED[name], **ENDS):
+        save(tmp_path, name, config)
+        if not stored:
+            change_json(tmp_path / "tokenizer.json", lambda content: content.update(post_processor=None))
+        assert_alike(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", CLASSES)
@@ -95,6 +117,7 @@ OTHER_MARKS = {
     "bert": {"cls_token": "[SEP]", "sep_token": "[CLS]", "unk_token": "a"},
     "distilbert": {"sep_token": "[MASK]", "pad_token": "[UNK]"},
     "mpnet": {"cls_token": "</s>", "sep_token": "<s>", "unk_token": "a"},
+    "t5": {"eos_token": "<unk>", "pad_token": "</s>"},
     "roberta": {"cls_token": "</s>", "sep_token": "<s>", "bos_token": "<mask>"},
     "xlm-roberta": {"bos_token": "</s>", "eos_token": "<s>", "sep_token": "<mask>"},
     "camembert": {"bos_token": "</s>", "eos_token": "<mask>"},

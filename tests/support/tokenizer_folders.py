@@ -3,6 +3,7 @@
 import functools
 import json
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from support import encoders
@@ -50,23 +51,56 @@ def _byte_pairs():
     return found, _SENTENCE_MARKS, ("<s>", "</s>")
 
 
-def _unigrams():
+def _unigrams(marks=tuple(_SENTENCE_MARKS), first="<s>"):
     pieces = ["▁", *LETTERS, "▁the", "the", "▁The", "ll", "▁a", "nd"]
-    scored = [(mark, 0.0) for mark in _SENTENCE_MARKS] + [(x, -2.0 - 0.01 * i) for i, x in enumerate(pieces)]
-    found = Tokenizer(models.Unigram(scored, unk_id=3, byte_fallback=False))
+    scored = [(mark, 0.0) for mark in marks] + [(x, -2.0 - 0.01 * i) for i, x in enumerate(pieces)]
+    found = Tokenizer(models.Unigram(scored, unk_id=marks.index("<unk>"), byte_fallback=False))
     found.normalizer = normalizers.NFKC()
     found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    return found, _SENTENCE_MARKS, ("<s>", "</s>")
+    return found, list(marks), (first, "</s>")
 
 
-# What vocabulary a model_type has.
+def _byte_pairs_of_words():
+    found, _, _ = _byte_pairs()
+    vocabulary = found.get_vocab()
+    vocabulary |= {"<|endoftext|>": len(vocabulary)}
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "t"), ("l", "l")]
+    found.model = models.BPE(vocabulary, merges)
+    return found, ["<|endoftext|>"], ("<|endoftext|>", "<|endoftext|>")
+
+
+def _pieces_with_bytes():
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "t"), ("l", "l")]
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokens = [*marks, *(f"<0x{i:02X}>" for i in range(256)), "▁", *LETTERS[:70], *map("".join, merges)]
+    tokens = list(dict.fromkeys(tokens))
+    found = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    return found, marks, ("<bos>", "<eos>")
+
+
+def _lower_unigrams():
+    marks = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = ["▁", *LETTERS, "▁the", "the", "▁The", "ll", "▁a", "nd"]
+    scored = [(mark, 0.0) for mark in marks] + [(x, -2.0 - 0.01 * i) for i, x in enumerate(pieces)]
+    found = Tokenizer(models.Unigram(scored, unk_id=1, byte_fallback=False))
+    found.normalizer = normalizers.NFKC()
+    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    return found, marks, ("[CLS]", "[SEP]")
+
+
+# What vocabulary a model_type has, or a class that the BERT of `save` names.
 _MADE_OF = {
     "bert": _word_pieces,
     "camembert": _unigrams,
     "distilbert": _word_pieces,
     "mpnet": _word_pieces_in_sentences,
     "roberta": _byte_pairs,
+    "t5": lambda: _unigrams(("<pad>", "</s>", "<unk>"), "<unk>"),
     "xlm-roberta": _unigrams,
+    "AlbertTokenizer": _lower_unigrams,
+    "GemmaTokenizer": _pieces_with_bytes,
+    "Qwen2Tokenizer": _byte_pairs_of_words,
 }
 
 
@@ -82,7 +116,23 @@ def tokenizer(model_type):
 
 @functools.cache
 def _encoder(model_type):
-    return encoders.random_encoder(model_type, vocab_size=400)
+    if model_type == "t5":
+        return _t5()
+    return encoders.random_encoder("bert" if model_type.endswith("Tokenizer") else model_type, vocab_size=400)
+
+
+def _t5():
+    """The smallest model of that kind: its numbers do not matter."""
+    sizes = {"vocab_size": 400, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "n_positions": 40}
+    square, attention = np.zeros((8, 8), np.float32), "layer.0.SelfAttention"
+    block = {f"{attention}.{part}": square for part in "qkvo"}
+    block |= {f"{attention}.relative_attention_bias": np.zeros((32, 2), np.float32)}
+    block |= {f"layer.1.DenseReluDense.{part}": square for part in ("wi", "wo")}
+    block |= {f"layer.{i}.layer_norm": np.ones(8, np.float32) for i in (0, 1)}
+    tensors = {f"encoder.block.0.{name}.weight": x for name, x in block.items()}
+    tensors |= {"encoder.final_layer_norm.weight": block["layer.0.layer_norm"]}
+    tensors |= {"shared.weight": np.zeros((400, 8), np.float32)}
+    return encoders.Encoder({"model_type": "t5", "pad_token_id": 0, **sizes}, tensors)
 
 
 def save(folder, model_type, config=None, files=None, tokenizer_json=True):

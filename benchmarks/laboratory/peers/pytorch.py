@@ -167,13 +167,25 @@ def _arrays(result):
     return tuple(map(_array, result)) if isinstance(result, tuple) else _array(result)
 
 
-def _into(function):
-    """For functions that take `out`."""
+def _along(function):
+    """For functions of an axis."""
 
-    def prepare(x):
-        return functools.partial(function, x, -1, out=torch.empty_like(x))
+    def build(case, arguments):
+        return functools.partial(function, _tensor(arguments["x"]), case.options.get("axis", -1)), _arrays
 
-    return prepare
+    return build
+
+
+def _along_into(function):
+    """The same, for those that take `out`."""
+
+    def build(case, arguments):
+        if not case.out:
+            raise Unsuitable("writes into a given tensor")
+        call, fetch = _along(function)(case, arguments)
+        return functools.partial(call, out=torch.empty_like(call.args[0])), fetch
+
+    return build
 
 
 def _layer_norm(x, weight, bias):
@@ -298,12 +310,12 @@ VARIANTS = {
     },
     "varlen_attention": {"padded, with a mask": _padded, "one by one": _one_by_one},
     "softmax": {
-        "softmax": _allocating(functools.partial(torch.softmax, dim=-1)),
-        "softmax, out": _writing(_into(torch.softmax)),
+        "softmax": _along(torch.softmax),
+        "softmax, out": _along_into(torch.softmax),
     },
     "log_softmax": {
-        "log_softmax": _allocating(functools.partial(torch.log_softmax, dim=-1)),
-        "log_softmax, out": _writing(_into(torch.log_softmax)),
+        "log_softmax": _along(torch.log_softmax),
+        "log_softmax, out": _along_into(torch.log_softmax),
     },
     "layer_norm": {
         "layer_norm": _allocating(_layer_norm),

@@ -344,7 +344,10 @@ def _row_inputs(*names):
 
 
 def _row_parts(case, arguments):
-    """The rows at the beginning, middle and end."""
+    """The rows at the beginning, middle and end; along another axis, all of them."""
+    if "axis" in case.options:
+        yield from _whole(case, arguments)
+        return
     for rows in _blocks(case.sizes["rows"]):
         yield rows, {name: arguments[name][rows] for name in ("x", "residual") if name in arguments}, {}
 

@@ -2,7 +2,7 @@
  *
  * A row that fits the cache is passed three times: maximum, exponentials and their sum, scaling. A longer one goes span
  * by span with a running maximum and sum (Milakov and Gimelshein 2018), and its exponentials are computed twice. Rows
- * that lie side by side (an axis other than the last) go into the lanes instead. */
+ * that lie side by side (an axis other than the last) go into the lanes instead, and so do rows of few elements. */
 #ifndef FA_ROWS_SOFTMAX_H
 #define FA_ROWS_SOFTMAX_H
 
@@ -40,9 +40,8 @@ static R span_max(const R *x, ptrdiff_t count) {
     for (; i + 4 * LANES <= count; i += 4 * LANES)
         FA_UNROLL_FOR(int j = 0; j < 4; j++) top[j] = maximum(load(x + i + j * LANES), top[j]);
     for (; i + LANES <= count; i += LANES) top[0] = maximum(load(x + i), top[0]);
-    R max = lane_max(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
-    for (; i < count; i++) max = x[i] > max ? x[i] : max;
-    return max;
+    if (i < count) top[1] = maximum(keep_lanes(load_part(x + i, (int)(count - i)), (int)(count - i), lowest[0]), top[1]);
+    return lane_max(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
 /* Sum of e^(x - shift) over a run, lane by lane; with `keep` the terms are left in `to`. `ahead` is prefetched along
@@ -200,8 +199,61 @@ static void softmax_long_row(const fa_softmax *s, const char *x, const char *whe
     if (memory->nontemporal) end_nontemporal_row(memory->nontemporal, (R *)out + s->length, memory->joined);
 }
 
+/* What a row in each lane has in common: the shift before the exponential, and the factor after it. */
+FA_INLINE V lanes_shift(V max) { return choose(max == (R)-INFINITY, (V){0}, max); }
+FA_INLINE V lanes_factor(const fa_softmax *s, V sum) {
+    V factor = choose(sum == (V){0}, (V){0}, (R)1 / sum);
+    if (s->logarithm)
+        for (int lane = 0; lane < LANES; lane++) factor[lane] = last_factor(s, sum[lane]);
+    return factor;
+}
+
+/* Rows of at most TINY elements: a row to a lane, by way of memory. 16 rows of 9 take 0.4 microseconds, in passes 1.0. */
+#define TINY (2 * LANES)
+static void softmax_tiny_rows(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows) {
+    const ptrdiff_t n = s->length, size = fa_size_of(s->type);
+    const int joined = !where && s->x_stride == size && s->x_row_stride == n * size;
+    const int joined_out = s->out_stride == size && s->out_row_stride == n * size;
+    R row_major[TINY * LANES] = {0}, lane_major[TINY * LANES];
+    for (ptrdiff_t first = 0; first < rows; first += LANES) {
+        const ptrdiff_t lanes = rows - first < LANES ? rows - first : LANES;
+        if (joined) widen(row_major, x + first * s->x_row_stride, s->type, size, lanes * n);
+        else
+            for (ptrdiff_t r = first; r < first + lanes; r++)
+                softmax_span(s, x + r * s->x_row_stride, where ? where + r * s->where_row_stride : NULL, 0, n, 0,
+                             row_major + (r - first) * n);
+        for (ptrdiff_t i = 0; i < n; i++)
+            for (int lane = 0; lane < LANES; lane++) lane_major[i * LANES + lane] = row_major[lane * n + i];
+
+        V max = splat((R)-INFINITY), sum[4] = {{0}, {0}, {0}, {0}}; /* short chains: a sum of 32 terms in one is worse */
+        for (ptrdiff_t i = 0; i < n; i++) max = maximum(load(lane_major + i * LANES), max);
+        const V shift = lanes_shift(max);
+        for (ptrdiff_t i = 0; i < n; i++) {
+            V less = load(lane_major + i * LANES) - shift, term = vector_exp(less);
+            sum[i % 4] += term;
+            store(lane_major + i * LANES, s->logarithm ? less : term);
+        }
+        const V factor = lanes_factor(s, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+        for (ptrdiff_t i = 0; i < n; i++) {
+            V kept = load(lane_major + i * LANES);
+            store(lane_major + i * LANES, s->logarithm ? kept - factor : kept * factor);
+        }
+
+        for (ptrdiff_t i = 0; i < n; i++)
+            for (int lane = 0; lane < LANES; lane++) row_major[lane * n + i] = lane_major[i * LANES + lane];
+        if (joined_out) narrow(out + first * s->out_row_stride, s->type, size, row_major, lanes * n);
+        else
+            for (ptrdiff_t r = first; r < first + lanes; r++)
+                narrow(out + r * s->out_row_stride, s->type, s->out_stride, row_major + (r - first) * n, n);
+    }
+}
+
 static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                  void *scratch) {
+    if (s->length <= TINY) {
+        softmax_tiny_rows(s, x, where, out, rows);
+        return;
+    }
     nontemporal_line nontemporal = {.filled = 0};
     int contiguous_out = are_side_by_side(out, s->out_row_stride, s->out_stride, s->type);
     softmax_memory memory = {
@@ -224,43 +276,96 @@ static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char 
     }
 }
 
-/* `lanes` rows side by side: element i of all of them stands at x + i · x_element. Between the passes the exponentials
- * stay in the output; one of 16 bits would round them, so there they are computed twice. */
-FA_INLINE void softmax_lanes(const fa_softmax *s, const char *x, char *out, const fa_type type, int lanes) {
-    const V lowest = splat((R)-INFINITY);
-    V max = lowest, sum = {0};
-#define AT(i) load_some_as(x + (i) * s->x_stride, type, lanes)
-#define PUT(i, value) store_some_as(out + (i) * s->out_stride, type, value, lanes)
-    for (ptrdiff_t i = 0; i < s->length; i++) max = maximum(AT(i), max);
-    V shift = choose(max == lowest, (V){0}, max);
-    for (ptrdiff_t i = 0; i < s->length; i++) {
-        V less = AT(i) - shift, term = vector_exp(less);
-        sum += term;
+/* How rows that lie side by side are read: `vectors` of them, of `usual` elements and the last one of `last`. Either a
+ * lane is a row, and a vector holds an element of each; or the rows are woven: fewer than WOVEN of them without gaps,
+ * read in whole vectors, so that a lane is of another row in each of `phases` vectors, and then of the first again. */
+#define WOVEN (2 * LANES)
+typedef struct {
+    ptrdiff_t vectors, x_step, out_step; /* bytes */
+    int usual, last;
+    int rows, phases; /* of woven rows */
+} softmax_walk;
+
+#define FA_FOR_WOVEN(w)                                                                                                \
+    for (int p = 0, row = 0; p < (w)->phases; p++)                                                                     \
+        for (int lane = 0; lane < LANES; lane++, row = row + 1 == (w)->rows ? 0 : row + 1)
+
+/* From values of lanes, in place, to those of their rows: the maximum or the sum, and what is made of it. */
+FA_INLINE void woven_shift(const softmax_walk *w, V *max) {
+    R of_row[WOVEN];
+    for (int row = 0; row < w->rows; row++) of_row[row] = (R)-INFINITY;
+    FA_FOR_WOVEN(w) if (max[p][lane] > of_row[row]) of_row[row] = max[p][lane];
+    FA_FOR_WOVEN(w) max[p][lane] = finite_shift(of_row[row]);
+}
+FA_INLINE void woven_factor(const fa_softmax *s, const softmax_walk *w, V *sum) {
+    R of_row[WOVEN] = {0};
+    FA_FOR_WOVEN(w) of_row[row] += sum[p][lane];
+    for (int row = 0; row < w->rows; row++) of_row[row] = last_factor(s, of_row[row]);
+    FA_FOR_WOVEN(w) sum[p][lane] = of_row[row];
+}
+
+/* Between the passes the exponentials stay in the output; one of 16 bits would round them, so there they are computed
+ * twice. */
+FA_INLINE void softmax_lanes(const fa_softmax *s, const softmax_walk *w, const char *x, char *out, const fa_type type,
+                             const int woven) {
+    V shift[WOVEN], factor[WOVEN];
+    const int phases = woven ? w->phases : 1;
+    for (int p = 0; p < phases; p++) shift[p] = splat((R)-INFINITY), factor[p] = (V){0};
+#define EACH_VECTOR                                                                                                    \
+    for (ptrdiff_t i = 0, p = 0, n; n = i + 1 < w->vectors ? w->usual : w->last, i < w->vectors;                        \
+         i++, p = p + 1 < phases ? p + 1 : 0)
+/* Lanes beyond the end of woven rows are of rows, too: there -inf adds nothing. */
+#define AT(i)                                                                                                          \
+    (woven && n < LANES ? keep_lanes(load_some_as(x + (i) * w->x_step, type, n), (int)n, (R)-INFINITY)                 \
+                        : load_some_as(x + (i) * w->x_step, type, n))
+#define PUT(i, value) store_some_as(out + (i) * w->out_step, type, value, n)
+    EACH_VECTOR shift[p] = maximum(AT(i), shift[p]);
+    if (woven) woven_shift(w, shift);
+    else shift[0] = lanes_shift(shift[0]);
+    EACH_VECTOR {
+        V less = AT(i) - shift[p], term = vector_exp(less);
+        factor[p] += term;
         if (s->logarithm) term = less;
         if (type == STORED) PUT(i, term);
     }
-    V factor = choose(sum == (V){0}, (V){0}, (R)1 / sum);
-    if (s->logarithm)
-        for (int lane = 0; lane < LANES; lane++) factor[lane] = sum[lane] == 0 ? 0 : (R)log((double)sum[lane]);
-    for (ptrdiff_t i = 0; i < s->length; i++) {
-        V kept = type == STORED ? load_some((const R *)(out + i * s->out_stride), lanes) : (V)(AT(i) - shift);
+    if (woven) woven_factor(s, w, factor);
+    else factor[0] = lanes_factor(s, factor[0]);
+    EACH_VECTOR {
+        V kept = type == STORED ? load_some((const R *)(out + i * w->out_step), n) : (V)(AT(i) - shift[p]);
         if (type != STORED && !s->logarithm) kept = vector_exp(kept);
-        if (s->logarithm) kept = kept - factor;
-        else kept = kept * factor;
-        PUT(i, kept);
+        PUT(i, s->logarithm ? kept - factor[p] : kept * factor[p]);
     }
+#undef EACH_VECTOR
 #undef AT
 #undef PUT
+}
+
+/* Whether rows are woven: their vectors are fewer by enough to pay for the sums over the lanes. */
+FA_INLINE int is_woven(const fa_softmax *s, const softmax_walk *w, ptrdiff_t step) {
+    ptrdiff_t idle = -w->rows & (LANES - 1);
+    return s->x_stride == step && s->out_stride == step && s->length * idle > 3 * LANES * w->phases;
 }
 
 static void EXPORT(softmax_columns)(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t rows,
                                     void *scratch) {
 #define COLUMNS(TYPE)                                                                                                  \
     do {                                                                                                               \
-        const ptrdiff_t size = fa_size_of(TYPE);                                                                       \
+        const ptrdiff_t size = fa_size_of(TYPE), count = s->length * rows;                                             \
+        softmax_walk walk = {s->length, s->x_stride, s->out_stride, LANES, LANES};                                     \
         ptrdiff_t row = 0;                                                                                             \
-        for (; row + LANES <= rows; row += LANES) softmax_lanes(s, x + row * size, out + row * size, TYPE, LANES);     \
-        if (row < rows) softmax_lanes(s, x + row * size, out + row * size, TYPE, (int)(rows - row));                   \
+        if (rows < WOVEN) {                                                                                            \
+            int common = (int)(rows & -rows);                                                                          \
+            walk.rows = (int)rows, walk.phases = (int)rows / (common < LANES ? common : LANES);                        \
+            if (is_woven(s, &walk, rows * size)) {                                                                     \
+                walk.x_step = walk.out_step = LANES * size;                                                            \
+                walk.vectors = (count + LANES - 1) / LANES, walk.last = (int)((count - 1) % LANES + 1);                \
+                softmax_lanes(s, &walk, x, out, TYPE, 1);                                                              \
+                return;                                                                                                \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (; row + LANES <= rows; row += LANES) softmax_lanes(s, &walk, x + row * size, out + row * size, TYPE, 0);  \
+        walk.usual = walk.last = (int)(rows - row);                                                                    \
+        if (row < rows) softmax_lanes(s, &walk, x + row * size, out + row * size, TYPE, 0);                            \
     } while (0)
     FA_FOR_RESULT(s->type, COLUMNS);
 #undef COLUMNS

@@ -75,11 +75,12 @@ FA_INLINE V vector_exp2(V x) {
     return scaled(exp2_unit(f), x);
 }
 
-/* e^x = 2^n · e^(x - n log 2); -inf is raised to a number whose exponential is 0, so that no inf - inf arises. */
+/* e^x = 2^n · e^(x - n log 2). Again subnormal results are 0: with one in a vector, or one too small even for that, as
+ * of -inf, the scaling takes 250 cycles; a row of 33 elements took twice as long as one of 32 for its unused lanes. */
 FA_INLINE V vector_exp(V x) {
-    x = maximum(splat(-110.0f), x);
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);
     V n = (V)_mm512_roundscale_ps((__m512)(x * FA_LOG2_E), 0x08);
-    return (V)_mm512_scalef_ps((__m512)exp_half(exp_rest(x, n)), (__m512)n);
+    return (V)_mm512_maskz_scalef_ps(normal, (__m512)exp_half(exp_rest(x, n)), (__m512)n);
 }
 
 #else
@@ -98,9 +99,9 @@ FA_INLINE V vector_exp2(V x) {
     return (V)_mm512_maskz_scalef_pd(normal, (__m512d)exp2_unit(f), (__m512d)x);
 }
 FA_INLINE V vector_exp(V x) {
-    x = maximum(splat(-760.0), x);
+    __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(-708.3964185322641), _CMP_NLT_UQ);
     V n = (V)_mm512_roundscale_pd((__m512d)(x * FA_LOG2_E), 0x08);
-    return (V)_mm512_scalef_pd((__m512d)exp_half(exp_rest(x, n)), (__m512d)n);
+    return (V)_mm512_maskz_scalef_pd(normal, (__m512d)exp_half(exp_rest(x, n)), (__m512d)n);
 }
 
 #endif

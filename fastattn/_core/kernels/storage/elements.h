@@ -91,6 +91,10 @@ static void widen(R *to, const char *from, fa_type type, ptrdiff_t step, ptrdiff
     for (; i + LANES <= count; i += LANES) store(to + i, load_as(from + i * fa_size_of(TYPE), TYPE))
     if (step == fa_size_of(type)) FA_FOR_STORED(type, WHOLE);
 #undef WHOLE
+    if (type == STORED && step == fa_size_of(type) && i < count) {
+        store_part(to + i, load_part((const R *)from + i, (int)(count - i)), (int)(count - i));
+        return;
+    }
     for (; i < count; i++) to[i] = read_element(from + i * step, type);
 }
 
