@@ -209,7 +209,7 @@ def test_nothing_is_left_behind():
             thread.start()
             thread.join()
 
-    work(20), in_threads(50)  # until the allocator has arenas enough
+    work(100), in_threads(100)  # until the allocator has arenas enough, and members have their memory
     work(100), in_threads(100)
     """
     assert growth(code) < 2_000_000

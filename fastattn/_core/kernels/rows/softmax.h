@@ -40,7 +40,8 @@ static R span_max(const R *x, ptrdiff_t count) {
     for (; i + 4 * LANES <= count; i += 4 * LANES)
         FA_UNROLL_FOR(int j = 0; j < 4; j++) top[j] = maximum(load(x + i + j * LANES), top[j]);
     for (; i + LANES <= count; i += LANES) top[0] = maximum(load(x + i), top[0]);
-    if (i < count) top[1] = maximum(keep_lanes(load_part(x + i, (int)(count - i)), (int)(count - i), lowest[0]), top[1]);
+    if (i < count)
+        top[1] = maximum(keep_lanes(load_part(x + i, (int)(count - i)), (int)(count - i), lowest[0]), top[1]);
     return lane_max(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
@@ -225,7 +226,8 @@ static void softmax_tiny_rows(const fa_softmax *s, const char *x, const char *wh
         for (ptrdiff_t i = 0; i < n; i++)
             for (int lane = 0; lane < LANES; lane++) lane_major[i * LANES + lane] = row_major[lane * n + i];
 
-        V max = splat((R)-INFINITY), sum[4] = {{0}, {0}, {0}, {0}}; /* short chains: a sum of 32 terms in one is worse */
+        /* Short chains: of 32 terms in one, the rounding errors exceed the rule. */
+        V max = splat((R)-INFINITY), sum[4] = {{0}, {0}, {0}, {0}};
         for (ptrdiff_t i = 0; i < n; i++) max = maximum(load(lane_major + i * LANES), max);
         const V shift = lanes_shift(max);
         for (ptrdiff_t i = 0; i < n; i++) {
@@ -312,7 +314,7 @@ FA_INLINE void softmax_lanes(const fa_softmax *s, const softmax_walk *w, const c
     const int phases = woven ? w->phases : 1;
     for (int p = 0; p < phases; p++) shift[p] = splat((R)-INFINITY), factor[p] = (V){0};
 #define EACH_VECTOR                                                                                                    \
-    for (ptrdiff_t i = 0, p = 0, n; n = i + 1 < w->vectors ? w->usual : w->last, i < w->vectors;                        \
+    for (ptrdiff_t i = 0, p = 0, n; n = i + 1 < w->vectors ? w->usual : w->last, i < w->vectors;                       \
          i++, p = p + 1 < phases ? p + 1 : 0)
 /* Lanes beyond the end of woven rows are of rows, too: there -inf adds nothing. */
 #define AT(i)                                                                                                          \
