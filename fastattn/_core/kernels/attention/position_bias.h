@@ -42,8 +42,7 @@ FA_INLINE int fill_bias_panel(const fa_attention *a, const fa_attention_item *it
         else copy_biases(a, item, row % a->group, distance, copies, to, -pitch);
     }
     mask_kinds kinds = {{0}, {0}, {0}};
-    for (ptrdiff_t t = 0; t < size; t += LANES)
-        kinds = note_kinds(kinds, load(panel + fa_clamp(t, 0, size - LANES)));
+    for (ptrdiff_t t = 0; t < size; t += LANES) kinds = note_kinds(kinds, load(panel + fa_clamp(t, 0, size - LANES)));
     return kinds_noted(kinds);
 }
 

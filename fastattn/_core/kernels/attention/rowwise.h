@@ -220,7 +220,7 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t r
 
 /* Reads each row's biases for a step. Returns the kinds that occur. */
 static int rowwise_biases(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
-                         ptrdiff_t first_key, ptrdiff_t count) {
+                          ptrdiff_t first_key, ptrdiff_t count) {
     int kinds = 0;
     for (ptrdiff_t row = 0; row < item->rows; row++) {
         const char *mask = item->mask ? mask_of(a, item, item->first_row + row) + first_key * a->mask_stride : NULL;
