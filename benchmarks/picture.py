@@ -156,5 +156,6 @@ def seconds(text):
 
 
 if __name__ == "__main__":
-    for name in (*PICTURES, *DISTRIBUTIONS):
-        (FOLDER / f"{name}.svg").write_text(draw(name), encoding="utf-8")
+    for name, (page, *_) in (PICTURES | DISTRIBUTIONS).items():
+        if (FOLDER / f"{page}.md").exists():
+            (FOLDER / f"{name}.svg").write_text(draw(name), encoding="utf-8")

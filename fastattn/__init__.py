@@ -21,7 +21,7 @@ _typing.py        types of arguments, for type checkers
 _core/            the compiled half: a .pyx for each operation family, and options.pyx and plan.pyx for attention;
                   kernels/ holds the C, compiled once for each target (kernels/README.md is its map)
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders
-models/           sentence encoders of the BERT family, from texts to embeddings
+models/           sentence encoders, from texts to embeddings
 commands/         python -m fastattn info | check | bench | embed | similar | attention-map
 integrations/     fastattn inside other libraries: dask, onnx, transformers, and frameworks that use embeddings
 

@@ -13,6 +13,9 @@ from fastattn._runtime import on_target
 from support import dtypes
 from support.drawing import drawn
 
+# Neither tests nor examples use the network; set before these libraries are imported.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False", "LANGSMITH_TRACING": "false"}
+
 # The same examples on every run; HYPOTHESIS_PROFILE=thorough looks further, at random.
 hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=5000, deadline=None)

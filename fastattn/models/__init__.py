@@ -1,4 +1,4 @@
-"""Sentence encoders of the BERT family from a local folder, without a framework.
+"""Sentence encoders from a local folder, without a framework.
 
 A map of the package, which is imported only when used:
 
@@ -29,6 +29,7 @@ inputs.py             the only place that checks token ids and masks; packs them
 tokens.py             texts to token ids
 tokenizer_files.py    the files of a tokenizer, read as transformers reads them
 tokenizer_classes.py  the parts of each tokenizer class: one row each
+static.py             StaticEmbedding and Model2Vec: a table of embeddings in the place of a backbone
 embeddings.py         token ids to rows: words, positions and token types, added and normalised
 position_bias.py      relative position biases by distance, from those of buckets
 packs.py              cuts texts into packs that go through the layers together

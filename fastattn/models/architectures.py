@@ -415,6 +415,9 @@ ARCHITECTURES = {
     "xlm-roberta": _ROBERTA._replace(tokenizer_class="XLMRobertaTokenizer"),
 }
 
+# A table of embeddings alone, whose folder has no config.json.
+STATIC = Architecture(fields={}, defaults={}, tokenizer_class="TokenizersBackend", layers="", tensors={}, embeddings={})
+
 # (model_type, field of config.json, its value) -> the architecture of models whose model_type is another one's.
 VARIANTS = {
     ("bert", "position_embedding_type", "alibi"): _JINA_V2,

@@ -11,16 +11,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastattn import _arguments
-from fastattn._dtypes import TYPES
+from fastattn._dtypes import BY_NAME, TYPES
 from fastattn.models.folders import existing, inside, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-# Dtype in the file -> our dtype.
-_STORED = {row.tensor: row.name for row in TYPES if row.tensor}
+# Dtype in the file -> our dtype: of weights, and of integers.
+REALS = {row.tensor: row.name for row in TYPES if row.tensor}
+
+INTEGERS = {"I32": "int32", "I64": "int64"}
 
 # Endings of names in old checkpoints, converted from TensorFlow -> their present ones.
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -57,17 +60,19 @@ class Checkpoint:
             raise ValueError(f"{self.folder} must hold the tensor {name} once, got {len(found)} of them")
         return found[0]
 
-    def take(self, name: str, shape: tuple[int, ...]) -> NDArray:
-        """The tensor of that name; ValueError unless it has that shape."""
+    def take(self, name: str, shape: tuple[int, ...], stored: Mapping[str, str] = REALS) -> NDArray:
+        """The tensor of that name; ValueError unless it has that shape and one of these dtypes."""
         if name not in self._entries:
             raise ValueError(f"{self.folder} must hold the tensor {name} of shape {shape}, got none of that name")
         entry = self._entries[name]
         if entry.shape != shape:
             raise ValueError(f"{entry.path}: the tensor {name} must have shape {shape}, got {entry.shape}")
-        if entry.dtype not in _STORED:
-            raise ValueError(f"{entry.path}: the tensor {name} must be one of {', '.join(_STORED)}, got {entry.dtype}")
+        if entry.dtype not in stored:
+            raise ValueError(f"{entry.path}: the tensor {name} must be one of {', '.join(stored)}, got {entry.dtype}")
         self._taken.add(name)
-        dtype = _arguments.storage_dtype(f"{entry.path}: the tensor {name}", _STORED[entry.dtype])
+        dtype = stored[entry.dtype]
+        if dtype in BY_NAME:
+            dtype = _arguments.storage_dtype(f"{entry.path}: the tensor {name}", dtype)
         x = np.frombuffer(entry.file, dtype, math.prod(shape), entry.offset).reshape(shape)
         return np.require(x, requirements="A")  # copies only if an odd header length misaligns the tensor
 

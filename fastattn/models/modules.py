@@ -15,7 +15,7 @@ from fastattn.models.folders import inside, read_json
 from fastattn.models.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
 from fastattn.models.prompts import Prompts, read_prompts
 from fastattn.models.recognition import check_family, known_architecture
-from fastattn.models.sentences import Sentences, check_fields, limit, read_sentences
+from fastattn.models.sentences import NO_SENTENCES, Sentences, check_fields, limit, read_sentences
 from fastattn.models.similarity import checked_similarity
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Modules(NamedTuple):
     steps: tuple[Module, ...]  # between pooling and normalisation
     normalize: bool
     truncate_dim: int | None  # embeddings are truncated to this size by default
+    static: bool = False  # a StaticEmbedding in the place of transformer and pooling
 
     @property
     def prompt(self) -> str:
@@ -74,20 +75,21 @@ def read_modules(folder: Path) -> Modules:
     path = folder / "modules.json"
     rows = listed_modules(path, _KINDS)
     found: dict[str, list[Path]] = {kind: [row.folder for row in rows if row.kind == kind] for kind in _KINDS}
-    transformer = found["Transformer"][0] if found["Transformer"] else folder
+    static = [row.kind for row in rows[:1]] == ["StaticEmbedding"]
+    transformer = next((row.folder for row in rows if row.kind in _FIRST), folder)
     config = transformer / "config.json"
-    if config.exists():
+    if config.exists() and not static:
         known_architecture(config, read_json(config, dict))
     _check_order(path, [row.kind for row in rows])
     for normalize in found["Normalize"]:
         config = normalize / "config.json"
         check_fields(config, _NORMALIZE_FIELDS, read_json(config, dict, default={}))
-    pooling = found["Pooling"][0] / "config.json" if rows else None
+    pooling = found["Pooling"][0] / "config.json" if rows and not static else None
     raw = {} if pooling is None else read_json(pooling, dict)
     return Modules(
         bool(rows),
         transformer,
-        read_sentences(transformer),
+        NO_SENTENCES if static else read_sentences(transformer),
         read_prompts(defaults, saved),
         checked_similarity(defaults, saved.get("similarity_fn_name")),
         modes=_modes(pooling, raw),
@@ -95,6 +97,7 @@ def read_modules(folder: Path) -> Modules:
         steps=tuple(row for row in rows if row.kind in _STEPS),
         normalize=bool(found["Normalize"]),
         truncate_dim=limit(defaults, "truncate_dim", saved),
+        static=static,
     )
 
 
@@ -127,13 +130,14 @@ def module_of(
 
 
 def _check_order(path: Path, kinds: list[str]) -> None:
-    after = [kind for kind in kinds[2:] if kind != "Dropout"]
+    first = _FIRST.get(kinds[0], ()) if kinds else ()
+    after = [kind for kind in kinds[len(first) :] if kind != "Dropout"]
     if after[-1:] == ["Normalize"]:
         after.pop()
-    if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not all(kind in _STEPS for kind in after)):
+    if kinds and (tuple(kinds[: len(first) or 1]) != first or not all(kind in _STEPS for kind in after)):
         raise ValueError(
             f"{path}: type must be Transformer, then Pooling, any number of {', '.join(_STEPS)} and Dropout, and at "
-            f"most one Normalize, got {', '.join(kinds)}"
+            f"most one Normalize, or StaticEmbedding in place of the first two, got {', '.join(kinds)}"
         )
 
 
@@ -170,4 +174,7 @@ def _layer_norm(folder: Path, size: int) -> tuple[LayerNorm, int]:
 # Modules that compute an embedding from another one -> their readers, which return (the step, its output size).
 _STEPS: dict[str, Callable[[Path, int], tuple[Callable, int]]] = {"Dense": _dense, "LayerNorm": _layer_norm}
 
-_KINDS = ("Transformer", "Pooling", *_STEPS, "Dropout", "Normalize")
+# The first module -> those that a folder begins with.
+_FIRST = {"Transformer": ("Transformer", "Pooling"), "StaticEmbedding": ("StaticEmbedding",)}
+
+_KINDS = ("Transformer", "Pooling", "StaticEmbedding", *_STEPS, "Dropout", "Normalize")

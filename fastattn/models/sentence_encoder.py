@@ -18,6 +18,7 @@ from fastattn.models.pipeline import Options, Pipeline
 from fastattn.models.prompts import DOCUMENT, QUERY
 from fastattn.models.recognition import head
 from fastattn.models.similarity import similarity
+from fastattn.models.static import StaticBackbone, static_tokens
 from fastattn.models.tokens import Tokens, checked_text, checked_texts
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class EncodeOptions(TypedDict, total=False):
 
 
 class SentenceEncoder:
-    """A sentence encoder of the BERT family, made by `from_pretrained`.
+    """A sentence encoder, made by `from_pretrained`.
 
     It is immutable: several threads may use it at once. Shapes use these letters: B sequences, S tokens, H hidden size,
     N texts.
@@ -53,6 +54,7 @@ class SentenceEncoder:
     max_length : int
         Maximum number of tokens: `encode`, `tokenize` and `attention_map` truncate longer texts. The smaller of
         sentence-transformers' max_seq_length (or else the tokenizer's model_max_length) and the number of positions.
+        StaticEmbedding has no maximum, but that of the truncation in tokenizer.json: ``sys.maxsize``.
     hidden_size : int
         Hidden size, H.
     embedding_size : int
@@ -86,11 +88,17 @@ class SentenceEncoder:
 
     def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
         modules = read_modules(folder)
-        configuration = read_configuration(modules.transformer, modules.sentences.configuration)
-        checkpoint = Checkpoint(modules.transformer)
-        backbone = Backbone(configuration, checkpoint, dtype, pack)
+        if modules.static:
+            checkpoint = Checkpoint(modules.transformer)
+            backbone = StaticBackbone(checkpoint, dtype)
+        else:
+            configuration = read_configuration(modules.transformer, modules.sentences.configuration)
+            checkpoint = Checkpoint(modules.transformer)
+            backbone = Backbone(configuration, checkpoint, dtype, pack)
+        configuration = backbone.configuration
         pooling = read_pooling(modules, configuration.hidden)
-        self._pipeline = Pipeline(modules, Tokens(modules, configuration), backbone, pooling)
+        tokens = static_tokens(modules, configuration) if modules.static else Tokens(modules, configuration)
+        self._pipeline = Pipeline(modules, tokens, backbone, pooling)
         # modules.json says that hidden states are pooled, so a head does not matter.
         self._head = "" if modules.listed else head(configuration.classes, checkpoint.unread())
         checkpoint.forget_pages()
@@ -114,7 +122,8 @@ class SentenceEncoder:
             Holds config.json, model.safetensors (or the shards of model.safetensors.index.json), tokenizer.json (or
             BERT's vocab.txt, or RoBERTa's vocab.json and merges.txt), and the files of sentence-transformers:
             modules.json, the modules' own folders, sentence_bert_config.json. Without modules.json, an embedding is the
-            mean of the hidden states. `default_folder()` by default.
+            mean of the hidden states. StaticEmbedding needs only modules.json, model.safetensors and tokenizer.json.
+            `default_folder()` by default.
         dtype : {"float32", "float16", "bfloat16", "int8"}
             Dtype of the layers' weights and computation; weights are converted once, here. int8 means weights with a
             scale for each output, and hidden states in bfloat16 that are quantised to int8, row by row, before each
@@ -135,9 +144,8 @@ class SentenceEncoder:
         ValueError
             dtype is none of these, is bfloat16 or int8 without ml_dtypes, or is float16 and a weight or score may
             exceed 65504; a file is truncated or invalid, or names one outside of the folder; a tensor is missing, or
-            its shape does not match config.json; or the model is of another architecture than BERT, RoBERTa,
-            XLM-RoBERTa, CamemBERT and DistilBERT, or uses an option that is not supported. The message names the file
-            and the field or tensor.
+            its shape does not match config.json; or config.json's model_type is not one of those in the guide, or a
+            file uses an option that is not supported. The message names the file and the field or tensor.
 
         Notes
         -----
@@ -480,8 +488,8 @@ class SentenceEncoder:
         >>> from fastattn.models import SentenceEncoder
         >>> model = SentenceEncoder.from_pretrained()
         >>> embeddings = model.encode(["A man is playing a guitar.", "Someone plays an instrument."])
-        >>> model.similarity_fn_name, model.similarity(embeddings, embeddings).round(2).tolist()
-        ('cosine', [[1.0, 0.67], [0.67, 1.0]])
+        >>> print(model.similarity_fn_name, model.similarity(embeddings, embeddings)[0].round(2))
+        cosine [1.   0.67]
         """
         return similarity(self.similarity_fn_name, embeddings1, embeddings2)
 

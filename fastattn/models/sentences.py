@@ -62,6 +62,9 @@ class Sentences(NamedTuple):
     of_tasks: Mapping[str, Any] = MappingProxyType({})  # fields in _OF_TASKS, not checked
 
 
+NO_SENTENCES = Sentences(None, False, {}, {})
+
+
 def read_sentences(
     folder: Path, task: str = "feature-extraction", default_task: str = "feature-extraction", *, expands: bool = False
 ) -> Sentences:
@@ -89,7 +92,7 @@ def read_sentences(
                 tokenizer,
                 {name: raw[name] for name in _OF_TASKS if name in raw},
             )
-    return Sentences(None, False, {}, {})
+    return NO_SENTENCES
 
 
 def _task_fields(task: str, default: str) -> dict[str, tuple]:

@@ -147,7 +147,7 @@ def _ends(
     return post_processor
 
 
-def _t5_end(tokenizer: Tokenizer, fields: dict[str, Any]) -> processors.PostProcessor:
+def _t5_end(tokenizer: Tokenizer, fields: dict[str, Any], _: object) -> processors.PostProcessor:
     """The token is this one, its id that of the field."""
     ends = [("</s>", tokenizer.token_to_id(str(fields["eos_token"])))]
     return processors.TemplateProcessing(["$A", "</s>"], special_tokens=ends)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from fastattn.models.configuration import Configuration
     from fastattn.models.modules import Modules
+    from fastattn.models.tokenizer_files import TokenizerFiles
 
 # Texts per call of the library, which keeps 1 to 2 KB of strings and offsets for each token.
 AT_ONCE = 8192
@@ -69,9 +70,11 @@ class Tokens:
         pairs: bool = False,
         special: bool = True,
         marks: tuple[str, ...] = (),
+        files: TokenizerFiles | None = None,
     ) -> None:
         changes = modules.sentences.tokenizer
-        files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
+        if files is None:
+            files = read_tokenizer(modules.transformer, configuration.tokenizer_class, changes)
         tokenizer, self._path, self._prompt = files.tokenizer, files.path, modules.prompt
         self._special_ids, self._token_types = files.special_ids, files.token_types
         side, limit = _truncation(files.config, files.fields)

@@ -221,7 +221,7 @@ def with_head(folder, **tensors):
     return encoder
 
 
-HEAD = {"weight": np.random.default_rng(3).normal(size=(1, 24)).astype(np.float32), "bias": np.ones(1, np.float32)}
+HEAD = {"weight": np.random.default_rng(3).normal(size=(1, 24)).astype(np.float32), "bias": np.full(1, 9, np.float32)}
 
 
 def test_weights_of_tokens(tmp_path):

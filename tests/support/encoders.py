@@ -299,7 +299,15 @@ def add_dense(folder, place, weight, bias, activation):
 
 # safetensors, byte by byte: for files that the library would not write
 
-_CODES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+_CODES = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "int32": "I32",
+    "int64": "I64",
+}
 
 
 def safetensors_header(tensors):
