@@ -295,6 +295,15 @@ def test_out_layouts(operation, rng, dtype, layout):
         assert_nothing_written_around(out)
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["y", "total"])
+def test_results_in_different_layouts(adding, rng, dtype, place):
+    """Each has strides of its own."""
+    arrays = arguments(adding, rng, dtype, 4, 7, 70)
+    outs = [np.empty((4, 7, 70), dtype) for _ in range(2)]
+    outs[place] = empty_laid_out((4, 7, 70), dtype, "fortran")
+    assert_norm_accurate(adding, arrays, out=tuple(outs))
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)], ids=str)
 def test_results_keep_the_memory_order(operation, rng, dtype, axes):
     arrays = arguments(operation, rng, dtype, 3, 4, 5)

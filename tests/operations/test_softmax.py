@@ -164,6 +164,14 @@ def test_where_layouts(operation, rng, dtype, layout):
     assert_row_accurate(operation, x, where=where)
 
 
+def test_where_over_long_rows(operation, rng, dtype):
+    """Rows that the kernel takes span by span, 32,768 elements at a time."""
+    x = rows(rng, dtype, 3, 70_001)
+    where = rng.random(x.shape) < 0.5
+    result = getattr(fastattn, operation)(x, where=where)
+    assert_equal(result, getattr(fastattn, operation)(np.where(where, x, dtype.type(-np.inf))))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_what_where_takes_out_does_not_leak(operation, rng, dtype, bad):
     x = rows(rng, dtype, 20, 50)
