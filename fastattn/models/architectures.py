@@ -166,6 +166,14 @@ _ALBERT = _BERT._replace(
     required=REQUIRED_VALUES | {"inner_group_num": 1},
     projects=True,
 )
+_WITHOUT_POSITIONS = {name: x for name, x in _BERT.embeddings.items() if name != "positions"}
+# The fields that say whether parts have biases.
+_BIAS_FIELDS = {
+    "self_attn.in_proj_": "attention_bias",
+    "self_attn.out_proj.": "attention_bias",
+    "linear1.": "mlp_bias",
+    "linear2.": "mlp_bias",
+}
 _MODERNBERT = Architecture(
     fields=_BERT.fields
     | {
@@ -190,10 +198,7 @@ _MODERNBERT = Architecture(
     attention=positions.modernbert,
     gated=True,
     unbiased={
-        "self_attn.in_proj_": "attention_bias",
-        "self_attn.out_proj.": "attention_bias",
-        "linear1.": "mlp_bias",
-        "linear2.": "mlp_bias",
+        **_BIAS_FIELDS,
         **dict.fromkeys(("norm", "norm1.", "norm2.", "final"), "norm_bias"),
     },
     norm_first=True,
@@ -258,7 +263,7 @@ _NEW = _BERT._replace(
         "linear2.": ("mlp.down_proj.",),
         "norm2.": ("mlp_ln.",),
     },
-    embeddings={name: x for name, x in _BERT.embeddings.items() if name != "positions"},
+    embeddings=_WITHOUT_POSITIONS,
     required=REQUIRED_VALUES
     | {
         "layer_norm_type": "layer_norm",
@@ -281,7 +286,7 @@ _JINA_V2 = _BERT._replace(
         "linear2.": ("mlp.wo.",),
         "norm2.": ("mlp.layernorm.",),
     },
-    embeddings={name: x for name, x in _BERT.embeddings.items() if name != "positions"},
+    embeddings=_WITHOUT_POSITIONS,
     required=REQUIRED_VALUES | {"position_embedding_type": "alibi"},
     activations={name: GATED[name] for name in ("geglu", "reglu")},
     attention=positions.alibi,
@@ -312,10 +317,7 @@ _EUROBERT = Architecture(
     attention=positions.rotary(10_000.0),
     gated=True,
     unbiased={
-        "self_attn.in_proj_": "attention_bias",
-        "self_attn.out_proj.": "attention_bias",
-        "linear1.": "mlp_bias",
-        "linear2.": "mlp_bias",
+        **_BIAS_FIELDS,
         **dict.fromkeys(("norm1.", "norm2.", "final")),
     },
     norm="rms",
