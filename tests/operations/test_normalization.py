@@ -224,6 +224,22 @@ def test_squares_that_the_type_does_not_hold(operation, rng, dtype, magnitude, s
         assert (error < 8 * eps(dtype) * np.abs(right[3:7]).max(axis=-1, keepdims=True)).all()
 
 
+@pytest.mark.wide
+@pytest.mark.parametrize("power", [0.9, 0.6, 0, -0.6, -0.9])
+def test_one_number_alone(operation, dtype, power):
+    """Beside zeros, at any magnitude: the squares of the distances of all others from the mean are equal."""
+    limits = np.finfo(dtype)
+    for size in (2, 40, 5000):
+        x = np.zeros((2, size), dtype)
+        x[:, size // 2] = np.ldexp([1.1, -1.7], int(power * (limits.maxexp if power > 0 else -limits.minexp)))
+        arrays = {name: x if name == "x" else np.zeros_like(x) for name in ARRAYS[operation][0]}
+        result, *_ = results(fastattn, operation, arrays, eps=0.0)
+        expected = by_oracle(operation, dtype, **arrays, eps=0.0)
+        expected = expected[0] if operation in ADDING else expected
+        error = np.abs(result - expected)
+        assert (error <= 4 * eps(dtype) * np.abs(expected).max(axis=-1, keepdims=True)).all()
+
+
 @pytest.mark.parametrize("number", [0, np.inf, -np.inf, np.nan])
 def test_rows_that_have_no_magnitude(operation, dtype, number):
     rows = {name: np.full((2, 40), number if name == "x" else 0, dtype) for name in ARRAYS[operation][0]}
