@@ -125,7 +125,7 @@ def linear(draw, dtype, rng):
 def rotary(draw, dtype, rng):
     heads, tokens, pairs, rest = (draw(st.integers(*ends)) for ends in ((0, 4), (0, 12), (0, 40), (0, 5)))
     x = rng.normal(size=(*[2] * draw(st.integers(0, 1)), heads, tokens, 2 * pairs + rest)).astype(dtype)
-    arguments = {"x": x, "interleaved": draw(st.booleans())}
+    arguments = {"x": x, "interleaved": draw(st.booleans()), "rotary_dim": 2 * pairs}  # tables may repeat an element
     length = tokens
     if draw(st.booleans()):
         length = draw(st.integers(1, 30))
