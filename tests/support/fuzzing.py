@@ -6,8 +6,8 @@ import re
 import hypothesis
 import numpy as np
 
-# In the ordinary suite, of each test: all together take less than 10 s of a processor.
-FEW = 40
+# In the ordinary suite, of each test: together they take 6 s of a processor.
+FEW = 20
 
 examples = FEW  # set by `pytest --fuzz-examples N`, before the tests are imported
 
