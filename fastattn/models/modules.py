@@ -39,6 +39,10 @@ _DENSE_FIELDS = {"activation_function": tuple(ACTIVATIONS), "bias": (True, False
 _DENSE_FIELDS |= _NORMALIZE_FIELDS
 
 
+# Modules of a folder's own code, which is not run -> what they are (Jina v3).
+_OWN_CODE = {"custom_st.Transformer": "sentence_transformers.models.Transformer"}
+
+
 class Module(NamedTuple):
     """A row of modules.json."""
 
@@ -122,6 +126,7 @@ def module_of(
 ) -> Module:
     """A module by its type and its folder below that of the file `path`."""
     kind = str(module.get("type") if isinstance(module, dict) else module)
+    kind = _OWN_CODE.get(kind, kind)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
     if not isinstance(module, dict) or package not in packages or name not in kinds:
