@@ -5,8 +5,8 @@
     python benchmarks/texts.py --only callers               # many callers of one text each; a minute
     python benchmarks/texts.py --page                       # also write the page, from all rows that are saved
 
-The other engines are sentence-transformers with each of its backends, in the batch size that is fastest for it. The
-exports of ONNX Runtime and OpenVINO need optimum-onnx, optimum-intel and nncf; models and exports stay in build/texts.
+The other engines are sentence-transformers on PyTorch, ONNX Runtime and OpenVINO (which needs nncf), each in the batch
+size that is fastest for it. Models and exported graphs stay in build/texts.
 Every engine runs in a process of its own, with the same number of threads, in turns. Results are compared with
 PyTorch's in float32. Missed targets are shown in bold.
 
@@ -50,8 +50,9 @@ LEGEND = f"""\
 Texts per second, tokenizer included, and the error relative to PyTorch in float32. A row of embeddings is some hundred
 texts with a lognormal number of words, {texts.SENTENCES[0]} in the median; one of reranking is a query and
 {texts.TASKS["rerank"]["MiniLM-L6 cross-encoder"]} passages, {texts.PASSAGES[0]} words in the median. Other engines are
-sentence-transformers' backends, each in its fastest batch size. int8 is each engine's own: ONNX Runtime quantises
-dynamically, OpenVINO by samples of the texts. MiniLM-L6 has trained weights, the others random ones.
+sentence-transformers with PyTorch's model, or with a graph in its place as its backends have, each in its fastest batch
+size. int8 is each engine's own: ONNX Runtime quantises dynamically, OpenVINO by samples of such texts. MiniLM-L6 has
+trained weights, the others random ones.
 "vs. fastest" is the time of the fastest other engine of the type over fastattn's. **Bold** below the target:
 {", ".join(f"{tables.ratio(least)} in {dtype}" for dtype, least in texts.ASKED.items())}."""
 
