@@ -11,8 +11,8 @@ Environment:
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
     FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
-    FASTATTN_EMULATE=1           build the targets beyond avx512 of plain AVX-512 (kernels/simd/emulation.h), to test them
-                                 where the processor lacks their instructions; slow, never the default target
+    FASTATTN_EMULATE=1           build the targets beyond avx512 of plain AVX-512 (kernels/simd/emulation.h), to test
+                                 them where the processor lacks their instructions; slow, never the default target
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.

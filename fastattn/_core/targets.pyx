@@ -2,7 +2,17 @@
 
 import os
 
-from fastattn._core.targets cimport FA_BF16, FA_F32, FA_F64, FA_I8, fa_kernels, fa_linear_kernel, fa_matrix, fa_panels, fa_type
+from fastattn._core.targets cimport (
+    FA_BF16,
+    FA_F32,
+    FA_F64,
+    FA_I8,
+    fa_kernels,
+    fa_linear_kernel,
+    fa_matrix,
+    fa_panels,
+    fa_type,
+)
 
 
 cdef extern from "abi/table.h" nogil:
