@@ -11,6 +11,7 @@ from fastattn import _arguments
 from fastattn._dtypes import TYPES
 from fastattn.models.embeddings import Embeddings
 from fastattn.models.float16 import check_finite, check_scores
+from fastattn.models.folders import naming
 from fastattn.models.inputs import checked, has_holes
 from fastattn.models.parameters import embedding_parameters, layer_parameters, position_biases
 from fastattn.models.positions import alibi_slopes
@@ -51,19 +52,20 @@ class Backbone:
             scale=math.sqrt(configuration.hidden) if architecture.scales_words else None,
         )
         biases = position_biases(checkpoint, configuration)
-        self._encoder = TransformerEncoder.from_state_dict(
-            layer_parameters(checkpoint, configuration),
-            num_heads=configuration.heads,
-            num_kv_heads=configuration.kv_heads,
-            activation=configuration.activation,
-            norm=architecture.norm,
-            norm_eps=configuration.norm_eps,
-            norm_first=architecture.norm_first,
-            first_attention_norm=not architecture.lacks_first_norm,
-            bias=None,  # those that are there: the tensors were checked against the configuration
-            dtype=dtype,
-            pack=pack,
-        )
+        with naming(checkpoint.folder):
+            self._encoder = TransformerEncoder.from_state_dict(
+                layer_parameters(checkpoint, configuration),
+                num_heads=configuration.heads,
+                num_kv_heads=configuration.kv_heads,
+                activation=configuration.activation,
+                norm=architecture.norm,
+                norm_eps=configuration.norm_eps,
+                norm_first=architecture.norm_first,
+                first_attention_norm=not architecture.lacks_first_norm,
+                bias=None,  # those that are there: the tensors were checked against the configuration
+                dtype=dtype,
+                pack=pack,
+            )
         layers, groups = configuration.layers, self._encoder.layers
         self._encoder.layers = [groups[i * len(groups) // layers] for i in range(layers)]
         self._options: dict[str, Any] = {"is_causal": attention.is_causal, "scale": attention.scale}
@@ -73,7 +75,8 @@ class Backbone:
         if len(biases) == 1:
             self._options["position_bias"] = biases[0]
         self._tables: dict[Rotary, tuple[NDArray, NDArray]] = {}
-        check_scores(self._encoder, self._embeddings)
+        with naming(checkpoint.folder):
+            check_scores(self._encoder, self._embeddings)
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
 
     def __call__(self, packed: Packed, num_threads: int | None = None) -> NDArray[np.float32]:

@@ -136,10 +136,9 @@ def _kinds(
     """The kind of each layer by layer_types or, without it, of one period in which layer `full` has no window."""
     names = raw.get("layer_types")
     if names is None:
-        if period > values["layers"]:
-            # No more than the layers that there are: the field may be any number.
-            return tuple(kinds[FULL if i == full else SLIDING] for i in range(min(values["layers"], MOST_LAYERS)))
-        return tuple(kinds[FULL if i == full else SLIDING] for i in range(period))
+        # No more than the layers that there are: either field may be any number.
+        count = min(period, values["layers"], MOST_LAYERS)
+        return tuple(kinds[FULL if i == full else SLIDING] for i in range(count))
     if not isinstance(names, list) or len(names) != values["layers"]:
         raise ValueError(f"{path}: layer_types must be a list of one name for each layer, got {names!r:.80}")
     return tuple(kinds[one_of(f"{path}: layer_types", name, kinds)] for name in names)

@@ -195,6 +195,7 @@ FOLDERS_REFUSED = {
     "a length": (files(**expansion(length=0)), "query_expansion.length must be an int of at least 1, got 0"),
     "a length of none": (files(**expansion(length=None)), "query_expansion.length must be an int"),
     "too long": (files(**expansion(length=41)), "query_expansion.length must be at most 40, the number of"),
+    "memory": (files(**expansion(length=2**40)), "query_expansion.length must be an int of at most 65536, got"),
     "attention": (files(**expansion(attend=1)), "query_expansion must have a bool attend"),
     "a token": (files(**expansion(token="unknown")), "must have the token that query_expansion .* got 'unknown'"),
     "no token": (files(**expansion(token=None)), "must have the token that query_expansion .* got None"),
