@@ -317,6 +317,24 @@ def test_attributes_and_repr():
     assert encoder_of(POST, np.float64, dtype="int8").dtype == np.float32
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("factor", [2.0**70, 2.0**-70])
+def test_norms_of_rows_whose_squares_float32_does_not_hold(target, norm, factor):
+    """A layer of zeros, whose residuals alone reach both norms: its input's magnitude makes no difference."""
+    entries = {
+        "self_attn.in_proj_weight": np.zeros((48, 16)),
+        "self_attn.out_proj.weight": np.zeros((16, 16)),
+        "linear1.weight": np.zeros((8, 16)),
+        "linear2.weight": np.zeros((16, 8)),
+        "norm1.weight": np.ones(16),
+        "norm2.weight": np.ones(16),
+    }
+    entries = {name: x.astype(np.float32) for name, x in entries.items()}
+    layer = TransformerEncoderLayer.from_state_dict(entries, num_heads=2, norm=norm, norm_eps=0.0, bias=False)
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    np.testing.assert_allclose(layer(x * np.float32(factor)), layer(x), rtol=1e-5, atol=1e-6)
+
+
 # Packed sequences and caches
 
 LENGTHS = (5, 1, 0, 17, 33)
