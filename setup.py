@@ -82,7 +82,11 @@ typedef int pair __attribute__((vector_size(8)));
 pair swap(pair x) { return __builtin_shufflevector(x, x, 1, 0); }
 """
 TARGET_PROBE = """
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 int size_of_a_pointer[sizeof(void *) == 8 ? 1 : -1];
 """
 OPENMP_PROBE = """

@@ -22,4 +22,4 @@ def multiplies_and_adds_at_once():
 
 def widens_int8():
     """Whether the current target is known to multiply int8 weights as reals; others may round x to 8 bits, too."""
-    return _targets.current() in ("portable", "avx2", "avx512")
+    return _targets.current() in ("portable", "avx2", "avx512", "neon")

@@ -24,6 +24,9 @@
 #ifndef FA_HAS_INT8_DOT
 #define FA_HAS_INT8_DOT 0 /* dot products of int8 */
 #endif
+#ifndef FA_HAS_ELEMENT_PRODUCTS
+#define FA_HAS_ELEMENT_PRODUCTS 0 /* products with one element of a register */
+#endif
 #ifndef FA_HAS_TILES
 #define FA_HAS_TILES 0 /* tile registers, and their products */
 #endif

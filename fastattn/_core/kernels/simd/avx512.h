@@ -7,9 +7,10 @@
 #include <immintrin.h>
 
 #define FA_VECTOR_BYTES 64
+#define FA_VECTOR_REGISTERS 32
 
 #define FA_HAS_CONVERSIONS
-#define FA_HAS_WORD_PERMUTATION
+#define FA_HAS_LOAD_BF16
 #include "simd/vector.h"
 
 FA_INLINE V_f32 load_f16(const uint16_t *p) { return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
