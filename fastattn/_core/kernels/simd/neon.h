@@ -28,7 +28,7 @@ FA_INLINE uint16x4_t rounded_to_bf16(V_f32 x) {
     const uint16x4_t quiet = vorr_u16(vshrn_n_u32(bits, 16), vdup_n_u16(0x40));
     return vbsl_u16(vmovn_u32(vceqq_f32((float32x4_t)x, (float32x4_t)x)), rounded, quiet);
 }
-#ifndef FA_HAS_DOT
+#ifndef FA_HAS_BF16_DOT
 FA_INLINE void store_bf16(uint16_t *p, V_f32 x) { vst1_u16(p, rounded_to_bf16(x)); }
 #endif
 
