@@ -20,7 +20,7 @@ from fastattn._core.targets cimport (
     fa_size_of,
     fa_type,
     fa_type_name,
-    kernels_of,
+    linear_kernel,
     move_panel,
 )
 from fastattn._core.threads cimport run, threads_for
@@ -73,7 +73,7 @@ cdef class Packed:
         if inputs > MOST_INPUTS:
             raise MemoryError(f"not enough memory for a packed weight of {inputs} inputs")
         self.dtype, self.type = dtype, type_named(_dtypes.BY_NAME[dtype.name].kernels)
-        kernel = kernels_of(FA_F32).linear_int8 if self.type == FA_I8 else kernels_of(self.type).linear
+        kernel = linear_kernel(FA_F32 if self.type == FA_I8 else self.type, self.type)
         padding = kernel.packed.padding
         form.rows, form.inputs, form.gated = rows, inputs, gated
         form.element = fa_size_of(self.type)

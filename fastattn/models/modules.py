@@ -38,6 +38,8 @@ _NORMALIZE_FIELDS = {"module_input_name": _OF_SENTENCES, "module_output_name": _
 _DENSE_FIELDS = {"activation_function": tuple(ACTIVATIONS), "bias": (True, False), "use_residual": (False, None)}
 _DENSE_FIELDS |= _NORMALIZE_FIELDS
 
+# Modules of a folder's own code, which is not run -> what they are (Jina v3).
+_OWN_CODE = {"custom_st.Transformer": "sentence_transformers.models.Transformer"}
 
 # The largest number of modules: each may hold a copy of weights.
 _MOST_MODULES = 64
@@ -129,6 +131,7 @@ def module_of(
 ) -> Module:
     """A module by its type and its folder below that of the file `path`."""
     kind = str(module.get("type") if isinstance(module, dict) else module)
+    kind = _OWN_CODE.get(kind, kind)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
     if not isinstance(module, dict) or package not in packages or name not in kinds:

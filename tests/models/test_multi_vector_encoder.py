@@ -80,6 +80,13 @@ def test_vectors(model, encoder):
     assert model.encode([]) == model.encode_query([]) == []
 
 
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_progress(model, capsys, method):
+    for shown in (True, False):
+        getattr(model, method)(TEXTS, batch_size=2, show_progress=shown)
+        assert (f"] {len(TEXTS)}/{len(TEXTS)} " in capsys.readouterr().err) == shown
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, None])
 @pytest.mark.parametrize("task", ["encode_query", "encode_document"])
 def test_vectors_do_not_depend_on_the_batch(tmp_path, encoder, batch_size, task):
