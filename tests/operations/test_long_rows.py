@@ -5,7 +5,8 @@ import pytest
 
 import fastattn
 from support.accuracy import assert_accurate, by_formula, by_oracle
-from support.problems import answers, assert_attention_accurate
+from support.dtypes import eps
+from support.problems import assert_attention_accurate
 from support.telling import telling
 
 pytestmark = [pytest.mark.usefixtures("target"), pytest.mark.wide]
@@ -67,7 +68,7 @@ def test_softmax(operation, dtype, kind, size):
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32)], ids=str)
-@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("kind", ["one dominates", "rising span by span", "+-1e4"])
 def test_softmax_of_a_million(dtype, kind):
     assert_rows_accurate("softmax", scores(kind, 1_000_003, dtype)[None])
 
@@ -83,12 +84,13 @@ def test_attention(dtype, kind, queries, keys):
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32)], ids=str)
-@pytest.mark.parametrize("kind", ["one dominates", "equal", "+-1e4", "rising slowly"])
+@pytest.mark.parametrize("kind", ["one dominates", "rising slowly"])
 def test_attention_over_a_million_keys(dtype, kind):
-    """One lse alone is no measure of the formula's errors: it is held to units in its last place."""
+    """Held to units of what is added, times the scores, and of the lse: so few results are no measure of a formula."""
     query, key = np.ones((1, 1, 1), dtype), scores(kind, 1_000_003, dtype)[None, :, None]
-    value = np.random.default_rng(1).normal(size=(1, 1_000_003, 4)).astype(dtype)
-    (formula, _), (expected, exact) = answers(query, key, value, scale=1.0)
+    value = np.random.default_rng(1).normal(size=(1, 1_000_003, 2)).astype(dtype)
+    expected, exact = by_oracle("scaled_dot_product_attention", dtype, query, key, value, scale=1.0, return_lse=True)
+    added = by_oracle("scaled_dot_product_attention", dtype, query, key, np.abs(value), scale=1.0)
     result, lse = fastattn.scaled_dot_product_attention(query, key, value, scale=1.0, return_lse=True)
-    assert_accurate(result, formula, expected)
+    assert (np.abs(result - expected) <= eps(dtype) * (1 + key.max()) * added).all()
     assert (np.abs(lse - exact) <= 4 * np.spacing(lse)).all()
