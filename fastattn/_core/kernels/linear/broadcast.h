@@ -58,6 +58,15 @@ FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linea
 #define FEW_ROWS ((LANES + 2) / 3)
 #define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
 
+/* add_product, the unit last: the operand that AVX512_BF16 broadcasts from memory by itself. */
+FA_INLINE V add_unit(V sum, V lanes, spread unit) {
+#if FA_HAS_ELEMENT_PRODUCTS
+    return add_product(sum, unit, lanes);
+#else
+    return add_product(sum, lanes, unit);
+#endif
+}
+
 /* sums[MR] (+)= those of rows of x with LANES rows of W, of which `last` is the last; the next ones are prefetched. */
 FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
                              ptrdiff_t units, V *sums, const int MR) {
@@ -73,7 +82,7 @@ FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const 
         }
         transpose(w);
 #define ADD(k)                                                                                                         \
-    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_product(acc[r], spread_unit(x[r] + first + u + (k)), w[k])
+    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_unit(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
         if (n == LANES)
             FA_UNROLL_FOR(int k = 0; k < LANES; k++) ADD(k);
         else
