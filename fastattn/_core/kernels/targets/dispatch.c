@@ -1,5 +1,5 @@
-/* Which targets this build holds and which of them this machine can run. On x86-64 asked of the processor (CPUID) and of
- * the operating system, which must save the wider registers (XGETBV); on arm64 of the operating system. */
+/* Which targets this build holds and which of them this machine can run. On x86-64 asked of the processor (CPUID) and
+ * of the operating system, which must save the wider registers (XGETBV); on arm64 of the operating system. */
 
 #include "targets/dispatch.h"
 

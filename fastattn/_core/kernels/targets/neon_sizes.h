@@ -4,8 +4,8 @@
 
 /* Rows (keys or value components) per register tile, for a tile of 1, 2 or 3 vectors of queries: 24 sums, 3 vectors and
  * one element are 28 registers. 24 sums keep four multiply-adds a cycle of latency 4 busy, and take 11 loads: less than
- * half a load for each, of which cores have two for two, or three for four. 6 rows by 4 vectors would save one load, and
- * waste more lanes at the edge of a causal mask. */
+ * half a load for each, of which cores have two for two, or three for four. 6 rows by 4 vectors would save one load,
+ * and waste more lanes at the edge of a causal mask. */
 #define FA_BLOCK_ROWS_1 8
 #define FA_BLOCK_ROWS_2 8
 #define FA_BLOCK_ROWS_3 8
