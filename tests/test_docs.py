@@ -69,7 +69,8 @@ def test_picture_of_attention(tmp_path):
 
 PAGES_OF_SCRIPTS = {
     "compare": ("PAGE", "PAGE_OF_TYPES"),
-    **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy", "packed", "accuracy"), ("PAGE",)),
+    **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy", "packed"), ("PAGE",)),
+    **dict.fromkeys(("accuracy", "dask_cluster", "texts", "transformers_models"), ("PAGE",)),
 }
 
 

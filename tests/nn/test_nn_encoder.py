@@ -160,6 +160,16 @@ def test_layers_with_options_of_their_own_packed():
         assert_equal(packed[start:end], alone)
 
 
+def test_layers_with_biases_of_their_own():
+    """As in umT5: a table by distance for each layer."""
+    layer = LAYERS["heads normed"]
+    weights, tables = encoder_weights(layer, np.float32, 3), np.random.default_rng(0).normal(size=(3, layer.heads, 5))
+    biases = [{"position_bias": table} for table in tables.astype(np.float32)]
+    call = {"x": tokens(layer, np.float32, 2, 17), "layer_options": biases}
+    made = TransformerEncoder.from_state_dict(weights, **layer.encoder_settings)
+    assert_as_defined(made(**call), *answers(encoder, layer, weights, call))
+
+
 def test_a_layer_that_stands_several_times():
     made, x = encoder_of(POST, np.float32, 1), tokens(POST, np.float32, 5)
     norm, made.norm = made.norm, None

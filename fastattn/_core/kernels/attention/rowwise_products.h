@@ -120,7 +120,7 @@ FA_INLINE VS_f32 load_words(const char *from, fa_type type) {
 
 /* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is
  * faster. */
-#if FA_HAS_DOT && !FA_HAS_TILES
+#if FA_HAS_BF16_DOT && !FA_HAS_TILES
 #define FA_PAIRS_OF_BF16 1
 #define TYPE FA_BF16
 #define PAIRS(name) name##_bf16

@@ -149,7 +149,7 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory,
 #define row_as_real row_as_real
 #define add_product_of_lanes add_product_of_lanes
 #define join_sums join_sums
-FA_INLINE V add_product_of_lanes(V sum, V lanes, V spread) { return add_product(sum, lanes, spread); }
+FA_INLINE V add_product_of_lanes(V sum, V lanes, spread unit) { return add_product(sum, lanes, unit); }
 FA_INLINE V join_sums(V a, V b) { return (V)((VI)a + (VI)b); }
 FA_INLINE VI add_weights(VI total, V weights) { return add_bytes(total, (VI)weights); }
 FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero, const R *earlier) {

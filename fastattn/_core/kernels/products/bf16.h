@@ -18,8 +18,9 @@ typedef struct {
     ptrdiff_t stride;
 } unit_rows; /* stride in units */
 
-FA_INLINE V add_product(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
-FA_INLINE V spread_unit(const R *unit) {
+typedef V spread;
+FA_INLINE V add_product(V sum, spread a, V b) { return add_products_bf16(sum, a, b); }
+FA_INLINE spread spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
     return splat_bits(bits);

@@ -19,8 +19,9 @@ typedef struct {
     ptrdiff_t stride;
 } unit_rows; /* stride in units */
 
-FA_INLINE V add_product(V sum, V spread, V lanes) { return (V)add_products_u8((VI)sum, (VI)lanes, (VI)spread); }
-FA_INLINE V spread_unit(const R *unit) {
+typedef V spread;
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_products_u8(sum, lanes, unit); }
+FA_INLINE spread spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
     return splat_bits(bits);

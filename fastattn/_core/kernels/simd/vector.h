@@ -83,7 +83,7 @@ FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
 
 FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
 FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
-#ifdef FA_HAS_WORD_PERMUTATION
+#ifdef FA_HAS_LOAD_BF16
 FA_INLINE V_f32 load_bf16(const uint16_t *p);
 #else
 FA_INLINE V_f32 load_bf16(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
@@ -149,8 +149,7 @@ FA_INLINE uint16_t float_to_f16(float x) { return (uint16_t)bits_of_f16((V_f32){
 #define FA_LOG_2_LOW -2.12194440e-4f
 #define FA_EXP_FLOOR -88.029694f
 #define FA_TANH_MOST 30.0f
-#define FA_EXP2_UNIT                                                                                                   \
-    0.000216129163f, 0.00124678458f, 0.00967545155f, 0.0554852821f, 0.240229309f, 0.693147063f, 1.0f
+#define FA_EXP2_UNIT 0.000216129163f, 0.00124678458f, 0.00967545155f, 0.0554852821f, 0.240229309f, 0.693147063f, 1.0f
 #define FA_EXP2_LESS 0.000153533547f, 0.00133988739f, 0.00961843692f, 0.0555033237f, 0.240226477f, 0.693147182f
 #define FA_EXP_HALF 8.29031877e-3f, 4.18979302e-2f, 1.66676357e-1f, 4.99991506e-1f, 9.99999762e-1f, 1.0f
 #else
