@@ -2,7 +2,7 @@
 #define FA_ARITHMETIC FA_BFLOAT16
 #include "instance.h"
 
-#if FA_HAS_DOT
+#if FA_HAS_BF16_DOT
 #include "attention/tiled.h"
 #include "linear/linear.h"
 #include "targets/probe_dot.h"

@@ -2,6 +2,6 @@
 #define FA_ARITHMETIC FA_INT8
 #include "instance.h"
 
-#if FA_HAS_DOT
+#if FA_HAS_INT8_DOT
 #include "linear/linear.h"
 #endif

@@ -28,7 +28,7 @@ FA_INLINE VS_f32 load_i8_words(const int8_t *p) {
     return (VS_f32)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
 }
 /* sum + the products of both integers of each lane. */
-#ifndef FA_HAS_DOT
+#ifndef FA_HAS_INT8_DOT
 FA_INLINE VI_f32 add_products_i16(VI_f32 sum, VS_f32 a, VS_f32 b) {
     return sum + (VI_f32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
@@ -44,7 +44,7 @@ FA_INLINE void store_rounded_bf16(uint16_t *p, V_f32 x) {
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
-#ifndef FA_HAS_DOT
+#ifndef FA_HAS_BF16_DOT
 FA_INLINE void store_bf16(uint16_t *p, V_f32 x) { store_rounded_bf16(p, x); }
 #endif
 

@@ -8,7 +8,9 @@
 #include "simd/emulation.h"
 #endif
 
-#define FA_HAS_DOT 1
+#define FA_HAS_BF16_DOT 1
+#define FA_HAS_INT8_DOT 1
+#define FA_LEAST_UNIT 0 /* bytes of x are unsigned: see linear/int8.h */
 #include "simd/avx512.h"
 
 /* The instruction for it, one instead of six, takes subnormal numbers for 0: it is for vectors that hold none. */

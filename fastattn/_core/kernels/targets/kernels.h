@@ -31,11 +31,8 @@ ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
     .cache_scratch = EXPORT(cache_scratch), .store_rows = EXPORT(store_rows), .probe_fma = EXPORT(probe_fma),          \
     .probe_read = EXPORT(probe_read), .probe_copy = EXPORT(probe_copy)
 
-#if FA_HAS_DOT && FA_REAL_IS_FLOAT
-extern const fa_linear_kernel FA_SYMBOL(linear_kernel, bf16), FA_SYMBOL(linear_kernel, int8);
-ptrdiff_t FA_SYMBOL(attention_scratch, bf16)(const fa_attention *);
-void FA_SYMBOL(attention_tiled, bf16)(const fa_attention *, const fa_attention_item *, void *);
-double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
+#if FA_HAS_INT8_DOT && FA_REAL_IS_FLOAT
+extern const fa_linear_kernel FA_SYMBOL(linear_kernel, int8);
 #define FA_INT8_LINEAR FA_SYMBOL(linear_kernel, int8)
 #else
 #define FA_INT8_LINEAR EXPORT(linear_kernel)
@@ -52,7 +49,11 @@ const fa_kernels EXPORT(kernels) = {
 };
 
 #if FA_REAL_IS_FLOAT
-#if FA_HAS_DOT
+#if FA_HAS_BF16_DOT
+extern const fa_linear_kernel FA_SYMBOL(linear_kernel, bf16);
+ptrdiff_t FA_SYMBOL(attention_scratch, bf16)(const fa_attention *);
+void FA_SYMBOL(attention_tiled, bf16)(const fa_attention *, const fa_attention_item *, void *);
+double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
 static const fa_kernels bf16_kernels = {
     .most_rows = FA_BF16_TILES * FA_TILE_VECTORS * LANES,
     .rowwise_up_to = FA_ROWWISE_UP_TO_BF16,
