@@ -3,7 +3,7 @@
 1. Every fastattn/**/*.pyx becomes an extension module. Cython writes its C to build/, never into the source tree.
 2. The C files in fastattn/_core/kernels go into one module only, fastattn._core.targets; the other modules reach the
    kernels through its tables. Each of kernels/instances/*.c is compiled once for each target, with the flags at the top
-   of kernels/targets/<target>.h.
+   of kernels/targets/<target>.h, unless it says there whose kernels in that arithmetic are the same.
 3. What the compiler can do is found out by letting it try.
 
 Environment:
@@ -11,13 +11,16 @@ Environment:
     FASTATTN_REQUIRE_OPENMP=1    a build without OpenMP is an error
     FASTATTN_NO_OPENMP=1         build without OpenMP, on purpose
     FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
-    FASTATTN_EMULATE=1           build the targets avx512_bf16 and amx of plain AVX-512 (kernels/simd/emulation.h), to
-                                 test them where the processor lacks their instructions; slow, never the default target
+    FASTATTN_EMULATE=1           build the targets beyond avx512 of plain AVX-512 (kernels/simd/emulation.h), to test
+                                 them where the processor lacks their instructions; slow, never the default target
+    FASTATTN_SANITIZE=address,undefined or thread
+                                 build with these sanitizers of the compiler; .ci/sanitize does so and runs tests
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -43,6 +46,13 @@ OPENMP_MODULES = {"fastattn._core.threads", "fastattn._core.probe"}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MODULE_FLAGS = {"win32": ""}.get(sys.platform, "-fvisibility=hidden -Wno-unused-function")
 STRIP_FLAGS = {"linux": "-Wl,--strip-all"}.get(sys.platform, "")
+# Of the modules alone: kernels keep no buffers on the stack that a size from outside could overrun.
+HARDENING = {"linux": "-fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"}.get(sys.platform, "")
+LINK_HARDENING = {"linux": "-Wl,-z,relro,-z,now"}.get(sys.platform, "")
+# -O1 comes after -O3. A file of kernels takes 24 s to compile so; it takes minutes with the checks that are left out,
+# which find what AddressSanitizer finds, with the latter's checks inlined, or with the places of variables (-g).
+SANITIZER_FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize={} -fno-sanitize=null,alignment,object-size"
+OUTLINED = [f"{prefix}asan-instrumentation-with-call-threshold=0" for prefix in ("--param ", "-mllvm -")]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -66,6 +76,7 @@ OPENMP = {
 NO_OPENMP = ("", "")
 
 EMPTY_PROBE = "int nothing;"
+PROGRAM_PROBE = "int main(void) { return 0; }"
 COMPILER_PROBE = """
 typedef int pair __attribute__((vector_size(8)));
 pair swap(pair x) { return __builtin_shufflevector(x, x, 1, 0); }
@@ -115,6 +126,7 @@ class Target(NamedTuple):
     machines: tuple  # endings of the platform's name: "linux-x86_64", "win-amd64"; "" fits all
     flags: str
     emulated_flags: str  # with FASTATTN_EMULATE=1
+    shares: dict  # {arithmetic: the target whose kernels are the same}
 
 
 def read_targets():
@@ -135,7 +147,8 @@ def read_targets():
 
     def target(name):
         machines = tuple("" if word == "any" else word for word in line(name, "Machines").split())
-        return Target(machines, flags(name), flags(line(name, "Emulated by") or name))
+        shares = {source.stem: line(name, source.stem) for source in INSTANCES if line(name, source.stem)}
+        return Target(machines, flags(name), flags(line(name, "Emulated by") or name), shares)
 
     return {name: target(name) for name in names}
 
@@ -149,8 +162,8 @@ class BuildExtensions(build_ext):
     def build_extensions(self):
         self.prepare_compiler()
         targets, openmp = self.find_targets(), self.find_openmp()
-        macros = MACROS + ([("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else [])
-        notes = self.notes(macros, openmp)
+        macros = [("FA_EMULATE", "1")] if is_set("FASTATTN_EMULATE") else []
+        notes = self.notes(macros)
         kernels_changed, modules_changed = (differs(*note) for note in notes.items())
         kernels = self.compile_kernels(targets, macros, self.force or kernels_changed)
 
@@ -158,13 +171,16 @@ class BuildExtensions(build_ext):
         sources = self.write_c()
         for module in self.extensions:
             module.sources = sources[module.name]
-            module.define_macros = macros + (self.told() if module.name == KERNEL_MODULE else [])
+            module.define_macros = MACROS + (self.told() if module.name == KERNEL_MODULE else [])
             module.extra_objects = kernels if module.name == KERNEL_MODULE else []
             headers = [*(KERNELS / "abi").glob("*.h"), KERNELS.with_name("sync.h"), Path("fastattn/include/fastattn.h")]
             module.depends = [*module.extra_objects, *map(str, headers)]
-            compile_openmp, link_openmp = openmp if module.name in OPENMP_MODULES else NO_OPENMP
-            module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
-            module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
+            compile_openmp, link_openmp = NO_OPENMP
+            if module.name in OPENMP_MODULES:
+                compile_openmp, link_openmp = openmp
+                module.depends.append(self.openmp_note(openmp))
+            module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.kind_of_build(HARDENING)}")
+            module.extra_link_args = f"{link_openmp} {self.kind_of_link()}".split()
         self.parallel = self.parallel or 2
         super().build_extensions()
         for note, text in notes.items():
@@ -189,6 +205,9 @@ class BuildExtensions(build_ext):
             raise SystemExit(f"fastattn: the C compiler does not work: {shlex.join(command)} fails; install {wanted}")
         if not self.tries(COMPILER_PROBE):
             raise SystemExit(f"fastattn: this C compiler, {command[0]}, cannot build the kernels; install {wanted}")
+        if not self.tries(PROGRAM_PROBE, self.kind_of_build(), self.kind_of_link()):
+            flags = f"{self.kind_of_build()} {self.kind_of_link()}"
+            raise SystemExit(f"fastattn: this C compiler, {command[0]}, does not take {flags}: see FASTATTN_SANITIZE")
 
     def find_targets(self):
         """{name: flags} of those of TARGETS that fit this machine and that the compiler takes."""
@@ -196,16 +215,15 @@ class BuildExtensions(build_ext):
         if unknown := [name for name in wanted if name not in TARGETS]:
             raise SystemExit(f"fastattn: FASTATTN_TARGETS: {', '.join(unknown)}: the targets are {', '.join(TARGETS)}")
         fitting = {name: target for name, target in TARGETS.items() if self.plat_name.endswith(target.machines)}
-        emulate = is_set("FASTATTN_EMULATE")
-        targets = {
-            name: target.emulated_flags if emulate else target.flags
-            for name, target in fitting.items()
-            if name in wanted
-        }
+        targets = {name: self.flags_of(name) for name in fitting if name in wanted}
         refused = [name for name, flags in targets.items() if flags and not self.tries(TARGET_PROBE, flags)]
         for name in refused:
             announce(f"the target {name} is LEFT OUT: the compiler does not take {targets.pop(name)}")
         return targets
+
+    def flags_of(self, name):
+        """The flags of a target in this build."""
+        return TARGETS[name].emulated_flags if is_set("FASTATTN_EMULATE") else TARGETS[name].flags
 
     def find_openmp(self):
         """(compiler flags, linker flags) for OpenMP, or NO_OPENMP for a build that runs one thread."""
@@ -241,9 +259,22 @@ class BuildExtensions(build_ext):
         prefix = "/clang:" if self.compiler.compiler_type == "msvc" else ""
         return [prefix + flag for flag in flags.split()]
 
-    def unless_debug(self, flags):
-        """`flags`, but none in a build that keeps its symbols (build_ext --debug)."""
-        return "" if self.debug else flags
+    def kind_of_build(self, hardening=""):
+        """Flags of the compiler: for a release, for a debugger (build_ext --debug), or for sanitizers."""
+        if sanitizers := os.environ.get("FASTATTN_SANITIZE"):
+            return f"{SANITIZER_FLAGS.format(sanitizers)} {self.outlined}"
+        return hardening if self.debug else f"{hardening} -g0"
+
+    @functools.cached_property
+    def outlined(self):
+        """The flag by which this compiler calls AddressSanitizer's checks: gcc's or clang's."""
+        return next((flags for flags in OUTLINED if self.tries(EMPTY_PROBE, flags)), "")
+
+    def kind_of_link(self):
+        """The same for the linker."""
+        if sanitizers := os.environ.get("FASTATTN_SANITIZE"):
+            return f"-fsanitize={sanitizers}"
+        return LINK_HARDENING if self.debug else f"{LINK_HARDENING} {STRIP_FLAGS}"
 
     def told(self):
         """A macro with the flags of the kernels, for show_config(): those of the compiler command, then their own."""
@@ -251,7 +282,14 @@ class BuildExtensions(build_ext):
         flags = [word for word in command[1:] if "/" not in word] + KERNEL_FLAGS.split()
         return [("FA_FLAGS", '"{}"'.format(" ".join(flags).replace('"', "'")))]
 
-    def notes(self, macros, openmp):
+    def openmp_note(self, openmp):
+        """A file as old as the choice of OpenMP's flags: only the modules that use OpenMP depend on it."""
+        note = Path(self.build_temp, "openmp.txt")
+        if differs(note, str(openmp)):
+            note.write_text(str(openmp), encoding="utf-8")
+        return str(note)
+
+    def notes(self, macros):
         """What build/ was made with: {a note of it: its text} of the kernels, and of the modules.
 
         Where a text has changed, all of its kind is built anew: Cython does not see all modules that a .pxd concerns.
@@ -259,9 +297,9 @@ class BuildExtensions(build_ext):
         import Cython
 
         compiler = getattr(self.compiler, "compiler_so", None) or self.compiler.cc
-        kernels = (compiler, macros, TARGETS, self.debug, Path("setup.py").read_text(encoding="utf-8"))
+        kernels = (compiler, macros, TARGETS, self.kind_of_build(), Path("setup.py").read_text(encoding="utf-8"))
         headers = [path.read_text(encoding="utf-8") for path in sorted(Path("fastattn").rglob("*.pxd"))]
-        modules = (*kernels, openmp, Cython.__version__, *headers)
+        modules = (compiler, MACROS, self.kind_of_build(HARDENING), kernels[-1], Cython.__version__, *headers)
         texts = {"kernels.txt": kernels, "modules.txt": modules}
         return {Path(self.build_temp, name): "\n".join(map(str, parts)) for name, parts in texts.items()}
 
@@ -280,23 +318,26 @@ class BuildExtensions(build_ext):
         return {module.name: module.sources for module in modules}
 
     def compile_kernels(self, targets, macros, force):
-        """The object files of the kernels: every instance for every target, then what serves all targets."""
+        """The object files of the kernels: every instance of the targets, what is the targets' own, what serves all."""
         built = [(f"FA_BUILD_{name}", "1" if name in targets else "0") for name in TARGETS]
 
         def compile_one(source, folder, own_macros, flags):
             [product] = self.compiler.object_filenames([str(source)], output_dir=folder)
             if force or own_macros is built or is_stale(product):  # no file's age tells which targets are built
-                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.unless_debug('-g0')}")
+                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.kind_of_build()}")
                 self.compiler.compile(
                     [str(source)], folder, macros + own_macros, debug=self.debug, extra_postargs=options
                 )
             return product
 
-        tasks = [
-            (source, str(Path(self.build_temp, name)), [("FA_TARGET", name)], flags)
-            for name, flags in targets.items()
-            for source in INSTANCES
-        ]
+        def task(source, name, *own_macros):
+            return source, str(Path(self.build_temp, name)), [("FA_TARGET", name), *own_macros], self.flags_of(name)
+
+        owners = ((source, TARGETS[name].shares.get(source.stem, name)) for name in targets for source in INSTANCES)
+        tasks = [task(source, name) for source, name in dict.fromkeys(owners)]
+        for name in targets:
+            shares = [(f"FA_{arithmetic.upper()}_OF", other) for arithmetic, other in TARGETS[name].shares.items()]
+            tasks.append(task(KERNELS / "targets" / "target.c", name, *shares))
         tasks += [(KERNELS / "targets" / "dispatch.c", self.build_temp, built, "")]
         tasks += [(KERNELS / "abi" / f"{name}.c", self.build_temp, [], "") for name in ("panels", "scratch")]
         with ThreadPoolExecutor(2) as jobs:

@@ -1,6 +1,6 @@
 """Time two single-thread Dask workers against one process with two threads, and write docs/performance/dask.md.
 
-    python benchmarks/dask_cluster.py                    # print the table; takes about five minutes and two gigabytes
+    python benchmarks/dask_cluster.py                    # print the table; takes about eight minutes and two gigabytes
     python benchmarks/dask_cluster.py --only causal      # some of its rows
     python benchmarks/dask_cluster.py --page             # also write the page
 
@@ -39,7 +39,7 @@ the result returns to it.""",
 
 WORKERS = 2
 GOAL = 0.85
-ROUNDS = 7
+ROUNDS = 3  # of a minute and a half each
 PATIENCE = 300  # seconds that a call on the cluster may take
 
 

@@ -10,8 +10,9 @@ import pytest
 
 import fastattn
 from fastattn._runtime import on_target
-from support import dtypes
+from support import dtypes, fuzzing
 from support.drawing import drawn
+from support.targets import runs
 
 # Neither tests nor examples use the network; set before these libraries are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False", "LANGSMITH_TRACING": "false"}
@@ -38,14 +39,28 @@ def dtype(request):
 def pytest_addoption(parser):
     """`--every-case` for the whole product of a test's parameters."""
     parser.addoption("--every-case", action="store_true", help="run every case of a test, not those that are drawn")
+    parser.addoption("--fuzz-examples", type=int, metavar="N", help="draw N examples at random for each test in fuzz/")
+
+
+def pytest_configure(config):
+    """Before tests/fuzz is imported."""
+    fuzzing.examples = config.getoption("fuzz_examples") or fuzzing.FEW
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What a long run tried."""
+    if config.getoption("fuzz_examples"):
+        terminalreporter.write_line(fuzzing.summary())
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is not drawn; let a case's targets follow one another, which share its answers (remembering.py).
 
-    Nor is anything run in 16 bits that is marked `wide`: a test, or a single parameter of one.
+    Nor is anything run in 16 bits that is marked `wide`: a test, or a single parameter of one; nor on a target that has
+    the same kernels for it as another one.
     """
     out = {item for item in items if item.get_closest_marker("wide") and _params(item).get("dtype") in dtypes.HALF}
+    out |= {item for item in items if not runs(_params(item).get("target"), item.nodeid)}
     if not config.getoption("every_case"):
         out |= _not_drawn([item for item in items if item not in out])
     if out:

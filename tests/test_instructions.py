@@ -69,6 +69,7 @@ SETS = {
 ALLOWED = {
     "avx2": ("SSE3 to SSE4.2", "AVX", "F16C", "FMA"),
     "avx512": ("SSE3 to SSE4.2", "AVX", "F16C", "FMA", "AVX-512", "PRFCHW"),
+    "avx512_vnni": ("SSE3 to SSE4.2", "AVX", "F16C", "FMA", "AVX-512", "PRFCHW", "VNNI"),
     "avx512_bf16": ("SSE3 to SSE4.2", "AVX", "F16C", "FMA", "AVX-512", "PRFCHW", "VNNI", "AVX512_BF16"),
     "amx": ("SSE3 to SSE4.2", "AVX", "F16C", "FMA", "AVX-512", "PRFCHW", "VNNI", "AVX512_BF16", "AMX"),
     "neon_dot": ("DotProd", "ARMv8.1"),
@@ -127,7 +128,7 @@ def test_no_instruction_is_beyond_the_baseline_of_its_object():
     """Of the latest build for each machine; takes half a second for each target."""
     objects = {}
     for note in sorted(BUILD.glob("*/kernels.txt"), key=lambda path: path.stat().st_mtime):  # the build's last file
-        kernels = [(path.parents[4].name, path) for path in note.parent.glob(f"*/{KERNELS}/instances/*.o")]
+        kernels = [(path.parents[4].name, path) for path in note.parent.glob(f"*/{KERNELS}/*/*.o")]
         others = [(path.stem, path) for path in note.parent.glob(f"{KERNELS}/*/*.o")]
         modules = [(path.stem, path) for path in note.parent.glob("build/cython/fastattn/**/*.o")]
         machine = kernels and machine_of(kernels[0][1])

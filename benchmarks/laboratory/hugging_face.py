@@ -96,6 +96,7 @@ CASES = (
     Case("Llama", "prefill", 1, 4096),
     Case("Llama", "prefill", 4, 1024, "left"),
     Case("Llama", "prefill", 4, 1024, "right"),
+    Case("Llama", "prefill", 2, 4096, "left"),
     Case("Mistral", "prefill", 1, 4096),
     Case("Llama", "decode", 1, 256),
     Case("Llama", "decode", 1, 4096),

@@ -6,7 +6,7 @@ from fastattn import _runtime
 
 #: Settings that limit oneDNN, and so PyTorch and OpenVINO, to the instructions of a target of this library.
 CAP_VARIABLE = "ONEDNN_MAX_CPU_ISA"
-CAPS = {"avx512_bf16": "AVX512_CORE_BF16", "avx512": "AVX512_CORE", "avx2": "AVX2"}
+CAPS = {"avx512_bf16": "AVX512_CORE_BF16", "avx512_vnni": "AVX512_CORE_VNNI", "avx512": "AVX512_CORE", "avx2": "AVX2"}
 
 
 def cap(target):

@@ -8,10 +8,8 @@ from fastattn._core cimport arrays, costs, strides
 from fastattn._core.arrays cimport Array, contiguous, element_stride
 from fastattn._core.packed cimport Packed
 from fastattn._core.targets cimport (
-    FA_BF16,
     FA_F32,
     FA_F64,
-    FA_I8,
     fa_kernels,
     fa_linear,
     fa_linear_item,
@@ -21,6 +19,7 @@ from fastattn._core.targets cimport (
     fa_size_of,
     fa_type,
     kernels_of,
+    linear_kernel,
 )
 from fastattn._core.threads cimport item_before, run, threads_for
 
@@ -111,22 +110,13 @@ cdef bint run_call(Plan *p, int asked) noexcept nogil:
     return run(run_item, p, p.row_items * p.feature_items, threads, p.kernel.scratch(&p.call))
 
 
-cdef const fa_linear_kernel *kernel_of(const fa_kernels *kernels, fa_type x, fa_type weight) noexcept nogil:
-    """The kernel of x's type if the weight has it, too; else that of the type to which both are converted."""
-    if weight == FA_I8:
-        return kernels.linear_int8
-    if x == FA_BF16 and weight != FA_BF16:
-        return kernels_of(FA_F32).linear
-    return kernels.linear
-
-
 cdef void fill_weight(Plan *p, const Array *weight) noexcept nogil:
     cdef fa_linear *call = &p.call
     p.features, call.in_features = weight.shape[0], weight.shape[1]
     call.weight, call.contiguous_weight = weight.data, contiguous(weight)
     call.weight_row_stride, call.weight_stride = weight.strides[0], element_stride(weight)
     call.packed = call.gated = False
-    p.kernel = kernel_of(p.kernels, call.type, call.weight_type)
+    p.kernel = linear_kernel(call.type, call.weight_type)
     p.tile, p.least_features = p.kernels.tile_rows, costs.LINEAR_ITEM_FEATURES
 
 
@@ -136,7 +126,7 @@ cdef void fill_packed(Plan *p, const Linear *given) noexcept nogil:
     call.weight, call.contiguous_weight = given.weight.data, True
     call.weight_row_stride, call.weight_stride = fa_panel_bytes(given.form), 0
     call.packed, call.gated, call.features = True, given.form.gated, p.features
-    p.kernel = kernel_of(p.kernels, call.type, call.weight_type).packed
+    p.kernel = linear_kernel(call.type, call.weight_type).packed
     p.tile, p.least_features = 1, costs.PACKED_ITEM_PANELS * fa_panel_rows(given.form)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 cimport numpy as np
-from libc.stddef cimport ptrdiff_t
+from libc.stddef cimport ptrdiff_t, size_t
 
 from fastattn._core cimport costs
 from fastattn._core.targets cimport (
@@ -20,7 +20,7 @@ from fastattn._core.targets cimport (
     fa_size_of,
     fa_type,
     fa_type_name,
-    kernels_of,
+    linear_kernel,
     move_panel,
 )
 from fastattn._core.threads cimport run, threads_for
@@ -73,7 +73,7 @@ cdef class Packed:
         if inputs > MOST_INPUTS:
             raise MemoryError(f"not enough memory for a packed weight of {inputs} inputs")
         self.dtype, self.type = dtype, type_named(_dtypes.BY_NAME[dtype.name].kernels)
-        kernel = kernels_of(FA_F32).linear_int8 if self.type == FA_I8 else kernels_of(self.type).linear
+        kernel = linear_kernel(FA_F32 if self.type == FA_I8 else self.type, self.type)
         padding = kernel.packed.padding
         form.rows, form.inputs, form.gated = rows, inputs, gated
         form.element = fa_size_of(self.type)
@@ -94,7 +94,8 @@ cdef class Packed:
         if size > LARGEST_SIZE:
             raise MemoryError(f"not enough memory for a packed weight of {size} bytes")
         memory = np.empty(size + ALIGNMENT, np.uint8)
-        return memory[-memory.ctypes.data % ALIGNMENT :][:size]
+        first = (ALIGNMENT - <size_t>np.PyArray_DATA(memory) % ALIGNMENT) % ALIGNMENT
+        return memory[first : first + size]
 
     @property
     def nbytes_of_panels(self) -> int:

@@ -117,7 +117,6 @@ cdef extern from "abi/table.h" nogil:
         void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t) noexcept nogil
         void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *) noexcept nogil
         const fa_linear_kernel *linear
-        const fa_linear_kernel *linear_int8
         ptrdiff_t (*softmax_scratch)(const fa_softmax *) noexcept nogil
         void (*softmax_rows)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t, void *) noexcept nogil
         void (*softmax_columns)(const fa_softmax *, const char *, const char *, char *, ptrdiff_t,
@@ -153,6 +152,7 @@ cdef extern from "abi/panels.h" nogil:
 
 cdef const void *current_target() noexcept nogil
 cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil
+cdef const fa_linear_kernel *linear_kernel(fa_type x, fa_type weight) noexcept nogil
 cdef void move_panel(const fa_panels *form, ptrdiff_t panel, char *data, fa_matrix weight, fa_matrix gate,
                      bint back) noexcept nogil
 cdef void *scratch(size_t size) noexcept nogil

@@ -2,7 +2,17 @@
 
 import os
 
-from fastattn._core.targets cimport fa_kernels, fa_matrix, fa_panels, fa_type
+from fastattn._core.targets cimport (
+    FA_BF16,
+    FA_F32,
+    FA_F64,
+    FA_I8,
+    fa_kernels,
+    fa_linear_kernel,
+    fa_matrix,
+    fa_panels,
+    fa_type,
+)
 
 
 cdef extern from "abi/table.h" nogil:
@@ -10,6 +20,7 @@ cdef extern from "abi/table.h" nogil:
         const char *name
         int emulated
         const fa_kernels *kernels[FA_TYPES]
+        const fa_linear_kernel *linear_int8
     const fa_target *fa_targets[]
     int fa_target_count
     bint fa_is_supported(const fa_target *target)
@@ -68,6 +79,15 @@ cdef void move_panel(const fa_panels *form, ptrdiff_t panel, char *data, fa_matr
 
 cdef const fa_kernels *kernels_of(fa_type type) noexcept nogil:
     return chosen.kernels[<int>type]
+
+
+cdef const fa_linear_kernel *linear_kernel(fa_type x, fa_type weight) noexcept nogil:
+    """The kernel of x's type if the weight has it, too; else that of the type to which both are converted."""
+    if weight == FA_I8 and x != FA_F64:
+        return chosen.linear_int8
+    if x == FA_BF16 and weight != FA_BF16:
+        return kernels_of(FA_F32).linear
+    return kernels_of(x).linear
 
 
 cdef void *scratch(size_t size) noexcept nogil:

@@ -1,8 +1,17 @@
 """What the current target does."""
 
 import platform
+import re
 
 from fastattn._core import targets as _targets
+
+#: Of targets that have most kernels from another one, the tests of their own ones, by name: of int8 weights.
+OWN = dict.fromkeys(("avx512_vnni", "neon_dot"), re.compile(r"test_(linear|capi|nn_\w+)\.py|test_packed\.py.*int8"))
+
+
+def runs(target, test):
+    """Whether a test, by its name, runs kernels on this target that are not those of another one."""
+    return target not in OWN or bool(OWN[target].search(test))
 
 
 def multiplies_and_adds_at_once():

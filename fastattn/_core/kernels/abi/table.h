@@ -22,7 +22,7 @@ typedef struct {
     void (*attention_rowwise)(const fa_attention *, const fa_attention_item *, void *scratch);
     void (*attention_merge)(const fa_attention *, const fa_attention_item *, ptrdiff_t parts);
     void (*attention_weights)(const fa_attention *, const fa_attention_item *, void *scratch);
-    const fa_linear_kernel *linear, *linear_int8; /* the latter for int8 weights */
+    const fa_linear_kernel *linear;
     ptrdiff_t (*softmax_scratch)(const fa_softmax *);
     void (*softmax_rows)(const fa_softmax *, const char *x, const char *where, char *out, ptrdiff_t rows,
                          void *scratch);
@@ -48,6 +48,7 @@ typedef struct {
     unsigned needs; /* of the machine: FA_CPU_* of targets/dispatch.h */
     int emulated;   /* some of its instructions are: see simd/emulation.h */
     const fa_kernels *kernels[FA_TYPES];
+    const fa_linear_kernel *linear_int8; /* for int8 weights, but beside float64 */
 } fa_target;
 
 /* Whether this machine and its operating system can run it. */

@@ -21,11 +21,11 @@ typedef struct {
 
 #if FA_HAS_ELEMENT_PRODUCTS
 typedef R spread;
-FA_INLINE V add_product(V sum, spread unit, V lanes) { return (V)add_element_products_i8((VI)sum, (VI)lanes, unit); }
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_element_products_i8(sum, lanes, unit); }
 FA_INLINE spread spread_unit(const R *unit) { return *unit; }
 #else
 typedef V spread;
-FA_INLINE V add_product(V sum, spread unit, V lanes) { return (V)add_products_u8((VI)sum, (VI)lanes, (VI)unit); }
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_products_u8(sum, lanes, unit); }
 FA_INLINE spread spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);

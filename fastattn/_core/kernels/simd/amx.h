@@ -5,7 +5,7 @@
 #ifndef FA_SIMD_AMX_H
 #define FA_SIMD_AMX_H
 
-#include "simd/avx512_dot.h"
+#include "simd/avx512_bf16.h"
 
 #define FA_HAS_TILES 1
 

@@ -8,8 +8,8 @@
 /* Both sides of a product are signed, so units are x shifted by 128: see linear/int8.h. */
 #define FA_LEAST_UNIT -128
 
-/* sum + the four products of each lane with the four bytes of an element. */
-FA_INLINE VI_f32 add_element_products_i8(VI_f32 sum, VI_f32 lanes, float element) {
+/* sum + the four products of each lane with the four bytes of an element: 32 bits each, whatever they mean. */
+FA_INLINE V_f32 add_element_products_i8(V_f32 sum, V_f32 lanes, float element) {
     __asm__("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sum) : "w"(lanes), "w"(element));
     return sum;
 }

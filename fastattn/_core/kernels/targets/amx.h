@@ -2,6 +2,7 @@
  * Machines: x86_64 amd64
  * Flags: avx512_bf16 -mamx-tile -mamx-bf16 -mamx-int8
  * Emulated by: avx512
+ * float64: avx512
  *
  * The same with tiles of 16 rows by 64 bytes, and their products. */
 #ifndef FA_TARGET_AMX_H

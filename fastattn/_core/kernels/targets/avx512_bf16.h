@@ -1,13 +1,14 @@
 /* Target: avx512_bf16
  * Machines: x86_64 amd64
- * Flags: avx512 -mavx512bf16 -mavx512vnni
+ * Flags: avx512_vnni -mavx512bf16
  * Emulated by: avx512
+ * float64: avx512
  *
  * AVX-512 with dot products of bfloat16 and of int8: processors with the former have the latter. */
 #ifndef FA_TARGET_AVX512_BF16_H
 #define FA_TARGET_AVX512_BF16_H
 
-#include "simd/avx512_dot.h"
+#include "simd/avx512_bf16.h"
 #include "targets/avx512_sizes.h"
 
 #ifdef FA_EMULATE

@@ -1,5 +1,5 @@
-/* The tables: which kernel serves which operation, for each type that is stored; and what the dispatch wants to know of
- * the target. Tables of bfloat16 stand with those of float32, whose kernels they are but for the products. */
+/* The tables: which kernel serves which operation. That of bfloat16 stands with that of float32, whose kernels it has
+ * but for the products. targets/target.c says which type has which. */
 #ifndef FA_TARGETS_KERNELS_H
 #define FA_TARGETS_KERNELS_H
 
@@ -13,7 +13,6 @@
 #include "rows/rotary.h"
 #include "rows/softmax.h"
 #include "targets/probe.h"
-#include "targets/dispatch.h"
 
 ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
     ptrdiff_t tiled = tiled_scratch(a), rowwise = rowwise_scratch(a);
@@ -31,58 +30,29 @@ ptrdiff_t EXPORT(attention_scratch)(const fa_attention *a) {
     .cache_scratch = EXPORT(cache_scratch), .store_rows = EXPORT(store_rows), .probe_fma = EXPORT(probe_fma),          \
     .probe_read = EXPORT(probe_read), .probe_copy = EXPORT(probe_copy)
 
-#if FA_HAS_INT8_DOT && FA_REAL_IS_FLOAT
-extern const fa_linear_kernel FA_SYMBOL(linear_kernel, int8);
-#define FA_INT8_LINEAR FA_SYMBOL(linear_kernel, int8)
-#else
-#define FA_INT8_LINEAR EXPORT(linear_kernel)
-#endif
-
 const fa_kernels EXPORT(kernels) = {
     .most_rows = ITEM_TILES * FA_TILE_VECTORS * LANES,
     .rowwise_up_to = FA_ROWWISE_UP_TO,
     .attention_scratch = EXPORT(attention_scratch),
     .attention_tiled = EXPORT(attention_tiled),
     .linear = &EXPORT(linear_kernel),
-    .linear_int8 = &FA_INT8_LINEAR,
     FA_OWN_KERNELS,
 };
 
-#if FA_REAL_IS_FLOAT
-#if FA_HAS_BF16_DOT
+#if FA_HAS_BF16_DOT && FA_REAL_IS_FLOAT
 extern const fa_linear_kernel FA_SYMBOL(linear_kernel, bf16);
 ptrdiff_t FA_SYMBOL(attention_scratch, bf16)(const fa_attention *);
 void FA_SYMBOL(attention_tiled, bf16)(const fa_attention *, const fa_attention_item *, void *);
 double FA_SYMBOL(probe_dot, bf16)(ptrdiff_t);
-static const fa_kernels bf16_kernels = {
+
+const fa_kernels FA_SYMBOL(kernels, bf16) = {
     .most_rows = FA_BF16_TILES * FA_TILE_VECTORS * LANES,
     .rowwise_up_to = FA_ROWWISE_UP_TO_BF16,
     .attention_scratch = FA_SYMBOL(attention_scratch, bf16),
     .attention_tiled = FA_SYMBOL(attention_tiled, bf16),
     .linear = &FA_SYMBOL(linear_kernel, bf16),
-    .linear_int8 = &FA_INT8_LINEAR,
     .probe_dot = FA_SYMBOL(probe_dot, bf16),
     FA_OWN_KERNELS,
-};
-#define FA_BF16_KERNELS bf16_kernels
-#else
-#define FA_BF16_KERNELS EXPORT(kernels)
-#endif
-
-extern const fa_kernels FA_SYMBOL(kernels, f64);
-const fa_target FA_JOIN(fa_target_, FA_TARGET) = {
-    .name = FA_TEXT(FA_TARGET),
-    .needs = FA_TARGET_NEEDS,
-#ifdef FA_EMULATED
-    .emulated = 1,
-#endif
-    .kernels =
-        {
-            [FA_F32] = &EXPORT(kernels),
-            [FA_F64] = &FA_SYMBOL(kernels, f64),
-            [FA_F16] = &EXPORT(kernels),
-            [FA_BF16] = &FA_BF16_KERNELS,
-        },
 };
 #endif
 

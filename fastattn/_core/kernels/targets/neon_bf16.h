@@ -1,6 +1,7 @@
 /* Target: neon_bf16
  * Machines: aarch64 arm64
  * Flags: neon -march=armv8.2-a+dotprod+bf16
+ * float64: neon
  *
  * NEON with dot products of int8 and of bfloat16, as on Neoverse V1, N2, and Apple M2. */
 #ifndef FA_TARGET_NEON_BF16_H
