@@ -15,9 +15,12 @@ SAME = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 
 def flags_of(machine):
-    """Those of every target of the machine: a header says at its top what it is compiled for when it is alone."""
+    """Those of every target of the machine: a header says at its top what it is compiled for when it is alone.
+
+    The last -march counts: the one that names the most instructions.
+    """
     texts = [path.read_text(encoding="utf-8") for path in KERNELS.glob("targets/*.h")]
-    return re.findall(r"-m\S+", "".join(text for text in texts if f"Machines: {machine}" in text))
+    return sorted(re.findall(r"-m\S+", "".join(text for text in texts if f"Machines: {machine}" in text)), key=len)
 
 
 @pytest.mark.parametrize("header", HEADERS)

@@ -6,7 +6,7 @@ import re
 from fastattn._core import targets as _targets
 
 #: Of targets that have most kernels from another one, the tests of their own ones, by name: of int8 weights.
-OWN = {"avx512_vnni": re.compile(r"test_(linear|capi|nn_\w+)\.py|test_packed\.py.*int8")}
+OWN = dict.fromkeys(("avx512_vnni", "neon_dot"), re.compile(r"test_(linear|capi|nn_\w+)\.py|test_packed\.py.*int8"))
 
 
 def runs(target, test):

@@ -106,6 +106,14 @@ FA_INLINE V_f32 load_bf16(const uint16_t *p) { return bf16_of_bits(load_halves(p
 FA_INLINE VS_f32 interleave_words_low(VS_f32 a, VS_f32 b) { return __builtin_shufflevector(a, b, FA_WORDS_LOW); }
 FA_INLINE VS_f32 interleave_words_high(VS_f32 a, VS_f32 b) { return __builtin_shufflevector(a, b, FA_WORDS_HIGH); }
 
+/* Words of a and b that meet in a lane of add_products_i16, of the first and of the second half of the vectors; and two
+ * words as such pairs in every lane. Neighbours, unless the vocabulary says otherwise. */
+#ifndef FA_HAS_WORD_PAIRS
+FA_INLINE VS_f32 pair_words_low(VS_f32 a, VS_f32 b) { return interleave_words_low(a, b); }
+FA_INLINE VS_f32 pair_words_high(VS_f32 a, VS_f32 b) { return interleave_words_high(a, b); }
+FA_INLINE VS_f32 splat_words(int32_t both) { return (VS_f32)(both - (VI_f32){0}); }
+#endif
+
 /* What a target with FA_HAS_CONVERSIONS does in fewer instructions. */
 #ifdef FA_HAS_CONVERSIONS
 FA_INLINE V_f32 load_f16(const uint16_t *p);

@@ -67,19 +67,19 @@ int fa_is_supported(const fa_target *target) {
 #include <sys/sysctl.h>
 #endif
 
-/* Where the system tells of a feature: Linux by a bit of AT_HWCAP2, macOS by a name. */
+/* Where the system tells of a feature: Linux by a bit of an auxiliary value, macOS by a name. */
+enum { HWCAP = 16, HWCAP2 = 26 };
 static const struct {
-    unsigned feature;
-    unsigned long bit;
+    unsigned feature, place, bit;
     const char *name;
 } features[] = {
-    {FA_CPU_BF16, 1ul << 14, "hw.optional.arm.FEAT_BF16"},
-    {FA_CPU_I8MM, 1ul << 13, "hw.optional.arm.FEAT_I8MM"},
+    {FA_CPU_DOTPROD, HWCAP, 1u << 20, "hw.optional.arm.FEAT_DotProd"},
+    {FA_CPU_BF16, HWCAP2, 1u << 14, "hw.optional.arm.FEAT_BF16"},
 };
 
 static int is_there(size_t i) {
 #if defined(__linux__)
-    return (getauxval(AT_HWCAP2) & features[i].bit) != 0;
+    return (getauxval(features[i].place) & features[i].bit) != 0;
 #elif defined(__APPLE__)
     int value = 0;
     size_t size = sizeof value;
