@@ -42,6 +42,8 @@ def attention(draw, dtype, rng):
         arguments |= OPTIONS[name](shape._replace(keys=max(shape.keys, 1)), dtype, rng)
     if arguments.get("attn_mask") is not None and arguments["attn_mask"].shape[-1:] == (1,):
         arguments["attn_mask"] = arguments["attn_mask"][..., : shape.keys]
+    if "kv_lengths" in arguments:
+        arguments["kv_lengths"] = np.minimum(arguments["kv_lengths"], shape.keys)
     for name in draw(st.lists(st.sampled_from(sorted(arrays)), max_size=1)):  # which is then broadcast
         arguments[name] = arguments[name][:1]
     return arguments

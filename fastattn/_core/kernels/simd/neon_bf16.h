@@ -17,7 +17,8 @@ FA_INLINE V_f32 add_element_products_bf16(V_f32 sum, V_f32 lanes, float element)
     return sum;
 }
 
-/* 32 bits in every lane, whatever they mean. GCC 12 makes constant vectors of bfloat16 by an instruction for float16. */
+/* 32 bits in every lane, whatever they mean. GCC 12 makes constant vectors of bfloat16 by an instruction for float16:
+ * it must not know the bits. */
 FA_INLINE V_f32 splat_bits(int32_t bits) {
     __asm__("" : "+r"(bits));
     return (V_f32)vdupq_n_s32(bits);
