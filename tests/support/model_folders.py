@@ -4,7 +4,7 @@ import numpy as np
 
 from fastattn.models.architectures import ARCHITECTURES, VARIANTS
 from fastattn.models.configuration import read_configuration
-from fastattn.models.parameters import embedding_parameters, layer_parameters, position_bias
+from fastattn.models.parameters import embedding_parameters, layer_parameters, position_biases
 from support import encoders
 
 _SIZES = {
@@ -57,6 +57,6 @@ def save(folder, kind):
     folder.mkdir(parents=True, exist_ok=True)
     encoders.write_json(folder, {"config.json": config})
     configuration, tensors = read_configuration(folder, {}), _Tensors()
-    for parameters in (embedding_parameters, layer_parameters, position_bias):
+    for parameters in (embedding_parameters, layer_parameters, position_biases):
         parameters(tensors, configuration)
     return encoders.Encoder(config, tensors.found).save(folder)
