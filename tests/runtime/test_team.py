@@ -19,12 +19,14 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="l
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 #: What each script begins with: a large call whose result tells whether it was right, and a look at the threads.
+#: It imports little: most of what this file costs is to start processes.
 SCRIPT = """
     import os, signal, sys, threading, time
     import numpy as np
     import fastattn
+    from fastattn._core.threads import team_state
 
-    x = np.random.default_rng(0).normal(size=(8, 4, 130, 32)).astype(np.float32)
+    x = np.sin(np.arange(4 * 4 * 130 * 32, dtype=np.float32)).reshape(4, 4, 130, 32)
 
     def call(threads=4):
         return fastattn.scaled_dot_product_attention(x, x, x, num_threads=threads)
@@ -36,6 +38,13 @@ SCRIPT = """
 
     def tasks():
         return len(os.listdir("/proc/self/task"))
+
+    def members():
+        state = team_state()
+        return int(state.split()[0]) if state[0].isdigit() else 0
+
+    def decided():  # whether there is a team
+        return members() > 0 or "could" in team_state()
 
     def until(condition, threads=4):
         deadline = time.monotonic() + 60
@@ -65,8 +74,9 @@ def test_the_team_grows_when_asked_for_more_and_stays_when_told_less():
     code = """
     before = tasks()
     for threads in 2, 5, 3, 1, 7:
-        until(lambda: tasks() - before + 1 >= threads, threads)
-        time.sleep(0.1)  # threads that were started on trial have ended
+        until(lambda: members() + 1 >= threads, threads)
+        until(lambda: tasks() - before == members(), threads)  # what was started on trial has ended
+        for _ in range(5): assert right(threads)
         print(tasks() - before + 1)
     """
     assert said(code).split() == ["2", "5", "5", "5", "7"]
@@ -77,15 +87,14 @@ def test_the_team_grows_when_asked_for_more_and_stays_when_told_less():
 def test_many_calling_threads_share_one_team():
     code = """
     before = tasks()
-    until(lambda: tasks() - before == 3)
+    until(lambda: tasks() - before == members() == 3)
     stop, most = threading.Event(), []
     def work():
         while not stop.is_set():
             assert right()
     callers = [threading.Thread(target=work) for _ in range(20)]
     for caller in callers: caller.start()
-    time.sleep(0.1)
-    for _ in range(60):
+    for _ in range(20):
         most.append(tasks() - before)
         time.sleep(0.001)
     stop.set()
@@ -99,7 +108,7 @@ def test_many_calling_threads_share_one_team():
 @needs_linux
 def test_a_resting_team_uses_no_processor():
     code = """
-    for _ in range(100): assert right()
+    for _ in range(30): assert right()
     time.sleep(0.05)
     before = time.process_time()
     time.sleep(0.5)
@@ -114,7 +123,7 @@ def test_a_resting_team_uses_no_processor():
 @needs_openmp
 def test_no_call_waits_for_another_ones_items():
     """While every member is inside a long call, short calls come and go."""
-    long = np.ones((1, 2, 16384, 64), np.float32)
+    long = np.ones((1, 2, 8192, 64), np.float32)
     short = np.ones((4, 4, 96, 32), np.float32)
     begun, events = threading.Event(), []
 
@@ -126,12 +135,12 @@ def test_no_call_waits_for_another_ones_items():
     caller = threading.Thread(target=long_call)
     caller.start()
     begun.wait()
-    time.sleep(0.05)
-    for _ in range(5):
+    time.sleep(0.02)
+    for _ in range(3):
         fastattn.scaled_dot_product_attention(short, short, short, num_threads=2)
         events.append("short")
     caller.join()
-    assert events == 5 * ["short"] + ["long"]
+    assert events == 3 * ["short"] + ["long"]
 
 
 @needs_openmp
@@ -152,9 +161,9 @@ def test_results_do_not_depend_on_who_takes_what(callers, target):
 
     def work(number):
         together.wait()
-        for turn in range(8):
+        for turn in range(4):
             n = (number + turn) % len(calls)
-            np.testing.assert_array_equal(calls[n](2 + turn % 4), expected[n])
+            assert np.array_equal(calls[n](2 + turn % 4), expected[n])
 
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         list(pool.map(work, range(callers)))
@@ -169,7 +178,7 @@ def test_in_place_results_are_complete_when_the_call_returns():
     for _ in range(300):
         y = x.copy()
         fastattn.softmax(y, out=y, num_threads=3)
-        np.testing.assert_array_equal(y, expected)
+        assert np.array_equal(y, expected)
 
 
 # Forks
@@ -186,11 +195,11 @@ def test_multiprocessing(method, tmp_path):
         "import numpy as np\n"
         "import fastattn\n"
         "def work(seed):\n"
-        "    x = np.random.default_rng(seed).normal(size=(8, 4, 130, 32)).astype(np.float32)\n"
+        "    x = np.sin(np.arange(seed, seed + 4 * 4 * 130 * 32, dtype=np.float32)).reshape(4, 4, 130, 32)\n"
         "    return fastattn.scaled_dot_product_attention(x, x, x, num_threads=4).sum()\n"
         "if __name__ == '__main__':\n"
         "    expected = [work(seed) for seed in range(6)]\n"
-        "    with multiprocessing.get_context(sys.argv[1]).Pool(3) as pool:\n"
+        "    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:\n"
         "        assert pool.map(work, range(6)) == expected\n"
         "    assert [work(seed) for seed in range(6)] == expected\n"
         "    print('same')\n"
@@ -203,11 +212,10 @@ def test_multiprocessing(method, tmp_path):
 
 @needs_openmp
 @needs_fork
-@pytest.mark.parametrize("thread", ["main", "other"])
 @pytest.mark.parametrize("moment", ["before", "after", "during"])
-def test_fork_from_any_thread_at_any_moment(thread, moment):
+def test_fork_from_any_thread_at_any_moment(moment):
     code = """
-    thread, moment = sys.argv[1:]
+    moment = sys.argv[1]
     stop = threading.Event()
     def work():
         while not stop.is_set():
@@ -220,18 +228,16 @@ def test_fork_from_any_thread_at_any_moment(thread, moment):
     def fork():
         for threads in 2, 4, 3:
             results.append(in_child(lambda: right(threads) and in_child(lambda: right(threads + 1))))
-    if thread == "main":
-        fork()
-    else:
-        other = threading.Thread(target=fork)
-        other.start()
-        other.join()
+    fork()
+    other = threading.Thread(target=fork)
+    other.start()
+    other.join()
     stop.set()
     for caller in callers: caller.join()
     assert right()
     print(*results)
     """
-    assert said(code, thread, moment) == "True True True"
+    assert said(code, moment).split() == 6 * ["True"]
 
 
 @needs_openmp
@@ -253,7 +259,7 @@ def test_a_child_makes_a_team_of_its_own():
 
 
 @needs_openmp
-@pytest.mark.parametrize("how", ["end", "sys.exit(0)", "os._exit(0)", "raise SystemExit"])
+@pytest.mark.parametrize("how", ["end", "sys.exit(0)", "os._exit(0)"])
 def test_exit_while_calls_run_in_daemon_threads(how):
     code = f"""
     def work():
@@ -274,8 +280,8 @@ def test_ctrl_c_reaches_the_program():
     code = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits SIG_IGN
     for _ in range(20): assert right()
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         while True:
             assert right()
     except KeyboardInterrupt:
@@ -292,13 +298,15 @@ def test_a_signal_wakes_the_sleeping_program_not_the_team():
     for _ in range(20): assert right()
     def raises(*_): raise TimeoutError
     signal.signal(signal.SIGUSR1, raises)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
+        timer.start()
         time.sleep(60)
     except TimeoutError:
         print("awake", right())
-    members = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
-    blocked = [open(f"/proc/self/task/{task}/status").read().split("SigBlk:")[1].split()[0] for task in members]
+    timer.join()
+    others = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    blocked = [open(f"/proc/self/task/{task}/status").read().split("SigBlk:")[1].split()[0] for task in others]
     print(all(int(mask, 16) & 1 << signal.SIGUSR1 - 1 for mask in blocked))
     """
     assert said(code).split() == ["awake", "True", "True"]
@@ -310,7 +318,7 @@ def test_a_signal_handler_may_call():
     code = """
     results = []
     signal.signal(signal.SIGALRM, lambda *_: results.append(right()))
-    while len(results) < 50:
+    while len(results) < 20:
         signal.setitimer(signal.ITIMER_REAL, 0.0005)
         assert right()
         assert right()
@@ -323,12 +331,11 @@ def test_a_signal_handler_may_call():
 # Threads that cannot be had
 
 
+#: Before the rest of a script: what limits the number of this user's threads.
 LIMITED = """
     import resource
-    fastattn.show_config()  # imports what it needs from where nobody else may read
-    if os.getuid() == 0:  # no limit holds for root
-        os.setuid(65534)
-    most = int(sys.argv[1])
+    if os.getuid() == 0:  # no limit holds for root; a user that nobody else is
+        os.setuid(30000 + os.getpid() % 30000)
     def own():
         count = 0
         for process in filter(str.isdigit, os.listdir("/proc")):
@@ -338,39 +345,41 @@ LIMITED = """
             except OSError:
                 pass
         return count
-    resource.setrlimit(resource.RLIMIT_NPROC, (own() + most, own() + most))
+    def limit(most):
+        resource.setrlimit(resource.RLIMIT_NPROC, (own() + most, own() + most))
 """
 
 
 @needs_openmp
 @needs_linux
-@pytest.mark.parametrize("asked", [2, 7, 1000])
-def test_no_thread_to_be_had(asked):
-    code = f"""{LIMITED}
+def test_no_thread_to_be_had():
+    code = """
     import warnings
-    warnings.simplefilter("always")
-    for _ in range(200):
-        assert right({asked})
-        time.sleep(0.0005)
-    print(fastattn.show_config()["team"])
+    def alone(asked, most):
+        limit(most)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            until(lambda: given, asked)
+            for _ in range(50): assert right(asked)
+        return len(given) == 1 and given[0].category is RuntimeWarning and all(
+            "calls run on the calling thread" in text for text in (str(given[0].message), team_state())
+        )
+    for asked, most in (2, 0), (1000, 0), (7, 1):
+        print(in_child(lambda: alone(asked, most)))
     """
-    done = python(SCRIPT + code, "0")
-    assert done.returncode == 0, done.stderr
-    assert "calls run on the calling thread" in done.stdout
-    assert done.stderr.count("RuntimeWarning") == 1
+    assert said(LIMITED + code).split() == 3 * ["True"]
 
 
 @needs_openmp
 @needs_linux
 def test_fewer_threads_than_asked_for():
-    code = f"""{LIMITED}
-    for _ in range(200):
-        assert right(1000)
-        time.sleep(0.0005)
-    print(fastattn.show_config()["team"])
+    code = """
+    limit(5)
+    until(members, 1000)
+    for _ in range(50): assert right(1000)
+    print(members())
     """
-    members = said(code, "5").split()[0]
-    assert 1 <= int(members) <= 5
+    assert 1 <= int(said(LIMITED + code)) <= 5
 
 
 @needs_openmp
@@ -378,9 +387,9 @@ def test_fewer_threads_than_asked_for():
 @pytest.mark.parametrize("variable", ["OMP_STACKSIZE", "GOMP_STACKSIZE"])
 def test_stacks_too_small_for_the_kernels(variable):
     code = """
-    for _ in range(20): assert right(4)
+    for _ in range(5): assert right(4)
     assert in_child(lambda: right(4))
-    print(fastattn.show_config()["team"])
+    print(team_state())
     """
     assert "calls run on the calling thread" in said(code, **{variable: "16k"})
 
@@ -391,10 +400,9 @@ def test_stacks_too_small_for_the_kernels(variable):
 def test_stacks_too_large_for_the_machine(size):
     """OpenMP would end the process; a size that it cannot read it ignores."""
     code = """
-    for _ in range(20): assert right(4)
+    until(decided)
     assert in_child(lambda: right(4))
-    time.sleep(0.2)
-    print(fastattn.show_config()["team"])
+    print(team_state())
     """
     assert ("calls run on the calling thread" in said(code, OMP_STACKSIZE=size)) == (size[0] == "1")
 
@@ -402,15 +410,17 @@ def test_stacks_too_large_for_the_machine(size):
 @needs_openmp
 @needs_linux
 def test_small_default_stacks():
-    code = """
-    import resource, subprocess
+    again = """
+    import os, resource, sys
     if len(sys.argv) < 2:
         resource.setrlimit(resource.RLIMIT_STACK, (65536, resource.getrlimit(resource.RLIMIT_STACK)[1]))
         os.execv(sys.executable, [*sys.orig_argv, "again"])
-    for _ in range(20): assert right(4)
-    print(fastattn.show_config()["team"])
     """
-    done = python(SCRIPT + code)
+    code = """
+    until(decided)
+    print("team:", team_state())
+    """
+    done = python(again + SCRIPT + code)
     if done.returncode < 0 and "team" not in done.stdout:
         pytest.skip("Python itself does not run in so small a stack")
     assert "calls run on the calling thread" in done.stdout, done.stderr
@@ -428,7 +438,7 @@ def test_the_team_follows_the_affinity():
     if len(allowed) < 2:
         print("same same same")
         raise SystemExit
-    until(lambda: tasks() >= 4)
+    until(lambda: members() == 3)
     def masks():
         return [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
     for mask in {allowed[0]}, {allowed[1]}, set(allowed):
@@ -464,9 +474,9 @@ def test_beside_another_librarys_threads(library):
     else:
         other = lambda: a @ a
     wanted = other()
-    for _ in range(50):
+    for _ in range(20):
         assert right()
-        np.testing.assert_allclose(other(), wanted, rtol=1e-4, atol=1e-3)
+        assert np.allclose(other(), wanted, rtol=1e-4, atol=1e-3)
     if hasattr(os, "fork"):
         assert in_child(right)
     print("same")
