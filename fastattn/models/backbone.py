@@ -40,7 +40,10 @@ class Backbone:
         Dtype of the layers' weights.
     """
 
-    __slots__ = ("_activations", "_biases", "_embeddings", "_encoder", "_options", "_tables", "configuration", "dtype")
+    __slots__ = (
+        "_activations", "_biases", "_embeddings", "_encoder", "_options", "_rotates", "_tables", "configuration",
+        "dtype",
+    )  # fmt: skip
 
     def __init__(self, configuration: Configuration, checkpoint: Checkpoint, dtype: str, pack: bool) -> None:
         """Take the tensors from the checkpoint; those of heads are left in it (`checkpoint.unread()`)."""
@@ -74,6 +77,7 @@ class Backbone:
         self._biases = biases if len(biases) > 1 else []  # an own table for each layer
         if len(biases) == 1:
             self._options["position_bias"] = biases[0]
+        self._rotates = any(kind.rotary is not None for kind in attention.kinds)
         self._tables: dict[Rotary, tuple[NDArray, NDArray]] = {}
         with naming(checkpoint.folder):
             check_scores(self._encoder, self._embeddings)
@@ -82,7 +86,7 @@ class Backbone:
     def __call__(self, packed: Packed, num_threads: int | None = None) -> NDArray[np.float32]:
         """The output of the last layer: (tokens, H)."""
         x = self._rows(packed, num_threads)
-        longest = int(np.diff(packed.cu_seqlens).max(initial=0))
+        longest = int(np.diff(packed.cu_seqlens).max(initial=0)) if self._rotates else 0
         call = {"cu_seqlens": packed.cu_seqlens, "out": x, "num_threads": num_threads}
         call |= {} if packed.attended is None else {"kv_lengths": packed.attended}
         self._encoder(x, **call, **self._options_for(longest))
@@ -158,8 +162,10 @@ class Backbone:
     def _rows(self, packed: Packed, num_threads: int | None = None) -> NDArray:
         """The input of the first layer: (tokens, H) in the dtype of the hidden states."""
         x = self._embeddings(packed.ids, packed.positions, packed.token_types, num_threads)
+        if x.dtype == self._activations:
+            return x
         with np.errstate(over="ignore"):  # float16 may overflow: the result is checked
-            return x.astype(self._activations, copy=False)
+            return x.astype(self._activations)
 
 
 def checked_dtype(dtype: Any) -> str:

@@ -35,12 +35,19 @@ def checked(configuration: Configuration, input_ids: Any, attention_mask: Any, t
     types = None if token_type_ids is None else _integers("token_type_ids", token_type_ids, ids.shape)
     batch, length = ids.shape
     starts = np.arange(0, (batch + 1) * length, length) if length else np.zeros(batch + 1, np.int64)
-    positions = token_positions(ids.reshape(-1), starts[:-1], np.full(batch, length), _skipped(configuration))
+    skipped = _skipped(configuration)
+    if skipped is None:
+        positions = np.empty((batch, length), np.int64)
+        positions[:] = np.arange(length)
+        positions = positions.reshape(-1)
+    else:
+        positions = token_positions(ids.reshape(-1), starts[:-1], np.full(batch, length), skipped)
     packed = Packed(ids.reshape(-1), positions, None if types is None else types.reshape(-1), starts)
-    if mask is not None and not mask.all():  # else nothing is excluded
+    if mask is not None:
         packed = _without_padding(packed, mask)
     _check_ids("input_ids", "words", packed.ids, configuration.vocabulary)
-    _check_positions(packed.positions, configuration)
+    if length > configuration.max_length:
+        _check_positions(packed.positions, configuration)
     if packed.token_types is not None:
         # A model without a table of types takes zeros, which tokenizers may return.
         _check_ids("token_type_ids", "token types", packed.token_types, max(configuration.token_types, 1))
@@ -109,12 +116,13 @@ def _integers(name: str, x: Any, shape: tuple[int, ...] | None = None, kinds: st
     return array
 
 
-def _mask(x: Any, shape: tuple[int, ...]) -> NDArray:
+def _mask(x: Any, shape: tuple[int, ...]) -> NDArray | None:
+    """A bool mask, True at tokens; None if there is nothing else."""
     mask = _integers("attention_mask", x, shape, "biu")
-    if mask.dtype == bool:
-        return mask
-    tokens = mask == 1
-    if not tokens.all() and mask[~tokens].any():
+    tokens = mask if mask.dtype == bool else mask == 1
+    if tokens.all():
+        return None
+    if mask is not tokens and mask[~tokens].any():
         raise ValueError(f"attention_mask must be 1 at tokens and 0 elsewhere, got {mask.min()} to {mask.max()}")
     return tokens
 

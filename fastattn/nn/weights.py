@@ -1,4 +1,8 @@
-"""The entries of a state dict, each checked and converted once, and the linear layers and norms that hold them."""
+"""The entries of a state dict, each checked and converted once, and the linear layers and norms that hold them.
+
+These call the compiled functions themselves. A public function between adds a frame of the interpreter, which runs with
+cold caches after every matrix.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from fastattn import _arguments
-from fastattn.linear import linear
-from fastattn.normalization import layer_norm, rms_norm
+from fastattn._core.linear import linear
+from fastattn._core.normalization import normalize
 from fastattn.weights import PackedWeight, QuantizedWeight, check, converted, in_words, pack, rows_of
 
 if TYPE_CHECKING:
@@ -41,9 +45,7 @@ class Linear:
         num_threads: int | None = None,
     ) -> NDArray:
         """Compute `fastattn.linear` with this weight and bias."""
-        return linear(
-            x, self.weight, self.bias, activation=activation, residual=residual, out=out, num_threads=num_threads
-        )
+        return linear(x, self.weight, self.bias, activation, residual, out, num_threads)
 
     def rows(self, first: int, last: int) -> Linear:
         """The part that computes these outputs: views, except of a packed weight that is cut within a panel."""
@@ -79,7 +81,7 @@ class LayerNorm:
 
     def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """Normalise x."""
-        return layer_norm(x, self.weight, self.bias, eps=self.eps, out=out, num_threads=num_threads)
+        return normalize(x, self.weight, self.bias, self.eps, out, num_threads, True)
 
 
 class RMSNorm:
@@ -94,7 +96,7 @@ class RMSNorm:
 
     def __call__(self, x: NDArray, *, out: NDArray | None = None, num_threads: int | None = None) -> NDArray:
         """Normalise x."""
-        return rms_norm(x, self.weight, eps=self.eps, out=out, num_threads=num_threads)
+        return normalize(x, self.weight, None, self.eps, out, num_threads, False)
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
