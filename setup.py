@@ -13,11 +13,14 @@ Environment:
     FASTATTN_TARGETS=avx2,...    build these targets only: a quick build while a kernel is written
     FASTATTN_EMULATE=1           build the targets beyond avx512 of plain AVX-512 (kernels/simd/emulation.h), to test
                                  them where the processor lacks their instructions; slow, never the default target
+    FASTATTN_SANITIZE=address,undefined or thread
+                                 build with these sanitizers of the compiler; .ci/sanitize does so and runs tests
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -43,6 +46,13 @@ OPENMP_MODULES = {"fastattn._core.threads", "fastattn._core.probe"}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MODULE_FLAGS = {"win32": ""}.get(sys.platform, "-fvisibility=hidden -Wno-unused-function")
 STRIP_FLAGS = {"linux": "-Wl,--strip-all"}.get(sys.platform, "")
+# Of the modules alone: kernels keep no buffers on the stack that a size from outside could overrun.
+HARDENING = {"linux": "-fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"}.get(sys.platform, "")
+LINK_HARDENING = {"linux": "-Wl,-z,relro,-z,now"}.get(sys.platform, "")
+# -O1 comes after -O3. A file of kernels takes 24 s to compile so; it takes minutes with the checks that are left out,
+# which find what AddressSanitizer finds, with the latter's checks inlined, or with the places of variables (-g).
+SANITIZER_FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize={} -fno-sanitize=null,alignment,object-size"
+OUTLINED = [f"{prefix}asan-instrumentation-with-call-threshold=0" for prefix in ("--param ", "-mllvm -")]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -66,12 +76,17 @@ OPENMP = {
 NO_OPENMP = ("", "")
 
 EMPTY_PROBE = "int nothing;"
+PROGRAM_PROBE = "int main(void) { return 0; }"
 COMPILER_PROBE = """
 typedef int pair __attribute__((vector_size(8)));
 pair swap(pair x) { return __builtin_shufflevector(x, x, 1, 0); }
 """
 TARGET_PROBE = """
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 int size_of_a_pointer[sizeof(void *) == 8 ? 1 : -1];
 """
 OPENMP_PROBE = """
@@ -164,8 +179,8 @@ class BuildExtensions(build_ext):
             if module.name in OPENMP_MODULES:
                 compile_openmp, link_openmp = openmp
                 module.depends.append(self.openmp_note(openmp))
-            module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.unless_debug('-g0')}")
-            module.extra_link_args = f"{link_openmp} {self.unless_debug(STRIP_FLAGS)}".split()
+            module.extra_compile_args = self.spell(f"{MODULE_FLAGS} {compile_openmp} {self.kind_of_build(HARDENING)}")
+            module.extra_link_args = f"{link_openmp} {self.kind_of_link()}".split()
         self.parallel = self.parallel or 2
         super().build_extensions()
         for note, text in notes.items():
@@ -190,6 +205,9 @@ class BuildExtensions(build_ext):
             raise SystemExit(f"fastattn: the C compiler does not work: {shlex.join(command)} fails; install {wanted}")
         if not self.tries(COMPILER_PROBE):
             raise SystemExit(f"fastattn: this C compiler, {command[0]}, cannot build the kernels; install {wanted}")
+        if not self.tries(PROGRAM_PROBE, self.kind_of_build(), self.kind_of_link()):
+            flags = f"{self.kind_of_build()} {self.kind_of_link()}"
+            raise SystemExit(f"fastattn: this C compiler, {command[0]}, does not take {flags}: see FASTATTN_SANITIZE")
 
     def find_targets(self):
         """{name: flags} of those of TARGETS that fit this machine and that the compiler takes."""
@@ -241,9 +259,22 @@ class BuildExtensions(build_ext):
         prefix = "/clang:" if self.compiler.compiler_type == "msvc" else ""
         return [prefix + flag for flag in flags.split()]
 
-    def unless_debug(self, flags):
-        """`flags`, but none in a build that keeps its symbols (build_ext --debug)."""
-        return "" if self.debug else flags
+    def kind_of_build(self, hardening=""):
+        """Flags of the compiler: for a release, for a debugger (build_ext --debug), or for sanitizers."""
+        if sanitizers := os.environ.get("FASTATTN_SANITIZE"):
+            return f"{SANITIZER_FLAGS.format(sanitizers)} {self.outlined}"
+        return hardening if self.debug else f"{hardening} -g0"
+
+    @functools.cached_property
+    def outlined(self):
+        """The flag by which this compiler calls AddressSanitizer's checks: gcc's or clang's."""
+        return next((flags for flags in OUTLINED if self.tries(EMPTY_PROBE, flags)), "")
+
+    def kind_of_link(self):
+        """The same for the linker."""
+        if sanitizers := os.environ.get("FASTATTN_SANITIZE"):
+            return f"-fsanitize={sanitizers}"
+        return LINK_HARDENING if self.debug else f"{LINK_HARDENING} {STRIP_FLAGS}"
 
     def told(self):
         """A macro with the flags of the kernels, for show_config(): those of the compiler command, then their own."""
@@ -266,9 +297,9 @@ class BuildExtensions(build_ext):
         import Cython
 
         compiler = getattr(self.compiler, "compiler_so", None) or self.compiler.cc
-        kernels = (compiler, macros, TARGETS, self.debug, Path("setup.py").read_text(encoding="utf-8"))
+        kernels = (compiler, macros, TARGETS, self.kind_of_build(), Path("setup.py").read_text(encoding="utf-8"))
         headers = [path.read_text(encoding="utf-8") for path in sorted(Path("fastattn").rglob("*.pxd"))]
-        modules = (compiler, MACROS, self.debug, kernels[-1], Cython.__version__, *headers)
+        modules = (compiler, MACROS, self.kind_of_build(HARDENING), kernels[-1], Cython.__version__, *headers)
         texts = {"kernels.txt": kernels, "modules.txt": modules}
         return {Path(self.build_temp, name): "\n".join(map(str, parts)) for name, parts in texts.items()}
 
@@ -293,7 +324,7 @@ class BuildExtensions(build_ext):
         def compile_one(source, folder, own_macros, flags):
             [product] = self.compiler.object_filenames([str(source)], output_dir=folder)
             if force or own_macros is built or is_stale(product):  # no file's age tells which targets are built
-                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.unless_debug('-g0')}")
+                options = self.spell(f"{KERNEL_FLAGS} -MMD {flags} {self.kind_of_build()}")
                 self.compiler.compile(
                     [str(source)], folder, macros + own_macros, debug=self.debug, extra_postargs=options
                 )

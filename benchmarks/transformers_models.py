@@ -1,6 +1,6 @@
 """Time models of transformers with fastattn's attention against "sdpa", and write docs/performance/transformers.md.
 
-    python benchmarks/transformers_models.py                    # print the tables; takes an hour; --rounds 3: half of it
+    python benchmarks/transformers_models.py                    # print the tables; an hour, or half with --rounds 3
     python benchmarks/transformers_models.py --only "decode"    # some rows
     python benchmarks/transformers_models.py --dtype float32    # one type
     python benchmarks/transformers_models.py --page             # also write the page

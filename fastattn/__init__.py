@@ -11,6 +11,7 @@ rotary.py         rotary_embedding
 cache.py          KVCache, PagedKVCache; _cache_file.py: how they are saved
 _array_file.py    files of arrays: of caches and of packed weights
 reference.py      the same names in float64 NumPy: the definition of every operation
+_interpreter.py   refuses subinterpreters
 _checkout.py      lets commands typed in a checkout find the installed package
 _runtime.py       threads and targets: get_num_threads, set_num_threads, targets, show_config; get_include
 _report.py        what show_config tells
@@ -33,11 +34,13 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING
 
 from fastattn._checkout import compiled
+from fastattn._interpreter import refuse_subinterpreters
 
 if TYPE_CHECKING:
     from fastattn import capi, integrations, models, nn, reference  # noqa: F401
 
 __path__ = compiled(__path__)
+refuse_subinterpreters()
 
 try:
     from fastattn._runtime import get_include, get_num_threads, set_num_threads, show_config, targets

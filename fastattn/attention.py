@@ -148,7 +148,7 @@ def scaled_dot_product_attention(
     2^-126, 2^-1022 in float64) become 0.
 
     16-bit arrays are read in place and accumulated in float32. If all three are bfloat16 and the processor has
-    AVX512_BF16 or AMX, the weights are rounded to bfloat16 before they multiply the values.
+    AVX512_BF16, AMX or arm64's BF16, the weights are rounded to bfloat16 before they multiply the values.
 
     Examples
     --------

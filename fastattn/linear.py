@@ -69,10 +69,10 @@ def linear(
     rows of x, blocks of the weight are transposed in registers, which makes a call with one row slower than memory
     would allow; with AMX, the whole weight is repacked. With hundreds of rows the difference is small, except on AMX.
 
-    int8 weights: with 8-bit integer dot products (AVX512_VNNI), each row of x is quantised to 255 steps between its
-    minimum and maximum (extended to include 0). The error of an element is then at most half a step (a step is at least
-    2^-126), and that of a result half a step times the sum of magnitudes of its weight row; a row of x that is not
-    finite gives NaN. Other processors convert the weight to float and leave x unquantised.
+    int8 weights: with 8-bit integer dot products (AVX512_VNNI, DotProd), each row of x is quantised to 255 steps
+    between its minimum and maximum (extended to include 0). The error of an element is then at most half a step (a step
+    is at least 2^-126), and that of a result half a step times the sum of magnitudes of its weight row; a row of x that
+    is not finite gives NaN. Other processors convert the weight to float and leave x unquantised.
 
     bfloat16 dot-product instructions flush subnormal numbers to 0. Sums below 2^-97, where that could matter, are
     recomputed by multiply-adds; larger sums, of subnormal numbers times numbers beyond 2^29, are not.

@@ -10,7 +10,7 @@ import pytest
 
 import fastattn
 from fastattn._runtime import on_target
-from support import dtypes
+from support import dtypes, fuzzing
 from support.drawing import drawn
 from support.targets import runs
 
@@ -39,6 +39,18 @@ def dtype(request):
 def pytest_addoption(parser):
     """`--every-case` for the whole product of a test's parameters."""
     parser.addoption("--every-case", action="store_true", help="run every case of a test, not those that are drawn")
+    parser.addoption("--fuzz-examples", type=int, metavar="N", help="draw N examples at random for each test in fuzz/")
+
+
+def pytest_configure(config):
+    """Before tests/fuzz is imported."""
+    fuzzing.examples = config.getoption("fuzz_examples") or fuzzing.FEW
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What a long run tried."""
+    if config.getoption("fuzz_examples"):
+        terminalreporter.write_line(fuzzing.summary())
 
 
 def pytest_collection_modifyitems(config, items):

@@ -53,6 +53,12 @@ def test_a_target_that_is_not_there(tmp_path):
     assert said.startswith("fastattn: FASTATTN_TARGETS: sse9: the targets are amx, avx512_bf16, ")
 
 
+def test_a_sanitizer_that_is_not_there(tmp_path):
+    said = build(tmp_path, FASTATTN_SANITIZE="thoughts")
+    assert said.startswith("fastattn: this C compiler, ")
+    assert "-fsanitize=thoughts" in said
+
+
 def test_a_compiler_that_does_not_work(tmp_path):
     said = build(tmp_path, CC=compiler(tmp_path, "true"))
     assert said.startswith(f"fastattn: the C compiler does not work: {tmp_path}/a-compiler")

@@ -70,7 +70,7 @@ def test_picture_of_attention(tmp_path):
 PAGES_OF_SCRIPTS = {
     "compare": ("PAGE", "PAGE_OF_TYPES"),
     **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy", "packed"), ("PAGE",)),
-    **dict.fromkeys(("dask_cluster", "transformers_models"), ("PAGE",)),
+    **dict.fromkeys(("accuracy", "dask_cluster", "texts", "transformers_models"), ("PAGE",)),
 }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 cimport numpy as np
-from libc.stddef cimport ptrdiff_t
+from libc.stddef cimport ptrdiff_t, size_t
 
 from fastattn._core cimport costs
 from fastattn._core.targets cimport (
@@ -94,7 +94,8 @@ cdef class Packed:
         if size > LARGEST_SIZE:
             raise MemoryError(f"not enough memory for a packed weight of {size} bytes")
         memory = np.empty(size + ALIGNMENT, np.uint8)
-        return memory[-memory.ctypes.data % ALIGNMENT :][:size]
+        first = (ALIGNMENT - <size_t>np.PyArray_DATA(memory) % ALIGNMENT) % ALIGNMENT
+        return memory[first : first + size]
 
     @property
     def nbytes_of_panels(self) -> int:

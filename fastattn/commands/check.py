@@ -32,7 +32,7 @@ def run(arguments):
     """Print one line for each operation, target and dtype."""
     jobs = plan()
     with tables.Progress(len(jobs)) as progress:
-        lines = [line for job in jobs for line in _check(*job, progress)]
+        lines = [line for job in jobs for line in lines_of(*job, progress)]
     print(json.dumps([line.as_json() for line in lines], indent=2) if arguments.json else _text(lines))
     return 0 if all(line.kept for line in lines) else 1
 
@@ -81,7 +81,7 @@ class _Failed:
     share: float = float("inf")
 
 
-def _check(operation, dtype, kv_dtype, progress):
+def lines_of(operation, dtype, kv_dtype, progress):
     """The lines of one operation: the reference is computed once per case, for all targets."""
     changes = {"dtype": dtype, "kv_dtype": kv_dtype}
     cases = [dataclasses.replace(case, **changes) for case in AWKWARD if case.operation == operation]

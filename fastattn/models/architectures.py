@@ -59,7 +59,8 @@ class Architecture(NamedTuple):
     required: dict[str, Any] = REQUIRED_VALUES
     activations: dict[str, str] = ACTIVATIONS
     attention: Reader = positions.learned
-    position_bias: str | None = None  # the tensor of the biases of buckets, if the attention has such
+    # The tensor of the biases of buckets, if the attention has such; {} stands for the number of each layer.
+    position_bias: str | None = None
     skips_padding: bool = False  # positions start after the padding id, and padding is not counted
     gated: bool = False
     swapped: tuple[str, ...] = ()  # of `tensors`: the gate is the second half
@@ -250,7 +251,7 @@ _NOMIC = Architecture(
         "use_rms_norm": False,
     },
     activations={"swiglu": "silu", "geglu": "gelu", **ACTIVATIONS},
-    attention=positions.nomic,
+    attention=positions.of_own_code(1000.0),
     gated=True,
     unbiased=dict.fromkeys(("self_attn.in_proj_", "self_attn.out_proj.", "linear1.", "linear2.")),
 )
@@ -292,6 +293,26 @@ _JINA_V2 = _BERT._replace(
     attention=positions.alibi,
     gated=True,
     unbiased={"linear1.": None},
+)
+_JINA_V3 = _BERT._replace(
+    defaults=_BERT.defaults | {"token_types": 1, "norm_eps": 1e-5, "padding_id": 1},
+    tokenizer_class="XLMRobertaTokenizer",
+    layers="encoder.layers.{}.",
+    tensors={
+        "self_attn.in_proj_": ("mixer.Wqkv.",),
+        "self_attn.out_proj.": ("mixer.out_proj.",),
+        "norm1.": ("norm1.",),
+        "linear1.": ("mlp.fc1.",),
+        "linear2.": ("mlp.fc2.",),
+        "norm2.": ("norm2.",),
+    },
+    embeddings=_NOMIC.embeddings,
+    attention=positions.rotary(20_000.0),
+)
+_JINA_V3_OWN = _JINA_V3._replace(  # in the form of the model's own code
+    required=REQUIRED_VALUES
+    | {"position_embedding_type": "rotary", "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False},
+    attention=positions.of_own_code(10_000.0),
 )
 _EUROBERT = Architecture(
     fields=_BERT.fields
@@ -397,6 +418,11 @@ _T5_GATED = _T5._replace(  # T5 v1.1
     activations={"gated-gelu": "gelu_tanh", "gated-silu": "silu"},
     gated=True,
 )
+_MT5 = _T5_GATED._replace(defaults=_T5.defaults | {"activation": "gated-gelu"})
+_UMT5 = _MT5._replace(
+    tokenizer_class="TokenizersBackend",
+    position_bias="encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
+)
 
 ARCHITECTURES = {
     "albert": _ALBERT,
@@ -407,13 +433,16 @@ ARCHITECTURES = {
     "eurobert": _EUROBERT,
     "gemma3_text": _GEMMA3,
     "gte": _NEW._replace(attention=positions.rotary(160_000.0)),
+    "jina_embeddings_v3": _JINA_V3,
     "modernbert": _MODERNBERT,
     "mpnet": _MPNET,
+    "mt5": _MT5,
     "new": _NEW,
     "nomic_bert": _NOMIC,
     "qwen3": _QWEN3,
     "roberta": _ROBERTA,
     "t5": _T5,
+    "umt5": _UMT5,
     "xlm-roberta": _ROBERTA._replace(tokenizer_class="XLMRobertaTokenizer"),
 }
 
@@ -423,5 +452,6 @@ STATIC = Architecture(fields={}, defaults={}, tokenizer_class="TokenizersBackend
 # (model_type, field of config.json, its value) -> the architecture of models whose model_type is another one's.
 VARIANTS = {
     ("bert", "position_embedding_type", "alibi"): _JINA_V2,
+    ("xlm-roberta", "position_embedding_type", "rotary"): _JINA_V3_OWN,
     **{("t5", "feed_forward_proj", name): _T5_GATED for name in _T5_GATED.activations},
 }

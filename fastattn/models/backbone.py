@@ -11,8 +11,9 @@ from fastattn import _arguments
 from fastattn._dtypes import TYPES
 from fastattn.models.embeddings import Embeddings
 from fastattn.models.float16 import check_finite, check_scores
+from fastattn.models.folders import naming
 from fastattn.models.inputs import checked, has_holes
-from fastattn.models.parameters import embedding_parameters, layer_parameters, position_bias
+from fastattn.models.parameters import embedding_parameters, layer_parameters, position_biases
 from fastattn.models.positions import alibi_slopes
 from fastattn.nn import TransformerEncoder
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from fastattn.models.checkpoint import Checkpoint
     from fastattn.models.configuration import Configuration
     from fastattn.models.inputs import Packed
-    from fastattn.models.positions import LayerKind, Rotary
+    from fastattn.models.positions import LayerKind
+    from fastattn.models.rotary import Rotary
 
 # dtype of the weights -> dtype of the hidden states. With 8-bit weights, rounding these to 16 bits does not matter.
 ACTIVATIONS = {row.name: row.activations for row in TYPES if row.activations}
@@ -38,7 +40,7 @@ class Backbone:
         Dtype of the layers' weights.
     """
 
-    __slots__ = ("_activations", "_embeddings", "_encoder", "_options", "_tables", "configuration", "dtype")
+    __slots__ = ("_activations", "_biases", "_embeddings", "_encoder", "_options", "_tables", "configuration", "dtype")
 
     def __init__(self, configuration: Configuration, checkpoint: Checkpoint, dtype: str, pack: bool) -> None:
         """Take the tensors from the checkpoint; those of heads are left in it (`checkpoint.unread()`)."""
@@ -49,29 +51,32 @@ class Backbone:
             eps=configuration.norm_eps,
             scale=math.sqrt(configuration.hidden) if architecture.scales_words else None,
         )
-        biases = position_bias(checkpoint, configuration)
-        self._encoder = TransformerEncoder.from_state_dict(
-            layer_parameters(checkpoint, configuration),
-            num_heads=configuration.heads,
-            num_kv_heads=configuration.kv_heads,
-            activation=configuration.activation,
-            norm=architecture.norm,
-            norm_eps=configuration.norm_eps,
-            norm_first=architecture.norm_first,
-            first_attention_norm=not architecture.lacks_first_norm,
-            bias=None,  # those that are there: the tensors were checked against the configuration
-            dtype=dtype,
-            pack=pack,
-        )
+        biases = position_biases(checkpoint, configuration)
+        with naming(checkpoint.folder):
+            self._encoder = TransformerEncoder.from_state_dict(
+                layer_parameters(checkpoint, configuration),
+                num_heads=configuration.heads,
+                num_kv_heads=configuration.kv_heads,
+                activation=configuration.activation,
+                norm=architecture.norm,
+                norm_eps=configuration.norm_eps,
+                norm_first=architecture.norm_first,
+                first_attention_norm=not architecture.lacks_first_norm,
+                bias=None,  # those that are there: the tensors were checked against the configuration
+                dtype=dtype,
+                pack=pack,
+            )
         layers, groups = configuration.layers, self._encoder.layers
         self._encoder.layers = [groups[i * len(groups) // layers] for i in range(layers)]
         self._options: dict[str, Any] = {"is_causal": attention.is_causal, "scale": attention.scale}
         if attention.alibi:
             self._options["alibi_slopes"] = alibi_slopes(configuration.heads)
-        if biases is not None:
-            self._options["position_bias"] = biases
+        self._biases = biases if len(biases) > 1 else []  # an own table for each layer
+        if len(biases) == 1:
+            self._options["position_bias"] = biases[0]
         self._tables: dict[Rotary, tuple[NDArray, NDArray]] = {}
-        check_scores(self._encoder, self._embeddings)
+        with naming(checkpoint.folder):
+            check_scores(self._encoder, self._embeddings)
         self._activations = _arguments.storage_dtype("dtype", ACTIVATIONS[dtype])
 
     def __call__(self, packed: Packed, num_threads: int | None = None) -> NDArray[np.float32]:
@@ -126,6 +131,9 @@ class Backbone:
         """The options of the layers for sequences of up to so many tokens."""
         kinds = self.configuration.attention.kinds
         each = {kind: self._options_of(kind, positions) for kind in kinds}
+        if self._biases:  # such layers are all of one kind
+            own = [each[kinds[0]] | {"position_bias": table} for table in self._biases]
+            return self._options | {"layer_options": own}
         if len(each) == 1:
             return self._options | each[kinds[0]]
         layers = range(self.configuration.layers)

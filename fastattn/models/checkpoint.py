@@ -123,9 +123,13 @@ def _entries(path: Path) -> dict[str, _Entry]:
     start = 8 + int.from_bytes(mapped[:8], "little")
     header: dict[str, Any] = json.loads(mapped[8:start])
     header.pop("__metadata__", None)
+    names = {_present_name(name): name for name in header}
+    if len(names) < len(header):
+        former = next(name for name in header if names[_present_name(name)] != name)
+        raise ValueError(f"{path} must hold the tensor {_present_name(former)} once, got {former} as well")
     return {
-        _present_name(name): _Entry(path, mapped, x["dtype"], tuple(x["shape"]), start + x["data_offsets"][0])
-        for name, x in header.items()
+        present: _Entry(path, mapped, x["dtype"], tuple(x["shape"]), start + x["data_offsets"][0])
+        for present, x in zip(names, header.values(), strict=True)
     }
 
 

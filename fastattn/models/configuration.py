@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastattn.models.fields import counted, flag, one_of, small
 from fastattn.models.folders import read_json
+from fastattn.models.positions import MOST_LAYERS
 from fastattn.models.recognition import known_architecture
 
 if TYPE_CHECKING:
@@ -142,6 +143,11 @@ def _check_together(path: Path, configuration: Configuration) -> None:
         raise ValueError(
             f"{path}: {fields['groups'][-1]} must be at most {fields['layers'][-1]}, {configuration.layers}, "
             f"got {configuration.groups}"
+        )
+    if configuration.groups < configuration.layers and configuration.layers > MOST_LAYERS:
+        raise ValueError(
+            f"{path}: {fields['layers'][-1]} must be at most {MOST_LAYERS} where layers share tensors, "
+            f"got {configuration.layers}"
         )
     if configuration.max_length < 1:
         raise ValueError(

@@ -15,10 +15,12 @@ def one_of(name: str, value: Any, known: Mapping[str, Any]) -> str:
     return value
 
 
-def counted(name: str, value: Any, least: int = 1) -> int:
-    """A count."""
+def counted(name: str, value: Any, least: int = 1, most: int = (1 << 63) - 1) -> int:
+    """A count that fits 64 bits, as libraries and arrays need it."""
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be an int of at most {most}, got {value!r}")
     return value
 
 

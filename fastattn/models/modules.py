@@ -38,6 +38,12 @@ _NORMALIZE_FIELDS = {"module_input_name": _OF_SENTENCES, "module_output_name": _
 _DENSE_FIELDS = {"activation_function": tuple(ACTIVATIONS), "bias": (True, False), "use_residual": (False, None)}
 _DENSE_FIELDS |= _NORMALIZE_FIELDS
 
+# Modules of a folder's own code, which is not run -> what they are (Jina v3).
+_OWN_CODE = {"custom_st.Transformer": "sentence_transformers.models.Transformer"}
+
+# The largest number of modules: each may hold a copy of weights.
+_MOST_MODULES = 64
+
 
 class Module(NamedTuple):
     """A row of modules.json."""
@@ -114,7 +120,10 @@ def listed_modules(
     path: Path, kinds: Iterable[str], packages: tuple[str, ...] = ("sentence_transformers",)
 ) -> list[Module]:
     """The modules that modules.json lists, none if there is no such file; ValueError for one of another kind."""
-    return [module_of(path, module, kinds, packages) for module in read_json(path, list, default=[])]
+    rows = read_json(path, list, default=[])
+    if len(rows) > _MOST_MODULES:
+        raise ValueError(f"{path} must list at most {_MOST_MODULES} modules, got {len(rows)}")
+    return [module_of(path, module, kinds, packages) for module in rows]
 
 
 def module_of(
@@ -122,6 +131,7 @@ def module_of(
 ) -> Module:
     """A module by its type and its folder below that of the file `path`."""
     kind = str(module.get("type") if isinstance(module, dict) else module)
+    kind = _OWN_CODE.get(kind, kind)
     package, _, name = kind.partition(".")
     name = name.rpartition(".")[2]
     if not isinstance(module, dict) or package not in packages or name not in kinds:
@@ -145,7 +155,9 @@ def _modes(path: Path | None, raw: dict[str, Any]) -> tuple[str, ...]:
     modes = raw.get("pooling_mode") or [mode for field, mode in _MODE_FIELDS.items() if raw.get(field)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not all(isinstance(mode, str) and mode in MODES for mode in modes):
-        raise ValueError(f"{path}: pooling_mode must be one or a list of {', '.join(MODES)}, got {modes!r}")
+        raise ValueError(f"{path}: pooling_mode must be one or a list of {', '.join(MODES)}, got {modes!r:.80}")
+    if len(set(modes)) < len(modes):  # each makes embeddings longer
+        raise ValueError(f"{path}: pooling_mode must name each mode once, got {modes!r:.80}")
     return tuple(modes)
 
 

@@ -39,6 +39,10 @@ _OF_PYLATE = (
 )
 
 
+# The largest number of tokens that a query is filled up to, which takes memory for each: ColBERT's is 32.
+_LONGEST_EXPANSION = 1 << 16
+
+
 class Expansion(NamedTuple):
     """How queries are filled up with a token, which is scored like theirs."""
 
@@ -216,7 +220,7 @@ def _expansion(path: Path, raw: Any, query: int | None) -> Expansion:
     attended, token = raw.get("attend", False), raw.get("token")
     if type(attended) is not bool or not isinstance(token, str | None):
         raise ValueError(f"{path}: query_expansion must have a bool attend and a token or null, got {raw!r:.80}")
-    length = counted(f"{path}: query_expansion.length", raw.get("length"))
+    length = counted(f"{path}: query_expansion.length", raw.get("length"), most=_LONGEST_EXPANSION)
     if query is not None and query < length:
         raise ValueError(f"{path}: query_length must be at least query_expansion.length, {length}, got {query}")
     return Expansion(length, raw["strategy"] == "fixed", attended, token)
@@ -253,7 +257,7 @@ def _stanford(folder: Path) -> MultiVectorFiles:
             raise ValueError(f"{path}: {field} must be a string, got {mark!r:.80}")
         marks.append(f"{mark} ")
     prompts = Prompts({"query": marks[0], "document": marks[1]}, "")
-    length = limit(path, "query_maxlen", raw) or 32
+    length = counted(f"{path}: query_maxlen", raw.get("query_maxlen") or 32, most=_LONGEST_EXPANSION)
     expansion = Expansion(length, fixed=True, attended=bool(raw.get("attend_to_mask_tokens")), token=None)
     checkpoint = Checkpoint(folder)
     weight = checkpoint.take("linear.weight", checkpoint.shape("linear.weight", 2)).astype(np.float32)

@@ -82,13 +82,14 @@ class Parts(NamedTuple):
         return x.astype(np.float32) + np.float32(self.offset) if self.offset else x
 
 
-def position_bias(checkpoint: Checkpoint, configuration: Configuration) -> NDArray[np.float32] | None:
-    """The table of biases by distance, if the model has such."""
+def position_biases(checkpoint: Checkpoint, configuration: Configuration) -> list[NDArray[np.float32]]:
+    """The tables of biases by distance: none, one for all layers, or one for each."""
     buckets, name = configuration.attention.buckets, configuration.architecture.position_bias
-    if buckets is None:
-        return None
-    biases = checkpoint.take(f"{prefix_of(checkpoint, configuration)}{name}", (buckets.count, configuration.heads))
-    return buckets.position_bias(biases, configuration.max_length)
+    if buckets is None or name is None:
+        return []
+    prefix, shape = prefix_of(checkpoint, configuration), (buckets.count, configuration.heads)
+    names = (name.format(i) for i in range(configuration.layers if "{}" in name else 1))
+    return [buckets.position_bias(checkpoint.take(prefix + name, shape), configuration.max_length) for name in names]
 
 
 class LayerParameters(Mapping):

@@ -12,30 +12,12 @@ import numpy as np
 
 from fastattn.models.fields import counted, flag, mapping, one_of, positive
 from fastattn.models.position_bias import Buckets
+from fastattn.models.rotary import Rotary, scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-
-class Rotary(NamedTuple):
-    """The angles of a rotary embedding: pair i of a head turns by position * theta^(-2i / size) / divisor."""
-
-    size: int  # number of elements of a head that turn
-    theta: float
-    divisor: float = 1.0
-
-    def frequencies(self) -> NDArray[np.float32]:
-        """Angle per position of each pair, in float32 step by step, as models were trained."""
-        exponents = np.arange(0, self.size, 2, dtype=np.float32) / np.float32(self.size)
-        return 1 / np.float32(self.theta) ** exponents / np.float32(self.divisor)
-
-    def tables(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(cos, sin) of shape (positions, pairs)."""
-        angles = np.arange(positions, dtype=np.float32)[:, None] * self.frequencies()
-        return np.cos(angles), np.sin(angles)
 
 
 class LayerKind(NamedTuple):
@@ -106,24 +88,27 @@ def rotary(theta: float, *, is_causal: bool = False) -> Reader:
         names = raw.get("layer_types")
         if names is not None and (not isinstance(names, list) or any(name != FULL for name in names)):
             raise ValueError(f"{path}: layer_types must be {FULL} for every layer, got {names!r:.80}")
-        kind = LayerKind(None, _rotary(path, raw, values["head_dim"], "rope_theta", theta))
+        kind = LayerKind(None, _rotary(path, raw, values, "rope_theta", theta))
         return Attention((kind,), is_causal)
 
     return read
 
 
-def nomic(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
-    """The field of the model's own code is rotary_emb_base; transformers' are the usual ones."""
-    kind = LayerKind(None, _rotary(path, raw, values["head_dim"], "rotary_emb_base", 1000.0))
-    return Attention((kind,))
+def of_own_code(theta: float) -> Reader:
+    """The same by the field of NomicBERT's and Jina v3's own code, rotary_emb_base; or by transformers' fields."""
+
+    def read(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
+        return Attention((LayerKind(None, _rotary(path, raw, values, "rotary_emb_base", theta)),))
+
+    return read
 
 
 def modernbert(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention:
     """Layers without a window and with one, each with an own base."""
     half = counted(f"{path}: local_attention", raw.get("local_attention", 128)) // 2
     kinds = {
-        FULL: LayerKind(None, _rotary(path, raw, values["head_dim"], "global_rope_theta", 160_000.0, FULL)),
-        SLIDING: LayerKind(half, _rotary(path, raw, values["head_dim"], "local_rope_theta", 10_000.0, SLIDING)),
+        FULL: LayerKind(None, _rotary(path, raw, values, "global_rope_theta", 160_000.0, FULL)),
+        SLIDING: LayerKind(half, _rotary(path, raw, values, "local_rope_theta", 10_000.0, SLIDING)),
     }
     period = counted(f"{path}: global_attn_every_n_layers", raw.get("global_attn_every_n_layers", 3))
     return Attention(_kinds(path, raw, values, kinds, period, full=0))
@@ -136,8 +121,8 @@ def gemma3(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> Attention
     # In transformers a causal window counts the token itself; one of both sides is halved first.
     reach = window // 2 if bidirectional else window - 1
     kinds = {
-        FULL: LayerKind(None, _rotary(path, raw, values["head_dim"], "rope_theta", 1_000_000.0, FULL)),
-        SLIDING: LayerKind(reach, _rotary(path, raw, values["head_dim"], "rope_local_base_freq", 10_000.0, SLIDING)),
+        FULL: LayerKind(None, _rotary(path, raw, values, "rope_theta", 1_000_000.0, FULL)),
+        SLIDING: LayerKind(reach, _rotary(path, raw, values, "rope_local_base_freq", 10_000.0, SLIDING)),
     }
     period = counted(f"{path}: sliding_window_pattern", raw.get("sliding_window_pattern") or 6)
     scalar = positive(f"{path}: query_pre_attn_scalar", raw.get("query_pre_attn_scalar", 256))
@@ -151,10 +136,9 @@ def _kinds(
     """The kind of each layer by layer_types or, without it, of one period in which layer `full` has no window."""
     names = raw.get("layer_types")
     if names is None:
-        if period > values["layers"]:
-            # No more than the layers that there are: the field may be any number.
-            return tuple(kinds[FULL if i == full else SLIDING] for i in range(min(values["layers"], MOST_LAYERS)))
-        return tuple(kinds[FULL if i == full else SLIDING] for i in range(period))
+        # No more than the layers that there are: either field may be any number.
+        count = min(period, values["layers"], MOST_LAYERS)
+        return tuple(kinds[FULL if i == full else SLIDING] for i in range(count))
     if not isinstance(names, list) or len(names) != values["layers"]:
         raise ValueError(f"{path}: layer_types must be a list of one name for each layer, got {names!r:.80}")
     return tuple(kinds[one_of(f"{path}: layer_types", name, kinds)] for name in names)
@@ -165,10 +149,10 @@ MOST_LAYERS = 1000
 
 
 def _rotary(
-    path: Path, raw: dict[str, Any], size: int, theta_field: str, default: float, part: str | None = None
+    path: Path, raw: dict[str, Any], values: dict[str, Any], theta_field: str, default: float, part: str | None = None
 ) -> Rotary:
     """A rotary embedding from rope_parameters (of the layers `part`) or, in former files, rope_scaling and the base."""
-    where = f"{path}: rope_parameters"
+    where, size = f"{path}: rope_parameters", values["head_dim"]
     given = mapping(where, raw.get("rope_parameters"))
     if part is not None and given:
         where = f"{where}.{part}"
@@ -179,35 +163,9 @@ def _rotary(
         given = {} if part == SLIDING else mapping(where, raw.get("rope_scaling"))
     theta = given.get("rope_theta", raw.get(theta_field))
     theta = positive(f"{path}: {theta_field}", default if theta is None else theta)
-    kind = given.get("rope_type", given.get("type", "default"))
     if size % 2:
         raise ValueError(f"{path}: the size of a head must be even with a rotary embedding, got {size}")
-    return _SCALINGS[one_of(f"{where}.rope_type", kind, _SCALINGS)](where, given, size, theta)
-
-
-def _unscaled(where: str, given: dict[str, Any], size: int, theta: float) -> Rotary:
-    del where, given
-    return Rotary(size, theta)
-
-
-def _linear(where: str, given: dict[str, Any], size: int, theta: float) -> Rotary:
-    return Rotary(size, theta, positive(f"{where}.factor", given.get("factor")))
-
-
-def _ntk(where: str, given: dict[str, Any], size: int, theta: float) -> Rotary:
-    """Fixed NTK scaling (GTE): a larger base, and the fastest pair slowed down by as much as keeps the slowest."""
-    if given.get("mixed_b") is not None:
-        raise ValueError(f"{where}.mixed_b must be null or absent, got {given['mixed_b']!r}")
-    factor = positive(f"{where}.factor", given.get("factor"))
-    return Rotary(size, positive(f"{where}.factor", theta * factor), factor ** (2 / size))
-
-
-# rope_type -> its reader
-_SCALINGS: dict[str, Callable[[str, dict[str, Any], int, float], Rotary]] = {
-    "default": _unscaled,
-    "linear": _linear,
-    "ntk": _ntk,
-}
+    return scaled(where, given, size, theta, values["table_rows"])
 
 
 def alibi_slopes(heads: int) -> NDArray[np.float32]:

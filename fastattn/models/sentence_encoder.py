@@ -19,6 +19,7 @@ from fastattn.models.prompts import DOCUMENT, QUERY
 from fastattn.models.recognition import head
 from fastattn.models.similarity import similarity
 from fastattn.models.static import StaticBackbone, static_tokens
+from fastattn.models.task_adapters import read_checkpoint
 from fastattn.models.tokens import Tokens, checked_text, checked_texts
 
 if TYPE_CHECKING:
@@ -86,14 +87,16 @@ class SentenceEncoder:
 
     __slots__ = ("_head", "_pipeline")
 
-    def __init__(self, folder: Path, dtype: str, pack: bool) -> None:
+    def __init__(self, folder: Path, dtype: str, pack: bool, task: str | None) -> None:
         modules = read_modules(folder)
         if modules.static:
+            if task is not None:
+                raise ValueError(f"task must be None for {folder}, a StaticEmbedding, got {task!r}")
             checkpoint = Checkpoint(modules.transformer)
             backbone = StaticBackbone(checkpoint, dtype)
         else:
             configuration = read_configuration(modules.transformer, modules.sentences.configuration)
-            checkpoint = Checkpoint(modules.transformer)
+            checkpoint = read_checkpoint(modules.transformer, task)
             backbone = Backbone(configuration, checkpoint, dtype, pack)
         configuration = backbone.configuration
         pooling = read_pooling(modules, configuration.hidden)
@@ -112,7 +115,12 @@ class SentenceEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike | None = None, dtype: str = "float32", *, pack: bool = True
+        cls,
+        folder: str | os.PathLike | None = None,
+        dtype: str = "float32",
+        *,
+        pack: bool = True,
+        task: str | None = None,
     ) -> SentenceEncoder:
         """Read a model from a local folder. Nothing is downloaded.
 
@@ -130,6 +138,9 @@ class SentenceEncoder:
             product. The embedding tables are not converted.
         pack : bool
             Copy the layers' weights into the form that is read fastest, for the target in use, as `fastattn.pack`.
+        task : str, optional
+            Of a model with adapters for several tasks (Jina v3), the one whose adapter is merged into the weights: a
+            name in config.json's lora_adaptations. By default none. The task's prompt is chosen by `encode`.
 
         Returns
         -------
@@ -140,12 +151,13 @@ class SentenceEncoder:
         FileNotFoundError
             The folder or one of its files does not exist, or none was given and there is no default.
         TypeError
-            folder is not a path, or dtype is not a str.
+            folder is not a path, or dtype or task is not a str.
         ValueError
-            dtype is none of these, is bfloat16 or int8 without ml_dtypes, or is float16 and a weight or score may
-            exceed 65504; a file is truncated or invalid, or names one outside of the folder; a tensor is missing, or
-            its shape does not match config.json; or config.json's model_type is not one of those in the guide, or a
-            file uses an option that is not supported. The message names the file and the field or tensor.
+            task is none of the model's; dtype is none of these, is bfloat16 or int8 without ml_dtypes, or is float16
+            and a weight or score may exceed 65504; a file is truncated or invalid, or names one outside of the folder;
+            a tensor is missing, or its shape does not match config.json; or config.json's model_type is not one of
+            those in the guide, or a file uses an option that is not supported. The message names the file and the field
+            or tensor.
 
         Notes
         -----
@@ -159,7 +171,9 @@ class SentenceEncoder:
         use.
         """
         path, dtype = existing_folder(folder), checked_dtype(dtype)
-        return cls(path, dtype, _arguments.flag("pack", pack))
+        if task is not None and not isinstance(task, str):
+            raise TypeError(f"task must be a str or None, got {type(task).__name__}")
+        return cls(path, dtype, _arguments.flag("pack", pack), task)
 
     @property
     def max_length(self) -> int:  # noqa: D102 (described in the class's docstring)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from fastattn.models.architectures import STATIC
 from fastattn.models.checkpoint import INTEGERS, REALS
 from fastattn.models.configuration import Configuration
-from fastattn.models.folders import existing
+from fastattn.models.folders import LARGEST_VOCABULARY, existing
 from fastattn.models.inputs import checked
 from fastattn.models.positions import Attention
 from fastattn.models.tokenizer_files import TokenizerFiles, library_errors
@@ -127,7 +127,7 @@ def static_tokens(modules: Modules, configuration: Configuration) -> Tokens:
 
 def _tokenizer(folder: Path) -> TokenizerFiles:
     """tokenizer.json as it is: sentence-transformers reads no other file for this module."""
-    path = existing(folder / "tokenizer.json")
+    path = existing(folder / "tokenizer.json", LARGEST_VOCABULARY)
     with library_errors(path):
         tokenizer = Tokenizer.from_file(str(path))
     cut = tokenizer.truncation or {}

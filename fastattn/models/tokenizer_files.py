@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
-from fastattn.models.folders import existing, read_json
+from fastattn.models.folders import LARGEST_VOCABULARY, existing, read_json
 from fastattn.models.tokenizer_classes import TOKENIZER_CLASSES, TokenizerClass
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def _vocabulary(folder: Path, kind: TokenizerClass | None) -> tuple[Path, Tokeni
     """(path, tokenizer) from tokenizer.json or, without it, from the vocabulary files of the class."""
     path = folder / "tokenizer.json"
     if path.exists() or not kind or not any((folder / name).exists() for name in kind.files):
-        with library_errors(existing(path)):
+        with library_errors(existing(path, LARGEST_VOCABULARY)):
             return path, Tokenizer.from_file(str(path))
-    paths = [existing(folder / name) for name in kind.files]
+    paths = [existing(folder / name, LARGEST_VOCABULARY) for name in kind.files]
     with library_errors(paths[0]):
         return paths[0], Tokenizer(kind.read(*map(str, paths)))
 

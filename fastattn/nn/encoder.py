@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from fastattn.cache import KVCache
 
 # What layers may do differently, each by its own options.
-PER_LAYER = frozenset({"alibi_slopes", "cos", "interleaved", "scale", "sin", "sinks", "softcap", "window"})
+PER_LAYER = frozenset(
+    {"alibi_slopes", "cos", "interleaved", "position_bias", "scale", "sin", "sinks", "softcap", "window"}
+)
 
 
 class TransformerEncoderLayer:
@@ -421,8 +423,8 @@ class TransformerEncoder:
             As when calling `TransformerEncoderLayer`, the same for all layers.
         layer_options : sequence of dict, optional
             For each layer, the options that are its own, in place of those above: `window`, `cos`, `sin`,
-            `interleaved`, `scale`, `softcap`, `sinks`, `alibi_slopes`. Layers of one kind should share one dict object,
-            as each is prepared for itself.
+            `interleaved`, `scale`, `softcap`, `sinks`, `alibi_slopes`, `position_bias`. Layers of one kind should share
+            one dict object, as each is prepared for itself.
 
         Returns
         -------

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 import safetensors.numpy
 
 from fastattn.models import SentenceEncoder
-from support import encoders, jina
+from support import encoders, jina, jina3
 
 VOCABULARY = encoders.CONFIGURATIONS["bert"]["vocab_size"]
 _COMMON = {
@@ -32,6 +32,9 @@ _TYPED = _COMMON | {"type_vocab_size": 3, "layer_norm_eps": 1e-3}
 _GROUPED = _COMMON | {"num_key_value_heads": 2, "head_dim": 16, "bos_token_id": None, "eos_token_id": None}
 _NO_MARKS = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
 _NTK = {"rope_parameters": {"rope_type": "linear", "factor": 1.3, "rope_theta": 500.0}}
+_YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 3.0, "original_max_position_embeddings": 40}
+_LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 # transformers' class -> variants of its configuration.
 ARCHITECTURES = {
@@ -48,12 +51,27 @@ ARCHITECTURES = {
         "layer types": _COMMON
         | _NO_MARKS
         | {"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]},
+        "yarn": _COMMON
+        | _NO_MARKS
+        | {"rope_parameters": {"full_attention": _YARN, "sliding_attention": {"rope_type": "default"}}},
+    },
+    "JinaEmbeddingsV3": {
+        "": _TYPED | {"type_vocab_size": 1, "pad_token_id": 1},
+        "theta": _TYPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
     },
     "MPNet": {"": _COMMON | {"pad_token_id": 1, "layer_norm_eps": 1e-3, "max_position_embeddings": 170}},
     "NomicBert": {"": _TYPED, "theta": _TYPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}},
     "Gte": {"": _TYPED | {"type_vocab_size": 1}, "scaled": _TYPED | _NTK, "no types": _TYPED | {"type_vocab_size": 0}},
-    "Qwen3": {"": _GROUPED, "bias": _GROUPED | {"attention_bias": True, "rope_parameters": _NTK["rope_parameters"]}},
-    "EuroBert": {"": _GROUPED | {"head_dim": None}, "biases": _GROUPED | {"attention_bias": True, "mlp_bias": True}},
+    "Qwen3": {
+        "": _GROUPED,
+        "bias": _GROUPED | {"attention_bias": True, "rope_parameters": _NTK["rope_parameters"]},
+        "yarn": _GROUPED | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False}},
+        "yarn, factor": _GROUPED | {"rope_parameters": _YARN | {"factor": None, "beta_fast": 4, "beta_slow": 2}},
+    },
+    "EuroBert": {
+        "": _GROUPED | {"head_dim": None},
+        "biases": _GROUPED | {"attention_bias": True, "mlp_bias": True, "rope_parameters": _LLAMA3},
+    },
     "Gemma3Text": {
         "": _GROUPED | {"use_bidirectional_attention": True, "sliding_window": 11, "query_pre_attn_scalar": 24},
         "causal": _GROUPED | {"sliding_window": 10, "sliding_window_pattern": 2},
@@ -144,7 +162,10 @@ def test_other_dtypes(rng, tmp_path, architecture, variant, dtype):
     assert error <= {"float16": 5e-3, "bfloat16": 5e-2, "int8": 0.15}[dtype]
 
 
-@pytest.mark.parametrize("architecture", ["ModernBert", "Qwen3", "Gemma3Text", "Albert", "NomicBert"])
+_MAPPED = ["ModernBert", "Qwen3", "Gemma3Text", "Albert", "NomicBert", "JinaEmbeddingsV3"]
+
+
+@pytest.mark.parametrize("architecture", _MAPPED)
 def test_attention_maps(made, architecture):
     model, _ = made(architecture)
     peer = random_peer(architecture)
@@ -214,6 +235,46 @@ def test_jina_v2(rng, tmp_path, changes, padding):
         assert largest_error(found[kept], expected) <= 2e-5
 
 
+@pytest.mark.parametrize("task", [None, *jina3.TASKS])
+def test_jina_v3_in_its_own_form(rng, tmp_path, task):
+    """Hidden states of a task are those with its adapter; and embeddings, through modules of the folder's own code."""
+    config = jina3.CONFIGURATION
+    tensors = jina3.random_tensors(config)
+    files = encoders.modules(normalize=True)
+    files["modules.json"][0]["type"] = "custom_st.Transformer"
+    model = SentenceEncoder.from_pretrained(jina3.save(config, tensors, tmp_path, **files), task=task)
+    arrays = batch(rng, SimpleNamespace(config=None), "holes")
+    result, mask = model(**arrays), arrays["attention_mask"] == 1
+    for ids, kept, found in zip(arrays["input_ids"], mask, result, strict=True):
+        assert largest_error(found[kept], jina3.hidden_states(config, tensors, ids, kept, task)) <= 2e-5
+    ids = np.array(model.tokenize("a text")["input_ids"][0])
+    mean = jina3.hidden_states(config, tensors, ids, np.ones(len(ids)), task).mean(axis=0)
+    np.testing.assert_allclose(model.encode("a text"), mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "task", "message"), [
+    ({}, "separation", "task must be one of retrieval.query, text-matching, got 'separation'"),
+    ({"lora_adaptations": None}, "text-matching", "lora_adaptations must be a list of the names of tasks, got None"),
+    ({"lora_adaptations": []}, None, r"lora_adaptations must be a list of the names of tasks, got \[\]"),
+    ({"lora_rank": 4}, "text-matching", r"lora_A must have shape \(2, 62, 4\), got \(2, 62, 3\)"),
+    ({"lora_rank": 10**18}, "text-matching", "lora_A must have shape"),
+    ({"lora_alpha": None}, "text-matching", "lora_alpha must be a number above 0"),
+    ({"lora_adaptations": ["a", "b", "c"]}, "c", r"lora_A must have shape \(3, 62, 3\), got \(2, 62, 3\)"),
+    ({"rotary_emb_interleaved": True}, None, "rotary_emb_interleaved must be False or absent"),
+    ({"num_hidden_layers": 2}, None, r"must hold no tensor roberta\.encoder\.layers\.2"),
+])  # fmt: skip
+def test_refused_jina_v3(tmp_path, changes, task, message):
+    config = jina3.CONFIGURATION
+    jina3.save(config, jina3.random_tensors(config), tmp_path, **{"config.json": config | changes})
+    with pytest.raises(ValueError, match=message):
+        SentenceEncoder.from_pretrained(tmp_path, task=task)
+
+
+def test_tasks_are_names(tmp_path):
+    with pytest.raises(TypeError, match="task must be a str or None, got int"):
+        SentenceEncoder.from_pretrained(tmp_path, task=1)
+
+
 # What is refused: every message names the file and the field or tensor
 
 _HUGE = 10**18
@@ -223,6 +284,7 @@ REFUSED = [
     ("Electra", {"hidden_size": 96}, r"embeddings_project.weight must have shape \(96, 24\)"),
     ("Albert", {"num_hidden_groups": 9}, "num_hidden_groups must be at most num_hidden_layers, 4, got 9"),
     ("Albert", {"num_hidden_groups": _HUGE, "num_hidden_layers": _HUGE}, "must hold the tensor .*layer_groups.1"),
+    ("Albert", {"num_hidden_layers": _HUGE}, "num_hidden_layers must be at most 1000 where layers share tensors, got"),
     ("Albert", {"inner_group_num": 2}, "inner_group_num must be 1 or absent, got 2"),
     ("ModernBert", {"hidden_activation": "mish"}, "hidden_activation must be one of gelu, .* got 'mish'"),
     ("ModernBert", {"local_attention": 0}, "local_attention must be an int of at least 1, got 0"),
@@ -232,13 +294,24 @@ REFUSED = [
     ("ModernBert", {"rope_parameters": 3}, "rope_parameters must be an object, got 3"),
     (
         "ModernBert",
-        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-        "rope_parameters.full_attention.rope_type must be one of default, linear, ntk, got 'yarn'",
+        {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}},
+        "rope_parameters.full_attention.rope_type must be one of default, linear, .* got 'longrope'",
+    ),
+    (
+        "ModernBert",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": -1}}},
+        "rope_parameters.full_attention.factor must be a number above 0 and below 1e38, got -1",
     ),
     ("ModernBert", {"attention_bias": 1}, "attention_bias must be true or false, got 1"),
     ("ModernBert", {"attention_bias": True}, r"must hold the tensor layers.0.attn.Wqkv.bias of shape \(144,\)"),
     ("ModernBert", {"intermediate_size": 81}, r"layers.0.mlp.Wi.weight must have shape \(162, 48\), got \(160, 48\)"),
     ("ModernBert", {"num_hidden_layers": _HUGE, "layer_types": None}, "must hold the tensor layers.4"),
+    (
+        "ModernBert",
+        {"num_hidden_layers": _HUGE, "global_attn_every_n_layers": _HUGE - 1, "layer_types": None},
+        "must hold the tensor layers.4",
+    ),
+    ("ModernBert", {"max_position_embeddings": 10**40}, "max_position_embeddings must be an int of at most 92233720"),
     ("ModernBert", {"num_hidden_layers": 3, "layer_types": None}, "must hold no tensor layers.3"),
     ("ModernBert", {"hidden_size": _HUGE}, r"tok_embeddings.weight must have shape \(62, 10{18}\)"),
     ("NomicBert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction must be 1.0 or absent, got 0.5"),
@@ -253,6 +326,12 @@ REFUSED = [
         {"rope_parameters": None, "rope_scaling": {"type": "ntk", "factor": 2, "mixed_b": 0.1}},
         "rope_scaling.mixed_b must be null or absent, got 0.1",
     ),
+    ("JinaEmbeddingsV3", {"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
+    ("JinaEmbeddingsV3", {"num_hidden_layers": 3}, "must hold no tensor encoder.layers.3"),
+    ("Qwen3", {"rope_parameters": _YARN | {"rope_theta": 1}}, "rope_theta must be above 1 with rope_type yarn, got 1"),
+    ("Qwen3", {"rope_parameters": _YARN | {"truncate": 1}}, "rope_parameters.truncate must be true or false, got 1"),
+    ("Qwen3", {"rope_parameters": _LLAMA3 | {"low_freq_factor": 4}}, "high_freq_factor must be above low_freq_factor"),
+    ("Qwen3", {"rope_parameters": _LLAMA3 | {"low_freq_factor": None}}, "low_freq_factor must be a number above 0"),
     ("Qwen3", {"use_sliding_window": True}, "use_sliding_window must be False or absent, got True"),
     ("Qwen3", {"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, 4, got 3"),
     ("Qwen3", {"head_dim": _HUGE}, r"q_proj.weight must have shape \(40{18}, 48\), got \(64, 48\)"),
@@ -297,7 +376,7 @@ def test_refused_configurations(tmp_path, folders, architecture, changes, messag
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("architecture", ["ModernBert", "Qwen3", "Albert"])
+@pytest.mark.parametrize("architecture", ["ModernBert", "Qwen3", "Albert", "JinaEmbeddingsV3"])
 def test_missing_and_odd_tensors(tmp_path, architecture):
     peer = random_peer(architecture)
     saved(peer, tmp_path)

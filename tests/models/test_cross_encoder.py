@@ -90,6 +90,14 @@ def test_scores(tmp_path, model_type, labels):
     assert model.num_labels == labels
 
 
+def test_progress(model, capsys):
+    for shown in (True, False):
+        model.predict(PAIRS, batch_size=2, show_progress=shown)
+        assert (f"] {len(PAIRS)}/{len(PAIRS)} " in capsys.readouterr().err) == shown
+        model.rank("a", TEXTS, show_progress=shown)
+        assert (f"] {len(TEXTS)}/{len(TEXTS)} " in capsys.readouterr().err) == shown
+
+
 def test_token_types(tmp_path):
     encoder = random_classifier("bert")
     model = CrossEncoder.from_pretrained(encoder.save(tmp_path, TYPED))

@@ -217,6 +217,8 @@ FILES_REFUSED = [
      "dimension must be 24, got 25"),
     ("Pooling", modules({"pooling_mode": "median"}), "pooling_mode must be one or a list of .* got ..?median"),
     ("Pooling", modules({"pooling_mode": ["mean", 1]}), "pooling_mode must be one or a list of"),
+    ("Pooling", modules({"pooling_mode": ["mean"] * 9}), "pooling_mode must name each mode once, got"),
+    ("modules.json", with_modules("Transformer", "Pooling", *["Dense"] * 63), "must list at most 64 modules, got 65"),
     ("Dense", with_dense(in_features=25), "in_features must be 24, got 25"),
     ("Dense", with_dense(out_features=None), "out_features must be an int"),
     ("Dense", with_dense(activation_function="torch.nn.modules.activation.Mish"), "activation_function must be"),
@@ -332,6 +334,24 @@ def test_any_value_of_a_field(tmp_path, bert, file, field):
     assert (loads == len(ANYTHING)) == (field in TAKEN_AS_THEY_ARE)
 
 
+@pytest.mark.parametrize("name", ["config.json", "modules.json", SENTENCE, "model.safetensors.index.json"])
+def test_json_of_any_length(tmp_path, bert, name):
+    """A file of a gigabyte takes no room on a disk if it holds nothing, and would take twenty of memory."""
+    save_shards(bert[0], tmp_path)
+    with (tmp_path / name).open("w") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ValueError, match=f"{name} must have at most 64000000 bytes, got 1073741824"):
+        SentenceEncoder.from_pretrained(tmp_path)
+
+
+def test_a_vocabulary_of_any_length(tmp_path, bert):
+    bert[0].save(tmp_path)
+    with (tmp_path / "tokenizer.json").open("w") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"tokenizer\.json must have at most 256000000 bytes, got 1099511627776"):
+        SentenceEncoder.from_pretrained(tmp_path)
+
+
 # Weights
 
 
@@ -423,14 +443,25 @@ def test_wrong_tensors(tmp_path, bert, tensors, message):
         SentenceEncoder.from_pretrained(tmp_path)
 
 
+def test_a_tensor_by_two_names(tmp_path, bert):
+    """The former name and the present one: which of them counts is not for the order in the file to say."""
+    encoder, _ = bert
+    former = {"embeddings.LayerNorm.gamma": encoder.tensors["embeddings.LayerNorm.weight"]}
+    encoder.save(tmp_path, tensors=former | encoder.tensors)
+    message = "must hold the tensor embeddings.LayerNorm.weight once, got .*LayerNorm.(gamma|weight) as well"
+    with pytest.raises(ValueError, match=message):
+        SentenceEncoder.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_cannot_be_quantised(tmp_path, bert, bad):
     encoder, _ = bert
     weight = encoder.tensors[f"{QUERY}.weight"].copy()
     weight[3, 4] = bad
     encoder.save(tmp_path, tensors=changed(**{f"{QUERY}.weight": weight})(encoder.tensors))
-    with pytest.raises(ValueError, match=r"\.q_proj_weight must be finite to be quantised"):
+    with pytest.raises(ValueError, match=r"\.q_proj_weight must be finite to be quantised") as caught:
         SentenceEncoder.from_pretrained(tmp_path, "int8")
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_wrong_shards(tmp_path, bert):

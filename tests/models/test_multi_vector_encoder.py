@@ -80,6 +80,13 @@ def test_vectors(model, encoder):
     assert model.encode([]) == model.encode_query([]) == []
 
 
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_progress(model, capsys, method):
+    for shown in (True, False):
+        getattr(model, method)(TEXTS, batch_size=2, show_progress=shown)
+        assert (f"] {len(TEXTS)}/{len(TEXTS)} " in capsys.readouterr().err) == shown
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, None])
 @pytest.mark.parametrize("task", ["encode_query", "encode_document"])
 def test_vectors_do_not_depend_on_the_batch(tmp_path, encoder, batch_size, task):
@@ -188,6 +195,7 @@ FOLDERS_REFUSED = {
     "a length": (files(**expansion(length=0)), "query_expansion.length must be an int of at least 1, got 0"),
     "a length of none": (files(**expansion(length=None)), "query_expansion.length must be an int"),
     "too long": (files(**expansion(length=41)), "query_expansion.length must be at most 40, the number of"),
+    "memory": (files(**expansion(length=2**40)), "query_expansion.length must be an int of at most 65536, got"),
     "attention": (files(**expansion(attend=1)), "query_expansion must have a bool attend"),
     "a token": (files(**expansion(token="unknown")), "must have the token that query_expansion .* got 'unknown'"),
     "no token": (files(**expansion(token=None)), "must have the token that query_expansion .* got None"),

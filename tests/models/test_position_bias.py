@@ -73,6 +73,9 @@ VARIANTS = {
     "gated": {"feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-3},
     "gated by silu": {"feed_forward_proj": "gated-silu", "relative_attention_max_distance": 40},
     "buckets": {"relative_attention_num_buckets": 12, "d_kv": 7},
+    "mT5": {"kind": "MT5EncoderModel", "feed_forward_proj": "gated-gelu"},
+    "umT5": {"kind": "UMT5EncoderModel", "feed_forward_proj": "gated-gelu"},
+    "umT5 of one layer": {"kind": "UMT5EncoderModel", "num_layers": 1, "feed_forward_proj": "gated-silu"},
 }
 
 
@@ -83,10 +86,13 @@ def saved_t5(tmp_path):
 
     def save(kind="T5EncoderModel", dtype="float32", **changes):
         torch.manual_seed(0)
-        peer = getattr(transformers, kind)(transformers.T5Config(**T5 | changes)).eval()
+        config = getattr(transformers, f"{kind.partition('5')[0]}5Config")
+        peer = getattr(transformers, kind)(config(**T5 | changes)).eval()
         for parameter in peer.parameters():
             torch.nn.init.normal_(parameter, *((0.5, 0.3) if parameter.ndim == 1 else (0, parameter.shape[-1] ** -0.5)))
-        torch.nn.init.normal_(peer.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
+        for block in peer.encoder.block:
+            if hasattr(block.layer[0].SelfAttention, "relative_attention_bias"):
+                torch.nn.init.normal_(block.layer[0].SelfAttention.relative_attention_bias.weight)
         peer.save_pretrained(tmp_path)
         encoders.tokenizer().save(str(tmp_path / "tokenizer.json"))
         encoders.write_json(tmp_path, {encoders.TOKENIZER_CONFIG: encoders.AS_IT_IS})
@@ -125,6 +131,23 @@ def test_dtypes_of_t5(rng, saved_t5, dtype, allowed):
     assert_like_the_encoder(*saved_t5(dtype=dtype), *padded(rng, "right"), allowed)
 
 
+def test_every_layer_of_umt5_has_its_biases(tmp_path, saved_t5):
+    """Also in its attention maps; a layer whose biases are missing is named."""
+    import torch
+
+    model, peer = saved_t5(**VARIANTS["umT5"])
+    ids = model.tokenize("a map of a text")["input_ids"]
+    peer.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = peer(input_ids=torch.tensor(ids), output_attentions=True).attentions
+    for layer in range(3):
+        _, weights = model.attention_map("a map of a text", layer, 1)
+        np.testing.assert_allclose(weights, expected[layer][0, 1], rtol=0, atol=1e-5)
+    change_json(tmp_path / "config.json", lambda config: config.update(num_layers=10**18))
+    with pytest.raises(ValueError, match=r"must hold the tensor encoder\.block\.3\..*relative_attention_bias"):
+        SentenceEncoder.from_pretrained(tmp_path)
+
+
 def test_a_decoder_is_a_head(rng, saved_t5):
     model, peer = saved_t5("T5Model", is_encoder_decoder=True)
     assert_like_the_encoder(model, peer, *padded(rng, "right"))
@@ -140,6 +163,7 @@ def test_a_decoder_is_a_head(rng, saved_t5):
     ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj must be one of relu, got 'gated-tanh'"),
     ({"feed_forward_proj": ["gated-gelu"]}, r"feed_forward_proj must be one of relu, got \['gated-gelu'\]"),
     ({"is_decoder": True}, "is_decoder must be False or absent, got True"),
+    ({"model_type": "umt5"}, "feed_forward_proj must be one of gated-gelu, gated-silu, got 'relu'"),
 ])  # fmt: skip
 def test_configurations_of_t5_that_are_refused(tmp_path, saved_t5, changes, message):
     saved_t5()

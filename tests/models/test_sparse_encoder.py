@@ -157,6 +157,13 @@ def routed(folder, encoder, **parameters):
     return weight
 
 
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_progress(model, capsys, method):
+    for shown in (True, False):
+        getattr(model, method)(TEXTS, batch_size=2, show_progress=shown)
+        assert (f"] {len(TEXTS)}/{len(TEXTS)} " in capsys.readouterr().err) == shown
+
+
 def test_routes(tmp_path, encoder, model):
     weight = routed(tmp_path, encoder)
     other = SparseEncoder.from_pretrained(tmp_path)
@@ -166,7 +173,7 @@ def test_routes(tmp_path, encoder, model):
     found = other.encode_query("abba")
     np.testing.assert_array_equal(found.indices, ids)
     np.testing.assert_array_equal(found.data, weight[ids])
-    assert other.encode_query("").nnz == 0
+    assert other.encode_query("").data.size == 0
 
 
 @pytest.mark.parametrize(("parameters", "message"), [

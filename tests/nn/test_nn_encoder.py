@@ -160,6 +160,16 @@ def test_layers_with_options_of_their_own_packed():
         assert_equal(packed[start:end], alone)
 
 
+def test_layers_with_biases_of_their_own():
+    """As in umT5: a table by distance for each layer."""
+    layer = LAYERS["heads normed"]
+    weights, tables = encoder_weights(layer, np.float32, 3), np.random.default_rng(0).normal(size=(3, layer.heads, 5))
+    biases = [{"position_bias": table} for table in tables.astype(np.float32)]
+    call = {"x": tokens(layer, np.float32, 2, 17), "layer_options": biases}
+    made = TransformerEncoder.from_state_dict(weights, **layer.encoder_settings)
+    assert_as_defined(made(**call), *answers(encoder, layer, weights, call))
+
+
 def test_a_layer_that_stands_several_times():
     made, x = encoder_of(POST, np.float32, 1), tokens(POST, np.float32, 5)
     norm, made.norm = made.norm, None
@@ -305,6 +315,24 @@ def test_attributes_and_repr():
         "activation='silu', norm_first=True, weights=float16), RMSNorm)"
     )
     assert encoder_of(POST, np.float64, dtype="int8").dtype == np.float32
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("factor", [2.0**70, 2.0**-70])
+def test_norms_of_rows_whose_squares_float32_does_not_hold(target, norm, factor):
+    """A layer of zeros, whose residuals alone reach both norms: its input's magnitude makes no difference."""
+    entries = {
+        "self_attn.in_proj_weight": np.zeros((48, 16)),
+        "self_attn.out_proj.weight": np.zeros((16, 16)),
+        "linear1.weight": np.zeros((8, 16)),
+        "linear2.weight": np.zeros((16, 8)),
+        "norm1.weight": np.ones(16),
+        "norm2.weight": np.ones(16),
+    }
+    entries = {name: x.astype(np.float32) for name, x in entries.items()}
+    layer = TransformerEncoderLayer.from_state_dict(entries, num_heads=2, norm=norm, norm_eps=0.0, bias=False)
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    np.testing.assert_allclose(layer(x * np.float32(factor)), layer(x), rtol=1e-5, atol=1e-6)
 
 
 # Packed sequences and caches

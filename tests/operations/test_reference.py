@@ -1,5 +1,6 @@
 """The oracle against loops in plain Python and values worked out by hand."""
 
+import decimal
 import doctest
 import inspect
 import math
@@ -577,6 +578,22 @@ def test_rms_norm_is_what_loops_compute(rng):
     for row, got in zip(x, result, strict=True):
         rms = math.sqrt(sum(a * a for a in row) / 5 + 0.1)
         np.testing.assert_allclose(got, [a / rms * w for a, w in zip(row, weight, strict=True)], rtol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e308, 1e200, 1e155, 1e-160, 1e-300, 5e-324])
+@pytest.mark.parametrize("eps", [0, 1e-5, 1e-300])
+def test_norms_of_rows_whose_squares_no_type_holds(scale, eps):
+    """Against sixty decimal digits."""
+    x = np.array([0.25, -1.0, 0.5, 1.5, 0.75]) * scale
+    with decimal.localcontext() as digits:
+        digits.prec, digits.Emin, digits.Emax = 60, -9999, 9999
+        numbers = [decimal.Decimal(float(number)) for number in x]
+        mean = sum(numbers) / len(x)
+        for operation, about in ((reference.layer_norm, mean), (reference.rms_norm, 0)):
+            square = sum((number - about) ** 2 for number in numbers) / len(x) + decimal.Decimal(eps)
+            expected = [float((number - about) / square.sqrt()) for number in numbers]
+            atol = max(1e-15 * max(map(abs, expected)), 1e-323)
+            np.testing.assert_allclose(operation(x, eps=eps), expected, rtol=1e-14, atol=atol)
 
 
 def test_add_norms_are_the_norms_of_the_sum(rng):

@@ -174,7 +174,7 @@ def test_container_quota(groups, files, quota, tmp_path, monkeypatch):
 
 
 def test_targets_are_sorted_and_end_with_the_portable_one():
-    known = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
+    known = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dot", "neon", "portable")
     assert fastattn.targets() == tuple(name for name in known if name in fastattn.targets())
     assert fastattn.targets()[-1] == "portable"
 

@@ -5,9 +5,8 @@ import re
 
 from fastattn._core import targets as _targets
 
-
 #: Of targets that have most kernels from another one, the tests of their own ones, by name: of int8 weights.
-OWN = {"avx512_vnni": re.compile(r"test_(linear|capi|nn_\w+)\.py|test_packed\.py.*int8")}
+OWN = dict.fromkeys(("avx512_vnni", "neon_dot"), re.compile(r"test_(linear|capi|nn_\w+)\.py|test_packed\.py.*int8"))
 
 
 def runs(target, test):
@@ -22,4 +21,4 @@ def multiplies_and_adds_at_once():
 
 def widens_int8():
     """Whether the current target is known to multiply int8 weights as reals; others may round x to 8 bits, too."""
-    return _targets.current() in ("portable", "avx2", "avx512")
+    return _targets.current() in ("portable", "avx2", "avx512", "neon")

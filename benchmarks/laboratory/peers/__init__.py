@@ -35,7 +35,15 @@ _MODELS = {
     for name in ("fastattn", "sdpa")
 }
 
-PEERS |= _OTHERS | _ENCODERS | _MODELS
+#: A name with ``-texts`` is that of an engine, or of a backend of sentence-transformers, on :mod:`laboratory.texts`.
+_TEXTS = {
+    "fastattn-texts": Peer("fastattn", f"{__name__}.fastattn_texts", _TRANSFORMERS),
+    "torch-texts": Peer("PyTorch", f"{__name__}.torch_texts", _TRANSFORMERS),
+    "onnx-texts": Peer("ONNX Runtime", f"{__name__}.onnx_texts", (*_TRANSFORMERS, *_ONNX)),
+    "openvino-texts": Peer("OpenVINO", f"{__name__}.openvino_texts", (*_TRANSFORMERS, "openvino", "nncf")),
+}
+
+PEERS |= _OTHERS | _ENCODERS | _MODELS | _TEXTS
 
 
 class Unsuitable(Exception):

@@ -19,10 +19,16 @@
 /* clang-format on */
 #include FA_TARGET_HEADER
 #ifndef FA_HAS_BF16_DOT
-#define FA_HAS_BF16_DOT 0 /* dot products of bfloat16 */
+#define FA_HAS_BF16_DOT 0 /* dot products of pairs of bfloat16 */
 #endif
 #ifndef FA_HAS_INT8_DOT
-#define FA_HAS_INT8_DOT 0 /* dot products of int8 */
+#define FA_HAS_INT8_DOT 0 /* dot products of four int8 */
+#endif
+#ifndef FA_HAS_ELEMENT_PRODUCTS
+#define FA_HAS_ELEMENT_PRODUCTS 0 /* products with one element of a register */
+#endif
+#ifndef FA_CHAINS
+#define FA_CHAINS 10 /* independent sums that hide the latency of a multiply-add: probes have so many */
 #endif
 #ifndef FA_HAS_TILES
 #define FA_HAS_TILES 0 /* tile registers, and their products */

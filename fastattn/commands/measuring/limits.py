@@ -18,7 +18,8 @@ SMALLEST, LARGEST = 2**18, 2**28
 #: A probe is repeated for this long, as a short one may be disturbed as a whole.
 SECONDS = 0.03
 
-#: The types for which some processors have a dot product (AVX512_BF16); the probe returns 0 if the target has none.
+#: The types for which some processors have a dot product (AVX512_BF16, BF16 of arm64); the probe returns 0 if the
+#: target has none.
 DOTTED = ("bfloat16",)
 
 

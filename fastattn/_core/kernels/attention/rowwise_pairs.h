@@ -15,6 +15,9 @@
 #define SUM VI
 #define ADD_PRODUCTS(sum, a, b) add_products_i16(sum, a, b)
 #define AS_REAL(sum) __builtin_convertvector(sum, V)
+#define PAIR_LOW(a, b) pair_words_low(a, b)
+#define PAIR_HIGH(a, b) pair_words_high(a, b)
+#define SPLAT_PAIR(both) splat_words(both)
 #endif
 
 FA_INLINE void PAIRS(pair_scores)(const char *const *key, ptrdiff_t count, const uint16_t *query, ptrdiff_t width,
@@ -61,8 +64,8 @@ FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, pt
         FA_UNROLL_FOR(int c = 0; c < NC; c++) {
             VS_f32 a = load_words(ELEMENT_AT(value[t], d + c * WORDS), TYPE);
             VS_f32 b = load_words(ELEMENT_AT(value[other], d + c * WORDS), TYPE);
-            low[c] = interleave_words_low(a, b);
-            high[c] = interleave_words_high(a, b);
+            low[c] = PAIR_LOW(a, b);
+            high[c] = PAIR_HIGH(a, b);
             if (BEGINS_LINE(c * WORDS)) {
                 PREFETCH(ELEMENT_AT(ahead[t], d + c * WORDS));
                 PREFETCH(ELEMENT_AT(ahead[other], d + c * WORDS));
@@ -71,7 +74,7 @@ FA_INLINE void PAIRS(pair_value_block)(const char *const *value, ptrdiff_t d, pt
         FA_UNROLL_FOR(int r = 0; r < NR; r++) {
             int32_t both;
             memcpy(&both, weights + r * ROWWISE_KEYS + t, sizeof both);
-            VS_f32 p = (VS_f32)splat_int(both);
+            VS_f32 p = SPLAT_PAIR(both);
             FA_UNROLL_FOR(int c = 0; c < NC; c++) {
                 acc[r][c][0] = ADD_PRODUCTS(acc[r][c][0], low[c], p);
                 acc[r][c][1] = ADD_PRODUCTS(acc[r][c][1], high[c], p);
@@ -100,3 +103,6 @@ FA_INLINE void PAIRS(pair_values)(const char *const *value, ptrdiff_t count, con
 #undef SUM
 #undef ADD_PRODUCTS
 #undef AS_REAL
+#undef PAIR_LOW
+#undef PAIR_HIGH
+#undef SPLAT_PAIR

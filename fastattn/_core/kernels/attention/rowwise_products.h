@@ -130,6 +130,9 @@ FA_INLINE VS_f32 load_words(const char *from, fa_type type) {
 #define SUM VI
 #define ADD_PRODUCTS(sum, a, b) add_products_i16(sum, a, b)
 #define AS_REAL(sum) __builtin_convertvector(sum, V)
+#define PAIR_LOW(a, b) pair_words_low(a, b)
+#define PAIR_HIGH(a, b) pair_words_high(a, b)
+#define SPLAT_PAIR(both) splat_words(both)
 #include "attention/rowwise_pairs.h"
 
 /* Processors with AMX take 2.2 cycles for a dot product of bfloat16 and half a one for a multiply-add: widening is
@@ -141,6 +144,9 @@ FA_INLINE VS_f32 load_words(const char *from, fa_type type) {
 #define SUM V
 #define ADD_PRODUCTS(sum, a, b) add_products_bf16(sum, (V)(a), (V)(b))
 #define AS_REAL(sum) (sum)
+#define PAIR_LOW(a, b) interleave_words_low(a, b)
+#define PAIR_HIGH(a, b) interleave_words_high(a, b)
+#define SPLAT_PAIR(both) ((VS_f32)splat_int(both))
 #include "attention/rowwise_pairs.h"
 #else
 #define FA_PAIRS_OF_BF16 0

@@ -1,4 +1,4 @@
-/* The products of attention by dot products of pairs (AVX512_BF16): queries, keys, values and weights are bfloat16, and
+/* The products of attention by dot products of pairs: queries, keys, values and weights are bfloat16, and
  * each lane adds two products at a time to a float32 sum.
  *
  * A unit is a pair: neighbouring components of a key, which lie so in memory; and of the values the same component of

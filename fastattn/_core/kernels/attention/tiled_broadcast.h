@@ -35,7 +35,7 @@ FA_INLINE void score_block(const R *key, ptrdiff_t stride, const R *query, ptrdi
             V q[FA_TILE_VECTORS];
             FA_UNROLL_FOR(int j = 0; j < NV; j++) q[j] = load(query + (c * NV + j) * LANES);
             FA_UNROLL_FOR(int i = 0; i < MR; i++) {
-                V k = spread_unit(key + i * stride + c);
+                spread k = spread_unit(key + i * stride + c);
                 FA_UNROLL_FOR(int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], k, q[j]);
             }
         }
@@ -62,7 +62,7 @@ FA_INLINE void value_block(const R *value, ptrdiff_t stride, const R *weights, p
         V p[FA_TILE_VECTORS];
         FA_UNROLL_FOR(int j = 0; j < NV; j++) p[j] = load(weights + (t * NV + j) * LANES);
         FA_UNROLL_FOR(int i = 0; i < MR; i++) {
-            V v = spread_unit(value + t * stride + i);
+            spread v = spread_unit(value + t * stride + i);
             FA_UNROLL_FOR(int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], v, p[j]);
         }
     }

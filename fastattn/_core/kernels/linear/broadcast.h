@@ -10,7 +10,7 @@
 
 /* Rows of W with one vector of rows of x, and of a block where there is one tile only: with 32 registers, 16 sums leave
  * no multiply-add waiting for the one before; 8 of them are 10 % slower. */
-#define LINEAR_ALONE (FA_VECTOR_BYTES == 64 ? 16 : FA_BLOCK_ROWS_1)
+#define LINEAR_ALONE (FA_VECTOR_REGISTERS == 32 ? 16 : FA_BLOCK_ROWS_1)
 /* Vectors of rows of x. Sums of float32 go to memory and back so often that tiles as large as the registers allow are 7
  * to 11 % faster than 8 rows by 2 vectors. */
 #define LINEAR_WIDEST (FA_MULTIPLY_ADD && FA_VECTOR_BYTES == 64 ? 4 : FA_TILE_VECTORS)
@@ -25,7 +25,7 @@ FA_INLINE void add_products(V acc[][LINEAR_WIDEST], const R *weight, ptrdiff_t s
         V q[LINEAR_WIDEST];
         FA_UNROLL_FOR(int j = 0; j < NV; j++) q[j] = load(x + (u * NV + j) * LANES);
         FA_UNROLL_FOR(int i = 0; i < MR; i++) {
-            V w = spread_unit(weight + i * stride + u);
+            spread w = spread_unit(weight + i * stride + u);
             FA_UNROLL_FOR(int j = 0; j < NV; j++) acc[i][j] = add_product(acc[i][j], w, q[j]);
         }
     }
@@ -58,6 +58,15 @@ FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linea
 #define FEW_ROWS ((LANES + 2) / 3)
 #define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
 
+/* add_product, the unit last: the operand that AVX512_BF16 broadcasts from memory by itself. */
+FA_INLINE V add_unit(V sum, V lanes, spread unit) {
+#if FA_HAS_ELEMENT_PRODUCTS
+    return add_product(sum, unit, lanes);
+#else
+    return add_product(sum, lanes, unit);
+#endif
+}
+
 /* sums[MR] (+)= those of rows of x with LANES rows of W, of which `last` is the last; the next ones are prefetched. */
 FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
                              ptrdiff_t units, V *sums, const int MR) {
@@ -73,7 +82,7 @@ FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const 
         }
         transpose(w);
 #define ADD(k)                                                                                                         \
-    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_product(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
+    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_unit(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
         if (n == LANES)
             FA_UNROLL_FOR(int k = 0; k < LANES; k++) ADD(k);
         else

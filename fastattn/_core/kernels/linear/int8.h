@@ -1,7 +1,7 @@
 /* Linear by dot products of 8-bit integers: the weight is int8 with a scale for each row; rows of x are quantised as
- * they come, x = scale (unit - zero) with units from 0 to 255, so that 0 stays 0. The sum of units and weights less
- * zero times the sum of the weights is exact, and becomes a real before it could overflow: 4 · 16384 · 255 · 127 <
- * 2^31. */
+ * they come, x = scale (unit - zero) with units from 0 to 255, or from -128 to 127 where bytes are signed
+ * (FA_LEAST_UNIT), so that 0 stays 0. The sum of units and weights less zero times the sum of the weights is exact, and
+ * becomes a real before it could overflow: 4 · 16384 · 255 · 127 < 2^31. */
 #ifndef FA_LINEAR_INT8_H
 #define FA_LINEAR_INT8_H
 
@@ -98,7 +98,7 @@ static void quantise(const fa_linear *l, const char *x, R *row, uint8_t *to, R *
     const R step = (R)(((double)top + bottom) / 255);
     *scale = finite ? (step > 0x1p-126f ? step : 0x1p-126f) : (R)NAN;
     inverse = finite ? 1 / *scale : 0;
-    *zero = (I)lrintf(bottom * inverse);
+    *zero = (I)lrintf(bottom * inverse) + FA_LEAST_UNIT;
 #define PUT(TYPE) put_units(x, size, TYPE, inverse, *zero, to)
     FA_FOR_RESULT(type, PUT);
 #undef PUT
@@ -147,9 +147,11 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory,
 }
 #define add_weights add_weights
 #define row_as_real row_as_real
-#define add_product_of_lanes add_product_of_lanes
 #define join_sums join_sums
-FA_INLINE V add_product_of_lanes(V sum, V lanes, V spread) { return add_product(sum, lanes, spread); }
+#if FA_LEAST_UNIT == 0 /* it matters which side is unsigned */
+#define add_product_of_lanes add_product_of_lanes
+FA_INLINE V add_product_of_lanes(V sum, V lanes, spread unit) { return add_product(sum, lanes, unit); }
+#endif
 FA_INLINE V join_sums(V a, V b) { return (V)((VI)a + (VI)b); }
 FA_INLINE VI add_weights(VI total, V weights) { return add_bytes(total, (VI)weights); }
 FA_INLINE V row_as_real(V sum, const I *total, const R *scale, const I *zero, const R *earlier) {

@@ -56,8 +56,8 @@ FA_INLINE void add_group(V acc[][8], const char *w, ptrdiff_t next, const R *x, 
     FA_UNROLL_FOR(int j = 0; j < 2 * NP; j++) load_group(w + j / 2 * next + j % 2 * vector, type, units[j]);
     FA_UNROLL_FOR(int g = 0; g < count; g++)
         FA_UNROLL_FOR(int r = 0; r < MR; r++) {
-            const V spread = spread_unit(x + r * x_stride + g);
-            FA_UNROLL_FOR(int j = 0; j < 2 * NP; j++) acc[r][j] = add_product_of_lanes(acc[r][j], units[j][g], spread);
+            const spread unit = spread_unit(x + r * x_stride + g);
+            FA_UNROLL_FOR(int j = 0; j < 2 * NP; j++) acc[r][j] = add_product_of_lanes(acc[r][j], units[j][g], unit);
         }
 }
 

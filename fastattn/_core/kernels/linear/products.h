@@ -73,7 +73,7 @@ FA_INLINE int any_below(V x, R least) { return 0; }
 FA_INLINE VI add_weights(VI total, V weights) { return total; }
 #endif
 #ifndef add_product_of_lanes
-FA_INLINE V add_product_of_lanes(V sum, V lanes, V spread) { return add_product(sum, spread, lanes); }
+FA_INLINE V add_product_of_lanes(V sum, V lanes, spread unit) { return add_product(sum, unit, lanes); }
 #endif
 #ifndef RUN_OF_TOTALS
 #define RUN_OF_TOTALS 1

@@ -1,5 +1,5 @@
-/* Products of bfloat16 by dot products of pairs (AVX512_BF16): each lane adds two products at a time to a float32 sum.
- * A unit is a pair; R stands for its 32 bits where it is only moved. */
+/* Products of bfloat16 by dot products of pairs (AVX512_BF16, FEAT_BF16): each lane adds two products at a time to a
+ * float32 sum. A unit is a pair; R stands for its 32 bits where it is only moved. */
 #ifndef FA_PRODUCTS_BF16_H
 #define FA_PRODUCTS_BF16_H
 
@@ -18,12 +18,19 @@ typedef struct {
     ptrdiff_t stride;
 } unit_rows; /* stride in units */
 
-FA_INLINE V add_product(V sum, V a, V b) { return add_products_bf16(sum, a, b); }
-FA_INLINE V spread_unit(const R *unit) {
+#if FA_HAS_ELEMENT_PRODUCTS
+typedef R spread;
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_element_products_bf16(sum, lanes, unit); }
+FA_INLINE spread spread_unit(const R *unit) { return *unit; }
+#else
+typedef V spread;
+FA_INLINE V add_product(V sum, spread a, V b) { return add_products_bf16(sum, a, b); }
+FA_INLINE spread spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
     return splat_bits(bits);
 }
+#endif
 
 FA_INLINE R unit_of_halves(const char *low, const char *high) {
     uint16_t halves[2] = {0, 0};

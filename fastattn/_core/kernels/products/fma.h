@@ -11,8 +11,15 @@ typedef struct {
     ptrdiff_t stride;
 } unit_rows; /* stride in R */
 
-FA_INLINE V add_product(V sum, V a, V b) { return sum + a * b; }
-FA_INLINE V spread_unit(const R *unit) { return splat(*unit); }
+#if FA_HAS_ELEMENT_PRODUCTS
+typedef R spread;
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_element_product(sum, lanes, unit); }
+FA_INLINE spread spread_unit(const R *unit) { return *unit; }
+#else
+typedef V spread;
+FA_INLINE V add_product(V sum, spread a, V b) { return sum + a * b; }
+FA_INLINE spread spread_unit(const R *unit) { return splat(*unit); }
+#endif
 
 /* Units of a row in memory: a vector of them, and one. */
 FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {

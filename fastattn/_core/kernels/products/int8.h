@@ -1,6 +1,6 @@
-/* Products of 8-bit integers by dot products of four (AVX512_VNNI): of unsigned ones in the lanes with signed ones that
- * are spread over them, added to 32-bit sums. A unit is four; R stands for its 32 bits, and V for sums, where they are
- * only moved. */
+/* Products of 8-bit integers by dot products of four, added to 32-bit sums: of unsigned ones in the lanes with signed
+ * ones that are spread over them (AVX512_VNNI), or of signed ones (FEAT_DotProd). A unit is four; R stands for its 32
+ * bits, and V for sums, where they are only moved. */
 #ifndef FA_PRODUCTS_INT8_H
 #define FA_PRODUCTS_INT8_H
 
@@ -19,12 +19,19 @@ typedef struct {
     ptrdiff_t stride;
 } unit_rows; /* stride in units */
 
-FA_INLINE V add_product(V sum, V spread, V lanes) { return add_products_u8(sum, lanes, spread); }
-FA_INLINE V spread_unit(const R *unit) {
+#if FA_HAS_ELEMENT_PRODUCTS
+typedef R spread;
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_element_products_i8(sum, lanes, unit); }
+FA_INLINE spread spread_unit(const R *unit) { return *unit; }
+#else
+typedef V spread;
+FA_INLINE V add_product(V sum, spread unit, V lanes) { return add_products_u8(sum, lanes, unit); }
+FA_INLINE spread spread_unit(const R *unit) {
     int32_t bits;
     memcpy(&bits, unit, sizeof bits);
     return splat_bits(bits);
 }
+#endif
 
 FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     return load((const R *)(from + unit * (ptrdiff_t)sizeof(R)));

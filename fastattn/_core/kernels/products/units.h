@@ -2,8 +2,10 @@
  *
  *   UNIT                            elements along the sum of a product that one lane takes at a time: 1, 2 or 4
  *   unit_rows {data, stride}        rows of units in memory; the stride in units
+ *   spread                          a unit for all lanes: a vector of it or, where the vocabulary multiplies by an
+ *                                   element of a register (FA_HAS_ELEMENT_PRODUCTS), the unit alone
+ *   spread spread_unit(unit)
  *   V add_product(sum, spread, lanes)
- *   V spread_unit(unit)             a unit in every lane
  *   V load_units(from, unit, type)  a vector of the units of a row of that stored type, whose elements lie side by side
  *   V load_some_units(from, unit, n, type)
  *                                   the first n units of one, fewer than a vector's

@@ -2,10 +2,17 @@
  *
  * A row that fits the cache is passed three times: maximum, exponentials and their sum, scaling. A longer one goes span
  * by span with a running maximum and sum (Milakov and Gimelshein 2018), and its exponentials are computed twice. Rows
- * that lie side by side (an axis other than the last) go into the lanes instead, and so do rows of few elements. */
+ * that lie side by side (an axis other than the last) go into the lanes instead, and so do rows of few elements.
+ *
+ * Where few terms are far larger than all others, each addition to one of them rounds the sum by up to half a unit, and
+ * all results of the row share that error. So rows of more than one run have chains half as long, and the sums of their
+ * runs and lanes are added exactly, for 0 to 3 % of the time. With chains of 16 added plainly, 1 in 30 random arrays of
+ * three rows of 600 to 5000 elements missed the accuracy rule, by up to 2.3 times, and a row of 300,000 with one
+ * dominating term by 6.7 times. */
 #ifndef FA_ROWS_SOFTMAX_H
 #define FA_ROWS_SOFTMAX_H
 
+#include "rows/long_sum.h"
 #include "rows/passes.h"
 #include "simd/lanes.h"
 #include "storage/elements.h"
@@ -16,7 +23,8 @@
 #define SPAN 32768 /* elements; 128 KB of float32 and as much scratch stay in L2 */
 
 typedef struct {
-    R max, sum;
+    R max;
+    lane_total total;
 } softmax_state;
 
 FA_INLINE ptrdiff_t span_of(const fa_softmax *s) { return s->length < SPAN ? s->length : SPAN; }
@@ -45,19 +53,20 @@ static R span_max(const R *x, ptrdiff_t count) {
     return lane_max(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
-/* Sum of e^(x - shift) over a run, lane by lane; with `keep` the terms are left in `to`. `ahead` is prefetched along
- * with x, and may be x itself. */
-FA_INLINE V run_exp(const R *x, R *to, ptrdiff_t count, R shift, const R *ahead, const int keep) {
-    V total, sum[4] = {{0}, {0}, {0}, {0}};
+/* Sum of e^(x - shift) over a run, lane by lane, in 4 or 8 chains; with `keep` the terms are left in `to`. `ahead` is
+ * prefetched along with x, and may be x itself. */
+FA_INLINE V run_exp(const R *x, R *to, ptrdiff_t count, R shift, const R *ahead, const int keep, const int chains) {
+    V total, sum[8] = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
     ptrdiff_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES)
-        FA_UNROLL_FOR(int j = 0; j < 4; j++) {
+    for (; i + chains * LANES <= count; i += chains * LANES)
+        FA_UNROLL_FOR(int j = 0; j < chains; j++) {
             V term = vector_exp(load(x + i + j * LANES) - shift);
             prefetch_l2(ahead + i + j * LANES);
             if (keep) store(to + i + j * LANES, term);
             sum[j] += term;
         }
     total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    if (chains == 8) total += (sum[4] + sum[5]) + (sum[6] + sum[7]);
     while (i < count) {
         int n = count - i < LANES ? (int)(count - i) : LANES;
         V less = load_some(x + i, n) - shift;
@@ -72,17 +81,24 @@ FA_INLINE V run_exp(const R *x, R *to, ptrdiff_t count, R shift, const R *ahead,
 }
 
 FA_INLINE R finite_shift(R max) { return max == (R)-INFINITY ? 0 : max; } /* -inf - -inf would be NaN */
-FA_INLINE R inverse_or_zero(R sum) { return sum == 0 ? 0 : 1 / sum; }
 
-FA_INLINE softmax_state join_states(softmax_state a, R max, R sum) {
+FA_INLINE lane_total scaled_total(lane_total a, R factor) { return (lane_total){a.sum * factor, a.lost * factor}; }
+FA_INLINE softmax_state join_states(softmax_state a, R max, lane_total total) {
     R top = max > a.max ? max : a.max, shift = finite_shift(top);
-    R old = vector_exp(splat(a.max - shift))[0], new = vector_exp(splat(max - shift))[0];
-    return (softmax_state){top, a.sum * old + sum * new};
+    R old = vector_exp(splat(a.max - shift))[0], own = vector_exp(splat(max - shift))[0];
+    softmax_state joined = {top, scaled_total(a.total, old)};
+    add_total(&joined.total, scaled_total(total, own));
+    return joined;
 }
 
 /* softmax: 1 / sum; log_softmax: log(sum). */
-FA_INLINE R last_factor(const fa_softmax *s, R sum) {
-    return !s->logarithm ? inverse_or_zero(sum) : sum == 0 ? 0 : (R)log((double)sum);
+FA_INLINE R factor_of_total(const fa_softmax *s, lane_total a) {
+    if (a.sum == 0) return 0;
+    return s->logarithm ? (R)log((double)a.sum + (double)a.lost) : inverse_of_total(a);
+}
+FA_INLINE R factor_of_sum(const fa_softmax *s, R sum) {
+    if (sum == 0) return 0;
+    return s->logarithm ? (R)log((double)sum) : 1 / sum;
 }
 
 /* The last pass over a span. softmax: terms · factor; or, from x itself, e^(x - shift) · factor.
@@ -135,10 +151,14 @@ FA_INLINE softmax_row begin_row(const fa_softmax *s, const char *x, const char *
     return row;
 }
 
+FA_INLINE int is_one_run(const fa_softmax *s) { return s->length <= RUN; }
+
 /* Elements [i, i + count) of two passes: the terms of one row, lane by lane summed up, and the results of another. */
-FA_INLINE V row_terms(const fa_softmax *s, const softmax_row *row, ptrdiff_t i, ptrdiff_t count) {
-    return s->logarithm ? run_exp(row->x + i, NULL, count, row->shift, row->ahead + i, 0)
-                        : run_exp(row->x + i, row->terms + i, count, row->shift, row->ahead + i, 1);
+FA_INLINE void row_terms(const fa_softmax *s, const softmax_row *row, ptrdiff_t i, ptrdiff_t count, long_sum *sum) {
+#define TERMS(keep, chains) run_exp(row->x + i, row->terms + i, count, row->shift, row->ahead + i, keep, chains)
+    if (is_one_run(s)) sum->sum = s->logarithm ? TERMS(0, 4) : TERMS(1, 4);
+    else add_lanes(sum, s->logarithm ? TERMS(0, 8) : TERMS(1, 8));
+#undef TERMS
 }
 
 FA_INLINE void row_results(const fa_softmax *s, const softmax_row *row, ptrdiff_t i, ptrdiff_t count,
@@ -162,13 +182,15 @@ static void softmax_short_rows(const fa_softmax *s, const char *x, const char *w
             slot[r % 3] =
                 begin_row(s, x + r * s->x_row_stride, where ? where + r * s->where_row_stride : NULL,
                           out + r * s->out_row_stride, rows - r - 1, memory->scratch + r % 3 * s->length, memory);
-        V sum = {0};
+        long_sum sum = {{0}, {0}};
         for (ptrdiff_t i = 0; i < s->length; i += RUN) {
             ptrdiff_t count = s->length - i < RUN ? s->length - i : RUN;
-            if (middle) sum += row_terms(s, middle, i, count);
+            if (middle) row_terms(s, middle, i, count, &sum);
             if (last) row_results(s, last, i, count, memory);
         }
-        if (middle) middle->factor = last_factor(s, lane_sum(sum));
+        if (middle)
+            middle->factor =
+                is_one_run(s) ? factor_of_sum(s, lane_sum(sum.sum)) : factor_of_total(s, total_of_lanes(sum));
         if (last && !memory->contiguous_out)
             narrow(out + (r - 2) * s->out_row_stride, s->type, s->out_stride, memory->result, s->length);
         if (last && memory->nontemporal)
@@ -179,17 +201,19 @@ static void softmax_short_rows(const fa_softmax *s, const char *x, const char *w
 /* A row that does not fit the cache: span by span, twice. */
 static void softmax_long_row(const fa_softmax *s, const char *x, const char *where, char *out,
                              const softmax_memory *memory) {
-    softmax_state state = {(R)-INFINITY, 0};
+    softmax_state state = {(R)-INFINITY, {0, 0}};
     for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
         const R *span = softmax_span(s, x, where, first, count, memory->plain, memory->scratch);
         R max = span_max(span, count);
-        V sum = {0};
-        for (ptrdiff_t i = 0; i < count; i += RUN)
-            sum += run_exp(span + i, NULL, count - i < RUN ? count - i : RUN, finite_shift(max), span + i, 0);
-        state = join_states(state, max, lane_sum(sum));
+        long_sum sum = {{0}, {0}};
+        for (ptrdiff_t i = 0; i < count; i += RUN) {
+            ptrdiff_t run = count - i < RUN ? count - i : RUN;
+            add_lanes(&sum, run_exp(span + i, NULL, run, finite_shift(max), span + i, 0, 8));
+        }
+        state = join_states(state, max, total_of_lanes(sum));
     }
-    R shift = finite_shift(state.max), factor = last_factor(s, state.sum);
+    R shift = finite_shift(state.max), factor = factor_of_total(s, state.total);
     for (ptrdiff_t first = 0; first < s->length; first += SPAN) {
         ptrdiff_t count = s->length - first < SPAN ? s->length - first : SPAN;
         const R *span = softmax_span(s, x, where, first, count, memory->plain, memory->scratch);
@@ -205,7 +229,7 @@ FA_INLINE V lanes_shift(V max) { return choose(max == (R)-INFINITY, (V){0}, max)
 FA_INLINE V lanes_factor(const fa_softmax *s, V sum) {
     V factor = choose(sum == (V){0}, (V){0}, (R)1 / sum);
     if (s->logarithm)
-        for (int lane = 0; lane < LANES; lane++) factor[lane] = last_factor(s, sum[lane]);
+        for (int lane = 0; lane < LANES; lane++) factor[lane] = factor_of_sum(s, sum[lane]);
     return factor;
 }
 
@@ -302,7 +326,7 @@ FA_INLINE void woven_shift(const softmax_walk *w, V *max) {
 FA_INLINE void woven_factor(const fa_softmax *s, const softmax_walk *w, V *sum) {
     R of_row[WOVEN] = {0};
     FA_FOR_WOVEN(w) of_row[row] += sum[p][lane];
-    for (int row = 0; row < w->rows; row++) of_row[row] = last_factor(s, of_row[row]);
+    for (int row = 0; row < w->rows; row++) of_row[row] = factor_of_sum(s, of_row[row]);
     FA_FOR_WOVEN(w) sum[p][lane] = of_row[row];
 }
 

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #define FA_VECTOR_BYTES 32
+#define FA_VECTOR_REGISTERS 16
 
 #define FA_HAS_CONVERSIONS
 #include "simd/vector.h"

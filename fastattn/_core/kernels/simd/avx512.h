@@ -7,9 +7,10 @@
 #include <immintrin.h>
 
 #define FA_VECTOR_BYTES 64
+#define FA_VECTOR_REGISTERS 32
 
 #define FA_HAS_CONVERSIONS
-#define FA_HAS_WORD_PERMUTATION
+#define FA_HAS_LOAD_BF16
 #define FA_HAS_MASKED_HALVES
 #include "simd/vector.h"
 

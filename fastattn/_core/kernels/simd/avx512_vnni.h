@@ -9,6 +9,7 @@
 #endif
 
 #define FA_HAS_INT8_DOT 1
+#define FA_LEAST_UNIT 0 /* bytes of x are unsigned: see linear/int8.h */
 #include "simd/avx512.h"
 
 /* sum + the products of both integers of each lane. */

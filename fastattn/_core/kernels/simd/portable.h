@@ -7,6 +7,11 @@
 #endif
 
 #define FA_VECTOR_BYTES 16
+#if defined(__aarch64__)
+#define FA_VECTOR_REGISTERS 32
+#else
+#define FA_VECTOR_REGISTERS 16
+#endif
 
 #include "simd/vector.h"
 

@@ -83,7 +83,7 @@ FA_INLINE VW_f32 bits_of_f16(V_f32 x) {
 
 FA_INLINE VW_f32 load_halves(const uint16_t *p) { return __builtin_convertvector(*(const VH_f32 *)p, VW_f32); }
 FA_INLINE void store_halves(uint16_t *p, VW_f32 bits) { *(VH_f32 *)p = __builtin_convertvector(bits, VH_f32); }
-#ifdef FA_HAS_WORD_PERMUTATION
+#ifdef FA_HAS_LOAD_BF16
 FA_INLINE V_f32 load_bf16(const uint16_t *p);
 #else
 FA_INLINE V_f32 load_bf16(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
@@ -119,6 +119,14 @@ FA_INLINE void read_halves(char *to, const char *from, int n) { copy_halves(to, 
 #endif
 FA_INLINE VS_f32 interleave_words_low(VS_f32 a, VS_f32 b) { return __builtin_shufflevector(a, b, FA_WORDS_LOW); }
 FA_INLINE VS_f32 interleave_words_high(VS_f32 a, VS_f32 b) { return __builtin_shufflevector(a, b, FA_WORDS_HIGH); }
+
+/* Words of a and b that meet in a lane of add_products_i16, of the first and of the second half of the vectors; and two
+ * words as such pairs in every lane. Neighbours, unless the vocabulary says otherwise. */
+#ifndef FA_HAS_WORD_PAIRS
+FA_INLINE VS_f32 pair_words_low(VS_f32 a, VS_f32 b) { return interleave_words_low(a, b); }
+FA_INLINE VS_f32 pair_words_high(VS_f32 a, VS_f32 b) { return interleave_words_high(a, b); }
+FA_INLINE VS_f32 splat_words(int32_t both) { return (VS_f32)(both - (VI_f32){0}); }
+#endif
 
 /* What a target with FA_HAS_CONVERSIONS does in fewer instructions. */
 #ifdef FA_HAS_CONVERSIONS
@@ -163,8 +171,7 @@ FA_INLINE uint16_t float_to_f16(float x) { return (uint16_t)bits_of_f16((V_f32){
 #define FA_LOG_2_LOW -2.12194440e-4f
 #define FA_EXP_FLOOR -88.029694f
 #define FA_TANH_MOST 30.0f
-#define FA_EXP2_UNIT                                                                                                   \
-    0.000216129163f, 0.00124678458f, 0.00967545155f, 0.0554852821f, 0.240229309f, 0.693147063f, 1.0f
+#define FA_EXP2_UNIT 0.000216129163f, 0.00124678458f, 0.00967545155f, 0.0554852821f, 0.240229309f, 0.693147063f, 1.0f
 #define FA_EXP2_LESS 0.000153533547f, 0.00133988739f, 0.00961843692f, 0.0555033237f, 0.240226477f, 0.693147182f
 #define FA_EXP_HALF 8.29031877e-3f, 4.18979302e-2f, 1.66676357e-1f, 4.99991506e-1f, 9.99999762e-1f, 1.0f
 #else

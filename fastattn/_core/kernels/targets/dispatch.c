@@ -1,5 +1,5 @@
-/* Which targets this build holds and which of them this machine can run: asked of the processor (CPUID) and of the
- * operating system, which must save the wider registers (XGETBV). */
+/* Which targets this build holds and which of them this machine can run. On x86-64 asked of the processor (CPUID) and
+ * of the operating system, which must save the wider registers (XGETBV); on arm64 of the operating system. */
 
 #include "targets/dispatch.h"
 
@@ -59,6 +59,40 @@ int fa_is_supported(const fa_target *target) {
         if ((found[features[i].place] & features[i].mask) != features[i].mask) return 0;
     }
     return !(target->needs & FA_CPU_AMX) || tiles_are_given();
+}
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+/* Where the system tells of a feature: Linux by a bit of an auxiliary value, macOS by a name. */
+enum { HWCAP = 16, HWCAP2 = 26 };
+static const struct {
+    unsigned feature, place, bit;
+    const char *name;
+} features[] = {
+    {FA_CPU_DOTPROD, HWCAP, 1u << 20, "hw.optional.arm.FEAT_DotProd"},
+    {FA_CPU_BF16, HWCAP2, 1u << 14, "hw.optional.arm.FEAT_BF16"},
+};
+
+static int is_there(size_t i) {
+#if defined(__linux__)
+    return (getauxval(features[i].place) & features[i].bit) != 0;
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(features[i].name, &value, &size, NULL, 0) == 0 && value;
+#else
+    return 0;
+#endif
+}
+
+int fa_is_supported(const fa_target *target) {
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++)
+        if (target->needs & features[i].feature && !is_there(i)) return 0;
+    return 1;
 }
 #else
 int fa_is_supported(const fa_target *target) { return target->needs == FA_CPU_ANY; }

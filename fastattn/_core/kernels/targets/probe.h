@@ -9,14 +9,18 @@
 
 /* Independent chains of multiply-add; the FLOPs done. */
 static double EXPORT(probe_fma)(ptrdiff_t rounds) {
-    V acc[10];
+    V acc[FA_CHAINS];
     const V factor = splat((R)0.999), term = splat((R)0.001);
-    FA_UNROLL_FOR(int i = 0; i < 10; i++) acc[i] = splat((R)(i + 2)); /* not a fixed point */
+    FA_UNROLL_FOR(int i = 0; i < FA_CHAINS; i++) acc[i] = splat((R)(i + 2)); /* not a fixed point */
     for (ptrdiff_t n = 0; n < rounds; n++) {
-        FA_UNROLL_FOR(int i = 0; i < 10; i++) acc[i] = acc[i] * factor + term;
+#if FA_HAS_ELEMENT_PRODUCTS /* which add to a register in place */
+        FA_UNROLL_FOR(int i = 0; i < FA_CHAINS; i++) acc[i] = add_element_product(acc[i], term, factor[0]);
+#else
+        FA_UNROLL_FOR(int i = 0; i < FA_CHAINS; i++) acc[i] = acc[i] * factor + term;
+#endif
     }
-    FA_UNROLL_FOR(int i = 1; i < 10; i++) acc[0] += acc[i];
-    return 2.0 * 10 * LANES * (double)rounds + 0 * (double)lane_sum(acc[0]);
+    FA_UNROLL_FOR(int i = 1; i < FA_CHAINS; i++) acc[0] += acc[i];
+    return 2.0 * FA_CHAINS * LANES * (double)rounds + 0 * (double)lane_sum(acc[0]);
 }
 
 static double EXPORT(probe_read)(const void *memory, ptrdiff_t bytes) {

@@ -21,14 +21,14 @@ double EXPORT(probe_dot)(ptrdiff_t rounds) {
     release_registers();
     return 4.0 * 2 * 16 * 16 * 32 * (double)(rounds / 8);
 #else
-    V acc[10];
+    V acc[FA_CHAINS];
     const V factor = splat_bits(0x3f803f80); /* pairs of 1 */
-    FA_UNROLL_FOR(int i = 0; i < 10; i++) acc[i] = splat((R)i);
+    FA_UNROLL_FOR(int i = 0; i < FA_CHAINS; i++) acc[i] = splat((R)i);
     for (ptrdiff_t n = 0; n < rounds; n++) {
-        FA_UNROLL_FOR(int i = 0; i < 10; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
+        FA_UNROLL_FOR(int i = 0; i < FA_CHAINS; i++) acc[i] = add_products_bf16(acc[i], factor, factor);
     }
-    FA_UNROLL_FOR(int i = 1; i < 10; i++) acc[0] += acc[i];
-    return 4.0 * 10 * LANES * (double)rounds + 0 * (double)lane_sum(acc[0]);
+    FA_UNROLL_FOR(int i = 1; i < FA_CHAINS; i++) acc[0] += acc[i];
+    return 4.0 * FA_CHAINS * LANES * (double)rounds + 0 * (double)lane_sum(acc[0]);
 #endif
 }
 
