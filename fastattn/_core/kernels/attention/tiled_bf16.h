@@ -1,5 +1,5 @@
-/* The products of attention by dot products of pairs: queries, keys, values and weights are bfloat16, and
- * each lane adds two products at a time to a float32 sum.
+/* The products of attention by dot products of pairs: queries, keys, values and weights are bfloat16, and each lane
+ * adds two products at a time to a float32 sum.
  *
  * A unit is a pair: neighbouring components of a key, which lie so in memory; and of the values the same component of
  * two neighbouring keys, which are brought together in `panel`, once for all rows of an item. R stands for the 32 bits

@@ -8,8 +8,8 @@
  * multiply-add: 1.2 to 1.3 times as fast as 12 rows by 2 vectors on a core with two multiply-adds a cycle. */
 #define PACKED_ROWS FA_PACKED_ROWS
 #define PACKED_MOST_ROWS 120 /* of an item */
-/* Units of a panel that are in L1 at a time: 64 of two panels side by side take 16 KB; 128 took 1.5 times as long where
- * L1 has 32. Integers may be added in any order, so their runs can be short. */
+/* Units of a panel that are in L1 at a time. Integers may be added in any order, so their runs can be short: 64 of two
+ * panels side by side take 16 KB, half of a small L1 (128 are as fast on Cascade Lake). */
 #define PACKED_RUN(l) (FA_QUANTISED ? 64 : LINEAR_RUN(l))
 /* Panels side by side in a tile with this many rows. One row reads four, at the speed of memory. */
 #define PACKED_SIDE(rows) ((rows) <= FULL_ROWS / 4 ? 4 : (rows) <= FULL_ROWS / 2 ? 2 : 1)
