@@ -102,14 +102,16 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
 cdef ptrdiff_t tiled_rows_of(const Plan *p, ptrdiff_t rows) noexcept nogil:
     """All rows but those that would fill less than half a vector, if they are faster row by row.
 
-    Where they would widen a tile instead of beginning one, the tile takes 1.4 to 2 times as long, so half as many are
+    Small heads pay less for a tile, but a quarter of a vector of rows is read at once and pays from 16 components on.
+    Where rows would widen a tile instead of beginning one, the tile takes 1.4 to 2 times as long, so half as many are
     worth it, and none in small heads.
     """
     cdef ptrdiff_t up_to = p.kernels.rowwise_up_to, rest = rows % p.kernels.lanes
     cdef ptrdiff_t components = min(ROWWISE_COMPONENTS, p.call.head_size + p.call.value_size)
-    up_to = max(1, up_to * components // ROWWISE_COMPONENTS)
     if rows % p.kernels.tile_rows > p.kernels.lanes:
         up_to = up_to // 2 if components == ROWWISE_COMPONENTS else 0
+    else:
+        up_to = max(1, up_to * components // ROWWISE_COMPONENTS, min(up_to // 2, components // 8))
     return rows - rest if rest <= up_to else rows
 
 

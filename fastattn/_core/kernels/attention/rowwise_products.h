@@ -40,7 +40,7 @@ FA_INLINE void store_scores(V acc[][FOLD], const R *factors, R *scores, const in
     FA_UNROLL_FOR(int r = 0; r < NR; r++) store_part(scores + r * ROWWISE_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
 }
 
-/* scores[NR][count] of `count` keys; `ahead` is what will be read next. `partial`: the keys end with part of a vector. */
+/* scores[NR][count] of `count` keys; `ahead` is what will be read next. `partial`: keys end with part of a vector. */
 FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, ptrdiff_t size,
                               R *scores, const R *factor, const char *const *ahead, const fa_type TYPE, const int NR,
                               const int partial) {

@@ -7,10 +7,12 @@
 
 #if FA_MULTIPLY_ADD
 
-/* Half a vector of outputs or less takes 0.5 to 0.9 times as long as in its panel. So does a vector if x is widened
- * anyhow; else it takes up to 1.3 times as long. */
+/* For hundreds of rows, half a vector of outputs or less takes 0.5 to 0.9 times as long as in its panel; so does a
+ * vector if x is widened anyhow, else it takes up to 1.3 times as long. Both are even at 4 vectors of rows, and at 1.5
+ * if x is widened; at one, they take up to 2.6 times as long. */
 FA_INLINE int has_few_outputs(const fa_linear *l, ptrdiff_t rows) {
-    return l->packed && !l->gated && l->features <= (l->type == STORED ? LANES / 2 : LANES) && rows > LANES;
+    const int own = l->type == STORED;
+    return l->packed && !l->gated && l->features <= (own ? LANES / 2 : LANES) && rows >= (own ? 4 : 2) * LANES;
 }
 
 /* Units of `count` outputs of a packed weight with no more than a vector of them, as rows. Loops are left as such: GCC
