@@ -107,7 +107,7 @@ def _refused():
 def run_odd_sizes():
     """Each in NumPy's types, with rows of one element, less than a vector, and a vector and some more.
 
-    What is asked of the results shows valgrind whether all of them were written.
+    What is asked of the results shows a checker of memory whether all of them were written.
     """
     for dtype in ("float32", "float64", "float16"):
         for size in (1, 3, 17, 33):
