@@ -38,8 +38,8 @@
 /* On failure `expected` becomes what is there. */
 #define fa_replace(place, expected, value) \
     __atomic_compare_exchange_n(place, expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
-/* Between reading what may change and reading again whether it has. */
-#define fa_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+/* Between reading what may change and reading again whether it has; and, where it changes, between that and putting. */
+#define fa_fence() __atomic_thread_fence(__ATOMIC_ACQ_REL)
 #define fa_lowest_bit(word) __builtin_ctzll(word)
 
 /* --- waiting --- */

@@ -67,6 +67,8 @@ cdef extern from "sync.h" nogil:
     void fence "fa_fence"()
     int64_t peek "fa_peek"(int64_t *place)
     void put "fa_put"(int64_t *place, int64_t value)
+    int peek_int "fa_peek"(int *place)
+    void put_int "fa_put"(int *place, int value)
     int lowest_bit "fa_lowest_bit"(uint64_t bits)
     int count_bits "__builtin_popcountll"(uint64_t bits)
     void pause "fa_pause"()
@@ -137,14 +139,15 @@ cdef struct Team:
     int wanted                     # number of members that should be in the region
     int entered                    # number of members in the region
     int changing                   # 1 while threads are started
+    int looking                    # 1 while a call looks at the process's affinity
     int64_t last_call, looked, alone_until, penalty, balance
-    int[MOST_MEMBERS] thread_ids
+    int[MOST_MEMBERS] thread_ids   # 0: no such member
     # Kept in a forked child:
     size_t stack                   # stack size in bytes that OpenMP is set to; 0: not set
     bint following                 # whether members follow the process's affinity: OpenMP does not bind its threads
     int at_import                  # number of processors allowed at import
     int processors                 # and now; 0: unknown
-    fa_processors allowed
+    fa_processors allowed          # what the members were told last; for the call that is looking
 
 cdef Slot[SLOTS] slots
 cdef Team team
@@ -160,12 +163,13 @@ cdef int default_threads = omp_get_max_threads()
 
 cdef int available() noexcept nogil:
     """The default maximum. Read at each call: omp_set_num_threads, threadpoolctl or the affinity may have changed."""
+    cdef int own = peek_int(&chosen), limit = peek_int(&quota), processors = peek_int(&team.processors)
     cdef int count = omp_get_max_threads()
-    if chosen:
-        return chosen
-    if team.processors and count == default_threads and team.at_import == default_threads:
-        count = team.processors
-    return min(count, quota) if quota else count
+    if own:
+        return own
+    if processors and count == default_threads and team.at_import == default_threads:
+        count = processors
+    return min(count, limit) if limit else count
 
 
 cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept nogil:
@@ -189,18 +193,34 @@ cdef int threads_for(int asked, ptrdiff_t items, double nanoseconds) noexcept no
 
 
 cdef void look_at_processors(int64_t time) noexcept nogil:
-    """Apply the process's affinity to the members when it has changed."""
+    """Apply the process's affinity to the members when it has changed; one call at a time does so."""
     cdef fa_processors processors
-    cdef int i
-    put(&team.looked, time)
-    if not team.following:
+    cdef int free = 0, count, thread, i
+    if not replace(&team.looking, &free, 1):
         return
-    team.processors = allowed(&processors)
-    if team.processors and not same_processors(&processors, &team.allowed):
-        team.allowed = processors
-        for i in range(MOST_MEMBERS):
-            if team.thread_ids[i]:
-                allow(team.thread_ids[i], &processors)
+    put(&team.looked, time)
+    if team.following:
+        count = allowed(&processors)
+        put_int(&team.processors, count)
+        if count and not same_processors(&processors, &team.allowed):
+            team.allowed = processors
+            for i in range(MOST_MEMBERS):
+                thread = load(&team.thread_ids[i])
+                if thread:
+                    allow(thread, &processors)
+    store(&team.looking, 0)
+
+
+cdef void follow(int thread) noexcept nogil:
+    """Apply the process's affinity to a new member; again if it changed meanwhile: a call may have applied that."""
+    cdef fa_processors before, processors
+    cdef int count = allowed(&processors)
+    while count:
+        allow(thread, &processors)
+        before = processors
+        count = allowed(&processors)
+        if same_processors(&before, &processors):
+            return
 
 
 # --- a call ---
@@ -260,14 +280,20 @@ cdef void share(Slot *slot, Item item, const void *plan, ptrdiff_t count, int th
 
 cdef uint64_t publish(Slot *slot, Item item, const void *plan, ptrdiff_t count, int threads,
                       ptrdiff_t scratch_size) noexcept nogil:
-    """Fill a slot; its ticket, written last, opens it to members. Returns the ticket's generation."""
+    """Fill a slot; its ticket, written last, opens it to members. Returns the ticket's generation.
+
+    A member of the last call may still read what is put here, and finds by the ticket that it is too late. All other
+    fields are read by those alone who have taken a batch, for which this call waits.
+    """
     cdef uint64_t generation = (load_word(&slot.ticket) >> 36) + 1 & MOST_GENERATIONS
     cdef int asleep
-    slot.item, slot.plan, slot.count, slot.scratch_size = item, plan, count, scratch_size
+    slot.item, slot.plan, slot.count = item, plan, count
     slot.length = 1 + count // MOST_BATCHES
     slot.batches = (count + slot.length - 1) // slot.length
-    slot.processor = processor()
-    slot.asleep = 0
+    fence()
+    put(&slot.scratch_size, scratch_size)
+    put(&slot.processor, processor())
+    put_int(&slot.asleep, 0)
     store(&slot.done, 0)
     store_word(&slot.seats, generation << 36 | <uint64_t>(threads - 1))
     store_word(&slot.ticket, generation << 36 | <uint64_t>slot.batches)
@@ -342,16 +368,17 @@ cdef void record(int64_t saved, int64_t waited) noexcept nogil:
 cdef void member(int wanted) noexcept nogil:
     """Help calls until more members are wanted than the region was made for."""
     cdef int calls, number = add(&team.entered, 1)
-    cdef int trust = MOST_TRUST
-    team.thread_ids[number - 1] = thread_id()
-    if team.following and team.processors:
-        allow(team.thread_ids[number - 1], &team.allowed)
+    cdef int thread = thread_id(), trust = MOST_TRUST
+    store(&team.thread_ids[number - 1], thread)  # from here on, calls apply changes of the affinity
+    if team.following:
+        follow(thread)
     if number == omp_get_num_threads():
         store(&team.changing, 0)
     while load(&team.wanted) == wanted:
         calls = load(&team.calls)
         if not help_anybody(&trust):
             wait_for_call(calls, &trust)
+    store(&team.thread_ids[number - 1], 0)
 
 
 cdef bint help_anybody(int *trust) noexcept nogil:
@@ -521,8 +548,8 @@ def team_state() -> str:
 
 def choose(int count, int container):
     """Set the number of threads that overrides OpenMP's own (0: none), and the container's limit (0: none)."""
-    global chosen, quota
-    chosen, quota = count, container
+    put_int(&chosen, count)
+    put_int(&quota, container)
 
 
 def bind(bint bound, size_t stack):
