@@ -1,6 +1,6 @@
 """Compare with PyTorch on random shapes, and write docs/performance/random-shapes.md.
 
-    python benchmarks/random_shapes.py                      # print the tables; takes about half an hour
+    python benchmarks/random_shapes.py                      # print the tables of all threads and of one: an hour
     python benchmarks/random_shapes.py --only "linear|packed" --dtype float32 --shapes 200
     python benchmarks/random_shapes.py --seed 7             # other shapes
     python benchmarks/random_shapes.py --page               # also write the page
@@ -63,23 +63,34 @@ class Chooser(Engine):
 def main(argv=None):
     """Measure, print the tables, and write them where requested."""
     arguments = parse(argv, __doc__, _add_options)
-    threads = arguments.threads or fastattn.get_num_threads()
+    numbers = [arguments.threads] if arguments.threads else sorted({fastattn.get_num_threads(), 1}, reverse=True)
     if PEERS["torch"].absent:
         raise SystemExit("this needs PyTorch: pip install '.[bench]'")
-    facts = machine.describe(["numpy", "torch"], threads)
+    facts = machine.describe(["numpy", "torch"], numbers[0])
     types = dtypes.present(arguments.dtype or ("float32", "bfloat16", "float16"))
     kinds = [kind for kind in KINDS if arguments.only.search(kind)]
     cases = [case for kind in kinds for case in drawn(kind, arguments.shapes, arguments.seed, types)]
     pace = Pace(arguments.rounds, arguments.seconds)
+    with tables.Progress(len(numbers) * len(cases)) as progress:
+        measured = {threads: _measure(cases, threads, pace, progress) for threads in numbers}
+    data = {
+        "machine": facts,
+        "seed": arguments.seed,
+        "results": [_as_json(threads, *row) for threads, rows in measured.items() for row in rows],
+    }
+    parts = [render(rows, "one thread" if threads == 1 else "") for threads, rows in measured.items()]
+    deliver("\n\n".join([*parts, f"{LEGEND} Seed {arguments.seed}.", machine.line(facts)]), data, arguments, PAGE)
+
+
+def _measure(cases, threads, pace, progress):
+    """Each case and the outcomes of both engines."""
+    rows = []
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(tables.Progress(len(cases)))
         engines = [stack.enter_context(Chooser(name, threads)) for name in ("fastattn", "torch")]
-        rows = []
         for case in cases:
             progress.step(case.name)
             rows.append((case, *contest([(engine, [case]) for engine in engines], pace)))
-    data = {"machine": facts, "seed": arguments.seed, "results": [_as_json(*row) for row in rows]}
-    deliver(f"{render(rows)}\n\n{LEGEND} Seed {arguments.seed}.\n\n{machine.line(facts)}", data, arguments, PAGE)
+    return rows
 
 
 def _add_options(parser):
@@ -94,8 +105,9 @@ def kind_of(case):
     return case.name.partition(" ")[0]
 
 
-def render(rows):
+def render(rows, condition=""):
     """The tables as Markdown: means and counts of ratios by kind and type, then the worst shapes, then failures."""
+    suffix = f", {condition}" if condition else ""
     groups = defaultdict(list)
     for case, ours, theirs in rows:
         if not math.isnan(ratio := ours.faster_than(theirs)):
@@ -109,9 +121,9 @@ def render(rows):
         if outcome.failure
     ]
     blocks = [
-        "## Ratios",
+        f"## Ratios{suffix}",
         tables.markdown(_HEADER, [_summary(*key, found) for key, found in groups.items()], "ll" + "r" * 11),
-        f"## The worst {WORST}",
+        f"## The worst {WORST}{suffix}",
         tables.markdown(
             ("", "shape", "dtype", "fastattn", "PyTorch", "ratio"),
             [_line(*row) for row in worst],
@@ -141,8 +153,9 @@ def _line(case, ours, theirs):
     return [kind_of(case), case.described, case.dtype, *times, tables.ratio(ours.faster_than(theirs))]
 
 
-def _as_json(case, ours, theirs):
+def _as_json(threads, case, ours, theirs):
     return {
+        "threads": threads,
         "case": case.name,
         "shape": case.described,
         "dtype": case.dtype,

@@ -37,8 +37,9 @@ def dtype(request):
 
 
 def pytest_addoption(parser):
-    """`--every-case` for the whole product of a test's parameters."""
+    """`--every-case` for the whole product of a test's parameters, `--every N` for a part of the tests."""
     parser.addoption("--every-case", action="store_true", help="run every case of a test, not those that are drawn")
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run every N-th test of those that are left")
     parser.addoption("--fuzz-examples", type=int, metavar="N", help="draw N examples at random for each test in fuzz/")
 
 
@@ -63,12 +64,15 @@ def pytest_collection_modifyitems(config, items):
     out |= {item for item in items if not runs(_params(item).get("target"), item.nodeid)}
     if not config.getoption("every_case"):
         out |= _not_drawn([item for item in items if item not in out])
-    if out:
-        config.hook.pytest_deselected(items=[item for item in items if item in out])
     places = {}
     for item in items:
         places.setdefault(_case(item), len(places))
-    items[:] = sorted((item for item in items if item not in out), key=lambda item: places[_case(item)])
+    chosen = sorted((item for item in items if item not in out), key=lambda item: places[_case(item)])
+    chosen = chosen[:: config.getoption("every")]
+    out = set(items).difference(chosen)
+    if out:
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = chosen
 
 
 def _not_drawn(items):

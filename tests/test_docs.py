@@ -69,7 +69,7 @@ def test_picture_of_attention(tmp_path):
 
 PAGES_OF_SCRIPTS = {
     "compare": ("PAGE", "PAGE_OF_TYPES"),
-    **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy", "packed"), ("PAGE",)),
+    **dict.fromkeys(("decode", "variants", "encoder", "busy", "cache_accuracy", "packed", "random_shapes"), ("PAGE",)),
     **dict.fromkeys(("accuracy", "dask_cluster", "texts", "transformers_models"), ("PAGE",)),
 }
 
@@ -85,7 +85,7 @@ def test_pages_begin_as_their_scripts_write_them(name):
 def test_pictures_of_results():
     """They are those of the tables."""
     picture = script("picture")
-    for name in picture.PICTURES:
+    for name in picture.PICTURES | picture.DISTRIBUTIONS:
         kept = (ROOT / "docs" / "performance" / f"{name}.svg").read_text(encoding="utf-8")
         assert kept == picture.draw(name)
 

@@ -20,6 +20,8 @@ from fastattn._core.threads cimport run, threads_for
 
 # Maximum head size: scratch memory is some thousand times as large, and its size must not overflow.
 cdef ptrdiff_t LARGEST_SIZE = <ptrdiff_t>1 << 36
+# Heads of so many components, of key and value together, or more pay for adding up each score across the lanes.
+cdef ptrdiff_t ROWWISE_COMPONENTS = 128
 cdef ptrdiff_t FAR = <ptrdiff_t>1 << 62  # beyond every key and query; adding the number of one does not overflow
 cdef ptrdiff_t wave_size = 1024          # parts computed before they are merged: bounds their memory
 
@@ -81,7 +83,7 @@ cdef void lay_out(Plan *p, int asked) noexcept nogil:
 
 
 cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
-    cdef ptrdiff_t rest, keys, most
+    cdef ptrdiff_t keys, most
     # The keys within the first query's left bound and the last one's right bound.
     s.begin_offset = -FAR if p.left < 0 else sum_within(s.q_offset, -p.left)
     s.end_offset = FAR if p.right < 0 else sum_within(s.q_offset, p.right) + 1
@@ -89,13 +91,28 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     s.key_end = max(s.key_begin, min(s.key_end, s.queries - 1 + s.end_offset))
     keys = s.key_end - s.key_begin
     s.rows = s.queries * p.call.group
-    rest = s.rows % p.kernels.tile_rows
-    s.tiled_rows = s.rows - rest if rest <= p.kernels.rowwise_up_to and not p.weights else s.rows
+    s.tiled_rows = s.rows if p.weights else tiled_rows_of(p, s.rows)
     most = min(<ptrdiff_t>FA_MOST_PARTS, costs.ENOUGH_ITEMS // max(1, p.kv_heads * tiles_of(p, s)))
     s.parts = 1 if p.weights else max(1, min(most, keys // costs.SHORTEST_PART))
     s.part_keys = (keys + s.parts - 1) // s.parts
     s.part_keys = (s.part_keys + costs.PART_ALIGNMENT - 1) // costs.PART_ALIGNMENT * costs.PART_ALIGNMENT
     s.work = 2.0 * s.rows * p.kv_heads * (p.call.head_size + p.call.value_size) * seen(p, s, keys)
+
+
+cdef ptrdiff_t tiled_rows_of(const Plan *p, ptrdiff_t rows) noexcept nogil:
+    """All rows but those that would fill less than half a vector, if they are faster row by row.
+
+    Small heads pay less for a tile, but a quarter of a vector of rows is read at once and pays from 16 components on.
+    Where rows would widen a tile instead of beginning one, the tile takes 1.4 to 2 times as long, so half as many are
+    worth it, and none in small heads.
+    """
+    cdef ptrdiff_t up_to = p.kernels.rowwise_up_to, rest = rows % p.kernels.lanes
+    cdef ptrdiff_t components = min(ROWWISE_COMPONENTS, p.call.head_size + p.call.value_size)
+    if rows % p.kernels.tile_rows > p.kernels.lanes:
+        up_to = up_to // 2 if components == ROWWISE_COMPONENTS else 0
+    else:
+        up_to = max(1, up_to * components // ROWWISE_COMPONENTS, min(up_to // 2, components // 8))
+    return rows - rest if rest <= up_to else rows
 
 
 cdef ptrdiff_t sum_within(ptrdiff_t a, ptrdiff_t b) noexcept nogil:

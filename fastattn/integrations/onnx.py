@@ -27,6 +27,7 @@ from onnx.reference.op_run import OpRun
 
 import fastattn
 from fastattn._dtypes import REALS
+from fastattn._scaling import near_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -280,11 +281,23 @@ def _normalized(
     return y, rows
 
 
-@np.errstate(divide="ignore", invalid="ignore")
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")
 def _mean_and_inverse_deviation(rows: NDArray, epsilon: float) -> tuple[NDArray, NDArray]:
+    mean, variance = _mean_and_variance(rows)
+    inverse = 1 / np.sqrt(variance + epsilon)
+    overflown = ~np.isfinite(variance)
+    if overflown.any():
+        near, exponents = near_one(rows)
+        near_mean, near_variance = _mean_and_variance(near)
+        near_epsilon = np.ldexp(rows.dtype.type(epsilon), -2 * exponents)
+        mean = np.where(overflown, np.ldexp(near_mean, exponents), mean)
+        inverse = np.where(overflown, np.ldexp(1 / np.sqrt(near_variance + near_epsilon), -exponents), inverse)
+    return mean, inverse
+
+
+def _mean_and_variance(rows: NDArray) -> tuple[NDArray, NDArray]:
     mean = rows.mean(axis=-1, keepdims=True)
-    variance = np.square(rows - mean).mean(axis=-1, keepdims=True)
-    return mean, 1 / np.sqrt(variance + epsilon)
+    return mean, np.square(rows - mean).mean(axis=-1, keepdims=True)
 
 
 # Rotary embedding

@@ -39,6 +39,7 @@ pipeline.py           texts to embeddings, by the modules above; the options of 
 batching.py           Batching: texts of many callers, packed together
 precision.py          embeddings in 8 bits or 1 bit for each number
 similarity.py         similarity of embeddings
+units.py              embeddings of length 1
 arrays.py             the only place that checks arrays of embeddings
 float16.py            errors for overflow in float16
 progress.py           the progress bar on standard error

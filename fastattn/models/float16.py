@@ -78,7 +78,7 @@ def _check_layer(number: int, normed: _Normed, projection: Linear, count: int) -
         fixed = rows @ normed.bias.astype(np.float32) + fixed
     rows = rows * normed.weight
     bounds = np.sqrt(np.einsum("ij,ij->i", rows, rows) * np.float32(normed.weight.size)) + np.abs(fixed)
-    if bounds.max() >= LARGEST:
+    if not bounds.max() < LARGEST:  # NaN is no bound
         raise ValueError(
             f"queries and keys of layer {number} must be below {LARGEST} in float16, got weights that let them "
             f"reach {bounds.max():.3g}: {_ADVICE}"

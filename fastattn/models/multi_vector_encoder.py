@@ -17,6 +17,7 @@ from fastattn.models.packs import packs
 from fastattn.models.pretrained import Pretrained
 from fastattn.models.progress import Progress
 from fastattn.models.tokens import Tokens, checked_texts
+from fastattn.models.units import unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -307,7 +308,7 @@ class MultiVectorEncoder(Pretrained):
         for layer in self._files.dense:
             x = layer(x)
         if self._files.normalize or normalize:
-            x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+            x = unit(x)
         return x
 
 

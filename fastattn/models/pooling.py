@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastattn.linear import linear
+from fastattn.models.units import unit
 from fastattn.normalization import layer_norm
 
 if TYPE_CHECKING:
@@ -118,8 +119,3 @@ class Pooling(NamedTuple):
             pooled = unit(pooled)
         pooled = pooled[:, :size]
         return unit(pooled) if normalize else pooled
-
-
-def unit(x: NDArray) -> NDArray:
-    """Scale rows to length 1. The minimum divisor is PyTorch's: a row of zeros stays zero."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

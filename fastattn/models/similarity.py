@@ -8,7 +8,7 @@ import numpy as np
 
 from fastattn.linear import linear
 from fastattn.models.arrays import embeddings
-from fastattn.models.pooling import unit
+from fastattn.models.units import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

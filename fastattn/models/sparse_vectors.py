@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastattn.models import units
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -115,9 +117,14 @@ def dot(x: SparseVectors, y: SparseVectors) -> NDArray[np.float32]:
     return result
 
 
+@np.errstate(over="ignore")
 def unit(x: SparseVectors) -> SparseVectors:
     """Vectors of length 1; the minimum divisor is PyTorch's."""
     lengths = np.diff(x.indptr)
     squares = np.bincount(np.repeat(np.arange(x.shape[0]), lengths), x.data.astype(np.float64) ** 2, x.shape[0])
     norms = np.maximum(np.sqrt(squares), 1e-12).astype(np.float32)
-    return x._replace(data=x.data / np.repeat(norms, lengths))
+    data = x.data / np.repeat(norms, lengths)
+    for i in np.flatnonzero(np.isinf(norms)):  # from float32's largest number on
+        of_row = slice(x.indptr[i], x.indptr[i + 1])
+        data[of_row] = units.unit(x.data[np.newaxis, of_row])[0]
+    return x._replace(data=data)

@@ -11,6 +11,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 
 from fastattn.models import SentenceEncoder, quantize_embeddings
 from fastattn.models.precision import PRECISIONS
+from fastattn.models.units import unit
 from support.encoders import TEXTS, modules, random_encoder
 
 DEFAULTS = "config_sentence_transformers.json"
@@ -229,6 +230,20 @@ def test_cosine_is_the_default(tmp_path, defaults):
     model = saved(tmp_path, defaults)
     assert model.similarity_fn_name == "cosine"
     assert model.similarity([[3, 0], [0, 0]], [-1, 1]).round(6).tolist() == [[np.float32(-0.707107)], [0]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_cosine_of_any_length(plain, rng):
+    """Squares of numbers from 1.8e19 on overflow in float32; those of other rows beside them keep their bits."""
+    x = rng.normal(size=(3, 24)).astype(np.float32)
+    x /= np.abs(x).max()
+    for factor in (2.0**127, 2.0**64, 2.0**-30):
+        mixed = x * np.array([1, factor, -factor], np.float32)[:, np.newaxis]
+        np.testing.assert_array_equal(unit(mixed), unit(x) * np.array([[1], [1], [-1]]))
+        assert plain.similarity(mixed, mixed).diagonal().round(5).tolist() == [1, 1, 1]
+    ends = np.array([[3e38, 1e-38, -3e38], [0, 0, 0], [1e-30, 0, 0]], np.float32)
+    half = np.float32(0.5**0.5)
+    np.testing.assert_allclose(unit(ends), [[half, 0, -half], [0, 0, 0], [1e-18, 0, 0]], rtol=1e-6)
 
 
 def test_similarity_of_bytes(plain):

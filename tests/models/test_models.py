@@ -688,6 +688,16 @@ def test_scores_beyond_float16(tmp_path, layer, part, kind, seed):
         SentenceEncoder.from_pretrained(tmp_path, "float16")
 
 
+def test_scores_without_a_bound_in_float16(tmp_path, bert):
+    """Infinity less infinity is no bound below the largest number."""
+    encoder, _ = bert
+    bias = np.where(np.arange(24) % 2, 3e38, -3e38).astype(np.float32)
+    encoder.save(tmp_path, tensors=encoder.tensors | {"embeddings.LayerNorm.bias": bias})
+    refused = pytest.raises(ValueError, match="queries and keys of layer 0 must be below 65504")
+    with np.errstate(over="ignore", invalid="ignore"), refused:
+        SentenceEncoder.from_pretrained(tmp_path, "float16")
+
+
 def test_weights_beyond_float16(tmp_path, bert):
     encoder, _ = bert
     name = "encoder.layer.1.output.dense.weight"

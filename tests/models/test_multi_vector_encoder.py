@@ -35,11 +35,11 @@ def files(kinds=("Transformer", "Dense", "MultiVectorMask", "Normalize"), *, mas
 WEIGHT = np.random.default_rng(1).normal(size=(7, 24)).astype(np.float32)
 
 
-def save(folder, encoder, found=None, **options):
+def save(folder, encoder, found=None, weight=WEIGHT, **options):
     encoder.save(folder, files(**options) if found is None else found)
     dense = {"in_features": 24, "out_features": 7, "bias": False, "activation_function": IDENTITY} | OF_TOKENS
     write_json(folder, {"1_Dense/config.json": dense})
-    (folder / "1_Dense/model.safetensors").write_bytes(safetensors_bytes({"linear.weight": WEIGHT}))
+    (folder / "1_Dense/model.safetensors").write_bytes(safetensors_bytes({"linear.weight": weight}))
     return folder
 
 
@@ -121,6 +121,12 @@ def test_normalisation(tmp_path, encoder, model):
     raw, unit = plain.encode(TEXTS[0]), plain.encode(TEXTS[0], normalize=True)
     assert np.ptp(np.linalg.norm(raw, axis=1)) > 0.1
     np.testing.assert_array_equal(unit, model.encode_query(TEXTS[0]))
+
+
+def test_normalisation_of_large_vectors(tmp_path, encoder, model):
+    """Their squares overflow in float32."""
+    large = MultiVectorEncoder.from_pretrained(save(tmp_path, encoder, weight=WEIGHT * np.float32(2.0**100)))
+    np.testing.assert_array_equal(large.encode(TEXTS[0]), model.encode_query(TEXTS[0]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])

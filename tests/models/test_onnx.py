@@ -335,6 +335,21 @@ def test_layer_normalization_outputs_have_the_stash_type(rng):
     np.testing.assert_array_equal(coarse, inverse.astype(ml_dtypes.bfloat16))
 
 
+def test_layer_normalization_of_any_size(rng):
+    """Squares of numbers from 1.8e19 on overflow in float32, sums of several near its largest."""
+    x = normal(rng, 5, 7)
+    x[1:] *= np.array([1e30, 1e19, 1e-10, 1], np.float32)[:, np.newaxis] / np.abs(x[1:]).max(axis=1, keepdims=True)
+    x[2] = [3e38, 3e38, 3e38, -3e38, 3e38, 3e38, 3e38]
+    x[4, 3] = np.nan
+    outputs = "y", "mean", "deviation"
+    _, mean, inverse = run("LayerNormalization", x, np.ones(7, np.float32), outputs=outputs, epsilon=0.1)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(mean, wide.mean(axis=-1, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(inverse, 1 / np.sqrt(wide.var(axis=-1, keepdims=True) + 0.1), rtol=1e-6)
+    _, few, same = run("LayerNormalization", x[:1], np.ones(7, np.float32), outputs=outputs, epsilon=0.1)
+    np.testing.assert_array_equal([few, same], [mean[:1], inverse[:1]])
+
+
 def test_rms_normalization_has_the_type_of_its_scale(rng):
     x, scale = normal(rng, 3, 4, dtype=np.float16), normal(rng, 4)
     assert_close([run("RMSNormalization", x, scale)], [run("RMSNormalization", x.astype(np.float32), scale)])

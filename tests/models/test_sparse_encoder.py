@@ -6,7 +6,7 @@ import pytest
 for package in ("safetensors", "tokenizers", "ml_dtypes"):
     pytest.importorskip(package)
 
-from fastattn.models import SparseEncoder, SparseVectors
+from fastattn.models import SparseEncoder, SparseVectors, sparse_vectors
 from fastattn.models import splade as splade_module
 from support.encoders import ACTIVATIONS, TEXTS, Encoder, modules, random_encoder, safetensors_bytes, write_json
 
@@ -214,6 +214,16 @@ def test_weights_of_other_words(tmp_path, encoder):
     path.write_bytes(safetensors_bytes({"weight": np.ones((7, 2), np.float32)}))
     with pytest.raises(ValueError, match=r"must hold the tensor weight, a vector, got \(7, 2\)"):
         SparseEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float32, 3e38), (np.float64, 1e300)])
+def test_cosine_of_any_length(dtype, largest):
+    data = np.array([largest, -largest, 3, 4, 1e-30, 1e10], dtype)
+    x = SparseVectors(data, np.array([0, 2, 1, 2, 0, 1]), np.array([0, 2, 2, 4, 5, 6]), (5, 3))
+    half = 0.5**0.5
+    expected = [[half, 0, -half], [0, 0, 0], [0, 0.6, 0.8], [1e-18, 0, 0], [0, 1, 0]]
+    np.testing.assert_allclose(sparse_vectors.unit(x).toarray(), expected, rtol=1e-6)
 
 
 def with_head(folder, **tensors):

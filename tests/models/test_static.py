@@ -124,6 +124,7 @@ def test_hidden_states(tmp_path):
     ({"embeddings": TABLE, "other": ROWS}, "must hold no tensor other beside embeddings"),
     ({"embeddings": TABLE, "weights": WEIGHTS[:20]}, r"weights must have shape \(62,\), got \(20,\)"),
     ({"embeddings": TABLE[:9], "mapping": ROWS}, "mapping must hold rows from 0 to 8, got 0 to 29"),
+    ({"embeddings": TABLE[:29], "mapping": ROWS}, "mapping must hold rows from 0 to 28, got 0 to 29"),
     ({"embeddings": TABLE, "mapping": -ROWS}, "mapping must hold rows from 0 to 61, got -29 to 0"),
     ({"embeddings": TABLE, "mapping": WEIGHTS}, "mapping must be one of I32, I64, got F64"),
 ])  # fmt: skip

@@ -73,11 +73,11 @@ EVERYTHING = [(*EVERYTHING_ELSE, mask) for mask in MASKS]
 
 # Tiles of queries and steps of keys end and begin at these sizes, and so do the kernels for few and for many rows.
 MANY_ROWS = Shape(batch=3, heads=4, kv_heads=2, queries=37, keys=70, head_size=20, value_size=24)
-FEW_ROWS = Shape(batch=8, heads=8, kv_heads=2, queries=1, keys=140, head_size=20, value_size=24)
+FEW_ROWS = Shape(batch=8, heads=8, kv_heads=2, queries=1, keys=140, head_size=64, value_size=72)
 SHAPES = [
     MANY_ROWS,
     FEW_ROWS,
-    Shape(2, 2, 1, queries=65, keys=129, head_size=16, value_size=7),
+    Shape(2, 2, 1, queries=65, keys=129, head_size=64, value_size=67),
     Shape(2, 2, 2, queries=48, keys=257, head_size=9, value_size=16),
     Shape(2, 2, 2, queries=70, keys=33, head_size=8, value_size=8),
     Shape(4, 6, 2, queries=3, keys=131, head_size=33, value_size=31),

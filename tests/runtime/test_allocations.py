@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fastattn import _runtime
 from support import allocations
 from support.processes import output
 
@@ -86,6 +87,37 @@ def test_any_allocation_may_fail():
     assert len(lines) > 15
     # Python keeps some errors for later, but not one more with each round.
     assert {name: int(leaked) for name, _, leaked in lines if int(leaked) >= ROUNDS} == {}
+
+
+# The calling thread does alone what members of the team have no memory for.
+OF_MEMBERS = """
+import os, time
+import numpy as np
+import fastattn
+
+x = np.random.default_rng(0).normal(size=(8, 4, 130, 32)).astype(np.float32)
+
+def call(threads):
+    return fastattn.scaled_dot_product_attention(x, x, x, num_threads=threads)
+
+expected = call(1)
+allocator.refuse_others(1)
+deadline = time.monotonic() + 60
+while not allocator.refuse_others(1) and len(os.sched_getaffinity(0)) > 1:
+    assert time.monotonic() < deadline, "no member asked"
+    assert np.array_equal(call(2), expected)
+for _ in range(20):
+    assert np.array_equal(call(2), expected)
+allocator.refuse_others(0)
+for _ in range(20):
+    assert np.array_equal(call(2), expected)
+print("right")
+"""
+
+
+@pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial build")
+def test_members_without_memory():
+    assert in_a_process(allocations.BEGIN + OF_MEMBERS) == ["right"]
 
 
 # Arrays that begin or end beside such a page, too, with sizes around those of vectors and tiles.

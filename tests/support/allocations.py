@@ -29,7 +29,9 @@ extern void __libc_free(void *);
 
 static _Thread_local long left;
 static atomic_long live;
-static atomic_int fenced;
+static atomic_int fenced, others_refused;
+static atomic_long refusals;
+static _Thread_local int spared;
 static _Atomic(char *) blocks[MOST_FENCED];
 static size_t sizes[MOST_FENCED];
 
@@ -40,6 +42,12 @@ long refuse(long n) {
     return former;
 }
 long live_blocks(void) { return live; }
+/* From now on, aligned_alloc fails in all threads but this one. Returns how often it has. */
+long refuse_others(int on) {
+    spared = 1;
+    others_refused = on;
+    return refusals;
+}
 /* From now on, blocks of aligned_alloc lie between two pages that may not be touched, and end at the second. */
 void fence(int on) { fenced = on; }
 
@@ -84,6 +92,11 @@ void *calloc(size_t count, size_t bytes) { return refused() ? NULL : counted(__l
 void *memalign(size_t to, size_t bytes) { return refused() ? NULL : counted(__libc_memalign(to, bytes)); }
 void *aligned_alloc(size_t to, size_t bytes) {
     if (refused()) return NULL;
+    if (others_refused && !spared) {
+        refusals++;
+        errno = ENOMEM;
+        return NULL;
+    }
     return counted(fenced && bytes % to == 0 ? between_fences(bytes) : __libc_memalign(to, bytes));
 }
 int posix_memalign(void **block, size_t to, size_t bytes) {

@@ -54,7 +54,7 @@ class Padding:
 
     def __init__(self):
         self.gaps_end = 0  # no token from here on has a gap before it
-        self.last = None   # where such an append began, and how many tokens it took, while it is the last change
+        self.last = None  # where such an append began, and how many tokens it took, while it is the last change
 
     def append(self, length, count, tokens):
         if count < tokens:

@@ -104,6 +104,44 @@ def _refused():
         raise AssertionError("was not refused")
 
 
+def run_odd_sizes():
+    """Each in NumPy's types, with rows of one element, less than a vector, and a vector and some more.
+
+    What is asked of the results shows a checker of memory whether all of them were written.
+    """
+    for dtype in ("float32", "float64", "float16"):
+        for size in (1, 3, 17, 33):
+            results = _of_size(np.dtype(dtype), size)
+            assert all(np.isfinite(x).all() for result in results for x in result)
+
+
+def _of_size(dtype, size):
+    def array(*shape):
+        return _rng.normal(size=shape).astype(dtype)
+
+    query, key, value = array(1, 2, 3, size), array(1, 1, size + 2, size), array(1, 1, size + 2, size + 1)
+    x, other, vector, angles = array(5, size), array(5, size)[:, ::-1], array(size), array(5, (size + 1) // 2)
+    weight = array(size + 1, size)
+    yield fastattn.scaled_dot_product_attention(query, key, value, is_causal=True, return_lse=True)
+    yield fastattn.scaled_dot_product_attention(query[:, :, :1], key, value, alibi_slopes=abs(array(2)), softcap=9.0)
+    yield fastattn.attention_weights(query, key, array(3, size + 2))
+    yield fastattn.varlen_attention(x[:, None], x[:, None], other[:, None], [0, 2, 5], [0, 1, 5])
+    for function in (fastattn.softmax, fastattn.log_softmax):
+        yield function(x), function(other), function(x, axis=0)
+    yield fastattn.layer_norm(x, vector, vector), fastattn.rms_norm(other, vector)
+    yield fastattn.add_layer_norm(x, other, vector)
+    yield fastattn.add_rms_norm(x, other, vector)
+    for given in (weight, fastattn.pack(weight), (np.ones(weight.shape, np.int8), np.ones(len(weight), np.float32))):
+        yield fastattn.linear(x, given, array(size + 1), activation="gelu")
+        yield fastattn.linear(other[:1], given)
+    for interleaved in (False, True):
+        yield fastattn.rotary_embedding(array(2, 5, size + 1), angles, angles, interleaved=interleaved)
+    for stored in (dtype, "int8"):
+        cache = fastattn.KVCache(1, 1, 40, size, value_dim=size + 1, dtype=stored)
+        cache.append(key, value)
+        yield cache.attend(query)
+
+
 def run_all():
     """Each once, and caches and refused calls."""
     for call, shape in (CALLS | IN_NUMPY).values():

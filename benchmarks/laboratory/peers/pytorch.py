@@ -120,13 +120,16 @@ def _padded(case, arguments):
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     batch = (pad(tensors).transpose(1, 2) for tensors in zip(*sequences, strict=True))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None, None]
-    call = functools.partial(F.scaled_dot_product_attention, *batch, attn_mask=mask)
+    grouped = sequences[0][0].shape[1] != sequences[0][1].shape[1]
+    call = functools.partial(F.scaled_dot_product_attention, *batch, attn_mask=mask, enable_gqa=grouped)
     return call, lambda result: _packed(row[:, :length] for row, length in zip(result, lengths, strict=True))
 
 
 def _one_by_one(case, arguments):
     sequences = [[tensor.transpose(0, 1)[None] for tensor in sequence] for sequence in _sequences(arguments)]
-    return lambda: [F.scaled_dot_product_attention(*sequence) for sequence in sequences], lambda results: _packed(
+    grouped = sequences[0][0].shape[1] != sequences[0][1].shape[1]
+    attention = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped)
+    return lambda: [attention(*sequence) for sequence in sequences], lambda results: _packed(
         result[0] for result in results
     )
 

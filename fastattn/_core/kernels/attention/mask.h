@@ -25,10 +25,9 @@ FA_INLINE mask_kinds note_kinds(mask_kinds kinds, V bias) {
 }
 
 FA_INLINE int kinds_noted(mask_kinds kinds) {
+    const VI found = (kinds.excludes & BLOCK_EXCLUDES) | (kinds.admits & BLOCK_ADMITS) | (kinds.biases & BLOCK_BIASES);
     int noted = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        noted |= (kinds.excludes[lane] ? BLOCK_EXCLUDES : 0) | (kinds.admits[lane] ? BLOCK_ADMITS : 0) |
-                 (kinds.biases[lane] ? BLOCK_BIASES : 0);
+    FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) noted |= (int)found[lane];
     return noted;
 }
 

@@ -20,7 +20,7 @@
  *                                        the values in `panel`, with 0 for what is not finite
  *
  *   KEY_GROUP          UNIT                keys come in whole groups, counted from the item's first one
- *   STEP_GROUP         FA_BLOCK_ROWS_1     ends of steps are cut to these: a rest of one key costs as much as four
+ *   STEP_GROUP         8                   ends of steps are cut to these: a rest of one key costs as much as four
  *   PADDED_UNITS       UNITS(size)         units of a query's or a key's row, padded
  *   PADDED_COMPONENTS  size                components of a value's row, padded
  *   values_from        by rows of units    the values from key `count` of a block on
@@ -43,7 +43,7 @@
 #define KEY_GROUP UNIT
 #endif
 #ifndef STEP_GROUP
-#define STEP_GROUP FA_BLOCK_ROWS_1
+#define STEP_GROUP 8
 #endif
 #ifndef PADDED_UNITS
 #define PADDED_UNITS(size) UNITS(size)

@@ -62,13 +62,16 @@ static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
     mask_kinds kinds = {{0}, {0}, {0}};
     if (tile->one_mask) return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
     for (ptrdiff_t j = 0; j < NV; j++) {
-        for (int lane = 0; lane < LANES; lane++)
-            kinds = mask_row(a, tile->mask[j * LANES + lane] + offset, step.count,
-                             tile->mask_rows + lane * KEYS_PER_STEP, kinds);
+        const ptrdiff_t last = fa_clamp(tile->rows - j * LANES, 1, LANES) - 1;
+        const R *row[LANES]; /* lanes beyond the last row have its mask, read once */
+        for (ptrdiff_t lane = 0; lane < LANES; lane++) {
+            R *at = tile->mask_rows + fa_clamp(lane, 0, last) * KEYS_PER_STEP;
+            if (lane <= last) kinds = mask_row(a, tile->mask[j * LANES + lane] + offset, step.count, at, kinds);
+            row[lane] = at;
+        }
         for (ptrdiff_t t = 0; t < step.count; t += LANES) {
             V x[LANES];
-            FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++)
-                x[lane] = load(tile->mask_rows + lane * KEYS_PER_STEP + t);
+            FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) x[lane] = load(row[lane] + t);
             transpose(x);
             FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
         }

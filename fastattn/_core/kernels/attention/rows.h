@@ -11,6 +11,10 @@
  * afford them. */
 #define FA_SHORT_CHAIN (FA_CHAIN < 16 ? FA_CHAIN : 16)
 
+/* Up to so many rows, of heads that are not small, are attended to row by row (plan.pyx): a vector of rows costs the
+ * same however many of its lanes are used. */
+#define FA_ROWWISE_UP_TO (LANES / 2)
+
 /* Offset of row `row`: query row / group, head row % group of the group. */
 FA_INLINE ptrdiff_t row_offset(const fa_attention *a, ptrdiff_t row, ptrdiff_t head_stride, ptrdiff_t row_stride) {
     return row / a->group * row_stride + row % a->group * head_stride;

@@ -16,12 +16,13 @@
 #include "simd/lanes.h"
 #include "storage/elements.h"
 #include "storage/layout.h"
+#include "storage/partial.h"
 #include "storage/scratch.h"
 
 typedef struct {
     ptrdiff_t key_width, value_width;     /* head sizes rounded up to whole vectors */
-    R *query, *out;                       /* [rows][key_width], [rows][value_width] */
-    R *scores, *bias;                     /* [rows][ROWWISE_KEYS] */
+    R *query, *out;                       /* [rows + 1][key_width], [rows + 1][value_width]: see rows_at_once */
+    R *scores, *bias;                     /* [rows + 1][ROWWISE_KEYS] */
     R *bias_panel;                        /* [ROWWISE_KEYS], only with position biases */
     R *key_panel, *value_panel, *finite;  /* a block's rows as reals; its values without what is not finite */
     R *factors;                           /* scales of a block's int8 rows */
@@ -42,15 +43,14 @@ static void block_rows_at(const fa_attention *a, const fa_attention_item *item, 
 #define STORES(TYPE) in_place = 1
     FA_FOR_STORED(rows->type, STORES);
 #undef STORES
-    in_place &= width == size && are_side_by_side(data, rows->row | rows->page, rows->element, rows->type);
+    in_place &= width == size || rows->type == STORED;
+    in_place &= are_side_by_side(data, rows->row | rows->page, rows->element, rows->type);
     to->type = in_place ? rows->type : STORED;
+    to->size = in_place ? size : width;
     fa_addresses(a, item, data, rows->row, rows->page, first, count, to->row);
-    for (ptrdiff_t t = 0; !in_place && t < count; t++) {
-        R *at = panel + t * width;
-        widen(at, to->row[t], rows->type, rows->element, size);
-        memset(at + size, 0, (size_t)(width - size) * sizeof(R));
-        to->row[t] = (const char *)at;
-    }
+    if (in_place) return;
+    widen_rows(panel, width, to->row, rows->type, rows->element, count, size);
+    for (ptrdiff_t t = 0; t < count; t++) to->row[t] = (const char *)(panel + t * width);
 }
 
 /* Reads the scales of int8 rows. */
@@ -113,6 +113,10 @@ static void exponentiate_row(rowwise_state *state, ptrdiff_t row, ptrdiff_t coun
         for (; row < (rows); row++) CALL(1);                                                                           \
     } while (0)
 
+/* Three last rows are multiplied as four: a row of noughts joins them, whose results are dropped. As two and one, of
+ * which each reads all keys and values, they took 1.5 times as long. */
+FA_INLINE ptrdiff_t rows_at_once(ptrdiff_t rows) { return rows + (FA_ROWWISE_ROWS == 4 && rows % 4 == 3); }
+
 /* Whether rows of this type are multiplied in pairs. */
 FA_INLINE int in_pairs(const rowwise_state *state, fa_type type) {
     return state->words != FA_F32 && state->words == type;
@@ -123,8 +127,8 @@ FA_INLINE int in_pairs(const rowwise_state *state, fa_type type) {
 FA_NOINLINE void rowwise_score_single(const rowwise_state *state, ptrdiff_t row, const block_rows *key, ptrdiff_t count,
                                       const block_rows *ahead) {
 #define CALL(TYPE)                                                                                                     \
-    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width,                           \
-                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, TYPE, 1)
+    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width, key->size,                \
+                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, TYPE, 1, 0)
     FA_FOR_STORED(key->type, CALL);
 #undef CALL
 }
@@ -152,16 +156,21 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, 
 #undef I8
 #undef BF16
 #endif
-#define SINGLES(NR)                                                                                                    \
-    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width,                           \
-                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, TYPE, NR)
+#define SINGLES(NR, PARTIAL)                                                                                           \
+    rowwise_scores(key->row, count, state->query + row * state->key_width, state->key_width, key->size,                \
+                   state->scores + row * ROWWISE_KEYS, state->factor + row, ahead->row, TYPE, NR, PARTIAL)
+#define WHOLE(NR) SINGLES(NR, 0)
+#define PART(NR) SINGLES(NR, 1)
 #define CALL(STORED_AS)                                                                                                \
     do {                                                                                                               \
         const fa_type TYPE = STORED_AS;                                                                                \
-        FA_IN_ROWS(rows, SINGLES);                                                                                     \
+        if (TYPE == STORED && key->size < state->key_width) FA_IN_ROWS(rows_at_once(rows), PART);                      \
+        else FA_IN_ROWS(rows_at_once(rows), WHOLE);                                                                    \
     } while (0)
     FA_FOR_STORED(key->type, CALL);
 #undef CALL
+#undef PART
+#undef WHOLE
 #undef SINGLES
 }
 
@@ -173,7 +182,8 @@ FA_INLINE void rowwise_value_singles(const rowwise_state *state, const block_row
     ptrdiff_t t = keys.begin, end;
     do { /* a run's sum is made on its own: rounding errors grow with the length of a chain of additions */
         end = keys.end - t < ROWWISE_KEYS_PER_RUN ? keys.end : t + ROWWISE_KEYS_PER_RUN;
-#define CALL(TYPE) rowwise_values(value->row, t, end, weights, out, state->value_width, decay, ahead->row, TYPE, NR, NC)
+#define CALL(TYPE)                                                                                                     \
+    rowwise_values(value->row, t, end, weights, out, state->value_width, value->size, decay, ahead->row, TYPE, NR, NC)
         FA_FOR_STORED(value->type, CALL);
 #undef CALL
         decay = NULL;
@@ -244,13 +254,15 @@ static int finite_block(const fa_attention *a, const rowwise_state *state, ptrdi
     *has_nonfinite = (unit_rows){state->value_panel, state->value_width};
     for (ptrdiff_t t = 0; t < count; t++) {
         R *at = state->value_panel + t * state->value_width;
-        if (value->row[t] != (const char *)at)
-            widen(at, value->row[t], value->type, fa_size_of(value->type), state->value_width);
+        if (value->row[t] == (const char *)at) continue;
+        widen(at, value->row[t], value->type, fa_size_of(value->type), value->size);
+        memset(at + value->size, 0, (size_t)(state->value_width - value->size) * sizeof(R));
     }
     if (all_finite(*has_nonfinite, count, a->value_size)) return 0;
     finite_values(*has_nonfinite, count, state->value_width, state->finite);
     const int pairs = in_pairs(state, value->type);
     if (!pairs) value->type = STORED;
+    value->size = state->value_width;
     for (ptrdiff_t t = 0; t < count; t++) {
         R *at = state->finite + t * state->value_width;
         if (pairs)
@@ -297,7 +309,8 @@ static void rowwise_step(const fa_attention *a, const fa_attention_item *item, r
     unsigned single = in_pairs(state, value.type) ? rowwise_value_pairs(state, item->rows, &value, count, &next) : all;
     if (single) {
         ptrdiff_t row = 0;
-        for (; !edge && single == all && row + FA_ROWWISE_ROWS <= item->rows; row += FA_ROWWISE_ROWS)
+        const ptrdiff_t rows = rows_at_once(item->rows);
+        for (; !edge && single == all && row + FA_ROWWISE_ROWS <= rows; row += FA_ROWWISE_ROWS)
             rowwise_value_singles(state, &value, (fa_interval){0, count}, row, &next, FA_ROWWISE_ROWS,
                                   FA_ROWWISE_VECTORS);
         for (; row < item->rows; row++) {
@@ -352,9 +365,11 @@ static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, 
         if (keys.begin < state->any.begin) state->any.begin = keys.begin;
         if (keys.end > state->any.end) state->any.end = keys.end;
     }
+    memset(state->query + item->rows * state->key_width, 0, (size_t)state->key_width * sizeof(R));
+    state->factor[item->rows] = state->decay[item->rows] = 0;
     state->words = FA_F32;
     if (pairs) choose_pairs(a, state, item->rows);
-    memset(state->out, 0, (size_t)(item->rows * state->value_width) * sizeof(R));
+    memset(state->out, 0, (size_t)((item->rows + 1) * state->value_width) * sizeof(R));
 }
 
 static void finish_rowwise(const fa_attention *a, const fa_attention_item *item, const rowwise_state *state) {
@@ -380,6 +395,7 @@ static void finish_rowwise(const fa_attention *a, const fa_attention_item *item,
 /* Lays out the scratch memory of `rows` rows. Returns its size; with `at` NULL it does nothing else. */
 static ptrdiff_t lay_out_rowwise(const fa_attention *a, rowwise_state *state, char *at, ptrdiff_t rows) {
     const char *begin = at;
+    rows++;
     state->key_width = (a->head_size + LANES - 1) / LANES * LANES;
     state->value_width = (a->value_size + LANES - 1) / LANES * LANES;
     state->query = take_scratch(&at, rows * state->key_width);

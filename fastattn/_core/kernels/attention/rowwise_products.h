@@ -15,10 +15,12 @@
  * prefetching into L1 and 10 to 14 with none; its limit is 27. */
 #define PREFETCH(address) __builtin_prefetch(address, 0, 2)
 
-/* Key or value rows of a block, one by one; elements of the type side by side, whole vectors of them. */
+/* Key or value rows of a block, one by one; `size` elements of the type side by side, whole vectors of them unless they
+ * are reals. */
 typedef struct {
     const char *row[ROWWISE_KEYS];
     fa_type type;
+    ptrdiff_t size;
 } block_rows;
 
 /* Vector `d / LANES` of a row. */
@@ -38,9 +40,11 @@ FA_INLINE void store_scores(V acc[][FOLD], const R *factors, R *scores, const in
     FA_UNROLL_FOR(int r = 0; r < NR; r++) store_part(scores + r * ROWWISE_KEYS, fold(acc[r]) * factors[r * FOLD], FOLD);
 }
 
-/* scores[NR][count] of `count` keys; `ahead` is what will be read next. */
-FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, R *scores,
-                              const R *factor, const char *const *ahead, const fa_type TYPE, const int NR) {
+/* scores[NR][count] of `count` keys; `ahead` is what will be read next. `partial`: keys end with part of a vector. */
+FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *query, ptrdiff_t width, ptrdiff_t size,
+                              R *scores, const R *factor, const char *const *ahead, const fa_type TYPE, const int NR,
+                              const int partial) {
+    const ptrdiff_t whole = partial ? width - LANES : width;
     R factors[FA_ROWWISE_ROWS * FOLD];
     for (int i = 0; i < NR * FOLD; i++) factors[i] = factor[i / FOLD];
     for (ptrdiff_t t = 0; t < count; t += FOLD) {
@@ -52,20 +56,27 @@ FA_INLINE void rowwise_scores(const char *const *key, ptrdiff_t count, const R *
             next[i] = ahead[at];
             FA_UNROLL_FOR(int r = 0; r < NR; r++) acc[r][i] = (V){0};
         }
-        FA_UNROLL_FOR(int i = 0; i < FOLD; i++) /* row by row, as they lie: see the order of prefetching */
-            for (ptrdiff_t d = 0; d < width; d += LANES) {
+        FA_UNROLL_FOR(int i = 0; i < FOLD; i++) { /* row by row, as they lie: see the order of prefetching */
+            for (ptrdiff_t d = 0; d < whole; d += LANES) {
                 V k = load_as(ELEMENT_AT(row[i], d), TYPE);
                 if (BEGINS_LINE(d)) PREFETCH(ELEMENT_AT(next[i], d));
                 FA_UNROLL_FOR(int r = 0; r < NR; r++) acc[r][i] += load(query + r * width + d) * k;
             }
+            if (partial) {
+                V k = load_part((const R *)ELEMENT_AT(row[i], whole), (int)(size - whole));
+                PREFETCH(ELEMENT_AT(next[i], whole));
+                FA_UNROLL_FOR(int r = 0; r < NR; r++) acc[r][i] += load(query + r * width + whole) * k;
+            }
+        }
         store_scores(acc, factors, scores + t, NR);
     }
 }
 
-/* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values from element d on. */
+/* out[NR][NC vectors] = out · decay + weights of the keys [begin, end) times their values from element d on; or one
+ * vector, of `rest` elements. */
 FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdiff_t begin, ptrdiff_t end,
                                    const R *weights, R *out, ptrdiff_t width, const R *decay, const char *const *ahead,
-                                   const fa_type TYPE, const int NR, const int NC) {
+                                   const fa_type TYPE, const int NR, const int NC, ptrdiff_t rest) {
     V acc[4][8];
     FA_UNROLL_FOR(int r = 0; r < NR; r++)
         FA_UNROLL_FOR(int c = 0; c < NC; c++) acc[r][c] = (V){0};
@@ -73,7 +84,7 @@ FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdif
         V v[8];
         const char *row = ELEMENT_AT(value[t], d), *next = ELEMENT_AT(ahead[t], d);
         FA_UNROLL_FOR(int c = 0; c < NC; c++) {
-            v[c] = load_as(ELEMENT_AT(row, c * LANES), TYPE);
+            v[c] = rest ? load_part((const R *)row, (int)rest) : load_as(ELEMENT_AT(row, c * LANES), TYPE);
             if (BEGINS_LINE(c * LANES)) PREFETCH(ELEMENT_AT(next, c * LANES));
         }
         FA_UNROLL_FOR(int r = 0; r < NR; r++) {
@@ -89,12 +100,15 @@ FA_INLINE void rowwise_value_block(const char *const *value, ptrdiff_t d, ptrdif
 }
 
 FA_INLINE void rowwise_values(const char *const *value, ptrdiff_t begin, ptrdiff_t end, const R *weights, R *out,
-                              ptrdiff_t width, const R *decay, const char *const *ahead, const fa_type TYPE,
-                              const int NR, const int NC) {
+                              ptrdiff_t width, ptrdiff_t size, const R *decay, const char *const *ahead,
+                              const fa_type TYPE, const int NR, const int NC) {
     ptrdiff_t d = 0;
-#define CALL(C) rowwise_value_block(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C)
-    for (; d + NC * LANES <= width; d += NC * LANES) CALL(NC);
-    for (; d < width; d += LANES) CALL(1);
+#define CALL(C, REST) rowwise_value_block(value, d, begin, end, weights, out, width, decay, ahead, TYPE, NR, C, REST)
+    for (; d + NC * LANES <= size; d += NC * LANES) CALL(NC, 0);
+    for (; NC > 4 && d + 4 * LANES <= size; d += 4 * LANES) CALL(4, 0); /* one sum alone waits for itself */
+    for (; NC > 2 && d + 2 * LANES <= size; d += 2 * LANES) CALL(2, 0);
+    for (; d + LANES <= size; d += LANES) CALL(1, 0);
+    if (TYPE == STORED && d < size) CALL(1, size - d);
 #undef CALL
 }
 

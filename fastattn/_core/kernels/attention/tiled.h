@@ -10,6 +10,7 @@
 #include "simd/lanes.h"
 #include "storage/elements.h"
 #include "storage/layout.h"
+#include "storage/partial.h"
 #include "storage/scratch.h"
 
 typedef struct {
@@ -112,6 +113,16 @@ static void scatter_out(const fa_attention *a, const fa_attention_item *item, co
                 FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) store_as(at[lane] + d * size, type, x[lane]);
             else
                 for (int lane = 0; lane < lanes; lane++) store_as(at[lane] + d * size, type, x[lane]);
+        }
+        if (plain && d < a->value_size) {
+            const ptrdiff_t rest = a->value_size - d;
+            V x[LANES] = {{0}};
+            for (ptrdiff_t i = 0; i < rest; i++)
+                x[i] = load(tile->out + ((d + i) * tile->vectors + j) * LANES) * inverse;
+            transpose(x);
+            for (int lane = 0; lane < lanes; lane++)
+                store_some_as(to[j * LANES + lane] + d * size, type, x[lane], rest);
+            continue;
         }
         for (; d < a->value_size; d++)
             for (int lane = 0; lane < lanes; lane++) {

@@ -26,7 +26,7 @@ static unit_rows finite_values(unit_rows value, ptrdiff_t count, ptrdiff_t size,
  * maximum. */
 FA_INLINE void score_block(const R *key, ptrdiff_t stride, const R *query, ptrdiff_t head_size, R scale, R *scores,
                            V *max, ptrdiff_t run, const int MR, const int NV) {
-    V acc[8][FA_TILE_VECTORS] = {{{0}}};
+    V acc[FA_BLOCK_ROWS_1][FA_TILE_VECTORS] = {{{0}}};
     for (ptrdiff_t d = 0, end; d < head_size; d = end) {
         end = head_size - d < run ? head_size : d + run;
         FA_UNROLL_FOR(int i = 0; i < MR; i++)
@@ -55,7 +55,7 @@ FA_INLINE void score_block(const R *key, ptrdiff_t stride, const R *query, ptrdi
  * on its own and then added: in one chain over all keys its rounding errors grow to 4 times those of NumPy. */
 FA_INLINE void value_block(const R *value, ptrdiff_t stride, const R *weights, ptrdiff_t count, R *out, const V *decay,
                            const int MR, const int NV) {
-    V acc[8][FA_TILE_VECTORS];
+    V acc[FA_BLOCK_ROWS_1][FA_TILE_VECTORS];
     FA_UNROLL_FOR(int i = 0; i < MR; i++)
         FA_UNROLL_FOR(int j = 0; j < NV; j++) acc[i][j] = (V){0};
     for (ptrdiff_t t = 0; t < count; t++) {

@@ -12,6 +12,7 @@
 #include "simd/lanes.h"
 #include "storage/elements.h"
 #include "storage/layout.h"
+#include "storage/partial.h"
 
 static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                          const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
@@ -21,10 +22,9 @@ static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, c
     if (rows->type == STORED && fa_in_a_row(a, item, first, count) && is_contiguous(from[0], rows->row, rows->element))
         return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     if (scales) fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, scale);
-    for (ptrdiff_t t = 0; t < count; t++) {
-        widen(panel + t * size, from[t], rows->type, rows->element, size);
-        for (ptrdiff_t d = 0; scales && d < size; d++) panel[t * size + d] *= *(const float *)scale[t];
-    }
+    widen_rows(panel, size, from, rows->type, rows->element, count, size);
+    for (ptrdiff_t t = 0; scales && t < count; t++)
+        for (ptrdiff_t d = 0; d < size; d++) panel[t * size + d] *= *(const float *)scale[t];
     return (unit_rows){panel, size};
 }
 

@@ -9,6 +9,7 @@
 #ifndef FA_LINEAR_LINEAR_H
 #define FA_LINEAR_LINEAR_H
 
+#include "linear/few_outputs.h"
 #include "linear/packed.h"
 #include "linear/tile.h"
 #include "simd/lanes.h"
@@ -31,11 +32,14 @@ static void finish_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t f
         }
 }
 
+#define LINEAR_MOST_ROWS (ITEM_TILES * LINEAR_WIDEST * LANES) /* of tiles */
+
 /* Lays out an item's tiles and panels in scratch memory. Returns its size; `at` may be NULL. */
 static ptrdiff_t lay_out_linear(const fa_linear *l, linear_tile *tiles, ptrdiff_t rows, R **panel, R **bytes,
                                 char *at) {
     const char *begin = at;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, units = UNITS(l->in_features);
+    rows = fa_clamp(rows, 0, LINEAR_MOST_ROWS);
     *panel = take_scratch(&at, LINEAR_FEATURES * PADDED(fa_clamp(units, 1, LINEAR_RUN(l))));
     *bytes = take_scratch(&at, FA_QUANTISED ? (l->in_features + LANES) * (1 + LANES / UNIT) : 0);
     for (ptrdiff_t i = 0; i * widest < rows; i++) {
@@ -71,12 +75,11 @@ static void gather_tile(const fa_linear *l, const fa_linear_item *item, linear_t
     memset(tile->units + filled, 0, (size_t)(PADDED(units) * tile->vectors * LANES - filled) * sizeof(R));
 }
 
-static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+FA_NOINLINE void linear_by_tiles(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     linear_tile tiles[ITEM_TILES];
     R *panel, *bytes;
     const ptrdiff_t widest = LINEAR_WIDEST * LANES, count = (item->rows + widest - 1) / widest;
     const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
-    if (linear_by_rows(l, item, scratch)) return;
     lay_out_linear(l, tiles, item->rows, &panel, &bytes, scratch);
     for (ptrdiff_t i = 0; i < count; i++) gather_tile(l, item, &tiles[i], i * widest, bytes);
     configure_registers();
@@ -85,7 +88,7 @@ static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void 
         ptrdiff_t u = 0;
         do { /* no inputs: sums of nothing, 0 */
             ptrdiff_t run = fa_clamp(units - u, 0, LINEAR_RUN(l));
-            weight_block weights = weights_at(l, f, n, u, run, panel);
+            weight_block weights = weights_of(l, f, n, u, run, panel);
             sum_weights(&weights, n, run);
             for (ptrdiff_t i = 0; i < count; i++) FA_LINEAR_OF(tiles[i].vectors)(&weights, n, &tiles[i], u, run);
             u += run;
@@ -93,6 +96,33 @@ static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void 
         for (ptrdiff_t i = 0; i < count; i++) finish_sums(l, &tiles[i], f, n);
     }
     release_registers();
+}
+
+static void EXPORT(linear)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+    if (!linear_by_rows(l, item, scratch)) linear_by_tiles(l, item, scratch);
+}
+
+static void EXPORT(packed)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+    fa_linear_item part = *item;
+    if (!has_few_outputs(l, item->rows)) {
+        linear_by_panels(l, item, scratch);
+        return;
+    }
+    for (ptrdiff_t row = 0; row < item->rows; row += part.rows) {
+        part.rows = fa_clamp(item->rows - row, 0, LINEAR_MOST_ROWS);
+        part.x = item->x + row;
+        part.residual = item->residual ? item->residual + row : NULL;
+        part.out = item->out + row;
+        linear_by_tiles(l, &part, scratch);
+    }
+}
+
+static ptrdiff_t EXPORT(packed_scratch)(const fa_linear *l) {
+    linear_tile tiles[ITEM_TILES];
+    R *panel, *bytes;
+    ptrdiff_t own = packed_scratch(l), other = 0;
+    if (has_few_outputs(l, l->item_rows)) other = lay_out_linear(l, tiles, l->item_rows, &panel, &bytes, NULL);
+    return own > other ? own : other;
 }
 
 static const fa_linear_kernel EXPORT(packed_kernel) = {

@@ -42,7 +42,7 @@ static ptrdiff_t lay_out_packed(const fa_linear *l, packed_memory *memory, char 
     return at - begin;
 }
 
-static ptrdiff_t EXPORT(packed_scratch)(const fa_linear *l) {
+static ptrdiff_t packed_scratch(const fa_linear *l) {
     packed_memory memory;
     return lay_out_packed(l, &memory, NULL);
 }
@@ -125,7 +125,7 @@ static void put_panel(const fa_linear *l, const linear_tile *tile, ptrdiff_t row
     if (left > LANES) put_sums(l, tile, row, rows, sums + rows, feature + LANES, fa_clamp(left - LANES, 0, LANES));
 }
 
-static void EXPORT(packed)(const fa_linear *l, const fa_linear_item *item, void *scratch) {
+FA_NOINLINE void linear_by_panels(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const panels w = panels_of(l);
     const ptrdiff_t rows = item->rows, tiles = tile_count(rows), outputs = l->gated ? LANES : PANEL;
     const ptrdiff_t end = item->first_feature + item->features, units = UNITS(l->in_features);

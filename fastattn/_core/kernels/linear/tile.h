@@ -67,15 +67,17 @@ FA_INLINE void remake_overflows(const fa_linear *l, const char *const *x, ptrdif
 
 #define AHEAD (2 * LANES) /* features whose results are put in between */
 
+FA_INLINE void put_row(const linear_tile *tile, ptrdiff_t row, V sum, ptrdiff_t at, ptrdiff_t n, const fa_type type) {
+    if (tile->residual) sum += load_some_as(tile->residual[row] + at, type, n);
+    store_some_as(tile->to[row] + at, type, sum, n);
+}
+
 /* n results of each of `count` rows, from `feature` on, to where they belong; elements of one type side by side. */
 FA_INLINE void put_rows(const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, const V *y, ptrdiff_t feature,
                         ptrdiff_t n, const fa_type type) {
     const ptrdiff_t at = feature * fa_size_of(type);
-    for (ptrdiff_t i = 0; i < count; i++) {
-        V sum = y[i];
-        if (tile->residual) sum += load_some_as(tile->residual[row + i] + at, type, n);
-        store_some_as(tile->to[row + i] + at, type, sum, n);
-    }
+    for (ptrdiff_t i = 0; n == LANES && i < count; i++) put_row(tile, row + i, y[i], at, LANES, type);
+    for (ptrdiff_t i = 0; n < LANES && i < count; i++) put_row(tile, row + i, y[i], at, n, type);
 }
 
 /* Prefetches elements of the result rows from `offset` on. Each row is on another page, and a store to memory that is

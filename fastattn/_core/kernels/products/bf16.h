@@ -44,6 +44,9 @@ FA_INLINE R unit_of_halves(const char *low, const char *high) {
 FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     return load((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
 }
+FA_INLINE V load_some_units(const char *from, ptrdiff_t unit, ptrdiff_t n, fa_type type) {
+    return load_part((const R *)(from + unit * (ptrdiff_t)sizeof(R)), (int)n);
+}
 FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
     const char *low = from + 2 * unit * element;
     return unit_of_halves(low, 2 * unit + 1 < size ? low + element : NULL);

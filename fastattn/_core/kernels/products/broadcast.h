@@ -9,6 +9,7 @@
     do {                                                                                                               \
         ptrdiff_t i = 0;                                                                                               \
         for (; i + (MR) <= (count); i += (MR)) CALL(MR);                                                               \
+        for (; (MR) > 8 && i + 8 <= (count); i += 8) CALL(8);                                                          \
         for (; (MR) > 4 && i + 4 <= (count); i += 4) CALL(4);                                                          \
         if (i + 2 <= (count)) {                                                                                        \
             CALL(2);                                                                                                   \

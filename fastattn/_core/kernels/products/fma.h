@@ -2,7 +2,7 @@
 #ifndef FA_PRODUCTS_FMA_H
 #define FA_PRODUCTS_FMA_H
 
-#include "storage/elements.h"
+#include "storage/partial.h"
 
 #define UNIT 1 /* elements along the sum of a product that one lane takes at a time */
 
@@ -24,6 +24,9 @@ FA_INLINE spread spread_unit(const R *unit) { return splat(*unit); }
 /* Units of a row in memory: a vector of them, and one. */
 FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     return load_as(from + unit * fa_size_of(type), type);
+}
+FA_INLINE V load_some_units(const char *from, ptrdiff_t unit, ptrdiff_t n, fa_type type) {
+    return load_some_as(from + unit * fa_size_of(type), type, n);
 }
 FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
     return read_element(from + unit * element, type);

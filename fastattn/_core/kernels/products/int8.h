@@ -36,6 +36,9 @@ FA_INLINE spread spread_unit(const R *unit) {
 FA_INLINE V load_units(const char *from, ptrdiff_t unit, fa_type type) {
     return load((const R *)(from + unit * (ptrdiff_t)sizeof(R)));
 }
+FA_INLINE V load_some_units(const char *from, ptrdiff_t unit, ptrdiff_t n, fa_type type) {
+    return load_part((const R *)(from + unit * (ptrdiff_t)sizeof(R)), (int)n);
+}
 FA_INLINE R read_unit(const char *from, ptrdiff_t element, ptrdiff_t unit, ptrdiff_t size, fa_type type) {
     R bits; /* rows of bytes are padded to whole units */
     memcpy(&bits, from + unit * (ptrdiff_t)sizeof(R), sizeof bits);

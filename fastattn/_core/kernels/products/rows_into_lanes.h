@@ -8,12 +8,19 @@
 
 static void rows_into_lanes(const char *const *from, ptrdiff_t element, fa_type type, ptrdiff_t size, int plain, R *to,
                             ptrdiff_t step) {
+    const ptrdiff_t whole = size / UNIT;
     ptrdiff_t u = 0;
-    for (; plain && u + LANES <= size / UNIT; u += LANES) {
+    for (; plain && u + LANES <= whole; u += LANES) {
         V x[LANES];
         FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) x[lane] = load_units(from[lane], u, type);
         transpose(x);
         FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(to + (u + i) * step * LANES, x[i]);
+    }
+    if (plain && whole - u > LANES / 4) { /* fewer are copied sooner */
+        V x[LANES];
+        for (int lane = 0; lane < LANES; lane++) x[lane] = load_some_units(from[lane], u, whole - u, type);
+        transpose(x);
+        for (int i = 0; u < whole; i++, u++) store(to + u * step * LANES, x[i]);
     }
     for (; u < UNITS(size); u++)
         for (int lane = 0; lane < LANES; lane++)

@@ -7,6 +7,8 @@
  *   spread spread_unit(unit)
  *   V add_product(sum, spread, lanes)
  *   V load_units(from, unit, type)  a vector of the units of a row of that stored type, whose elements lie side by side
+ *   V load_some_units(from, unit, n, type)
+ *                                   the first n units of one, fewer than a vector's
  *   R read_unit(from, element, unit, size, type)
  *                                   one of them, at any distance of elements; 0 for elements beyond `size`
  *   MULTIPLY_TILES, MULTIPLY_SWAPPED(sums, rows, lanes)

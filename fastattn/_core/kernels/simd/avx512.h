@@ -11,8 +11,12 @@
 
 #define FA_HAS_CONVERSIONS
 #define FA_HAS_LOAD_BF16
+#define FA_HAS_MASKED_HALVES
 #include "simd/vector.h"
 
+FA_INLINE void read_halves(char *to, const char *from, int n) {
+    _mm256_storeu_si256((__m256i *)to, _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), from));
+}
 FA_INLINE V_f32 load_f16(const uint16_t *p) { return (V_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 /* Each word to the upper half of its lane: one instruction, where widening and shifting are two. */
 FA_INLINE V_f32 load_bf16(const uint16_t *p) {

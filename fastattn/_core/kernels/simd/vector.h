@@ -89,6 +89,20 @@ FA_INLINE V_f32 load_bf16(const uint16_t *p);
 FA_INLINE V_f32 load_bf16(const uint16_t *p) { return bf16_of_bits(load_halves(p)); }
 #endif
 
+/* Copies n elements of 16 bits, fewer than a vector of float32 has. read_halves may set those behind them, of a whole
+ * vector, to 0. */
+FA_INLINE void copy_halves(char *to, const char *from, int n) {
+    FA_UNROLL_FOR(int part = 8; part; part /= 2) {
+        if (!(n & part)) continue;
+        memcpy(to, from, (size_t)(2 * part));
+        to += 2 * part;
+        from += 2 * part;
+    }
+}
+#ifndef FA_HAS_MASKED_HALVES
+FA_INLINE void read_halves(char *to, const char *from, int n) { copy_halves(to, from, n); }
+#endif
+
 /* Two 16-bit integers to a lane. Elements of a and b side by side, those of the first and of the second half. */
 #if FA_VECTOR_BYTES == 64
 #define FA_WORDS_LOW                                                                                                   \

@@ -11,13 +11,14 @@ FA_INLINE void store_some(R *p, V x, ptrdiff_t n) {
     else store_part(p, x, (int)n);
 }
 
-/* The same for any type. A partial vector of 16-bit elements is copied through memory, so that nothing beyond it is
+/* The same for any type. A partial vector of narrower elements is copied through memory, so that nothing beyond it is
  * touched. */
 FA_INLINE V load_some_as(const char *p, fa_type type, ptrdiff_t n) {
     if (type == STORED) return load_some((const R *)p, n);
     if (n == LANES) return load_as(p, type);
     char part[LANES * sizeof(R)] = {0};
-    memcpy(part, p, (size_t)(n * fa_size_of(type)));
+    if (fa_size_of(type) == 2) read_halves(part, p, (int)n);
+    else memcpy(part, p, (size_t)(n * fa_size_of(type)));
     return load_as(part, type);
 }
 FA_INLINE void store_some_as(char *p, fa_type type, V x, ptrdiff_t n) {
@@ -26,7 +27,8 @@ FA_INLINE void store_some_as(char *p, fa_type type, V x, ptrdiff_t n) {
     else {
         char part[LANES * sizeof(R)];
         store_as(part, type, x);
-        memcpy(p, part, (size_t)(n * fa_size_of(type)));
+        if (fa_size_of(type) == 2) copy_halves(p, part, (int)n);
+        else memcpy(p, part, (size_t)(n * fa_size_of(type)));
     }
 }
 
@@ -35,6 +37,31 @@ FA_INLINE V keep_lanes(V x, int n, R rest) {
     VI lane;
     FA_UNROLL_FOR(int i = 0; i < LANES; i++) lane[i] = i;
     return choose(lane < (I)n, x, splat(rest));
+}
+
+/* Whole vectors of a row, the last of them overlapping the one before, then zeros up to `width`. */
+FA_INLINE void widen_row(R *to, ptrdiff_t width, const char *from, ptrdiff_t size, const fa_type type) {
+    const ptrdiff_t rest = size % LANES, last = size - LANES;
+    if (last < 0) {
+        store_some(to, load_some_as(from, type, size), width < LANES ? width : LANES);
+        return;
+    }
+    if (rest) store(to + width - LANES, (V){0});
+    for (ptrdiff_t d = 0; d <= last; d += LANES) store(to + d, load_as(from + d * fa_size_of(type), type));
+    if (rest) store(to + last, load_as(from + last * fa_size_of(type), type));
+}
+
+/* to[t] = elements of row t, for t < count, `size` of them, `step` bytes apart, and zeros up to `width`, which is less
+ * than a vector more. */
+FA_NOINLINE void widen_rows(R *to, ptrdiff_t width, const char *const *from, fa_type type, ptrdiff_t step,
+                            ptrdiff_t count, ptrdiff_t size) {
+    ptrdiff_t t = 0;
+#define WIDEN(TYPE)                                                                                                    \
+    for (; t < count; t++) widen_row(to + t * width, width, from[t], size, TYPE)
+    if (step == fa_size_of(type)) FA_FOR_STORED(type, WIDEN);
+#undef WIDEN
+    for (; t < count; t++)
+        for (ptrdiff_t d = 0; d < width; d++) to[t * width + d] = d < size ? read_element(from[t] + d * step, type) : 0;
 }
 
 #endif

@@ -19,7 +19,6 @@
 
 #define FA_ROWWISE_ROWS 2
 #define FA_ROWWISE_VECTORS 4
-#define FA_ROWWISE_UP_TO 4
 
 /* A full tile with a packed weight: rows of x, and panels of two vectors side by side; 12 sums. */
 #define FA_PACKED_ROWS 6

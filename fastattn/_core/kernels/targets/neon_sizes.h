@@ -14,11 +14,9 @@
 #define FA_TILE_VECTORS 3
 #define FA_CHAIN 128 /* components whose products are added up in one chain */
 
-/* Rows and value vectors at a time where the components are in the lanes. Up to how many rows: three and four fill a
- * tile of one vector. */
+/* Rows and value vectors at a time where the components are in the lanes. */
 #define FA_ROWWISE_ROWS 2
 #define FA_ROWWISE_VECTORS 4
-#define FA_ROWWISE_UP_TO 2
 
 /* A full tile with a packed weight: rows of x, and panels of two vectors side by side; 24 sums. */
 #define FA_PACKED_ROWS 6

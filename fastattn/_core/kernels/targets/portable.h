@@ -27,6 +27,5 @@
 #define FA_TILE_VECTORS 3
 #define FA_ROWWISE_ROWS 2
 #define FA_ROWWISE_VECTORS 4
-#define FA_ROWWISE_UP_TO 2
 
 #endif
