@@ -19,6 +19,7 @@ capi.pyx          the functions for Cython, Numba and C, which capi.pxd and incl
 _arguments.pyx    the only place that checks what a user passes in
 _dtypes.py        the types that arrays may be stored in
 _typing.py        types of arguments, for type checkers
+_scaling.py       rows whose squares would overflow, brought near one
 _core/            the compiled half: a .pyx for each operation family, and options.pyx and plan.pyx for attention;
                   kernels/ holds the C, compiled once for each target (kernels/README.md is its map)
 nn/               layers made from PyTorch's state dicts: multi-head attention, transformer encoders

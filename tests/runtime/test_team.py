@@ -454,8 +454,8 @@ def test_the_team_follows_the_affinity():
         return [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task") if task not in before]
     for mask in {allowed[0]}, {allowed[1]}, set(allowed):
         os.sched_setaffinity(0, mask)
-        until(lambda: all(each == mask for each in masks()))
-        assert fastattn.get_num_threads() == len(mask)
+        # A new member applies the affinity itself, maybe before a call has looked at it.
+        until(lambda: all(each == mask for each in masks()) and fastattn.get_num_threads() == len(mask))
         print("same")
     """
     assert said(code).split() == ["same"] * 3
