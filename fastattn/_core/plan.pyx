@@ -102,9 +102,9 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
 cdef ptrdiff_t tiled_rows_of(const Plan *p, ptrdiff_t rows) noexcept nogil:
     """All rows but those that would fill less than half a vector, if they are faster row by row.
 
-    Small heads pay less for a tile, but a quarter of a vector of rows is read at once and pays from 16 components on.
-    Where rows would widen a tile instead of beginning one, the tile takes 1.4 to 2 times as long, so half as many are
-    worth it, and none in small heads.
+    A tile costs less in small heads, so fewer rows are worth it there; a quarter of a vector of rows is, from heads of
+    16 components on. Rows that would widen a tile, instead of beginning one, make it take only 1.4 to 2 times as long:
+    half as many are worth it, and none in small heads.
     """
     cdef ptrdiff_t up_to = p.kernels.rowwise_up_to, rest = rows % p.kernels.lanes
     cdef ptrdiff_t components = min(ROWWISE_COMPONENTS, p.call.head_size + p.call.value_size)

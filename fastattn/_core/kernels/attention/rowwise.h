@@ -113,8 +113,8 @@ static void exponentiate_row(rowwise_state *state, ptrdiff_t row, ptrdiff_t coun
         for (; row < (rows); row++) CALL(1);                                                                           \
     } while (0)
 
-/* Three last rows are multiplied as four: a row of noughts joins them, whose results are dropped. As two and one, of
- * which each reads all keys and values, they took 1.5 times as long. */
+/* The last three rows are multiplied as four: the fourth is zeros, and its results are dropped. As two and one, which
+ * read all keys and values twice, they took 1.5 times as long. */
 FA_INLINE ptrdiff_t rows_at_once(ptrdiff_t rows) { return rows + (FA_ROWWISE_ROWS == 4 && rows % 4 == 3); }
 
 /* Whether rows of this type are multiplied in pairs. */
