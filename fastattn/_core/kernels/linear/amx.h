@@ -116,42 +116,17 @@ FA_NOINLINE void pack_weights(unit_rows rows, ptrdiff_t count, ptrdiff_t units, 
     }
 }
 
-/* Turns a tile's sums into reals with scale and bias. If the smallest magnitude is below FA_LEAST_SUM, some were
- * flushed and are recomputed. */
+/* Turns a tile's sums into reals with scale and bias. */
 FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, const by_rows_memory *memory, ptrdiff_t row,
                             ptrdiff_t feature, ptrdiff_t count, R *sums, const I *total) {
-    V scale, bias, least[4];
+    V scale, bias;
     find_shift(l, feature, feature, count, &scale, &bias);
-    FA_UNROLL_FOR(int i = 0; i < 4; i++) least[i] = splat(1);
-    FA_UNROLL_FOR(int i = 0; i < 16; i++) least[i % 4] = smaller(least[i % 4], load(sums + i * LANES));
-    FA_UNROLL_FOR(int i = 1; i < 4; i++) least[0] = smaller(least[0], least[i]);
-    if (any_below(least[0], FA_LEAST_SUM))
-        recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
+    recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
     FA_UNROLL_FOR(int i = 0; i < 16; i++) {
         V y = row_as_real(load(sums + i * LANES), total, memory->scale + row + i, memory->zero + row + i, NULL);
         store(sums + i * LANES, shifted(l, y, scale, bias));
     }
     remake_overflows(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);
-}
-
-/* Two vectors of a row, or parts of them, to where they belong, with their residual. */
-FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature,
-                       ptrdiff_t n, const fa_type type) {
-    const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
-    const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
-    if (!l->contiguous_out || (residual && !l->contiguous_residual)) {
-        scatter_row(l, residual, to, low, feature, first);
-        scatter_row(l, residual, to, high, feature + LANES, second);
-        return;
-    }
-    if (residual) low += load_some_as(residual + at, type, first);
-    if (residual && second) high += load_some_as(residual + next, type, second);
-    if (type == FA_BF16 && n >= 2 * LANES) {
-        store_two_bf16((uint16_t *)(to + at), low, high);
-        return;
-    }
-    store_some_as(to + at, type, low, first);
-    if (second) store_some_as(to + next, type, high, second);
 }
 
 /* The sums of two tiles of rows and of `count` features, tile by tile, to where they belong. */

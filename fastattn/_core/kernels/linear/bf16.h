@@ -62,6 +62,13 @@ static int weight_row_is_zero(const fa_linear *l, ptrdiff_t row) {
 #define recompute_flushed recompute_flushed
 static void recompute_flushed(const fa_linear *l, const char *const *x, ptrdiff_t lanes, ptrdiff_t feature,
                               ptrdiff_t features, V *sums) {
+    V least[4]; /* four chains */
+    FA_UNROLL_FOR(int i = 0; i < 4; i++) least[i] = splat(1);
+    for (ptrdiff_t lane = 0; lane < lanes; lane += 4)
+        FA_UNROLL_FOR(int i = 0; i < 4; i++)
+            if (lane + i < lanes) least[i] = smaller_magnitude(least[i], sums[lane + i]);
+    FA_UNROLL_FOR(int i = 1; i < 4; i++) least[0] = smaller_magnitude(least[0], least[i]);
+    if (!any_lane(least[0] < splat(FA_LEAST_SUM))) return;
     for (ptrdiff_t lane = 0; lane < lanes; lane++) {
         VI lost = (sums[lane] < splat(FA_LEAST_SUM)) & (sums[lane] > splat(-FA_LEAST_SUM));
         if (!any_lane(lost)) continue;
@@ -81,9 +88,5 @@ FA_NOINLINE const R *gather_row(const fa_linear *l, const char *from, R *memory,
     memset(memory + u, 0, (size_t)(units - u) * sizeof(R));
     return memory;
 }
-#define smaller smaller
-#define any_below any_below
-FA_INLINE V smaller(V a, V b) { return smaller_magnitude(a, b); }
-FA_INLINE int any_below(V x, R least) { return any_lane(x < splat(least)); }
 
 #endif

@@ -30,7 +30,7 @@ typedef struct {
 static ptrdiff_t lay_out_packed(const fa_linear *l, packed_memory *memory, char *at) {
     const char *begin = at;
     const ptrdiff_t units = PADDED(UNITS(l->in_features)), rows = PADDED(l->item_rows);
-    const ptrdiff_t sums = (rows + PACKED_ROWS) * 4 * PANEL;
+    const ptrdiff_t sums = (rows + PACKED_ROWS) * 4 * PANEL; /* of up to four panels */
     memory->x_stride = units + LANES; /* rows a multiple of 4 KB apart would share few lines of L1 */
     memory->x = take_scratch(&at, rows * memory->x_stride);
     memory->row = take_scratch(&at, FA_QUANTISED ? units + l->in_features + 3 * LANES : 0);
@@ -74,32 +74,19 @@ FA_NOINLINE void gather_packed(const fa_linear *l, const fa_linear_item *item, p
                (size_t)((PADDED(item->rows) - item->rows) * memory->x_stride) * sizeof(R));
 }
 
-/* Whole sums of a run and of rows [row, end) as reals, added to those of earlier runs. */
-static void add_run(const panels *w, packed_memory *memory, ptrdiff_t panel, ptrdiff_t count, ptrdiff_t run,
-                    ptrdiff_t row, ptrdiff_t end) {
-    ptrdiff_t at = row * count * PANEL;
-    for (ptrdiff_t j = 0; j < 2 * count; j++) {
-        const I *total = panel_totals(w, panel + j / 2, run) + j % 2 * LANES;
-        for (ptrdiff_t i = row; i < end; i++, at += LANES)
-            store(memory->real + at, row_as_real(load(memory->sums + at), total, memory->scale + i, memory->zero + i,
-                                                 run ? memory->real + at : NULL));
-    }
-}
-
-/* The sums of `count` panels from `panel` on, for all tiles: [tile][panel][2][rows][LANES]. */
-FA_INLINE void sum_item(const panels *w, ptrdiff_t rows, packed_memory *memory, const R *x, ptrdiff_t x_stride,
-                        ptrdiff_t panel, ptrdiff_t count) {
-    const ptrdiff_t units = UNITS(w->l->in_features), tiles = tile_count(rows);
-    ptrdiff_t u = 0;
-    do { /* no inputs: sums of nothing, 0 */
-        const panel_run run = run_at(w, panel, count, u, fa_clamp(units - u, 0, PACKED_RUN(w->l)), rows, memory->panel);
-        const ptrdiff_t end = u + run.units;
-        sum_tiles(&run, x + u, x_stride, rows, memory->sums, FA_QUANTISED ? u % RUN_OF_TOTALS > 0 : u > 0);
-        if (FA_QUANTISED && (end == units || end % RUN_OF_TOTALS == 0))
-            for (ptrdiff_t t = 0; t < tiles; t++)
-                add_run(w, memory, panel, count, u / RUN_OF_TOTALS, tile_begin(rows, t), tile_begin(rows, t + 1));
-        u = end;
-    } while (u < units);
+/* Whole sums of a run and of rows [row, row + rows) as reals, added to those of earlier runs. */
+static void add_runs(const panels *w, const packed_memory *memory, ptrdiff_t panel, ptrdiff_t count, ptrdiff_t run,
+                     ptrdiff_t row, ptrdiff_t rows, const R *sums, R *real) {
+    for (ptrdiff_t t = 0; t < tile_count(rows); t++)
+        for (ptrdiff_t j = 0; j < 2 * count; j++) {
+            const I *total = panel_totals(w, panel + j / 2, run) + j % 2 * LANES;
+            for (ptrdiff_t i = row + tile_begin(rows, t); i < row + tile_begin(rows, t + 1); i++) {
+                const R *scale = memory->scale + i;
+                store(real, row_as_real(load(sums), total, scale, memory->zero + i, run ? real : NULL));
+                sums += LANES;
+                real += LANES;
+            }
+        }
 }
 
 /* n gated outputs: activation(the gate's sums) times the weight's sums. */
@@ -114,6 +101,14 @@ static void put_gated(const fa_linear *l, const linear_tile *tile, ptrdiff_t row
     put_results(l, tile, row, rows, y, feature, n);
 }
 
+/* Both vectors of results of each row. */
+FA_INLINE void put_pairs(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t rows, const V *y,
+                         ptrdiff_t feature, const fa_type type) {
+    for (ptrdiff_t i = 0; i < rows; i++)
+        put_two(l, tile->residual ? tile->residual[row + i] : NULL, tile->to[row + i], y[i], y[rows + i], feature,
+                PANEL, type);
+}
+
 /* The results of a panel: two vectors of outputs, or one if it is gated. */
 static void put_panel(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t rows, V *sums,
                       ptrdiff_t feature, ptrdiff_t left) {
@@ -121,20 +116,72 @@ static void put_panel(const fa_linear *l, const linear_tile *tile, ptrdiff_t row
         put_gated(l, tile, row, rows, sums, feature, fa_clamp(left, 0, LANES));
         return;
     }
-    put_sums(l, tile, row, rows, sums, feature, fa_clamp(left, 0, LANES));
-    if (left > LANES) put_sums(l, tile, row, rows, sums + rows, feature + LANES, fa_clamp(left - LANES, 0, LANES));
+    if (!FA_TILE_PRODUCTS || left < PANEL) {
+        put_sums(l, tile, row, rows, sums, feature, fa_clamp(left, 0, LANES));
+        if (left > LANES) put_sums(l, tile, row, rows, sums + rows, feature + LANES, fa_clamp(left - LANES, 0, LANES));
+        return;
+    }
+    shift_sums(l, tile->from + row, rows, sums, feature, feature, LANES);
+    shift_sums(l, tile->from + row, rows, sums + rows, feature + LANES, feature + LANES, LANES);
+    activate(sums, (int)(2 * rows), l->activation, l->type != STORED);
+#define PUT(TYPE) put_pairs(l, tile, row, rows, sums, feature, TYPE)
+    FA_FOR_RESULT(l->type, PUT);
+#undef PUT
+}
+
+/* The results of rows [row, row + rows) and of `count` panels, whose sums are [tile][panel][2][rows][LANES]. */
+static void put_panels(const fa_linear *l, const linear_tile *all, ptrdiff_t row, ptrdiff_t rows, R *sums,
+                       ptrdiff_t feature, ptrdiff_t end, ptrdiff_t count) {
+    const ptrdiff_t outputs = l->gated ? LANES : PANEL;
+    for (ptrdiff_t t = 0; t < tile_count(rows); t++)
+        for (ptrdiff_t p = 0; p < count; p++) {
+            const ptrdiff_t first = tile_begin(rows, t), n = tile_begin(rows, t + 1) - first, f = feature + p * outputs;
+            put_panel(l, all, row + first, n, (V *)(sums + (first * count + p * n) * PANEL), f, end - f);
+        }
+}
+
+/* Prefetches the lines of the result that rows and panels write, while their last products are computed: 1.1 times as
+ * fast over six calls in tile registers, 1.3 times for 2048x384->1536. */
+static void expect_panels(const fa_linear *l, const linear_tile *all, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t feature,
+                          ptrdiff_t count) {
+    const ptrdiff_t size = fa_size_of(l->type), bytes = count * (l->gated ? LANES : PANEL) * size;
+    if (!l->contiguous_out || (all->residual && !l->contiguous_residual)) return;
+    for (ptrdiff_t at = 0; at < bytes; at += CACHE_LINE) prefetch_rows(all, row, rows, feature * size + at);
+}
+
+/* The results of an item's rows and of `count` panels, which begin with a feature. */
+FA_INLINE void multiply_panels(const panels *w, const linear_tile *all, packed_memory *memory, const R *x,
+                               ptrdiff_t x_stride, ptrdiff_t feature, ptrdiff_t end, ptrdiff_t count) {
+    const fa_linear *l = w->l;
+    const ptrdiff_t units = UNITS(l->in_features), panel = feature / (l->gated ? LANES : PANEL);
+    ptrdiff_t u = 0, after;
+    do { /* no inputs: sums of nothing, 0 */
+        panel_run run = run_at(w, panel, count, u, fa_clamp(units - u, 0, PACKED_RUN(l)), all->rows, memory->panel);
+        after = u + run.units;
+        for (ptrdiff_t row = 0, rows; row < all->rows; row += rows) {
+            rows = fa_clamp(all->rows - row, 0, PACKED_GROUP);
+            const ptrdiff_t at = units <= PACKED_RUN(l) ? 0 : row * count * PANEL;
+            if (FA_TILE_PRODUCTS && after == units) expect_panels(l, all, row, rows, feature, count);
+            R *sums = memory->sums + at, *real = memory->real + at;
+            sum_tiles(&run, x + row * x_stride + u, x_stride, rows, sums, FA_QUANTISED ? u % RUN_OF_TOTALS > 0 : u > 0);
+            if (FA_QUANTISED && (after == units || after % RUN_OF_TOTALS == 0))
+                add_runs(w, memory, panel, count, u / RUN_OF_TOTALS, row, rows, sums, real);
+            if (after == units) put_panels(l, all, row, rows, FA_QUANTISED ? real : sums, feature, end, count);
+        }
+        u = after;
+    } while (u < units);
 }
 
 FA_NOINLINE void linear_by_panels(const fa_linear *l, const fa_linear_item *item, void *scratch) {
     const panels w = panels_of(l);
-    const ptrdiff_t rows = item->rows, tiles = tile_count(rows), outputs = l->gated ? LANES : PANEL;
-    const ptrdiff_t end = item->first_feature + item->features, units = UNITS(l->in_features);
+    const ptrdiff_t rows = item->rows, outputs = l->gated ? LANES : PANEL;
+    const ptrdiff_t end = item->first_feature + item->features;
     const linear_tile all = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
     packed_memory memory;
     ptrdiff_t x_stride;
     const R *x = (const R *)item->x[0];
     lay_out_packed(l, &memory, scratch);
-    if (!units || !rows_in_place(l, item, &x_stride)) {
+    if (!UNITS(l->in_features) || !rows_in_place(l, item, &x_stride)) {
         if (!item->same_rows) gather_packed(l, item, &memory);
         x = memory.x;
         x_stride = memory.x_stride;
@@ -142,14 +189,7 @@ FA_NOINLINE void linear_by_panels(const fa_linear *l, const fa_linear_item *item
     configure_registers();
     for (ptrdiff_t f = item->first_feature, count; f < end; f += count * outputs) {
         count = panels_beside(l->weight_type, rows, (end - f + outputs - 1) / outputs);
-        sum_item(&w, rows, &memory, x, x_stride, f / outputs, count);
-        for (ptrdiff_t t = 0; t < tiles; t++)
-            for (ptrdiff_t p = 0; p < count; p++) {
-                const ptrdiff_t first = tile_begin(rows, t), n = tile_begin(rows, t + 1) - first;
-                const ptrdiff_t at = (first * count + p * n) * 2 * LANES;
-                put_panel(l, &all, first, n, (V *)((FA_QUANTISED ? memory.real : memory.sums) + at), f + p * outputs,
-                          end - f - p * outputs);
-            }
+        multiply_panels(&w, &all, &memory, x, x_stride, f, end, count);
     }
     release_registers();
 }

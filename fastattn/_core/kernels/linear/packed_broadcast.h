@@ -7,7 +7,9 @@
 /* A tile is rows of x by panels, whose sums fill the registers. 6 rows by 4 vectors need the fewest loads for each
  * multiply-add: 1.2 to 1.3 times as fast as 12 rows by 2 vectors on a core with two multiply-adds a cycle. */
 #define PACKED_ROWS FA_PACKED_ROWS
+#define PACKED_PREFERRED_ROWS PACKED_ROWS
 #define PACKED_MOST_ROWS 120 /* of an item */
+#define PACKED_GROUP PACKED_MOST_ROWS /* rows whose results are written at a time */
 /* Units of a panel that are in L1 at a time. Integers may be added in any order, so their runs can be short: 64 of two
  * panels side by side take 16 KB, half of a small L1 (128 are as fast on Cascade Lake). */
 #define PACKED_RUN(l) (FA_QUANTISED ? 64 : LINEAR_RUN(l))
@@ -21,7 +23,7 @@ FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) {
     return tile * (rows / tile_count(rows)) + fa_clamp(tile, 0, rows % tile_count(rows));
 }
 
-enum { CACHE_LINE = 64, LEAST_SHARE = 16 }; /* bytes; see sum_tile */
+enum { LEAST_SHARE = 16 }; /* bytes; see sum_tile */
 
 /* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.1 to 1.7 times as long,
  * probably as the processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */

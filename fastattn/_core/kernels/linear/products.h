@@ -17,7 +17,6 @@
  *
  * and, where rows of x stand in the tiles' rows:
  *   LINEAR_MOST_UNITS  any           units of a row at most
- *   smaller, any_below nothing       the sum nearer to 0 of two; whether one may have been flushed
  *   add_weights        nothing       a vector of weights added to the total of each feature
  *   row_as_real        the sum       a vector of sums of one row of x as reals
  *
@@ -62,12 +61,6 @@ FA_INLINE void recompute_flushed(const fa_linear *l, const char *const *x, ptrdi
 
 #ifndef LINEAR_MOST_UNITS
 #define LINEAR_MOST_UNITS PTRDIFF_MAX
-#endif
-#ifndef smaller
-FA_INLINE V smaller(V a, V b) { return a; }
-#endif
-#ifndef any_below
-FA_INLINE int any_below(V x, R least) { return 0; }
 #endif
 #ifndef add_weights
 FA_INLINE VI add_weights(VI total, V weights) { return total; }

@@ -65,6 +65,26 @@ FA_INLINE void remake_overflows(const fa_linear *l, const char *const *x, ptrdif
     if (__builtin_expect(lane_sum(noughts) != 0, 0)) remake_overflowed(l, x, rows, feature, n, bias, y);
 }
 
+/* Two vectors of a row, or parts of them, to where they belong, with their residual. */
+FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low, V high, ptrdiff_t feature,
+                       ptrdiff_t n, const fa_type type) {
+    const ptrdiff_t at = feature * fa_size_of(type), next = at + LANES * fa_size_of(type);
+    const ptrdiff_t first = fa_clamp(n, 0, LANES), second = fa_clamp(n - LANES, 0, LANES);
+    if (!l->contiguous_out || (residual && !l->contiguous_residual)) {
+        scatter_row(l, residual, to, low, feature, first);
+        scatter_row(l, residual, to, high, feature + LANES, second);
+        return;
+    }
+    if (residual) low += load_some_as(residual + at, type, first);
+    if (residual && second) high += load_some_as(residual + next, type, second);
+    if (type == FA_BF16 && n >= 2 * LANES) {
+        store_two_bf16((uint16_t *)(to + at), low, high);
+        return;
+    }
+    store_some_as(to + at, type, low, first);
+    if (second) store_some_as(to + next, type, high, second);
+}
+
 #define AHEAD (2 * LANES) /* features whose results are put in between */
 
 FA_INLINE void put_row(const linear_tile *tile, ptrdiff_t row, V sum, ptrdiff_t at, ptrdiff_t n, const fa_type type) {
@@ -101,7 +121,10 @@ FA_INLINE void shift_sums(const fa_linear *l, const char *const *x, ptrdiff_t co
     V scale, bias;
     recompute_flushed(l, x, count, from, n, y);
     find_shift(l, from, feature, n, &scale, &bias);
-    for (ptrdiff_t i = 0; i < count; i++) y[i] = shifted(l, y[i], scale, bias);
+    if (l->scales)
+        for (ptrdiff_t i = 0; i < count; i++) y[i] = y[i] * scale + bias;
+    else
+        for (ptrdiff_t i = 0; i < count; i++) y[i] = y[i] + bias;
     remake_overflows(l, x, count, count, from, n, bias, y);
 }
 
@@ -117,7 +140,7 @@ FA_INLINE void put_results(const fa_linear *l, const linear_tile *tile, ptrdiff_
 /* Writes n features of `count` rows: scale, bias, activation, residual. */
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                         ptrdiff_t feature, ptrdiff_t n) {
-    if (l->contiguous_out && (!tile->residual || l->contiguous_residual))
+    if (!FA_TILE_PRODUCTS && l->contiguous_out && (!tile->residual || l->contiguous_residual))
         prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
     shift_sums(l, tile->from + row, count, y, feature, feature, n);
     activate(y, (int)count, l->activation, l->type != STORED);

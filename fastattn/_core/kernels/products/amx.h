@@ -55,9 +55,10 @@ typedef struct {
 #define STORE(tile, i, j) tile_store(tile, SUM_AT(i, j), sums.row)
 
 /* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is
- * there. `swapped`: the unsigned bytes stand in the rows; by default in the lanes. */
+ * there. `swapped`: the unsigned bytes stand in the rows; by default in the lanes. Each step prefetches `lines` lines
+ * from `ahead` on. */
 FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t count, amx_operand sums, int more,
-                              const int NR, const int NL, const int swapped) {
+                              const char *ahead, ptrdiff_t lines, const int NR, const int NL, const int swapped) {
     if (more) {
         FOUR_TILES(LOAD);
     } else {
@@ -76,6 +77,7 @@ FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t cou
             MULTIPLY(2, 5, 6);
             if (NL > 1) MULTIPLY(3, 5, 7);
         }
+        for (ptrdiff_t i = 0; i < lines; i++, ahead += CACHE_LINE) __builtin_prefetch(ahead, 0, 2);
     }
     FOUR_TILES(STORE);
 }
@@ -83,21 +85,32 @@ FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t cou
 /* The same for any number of tiles of rows. GCC's intrinsics do not say that they read memory: hence the barriers. What
  * is passed by address is read field by field: as a value it went through memory, and its load waited for several
  * stores. */
+FA_INLINE void multiply_rows(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,
+                             const amx_operand *to, int more, const char *ahead, ptrdiff_t lines, const int NL,
+                             const int swapped) {
+    amx_operand rows = {from->first, from->row, from->along, from->across};
+    amx_operand sums = {to->first, to->row, to->along, to->across};
+    const amx_operand lanes = {units->first, units->row, units->along, units->across};
+    tile_barrier();
+    for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)
+        multiply_block(rows, lanes, count, sums, more, ahead, lines, 2, NL, swapped);
+    if (row_tiles) multiply_block(rows, lanes, count, sums, more, ahead, lines, 1, NL, swapped);
+    tile_barrier();
+}
 #define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
     FA_NOINLINE void NAME(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,     \
                           const amx_operand *to, int more) {                                                           \
-        amx_operand rows = {from->first, from->row, from->along, from->across};                                        \
-        amx_operand sums = {to->first, to->row, to->along, to->across};                                                \
-        const amx_operand lanes = {units->first, units->row, units->along, units->across};                             \
-        tile_barrier();                                                                                                \
-        for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)            \
-            multiply_block(rows, lanes, count, sums, more, 2, NL, SWAPPED);                                            \
-        if (row_tiles) multiply_block(rows, lanes, count, sums, more, 1, NL, SWAPPED);                                 \
-        tile_barrier();                                                                                                \
+        multiply_rows(from, row_tiles, units, count, to, more, NULL, 0, NL, SWAPPED);                                  \
     }
 FA_MULTIPLY(multiply_1, 1, 0)
 FA_MULTIPLY(multiply_2, 2, 0)
 FA_MULTIPLY(multiply_swapped, 2, 1)
+
+/* The same of up to two tiles of rows, with what each step prefetches. */
+FA_NOINLINE void multiply_ahead(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,
+                                const amx_operand *to, int more, const char *ahead, ptrdiff_t lines) {
+    multiply_rows(from, row_tiles, units, count, to, more, ahead, lines, 2, 1);
+}
 
 /* sums[rows][NV] = those of so many rows with `count` units [count][NV] of NV vectors. */
 FA_INLINE void multiply_tiles(amx_operand from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,

@@ -10,6 +10,8 @@
 
 #define FA_JOIN_(a, b) a##b
 #define FA_JOIN(a, b) FA_JOIN_(a, b)
+enum { CACHE_LINE = 64 }; /* bytes */
+
 #define FA_TEXT_(a) #a
 #define FA_TEXT(a) FA_TEXT_(a)
 
