@@ -77,10 +77,12 @@ FA_INLINE void put_two(const fa_linear *l, const char *residual, char *to, V low
     }
     if (residual) low += load_some_as(residual + at, type, first);
     if (residual && second) high += load_some_as(residual + next, type, second);
+#if FA_TILE_PRODUCTS
     if (type == FA_BF16 && n >= 2 * LANES) {
         store_two_bf16((uint16_t *)(to + at), low, high);
         return;
     }
+#endif
     store_some_as(to + at, type, low, first);
     if (second) store_some_as(to + next, type, high, second);
 }
