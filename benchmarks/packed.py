@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import fastattn
-from fastattn._core import probe
+from fastattn._core import probe, targets
 from fastattn.commands.measuring import dtypes, machine
 from fastattn.nn import TransformerEncoder, quantize
 from report import Page, add_page, deliver
@@ -27,7 +27,8 @@ PAGE = Page(
     """\
 Weights that stay are packed once, by `fastattn.pack` or when a model is loaded. A few rows are then bound by reading
 the weight, many by the multiply-adds. "array" is the same call with the weight as it was; "of limit" is the share of
-what the machine reads, or multiplies in float32, in the same rounds.""",
+what the machine reads in the same rounds, or multiplies: by multiply-adds of float32, by dot products of bfloat16 where
+it has them, and by twice as many of int8 in tiles (AMX), or four for each multiply-add in vectors (VNNI).""",
     "packed.py",
 )
 
@@ -70,8 +71,24 @@ def in_turns(calls):
 class Probe:
     """A limit of the machine, in billions a second."""
 
-    def __init__(self, measure, what, threads):
-        self.rate = functools.partial(measure, what, num_threads=threads)
+    def __init__(self, measure, what, threads, factor=1):
+        self.measure, self.factor = functools.partial(measure, what, num_threads=threads), factor
+
+    def rate(self):
+        """Measure it now."""
+        return self.factor * self.measure()
+
+
+def multiplying_limits(threads):
+    """{type: the probe of its products}."""
+    reals = Probe(probe.fma, "float32", threads)
+    pairs = Probe(probe.dot, "bfloat16", threads) if probe.dot("bfloat16", threads) else reals
+    fours = {
+        "amx": Probe(probe.dot, "bfloat16", threads, 2),
+        "avx512_bf16": Probe(probe.fma, "float32", threads, 4),
+        "avx512_vnni": Probe(probe.fma, "float32", threads, 4),
+    }.get(targets.current(), reals)
+    return {"float32": reals, "bfloat16": pairs, "float16": reals, "int8": fours}
 
 
 def ratio(above, below):
@@ -103,15 +120,16 @@ def linear_rows(shapes, threads, reading):
         rows, inputs, outputs = shape
         calls = dict(linear_calls(shape, threads))
         size = 4 * inputs * outputs
-        calls["limit"] = Probe(probe.read, size, threads) if reading else Probe(probe.fma, "float32", threads)
-        times = in_turns(calls)
+        reads = Probe(probe.read, size, threads)
+        limits = dict.fromkeys(TYPES, reads) if reading else multiplying_limits(threads)
+        times = in_turns(calls | {("limit", dtype): limit for dtype, limit in limits.items()})
         for dtype in TYPES:
             packed, array = times[dtype, "packed"], times[dtype, "array"]
             work = (size * BYTES[dtype] / 4 if reading else 2 * rows * inputs * outputs) / 1e9
             rates = [work / seconds for seconds in packed]
             yield (
                 f"| {rows}×{inputs}→{outputs} | {dtype} | {statistics.median(rates):.1f} | "
-                f"{ratio(rates, times['limit']):.0%} | {ratio(array, packed):.2f}× | "
+                f"{ratio(rates, times['limit', dtype]):.0%} | {ratio(array, packed):.2f}× | "
                 f"{ratio(times['float32', 'packed'], packed):.2f}× |"
             )
 
