@@ -34,6 +34,8 @@ ARRAYS = {
 }
 ADDING = ("add_layer_norm", "add_rms_norm")
 LONG_SIZES = (384, 768, 1000, 4096, 4099, 33_001)
+# Parts of a vector of 2 to 16 elements, up to four vectors, and more.
+SHORT_SIZES = (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 22, 31, 32, 33, 48, 63, 64, 65, 96, 129)
 
 
 @pytest.fixture(params=ARRAYS)
@@ -98,6 +100,58 @@ def test_row_counts(operation, rng, dtype, count, size):
     ]
     for result, formula, expected in zip(zip(*ours, strict=True), *answers(operation, arrays), strict=True):
         assert_accurate(np.stack(result), formula, expected)
+
+
+@pytest.mark.parametrize("size", SHORT_SIZES)
+def test_bits_do_not_depend_on_the_rows_beside(operation, rng, dtype, size):
+    """Short rows are computed in groups: each gives what it gives alone, in any place and layout."""
+    arrays = arguments(operation, rng, dtype, 9, size)
+    by_row = ARRAYS[operation][0]
+    for absent in ((), ("weight",), ("bias",), ("weight", "bias")):
+        given = {name: x for name, x in arrays.items() if name not in absent}
+
+        def rows(which, given=given):
+            return results(fastattn, operation, {name: x[which] if name in by_row else x for name, x in given.items()})
+
+        alone = [rows(np.s_[i : i + 1]) for i in range(9)]
+        expected = [np.concatenate(parts) for parts in zip(*alone, strict=True)]
+        for first, last in ((0, 9), (0, 2), (1, 4), (2, 6), (3, 8)):
+            for got, right in zip(rows(np.s_[first:last]), expected, strict=True):
+                assert_equal(got, right[first:last])
+        strided = {name: laid_out(x, "fortran") if name in by_row else x for name, x in given.items()}
+        for got, right in zip(results(fastattn, operation, strided), expected, strict=True):
+            assert_equal(got, right)
+
+
+@pytest.mark.parametrize("size", SHORT_SIZES)
+def test_short_rows_of_any_magnitude(operation, rng, dtype, size):
+    """Beside ordinary ones of the same group: NaN, infinity, zeros, and squares that overflow or vanish."""
+    arrays = arguments(operation, rng, dtype, 10, size)
+    clean = results(fastattn, operation, arrays, eps=0.0)
+    rows = arrays["x"]
+    rows[1], rows[2], rows[4, size // 2], rows[6, 0] = np.nan, np.inf, -np.inf, largest(dtype)
+    rows[7], rows[9] = 0, smallest(dtype)
+    spoiled = results(fastattn, operation, arrays, eps=0.0)
+    for got, before in zip(spoiled, clean, strict=True):
+        assert_equal(got[[0, 3, 5, 8]], before[[0, 3, 5, 8]])
+    for i in range(10):
+        row = {name: x[i : i + 1] if name in ARRAYS[operation][0] else x for name, x in arrays.items()}
+        for got, right in zip(spoiled, results(fastattn, operation, row, eps=0.0), strict=True):
+            assert_equal(got[i : i + 1], right)
+
+
+@pytest.mark.parametrize("size", SHORT_SIZES)
+def test_short_rows_in_place(operation, rng, dtype, size):
+    for count in (1, 3, 4, 6, 9):
+        arrays = arguments(operation, rng, dtype, count, size)
+        expected = results(fastattn, operation, arrays)
+        places = [("x",)] if operation not in ADDING else [("x", "residual"), ("residual", "x")]
+        for names in places:
+            copies = {name: x.copy() for name, x in arrays.items()}
+            outs = tuple(copies[name] for name in names)
+            results(fastattn, operation, copies, out=outs if operation in ADDING else outs[0])
+            for out, right in zip(outs, expected, strict=True):
+                assert_equal(out, right)
 
 
 @pytest.mark.parametrize("shape", [(70,), (3, 4, 70), (2, 3, 4, 5, 6)], ids=str)

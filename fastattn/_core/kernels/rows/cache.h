@@ -44,8 +44,6 @@ FA_INLINE R scale_of(const R *row, ptrdiff_t size) { return 0; }
 FA_INLINE void quantise(int8_t *out, const R *row, R scale, ptrdiff_t size) {}
 #endif
 
-FA_INLINE ptrdiff_t whole_vectors(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
-
 /* A row as it is stored but for its type, in memory for R. */
 FA_INLINE void read_row(const fa_cache_rows *c, const char *x, const char *cos, const char *sin, R *row, R *cos_row,
                         R *sin_row) {

@@ -10,8 +10,8 @@
 /* The row to prefetch while this one is processed, with `left` rows still to come. 8 KB and at least two rows ahead
  * is far enough to hide the latency of memory (softmax already holds the next row). At the end it is the row itself,
  * which costs next to nothing. */
-FA_INLINE const char *row_ahead(const char *row, ptrdiff_t stride, ptrdiff_t bytes, ptrdiff_t left) {
-    ptrdiff_t rows = 8192 / bytes + 2;
+FA_INLINE ptrdiff_t rows_ahead(ptrdiff_t bytes) { return 8192 / bytes + 2; }
+FA_INLINE const char *row_ahead(const char *row, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t left) {
     return rows < left ? row + rows * stride : row;
 }
 

@@ -127,6 +127,7 @@ typedef struct {
     fa_type out_type;              /* how they are written there, or to `result` */
     int joined;                    /* a row begins where the one before ends */
     nontemporal_line *nontemporal; /* NULL: plain stores */
+    ptrdiff_t distance;            /* in rows, to the one that is prefetched */
     R *scratch, *result;
 } softmax_memory;
 
@@ -141,8 +142,7 @@ typedef struct {
 FA_INLINE softmax_row begin_row(const fa_softmax *s, const char *x, const char *where, char *out, ptrdiff_t left,
                                 R *scratch, const softmax_memory *memory) {
     softmax_row row = {.x = softmax_span(s, x, where, 0, s->length, memory->plain, scratch)};
-    row.ahead =
-        memory->plain ? (const R *)row_ahead(x, s->x_row_stride, s->length * (ptrdiff_t)sizeof(R), left) : row.x;
+    row.ahead = memory->plain ? (const R *)row_ahead(x, s->x_row_stride, memory->distance, left) : row.x;
     /* Exponentials are kept where the last pass finds them in the cache: in the output, unless that is streamed or too
      * narrow. */
     row.terms = memory->contiguous_out && memory->out_type == STORED && !memory->nontemporal ? (R *)out : scratch;
@@ -287,6 +287,7 @@ static void EXPORT(softmax_rows)(const fa_softmax *s, const char *x, const char 
         .contiguous_out = contiguous_out,
         .out_type = contiguous_out ? s->type : STORED,
         .joined = s->out_row_stride == s->length * (ptrdiff_t)sizeof(R),
+        .distance = rows_ahead(s->length * (ptrdiff_t)sizeof(R)),
         .scratch = scratch,
         .result = (R *)scratch + 3 * span_of(s),
     };

@@ -32,6 +32,9 @@ FA_INLINE void store_some_as(char *p, fa_type type, V x, ptrdiff_t n) {
     }
 }
 
+/* The elements of as many whole vectors as hold `size` elements. */
+FA_INLINE ptrdiff_t whole_vectors(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
+
 /* The first n lanes of x, and `rest` in the others. */
 FA_INLINE V keep_lanes(V x, int n, R rest) {
     VI lane;
