@@ -25,13 +25,13 @@ PAGE = Page(
     "Accuracy",
     """\
 The largest errors that were found, by type and target, and where; targets that agree in all of a table share a column
-of it. First the functions inside the kernels, each as an
-operation reaches it, in units in the last place of the exact result: in float32 every 4099th bit pattern, in 16 bits
-all of them, in float64 random numbers of every magnitude. Exact results below 1024 times the smallest normal number of
-the type that is computed in are left out: they may be 0, where a factor would be subnormal. In 16 bits `gelu` is by a
-shorter polynomial, and softcap's results are float32: logarithms of a sum of exponentials, which on AMX are wrong by up
-to 8.6e-5 if all is bfloat16. Activations fall to 0 for negative x, and the next layer adds them to larger numbers: a
-second line has their largest error where the result is below 1, in units of eps; softcap has it, too.
+of it. First the functions inside the kernels, each as an operation reaches it, in units in the last place of the exact
+result: in float32 every 4099th bit pattern, in 16 bits all of them, in float64 random numbers of every magnitude. Exact
+results below 1024 times the smallest normal number of the type that is computed in are left out: they may be 0, where a
+factor would be subnormal. In 16 bits `gelu` is by a shorter polynomial, and softcap's results are float32: logarithms
+of a sum of exponentials, which on AMX are wrong by up to 8.6e-5 if all is bfloat16. Activations fall to 0 for negative
+x, and the next layer adds them to larger numbers: a second line has their largest error where the result is below 1, in
+units of eps; softcap has it, too.
 
 Then every operation over the cases of `python -m fastattn check`, as a share of what the [contract](../contract.md)
 allows: twice the error of the NumPy formula in the same type, and a unit in the last place.""",
