@@ -15,6 +15,7 @@ Environment:
                                  them where the processor lacks their instructions; slow, never the default target
     FASTATTN_SANITIZE=address,undefined or thread
                                  build with these sanitizers of the compiler; .ci/sanitize does so and runs tests
+    FASTATTN_SANITIZE=valgrind   the same without them, for valgrind
 
 Tested on x86-64 Linux with gcc and clang, and cross-compiled for arm64 Linux. What stands here for macOS and Windows is
 untested.
@@ -49,9 +50,11 @@ STRIP_FLAGS = {"linux": "-Wl,--strip-all"}.get(sys.platform, "")
 # Of the modules alone: kernels keep no buffers on the stack that a size from outside could overrun.
 HARDENING = {"linux": "-fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"}.get(sys.platform, "")
 LINK_HARDENING = {"linux": "-Wl,-z,relro,-z,now"}.get(sys.platform, "")
+SANITIZE = os.environ.get("FASTATTN_SANITIZE", "")
 # -O1 comes after -O3. A file of kernels takes 24 s to compile so; it takes minutes with the checks that are left out,
 # which find what AddressSanitizer finds, with the latter's checks inlined, or with the places of variables (-g).
-SANITIZER_FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize={} -fno-sanitize=null,alignment,object-size"
+CHECKED_FLAGS = "-O1 -g1 -fno-omit-frame-pointer"
+SANITIZER_FLAGS = "-fsanitize={} -fno-sanitize=null,alignment,object-size"
 OUTLINED = [f"{prefix}asan-instrumentation-with-call-threshold=0" for prefix in ("--param ", "-mllvm -")]
 DIRECTIVES = {
     "language_level": 3,
@@ -261,19 +264,22 @@ class BuildExtensions(build_ext):
 
     def kind_of_build(self, hardening=""):
         """Flags of the compiler: for a release, for a debugger (build_ext --debug), or for sanitizers."""
-        if sanitizers := os.environ.get("FASTATTN_SANITIZE"):
-            return f"{SANITIZER_FLAGS.format(sanitizers)} {self.outlined}"
+        if SANITIZE:
+            return f"{CHECKED_FLAGS} {self.sanitizer_flags}"
         return hardening if self.debug else f"{hardening} -g0"
 
     @functools.cached_property
-    def outlined(self):
-        """The flag by which this compiler calls AddressSanitizer's checks: gcc's or clang's."""
-        return next((flags for flags in OUTLINED if self.tries(EMPTY_PROBE, flags)), "")
+    def sanitizer_flags(self):
+        """The sanitizers, and this compiler's flag, gcc's or clang's, that AddressSanitizer's checks are calls."""
+        if SANITIZE == "valgrind":
+            return ""
+        outlined = next((flags for flags in OUTLINED if self.tries(EMPTY_PROBE, flags)), "")
+        return f"{SANITIZER_FLAGS.format(SANITIZE)} {outlined}"
 
     def kind_of_link(self):
         """The same for the linker."""
-        if sanitizers := os.environ.get("FASTATTN_SANITIZE"):
-            return f"-fsanitize={sanitizers}"
+        if SANITIZE:
+            return "" if SANITIZE == "valgrind" else f"-fsanitize={SANITIZE}"
         return LINK_HARDENING if self.debug else f"{LINK_HARDENING} {STRIP_FLAGS}"
 
     def told(self):

@@ -99,11 +99,12 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    cdef double products = <double>p.rows * p.features * p.call.in_features
-    cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type), nanoseconds
+    cdef double weight = <double>p.features * p.call.in_features * fa_size_of(p.call.weight_type)
+    cdef double products, nanoseconds
     cdef int threads
     strides.simplify(&p.outer, 3)
     p.rows = strides.total(&p.outer)
+    products = <double>p.rows * p.features * p.call.in_features
     nanoseconds = max(products / costs.LINEAR_PRODUCTS, weight / costs.LINEAR_WEIGHT_BYTES)
     threads = threads_for(asked, p.rows * p.features, nanoseconds)
     lay_out(p, threads)

@@ -22,10 +22,27 @@ def test_the_largest_error_and_its_place():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_functions_in_16_bits(dtype):
-    """All of their numbers: rounded once, but for the rougher GELU and what stays float32."""
-    for (function, *_), by_target in accuracy.of_functions([dtype]).items():
+    """All of their numbers: rounded once, but for the rougher GELU and what stays float32.
+
+    On AMX a softcap is the logarithm of a rougher exponential, whose error does not become smaller with the result.
+    """
+    for (function, _, measure), by_target in accuracy.of_functions([dtype]).items():
         most = {"gelu": 8, "softcap": 8}.get(function.reached, 0.51)
+        if function.reached == "softcap" and dtype == "bfloat16" and "amx" in by_target:
+            on_amx = by_target.pop("amx")
+            assert measure == "last place" or on_amx.error <= 8.6e-5 / np.finfo(np.float32).eps
         assert all(0 < found.error <= most for found in by_target.values()), function
+
+
+def test_targets_that_agree_share_a_column(monkeypatch):
+    monkeypatch.setattr(accuracy.fastattn, "targets", lambda: ("fast", "old", "plain"))
+    found = {
+        "float32": {("f",): {"fast": "1", "old": "1", "plain": "2"}, ("g",): {"fast": "3", "old": "3", "plain": "3"}}
+    }
+    assert accuracy.by_type(("function",), "l", found) == [
+        "### float32",
+        "| function | fast, old | plain |\n| --- | ---: | ---: |\n| f | 1 | 2 |\n| g | 3 | 3 |",
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

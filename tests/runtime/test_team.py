@@ -91,6 +91,18 @@ def test_the_team_grows_when_asked_for_more_and_stays_when_told_less():
 
 
 @needs_openmp
+def test_a_large_layer_shares_after_a_small_one():
+    """It must not take the other's size for its own."""
+    code = """
+    x, weight = np.ones((100_000, 32), np.float32), np.ones((32, 32), np.float32)
+    for rows in 1, 100_000:
+        fastattn.linear(x[:rows], weight, num_threads=2)
+        print("not started" in team_state())
+    """
+    assert said(code).split() == ["True", "False"]
+
+
+@needs_openmp
 @needs_linux
 def test_many_calling_threads_share_one_team():
     code = """
