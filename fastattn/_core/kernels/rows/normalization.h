@@ -215,14 +215,17 @@ static const R *widened_parameter(const void *from, fa_type type, ptrdiff_t coun
     return to;
 }
 
-/* Rows of at most so many vectors, which stay in registers from the first pass to the last; to the bit what the passes
- * below give. Rows of 9 and 64 float32: 1.5 and 1.7 times as fast as one row after the other; of 9 and 17 bfloat16,
- * whose last elements were widened one by one, 5 and 3.5 times (AVX-512). */
+/* Rows of one or two vectors, or of four whole ones, stay in registers from the first pass to the last; to the bit what
+ * the passes below give. Rows of 9 and 64 float32: 1.3 and 1.5 times as fast as one row after the other; of 9 and 22
+ * bfloat16, whose last elements were widened one by one, 4.7 and 3.7 times (AVX-512). A kernel for each other length up
+ * to four vectors added 0.1 MB to the wheel. */
 #define SHORT 4
+FA_INLINE int is_short(ptrdiff_t length) { return length <= 2 * LANES || length == SHORT * LANES; }
 
-/* The sum of a row's vectors, or of their squares, in the order of the passes: four whole vectors are four chains. The
- * order is a constant: of squares that either order uses, some were rounded before they were added. */
-FA_INLINE V vector_sum(const V *x, const int vectors, const int chains, const int squares) {
+/* The sum of a row's vectors, or of their squares, in the order of the passes: four vectors are four chains. The order
+ * is a constant: of squares that either order uses, some were rounded before they were added. */
+FA_INLINE V vector_sum(const V *x, const int vectors, const int squares) {
+    const int chains = vectors == SHORT;
     V sum[SHORT] = {{0}, {0}, {0}, {0}};
     FA_UNROLL_FOR(int i = 0; i < vectors; i++) {
         if (squares) sum[chains ? i : 0] += x[i] * x[i];
@@ -233,11 +236,11 @@ FA_INLINE V vector_sum(const V *x, const int vectors, const int chains, const in
 }
 
 FA_INLINE void short_rows(const fa_normalization *n, const char *x, const char *residual, char *out, char *total,
-                          ptrdiff_t rows, const R *weight, const R *bias, const fa_type type, const int vectors,
-                          const int chains) {
+                          ptrdiff_t rows, const R *weight, const R *bias, const fa_type type, const int vectors) {
 #define EACH_VECTOR FA_UNROLL_FOR(int i = 0; i < vectors; i++)
 #define SIZE (i + 1 < vectors ? LANES : rest)
-    const ptrdiff_t step = LANES * fa_size_of(type), rest = chains ? LANES : n->length - (vectors - 1) * LANES;
+    const ptrdiff_t step = LANES * fa_size_of(type),
+                    rest = vectors == SHORT ? LANES : n->length - (vectors - 1) * LANES;
     const R count = (R)n->length;
     V factors[SHORT], terms[SHORT];
     EACH_VECTOR { /* a product with 1 and a sum with -0 change nothing */
@@ -262,15 +265,15 @@ FA_INLINE void short_rows(const fa_normalization *n, const char *x, const char *
             }
         }
         if (n->centred) {
-            FA_UNROLL_FOR(int r = 0; r < GROUP; r++) sums[r] = vector_sum(row[r], vectors, chains, 0);
+            FA_UNROLL_FOR(int r = 0; r < GROUP; r++) sums[r] = vector_sum(row[r], vectors, 0);
             mean = fold(sums) / count;
         }
         FA_UNROLL_FOR(int r = 0; r < GROUP; r++) {
             V distance[SHORT];
             EACH_VECTOR distance[i] = row[r][i] - mean[r];
-            if (!chains && rest < LANES) distance[vectors - 1] = keep_lanes(distance[vectors - 1], (int)rest, 0);
-            sums[r] = vector_sum(distance, vectors, chains, 0);
-            squares[r] = vector_sum(distance, vectors, chains, 1);
+            if (rest < LANES) distance[vectors - 1] = keep_lanes(distance[vectors - 1], (int)rest, 0);
+            sums[r] = vector_sum(distance, vectors, 0);
+            squares[r] = vector_sum(distance, vectors, 1);
         }
         V spread = fold(squares) / count;
         if (n->centred) {
@@ -300,14 +303,12 @@ FA_INLINE void short_rows(const fa_normalization *n, const char *x, const char *
 FA_NOINLINE void normalize_short_rows(const fa_normalization *n, const char *x, const char *residual, char *out,
                                       char *total, ptrdiff_t rows, const R *weight, const R *bias) {
     const ptrdiff_t vectors = whole_vectors(n->length) / LANES;
-#define ROWS(TYPE, vectors, chains) short_rows(n, x, residual, out, total, rows, weight, bias, TYPE, vectors, chains)
+#define ROWS(TYPE, vectors) short_rows(n, x, residual, out, total, rows, weight, bias, TYPE, vectors)
 #define ALL(TYPE)                                                                                                      \
     do {                                                                                                               \
-        if (vectors == 1) ROWS(TYPE, 1, 0);                                                                            \
-        else if (vectors == 2) ROWS(TYPE, 2, 0);                                                                       \
-        else if (vectors == 3) ROWS(TYPE, 3, 0);                                                                       \
-        else if (n->length < 4 * LANES) ROWS(TYPE, 4, 0);                                                              \
-        else ROWS(TYPE, 4, 1);                                                                                         \
+        if (vectors == 1) ROWS(TYPE, 1);                                                                               \
+        else if (vectors == 2) ROWS(TYPE, 2);                                                                          \
+        else ROWS(TYPE, SHORT);                                                                                        \
     } while (0)
     FA_FOR_RESULT(n->type, ALL);
 #undef ALL
@@ -329,7 +330,7 @@ static void EXPORT(normalize_rows)(const fa_normalization *n, const char *x, con
     /* A bias without a weight is added in one rounding with the factor. */
     const int contiguous =
         n->contiguous_x && n->contiguous_out && (!residual || (n->contiguous_residual && n->contiguous_total));
-    if (n->length <= SHORT * LANES && contiguous && !streaming && (weight || !bias)) {
+    if (is_short(n->length) && contiguous && !streaming && (weight || !bias)) {
         normalize_short_rows(n, x, residual, out, total, rows, weight, bias);
         return;
     }
