@@ -178,6 +178,24 @@ def test_a_member_spins_for_no_longer_than_it_should():
     assert spent[50] < 150, spent
 
 
+@needs_openmp
+@needs_linux
+def test_a_resting_team_is_woken():
+    code = """
+    def others():
+        return time.process_time() - time.thread_time()
+    until(lambda: members() > 0)
+    time.sleep(0.1)
+    before, deadline = others(), time.monotonic() + 30
+    while others() - before < 0.002 and len(os.sched_getaffinity(0)) > 1:  # on the caller's processor they let it be
+        assert time.monotonic() < deadline, "no member ran"
+        assert right(2)
+        time.sleep(0.002)  # they wait for the next call for 0.1 ms, then they rest
+    print("woken")
+    """
+    assert said(code) == "woken"
+
+
 # Sharing
 
 
