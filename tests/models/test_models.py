@@ -36,6 +36,9 @@ COUNTING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 # The largest error of a row of hidden states, relative to its length. What 16 and 8 bits cost in so narrow a model is
 # measured; on trained weights test_transformers.py asks for more.
 ALLOWED = {"float32": 2e-6, "float16": 5e-3, "bfloat16": 4e-2, "int8": 0.1}
+# Of a row of attention weights, which have the absolute error of their scores. MPNet's last layer: 0.063 on AMX and
+# 0.055 with dot products of bfloat16, which take rounded weights of the layer before; 0.038 without.
+ALLOWED_WEIGHTS = ALLOWED | {"bfloat16": 8e-2}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -68,12 +71,12 @@ def random_batch(rng, encoder, batch=5, length=23):
     return ids, rng.random(ids.shape) < 0.7, types
 
 
-def assert_close(result, expected, dtype="float32"):
+def assert_close(result, expected, dtype="float32", allowed=ALLOWED):
     """Row by row."""
     assert result.dtype == np.float32
     assert result.shape == np.shape(expected)
     error = np.linalg.norm(result - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    assert np.max(error, initial=0) <= ALLOWED[dtype]
+    assert np.max(error, initial=0) <= allowed[dtype]
 
 
 def definition(encoder, ids, mask, types=None):
@@ -723,7 +726,7 @@ def test_attention_map(encoder, folder, dtype):
                 tokens == ["[CLS]", *text.replace("\N{GRINNING FACE}", "?"), "[SEP]"][: len(tokens)]
                 or "[UNK]" in tokens
             )
-            assert_close(weights, expected[layer, head], dtype)
+            assert_close(weights, expected[layer, head], dtype, ALLOWED_WEIGHTS)
             np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-2 if "16" in ACTIVATIONS[dtype] else 1e-6)
 
 
