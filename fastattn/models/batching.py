@@ -6,7 +6,6 @@ turn, so that a large call holds up no small one, computes their hidden states t
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import threading
@@ -85,6 +84,8 @@ class Batching:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        import asyncio  # here: its import is a tenth of what importing this package takes
+
         await asyncio.to_thread(self.close)
 
     def encode(
@@ -161,6 +162,8 @@ class Batching:
         >>> [x.shape for x in asyncio.run(main(SentenceEncoder.from_pretrained()))]
         [(384,), (384,)]
         """
+        import asyncio  # here, as in __aexit__
+
         options = self._checked(prompt, prompt_name, truncate_dim, normalize, precision)
         checked = checked_texts(texts)
         call, worker = self._begun(options)
