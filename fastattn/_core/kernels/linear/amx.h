@@ -124,7 +124,7 @@ FA_NOINLINE void shift_tile(const fa_linear *l, const fa_linear_item *item, cons
     recompute_flushed(l, item->x + row, fa_clamp(item->rows - row, 0, 16), feature, count, (V *)sums);
     FA_UNROLL_FOR(int i = 0; i < 16; i++) {
         V y = row_as_real(load(sums + i * LANES), total, memory->scale + row + i, memory->zero + row + i, NULL);
-        store(sums + i * LANES, shifted(l, y, scale, bias));
+        store(sums + i * LANES, shifted(l->scales != NULL, y, scale, bias));
     }
     remake_overflows(l, item->x + row, fa_clamp(item->rows - row, 0, 16), 16, feature, count, bias, (V *)sums);
 }

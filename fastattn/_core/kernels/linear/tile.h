@@ -34,7 +34,7 @@ FA_INLINE void find_shift(const fa_linear *l, ptrdiff_t row, ptrdiff_t feature, 
 }
 
 /* A sum with scale and bias, in one expression so that it is always rounded in the same way. */
-FA_INLINE V shifted(const fa_linear *l, V sum, V scale, V bias) { return l->scales ? sum * scale + bias : sum + bias; }
+FA_INLINE V shifted(int scaled, V sum, V scale, V bias) { return scaled ? sum * scale + bias : sum + bias; }
 
 /* int8 weights are multiplied before their scale is applied, so that with x of 1e36 products overflow where results
  * would not. Those results are computed again in float64, with the scale in the products. `y` has a vector of n
@@ -123,10 +123,8 @@ FA_INLINE void shift_sums(const fa_linear *l, const char *const *x, ptrdiff_t co
     V scale, bias;
     recompute_flushed(l, x, count, from, n, y);
     find_shift(l, from, feature, n, &scale, &bias);
-    if (l->scales)
-        for (ptrdiff_t i = 0; i < count; i++) y[i] = y[i] * scale + bias;
-    else
-        for (ptrdiff_t i = 0; i < count; i++) y[i] = y[i] + bias;
+    const int scaled = l->scales != NULL; /* read once: a store to y may change it, to the compiler */
+    for (ptrdiff_t i = 0; i < count; i++) y[i] = shifted(scaled, y[i], scale, bias);
     remake_overflows(l, x, count, count, from, n, bias, y);
 }
 
@@ -142,7 +140,7 @@ FA_INLINE void put_results(const fa_linear *l, const linear_tile *tile, ptrdiff_
 /* Writes n features of `count` rows: scale, bias, activation, residual. */
 FA_INLINE void put_sums(const fa_linear *l, const linear_tile *tile, ptrdiff_t row, ptrdiff_t count, V *y,
                         ptrdiff_t feature, ptrdiff_t n) {
-    if (!FA_TILE_PRODUCTS && l->contiguous_out && (!tile->residual || l->contiguous_residual))
+    if (l->contiguous_out && (!tile->residual || l->contiguous_residual))
         prefetch_rows(tile, row, count, (feature + AHEAD) * fa_size_of(l->type));
     shift_sums(l, tile->from + row, count, y, feature, feature, n);
     activate(y, (int)count, l->activation, l->type != STORED);
