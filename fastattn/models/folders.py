@@ -114,8 +114,11 @@ def read_json(path: Path, kind: type, default: Any = None) -> Any:
         return default
     existing(path, LARGEST_JSON)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half of a character beyond 16 bits: no library takes one without the other half
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # so are UnicodeDecodeError and UnicodeEncodeError
         raise ValueError(f"{path} must be JSON: {error}") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path} must hold a JSON {kind.__name__}, got {type(content).__name__}")

@@ -47,7 +47,7 @@ def read_prompts(path: Path, raw: dict[str, Any]) -> Prompts:
     for name, prompt in prompts.items():
         if not isinstance(prompt, str | None):
             raise ValueError(f"{path}: prompts must hold strings, got {prompt!r:.80} for {name!r}")
-        named[name] = checked_text(f"{path}: prompts[{name!r}]", prompt or "")
+        named[name] = prompt or ""
     if default is not None and (not isinstance(default, str) or default not in named):
         raise ValueError(f"{path}: default_prompt_name must be one of prompts, got {default!r}")
     return Prompts(named, "" if default is None else named[default])

@@ -2,6 +2,7 @@
 bytes for, nothing opened outside of a model's folder."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 
 import fastattn
 from fastattn.models import CrossEncoder, MultiVectorEncoder, SentenceEncoder, SparseEncoder
-from support import encoders, model_folders
+from support import encoders, jina3, model_folders, tokenizer_folders
 from support.fuzzing import count, fuzzed, silent
 
 TEXTS = ["ab", "The cat sat.", ""]
@@ -143,12 +144,94 @@ def _static(folder):
     encoders.write_json(folder, {"modules.json": rows, "config.json": {"model_type": "model2vec"}})
 
 
+def _masked(folder):
+    """Many vectors by sentence-transformers' modules: a dense layer, and what is dropped of documents."""
+    kinds = ("Transformer", "Dense", "MultiVectorMask", "Normalize")
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    rows = [
+        {"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in zip(paths, kinds, strict=True)
+    ]
+    of_tokens, expansion = {"module_input_name": "token_embeddings"}, {"strategy": "fixed", "length": 9, "token": "a"}
+    encoders.random_encoder("bert").save(folder, {
+        "modules.json": rows, "3_Normalize/config.json": of_tokens,
+        "2_MultiVectorMask/config.json": {"skiplist_words": [".", "a"], "keep_only_token_ids": list(range(50))},
+        "config_sentence_transformers.json": {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim"},
+        "sentence_bert_config.json": {"query_length": 9, "document_length": 20, "query_expansion": expansion},
+    })  # fmt: skip
+    encoders.add_dense(folder, 1, np.ones((5, 24), np.float32), None, encoders.IDENTITY)
+    dense = json.loads((folder / "1_Dense/config.json").read_text())
+    encoders.write_json(folder, {"1_Dense/config.json": dense | of_tokens})
+
+
+def _pylate(folder):
+    fields = {"query_prefix": "[Q] ", "document_prefix": "a", "query_length": 8, "document_length": 20}
+    more = {"skiplist_words": ["."], "attend_to_expansion_tokens": True, "similarity_fn_name": "MaxSim"}
+    rows = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    encoders.random_encoder("bert").save(folder, {
+        "modules.json": [*rows, {"path": "1_Dense", "type": "pylate.models.Dense.Dense"}],
+        "config_sentence_transformers.json": {"model_type": "ColBERT"} | fields | more,
+        "tokenizer_config.json": {"mask_token": "a"},
+    })  # fmt: skip
+    encoders.add_dense(folder, 1, np.ones((5, 24), np.float32), None, encoders.IDENTITY)
+
+
+def _router(folder):
+    """Queries whose words have weights of their own, and documents of a model."""
+    _splade(folder / "a")
+    (folder / "a/modules.json").unlink()
+    encoders.random_encoder("bert").save(folder / "c", {"config.json": {"frozen": True}})
+    (folder / "c/model.safetensors").write_bytes(encoders.safetensors_bytes({"weight": np.ones(62, np.float32)}))
+    names = {"a": "Transformer", "b": "SpladePooling", "c": "SparseStaticEmbedding"}
+    encoders.write_json(folder, {
+        "modules.json": [{"path": "", "type": "sentence_transformers.models.Router"}],
+        "config_sentence_transformers.json": {"model_type": "SparseEncoder"}, "b/config.json": {},
+        "router_config.json": {
+            "types": {path: f"sentence_transformers.models.{name}" for path, name in names.items()},
+            "structure": {"query": ["c"], "document": ["a", "b"]}, "parameters": {"default_route": "document"},
+        },
+    })  # fmt: skip
+
+
+def _bge_m3(folder):
+    marks = {"cls_token": "[CLS]", "eos_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    files = encoders.modules(normalize=True) | {"tokenizer_config.json": marks}
+    encoders.random_encoder("roberta").save(folder, files)
+    for name, rows in {"sparse_linear": 1, "colbert_linear": 5}.items():
+        tensors = {"weight": np.ones((rows, 24), np.float32), "bias": np.ones(rows, np.float32)}
+        (folder / f"{name}.safetensors").write_bytes(encoders.safetensors_bytes(tensors))
+
+
+class _OfATask:
+    """A model with an adapter for each task."""
+
+    from_pretrained = functools.partial(SentenceEncoder.from_pretrained, task=jina3.TASKS[1])
+
+
+def _tasks(folder):
+    jina3.save(jina3.CONFIGURATION, jina3.random_tensors(jina3.CONFIGURATION), folder)
+
+
+def _vocabulary(folder):
+    tokens = tokenizer_folders.tokenizer("bert").get_vocab()
+    words = "\n".join(sorted(tokens, key=tokens.get))
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    tokenizer_folders.save(folder, "bert", config, {"vocab.txt": words}, tokenizer_json=False)
+
+
+def _tokenizer(folder, kind):
+    tokenizer_folders.save(folder, kind, {"tokenizer_class": kind} if kind.endswith("Tokenizer") else {})
+
+
 def _queries(model):
     return model.encode_query(TEXTS)
 
 
 def _texts(model):
     return model.encode(TEXTS)
+
+
+def _both(model):
+    return [model.encode_query(TEXTS), model.encode_document(TEXTS)]
 
 
 MODELS = {
@@ -158,10 +241,21 @@ MODELS = {
     "cross": (_classifier, CrossEncoder, lambda model: model.predict(PAIRS)),
     "sparse": (_splade, SparseEncoder, _texts),
     "many vectors": (_colbert, MultiVectorEncoder, _queries),
+    "masked vectors": (_masked, MultiVectorEncoder, _both),
+    "pylate": (_pylate, MultiVectorEncoder, _both),
+    "router": (_router, SparseEncoder, _both),
+    "weights of tokens": (_bge_m3, SparseEncoder, _texts),
+    "vectors of bge-m3": (_bge_m3, MultiVectorEncoder, _texts),
+    "adapters": (_tasks, _OfATask, _texts),
+    "vocabulary": (_vocabulary, SentenceEncoder, _texts),
 }
 MODELS |= {
     kind: (lambda folder, kind=kind: model_folders.save(folder, kind), SentenceEncoder, _texts)
     for kind in model_folders.KINDS
+}
+MODELS |= {
+    f"tokenizer of {kind}": (lambda folder, kind=kind: _tokenizer(folder, kind), SentenceEncoder, _texts)
+    for kind in tokenizer_folders.KINDS
 }
 
 
@@ -258,6 +352,8 @@ def changed_tensors(draw, content):
 def change(draw, path):
     content = path.read_bytes()
     kind = draw(st.sampled_from(["structure"] * 9 + ["bytes"] * 3 + ["nothing", "link", "folder"]))
+    if kind == "structure" and path.suffix == ".txt":
+        kind = "bytes"
     if kind == "structure" and path.suffix == ".safetensors":
         path.write_bytes(changed_tensors(draw, content))
     elif kind == "structure":

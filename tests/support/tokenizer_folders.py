@@ -90,7 +90,7 @@ def _lower_unigrams():
 
 
 # What vocabulary a model_type has, or a class that the BERT of `save` names.
-_MADE_OF = {
+KINDS = {
     "bert": _word_pieces,
     "camembert": _unigrams,
     "distilbert": _word_pieces,
@@ -106,7 +106,7 @@ _MADE_OF = {
 
 def tokenizer(model_type):
     """tokenizer.json of such a model."""
-    found, marks, ends = _MADE_OF[model_type]()
+    found, marks, ends = KINDS[model_type]()
     found.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
     found.post_processor = processors.TemplateProcessing(
         [ends[0], "$A", ends[1]], special_tokens=[(end, found.token_to_id(end)) for end in ends]
