@@ -85,6 +85,8 @@ class Checkpoint:
         if shape is None or len(shape) != axes:
             what, got = {1: "a vector", 2: "a matrix"}[axes], shape or "none of that name"
             raise ValueError(f"{self.folder} must hold the tensor {name}, {what}, got {got}")
+        if 0 in shape:  # whose other sizes need no bytes, and may be any number
+            raise ValueError(f"{self._entries[name].path}: the tensor {name} must not be empty, got shape {shape}")
         return shape
 
     def check_rest(self, prefix: str) -> None:

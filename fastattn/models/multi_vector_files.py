@@ -266,7 +266,7 @@ def _stanford(folder: Path) -> MultiVectorFiles:
         Sentences(None, False, {}, {}),
         prompts,
         Lengths(None, limit(path, "doc_maxlen", raw), expansion),
-        tuple(marks),
+        tuple(mark for mark in marks if mark.split()),
         dense=(Dense(weight, None, None),),
         skipped=tuple(string.punctuation) if raw.get("mask_punctuation", True) else (),
         skipped_tasks=("document",),

@@ -157,7 +157,7 @@ def _added_tokens(folder: Path, fields: dict[str, Any], special: list[AddedToken
         found |= tokenizer.get_added_tokens_decoder()
     else:
         name, listed = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder", fields["added_tokens_decoder"]
-        if not isinstance(listed, dict) or not all(number.isdecimal() for number in listed):
+        if not isinstance(listed, dict) or not all(number.isdecimal() and len(number) < 20 for number in listed):
             raise ValueError(f"{name} must be an object of tokens by their ids, got {listed!r:.80}")
         found = {int(number): _token(name, token) for number, token in listed.items()}
     return [found[number] for number in sorted(found)]

@@ -99,8 +99,9 @@ class Tokens:
         self._fields = files.fields
         self._positions = configuration.max_length
         self._tokenizer = tokenizer
-        for mark in marks:
-            self._join(mark)
+        with library_errors(self._path):
+            for mark in marks:
+                self._join(mark)
 
     def __call__(self, texts: list[str], prompt: str | None = None) -> tuple[NDArray, NDArray]:
         """Tokenize texts behind a prompt, by default the folder's: (ids of all in a row, cumulative lengths)."""

@@ -254,6 +254,8 @@ FILES_REFUSED = [
     ("tokenizer_config", {"tokenizer_config.json": {"model_max_length": 0}}, "model_max_length must be a number"),
     ("tokenizer_config", {"tokenizer_config.json": {"model_max_length": 2}}, "model_max_length must allow at least 3"),
     ("tokenizer_config", {"tokenizer_config.json": {"truncation_side": "top"}}, "truncation_side must be"),
+    *(("tokenizer_config", {"tokenizer_config.json": encoders.AS_IT_IS | {"added_tokens_decoder": {number: "x"}}},
+       "added_tokens_decoder must be an object of tokens by their ids") for number in ("x", "-1", "", "9" * 5000)),
 ]  # fmt: skip
 
 
@@ -439,6 +441,18 @@ def test_wrong_tensors(tmp_path, bert, tensors, message):
     encoder, _ = bert
     encoder.save(tmp_path, tensors=changed(**tensors)(encoder.tensors))
     with pytest.raises(ValueError, match=message):
+        SentenceEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [[0, 5], [9, 0], [2**62, 0], [2**64 - 1, 0], [0, 2**64 - 1]], ids=str)
+def test_empty_tensors(tmp_path, shape):
+    """Their other size needs no bytes, and may be any number."""
+    header = json.dumps({"embeddings": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    encoders.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    rows = [{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]
+    encoders.write_json(tmp_path, {"modules.json": rows})
+    with pytest.raises(ValueError, match=r"model\.safetensors: the tensor embeddings must not be empty, got shape"):
         SentenceEncoder.from_pretrained(tmp_path)
 
 

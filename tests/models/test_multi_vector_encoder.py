@@ -1,5 +1,6 @@
 """MultiVectorEncoder: vectors are those of the definition, in any batch; bad folders and arguments are refused."""
 
+import json
 import string
 
 import numpy as np
@@ -10,7 +11,16 @@ for package in ("safetensors", "tokenizers", "ml_dtypes"):
 
 from fastattn.models import MultiVectorEncoder
 from fastattn.models import late_interaction as late_interaction_module
-from support.encoders import CHARACTERS, IDENTITY, TEXTS, modules, random_encoder, safetensors_bytes, write_json
+from support.encoders import (
+    AS_IT_IS,
+    CHARACTERS,
+    IDENTITY,
+    TEXTS,
+    modules,
+    random_encoder,
+    safetensors_bytes,
+    write_json,
+)
 
 PREFIX = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask."
 OF_TOKENS = {"module_input_name": "token_embeddings"}
@@ -243,6 +253,34 @@ def test_colbert_without_its_projection(tmp_path):
     encoder.save(tmp_path)
     with pytest.raises(ValueError, match=r"must hold the tensor linear.weight, a matrix, got none of that name"):
         MultiVectorEncoder.from_pretrained(tmp_path)
+
+
+def colbert(folder, change=None, **metadata):
+    """A folder of the ColBERT repository; `change` is done to its tokenizer's JSON."""
+    encoder = random_encoder("bert", architectures=["HF_ColBERT"])
+    encoder.save(folder, {"artifact.metadata": json.dumps(metadata)}, encoder.tensors | {"linear.weight": WEIGHT})
+    write_json(folder, {"tokenizer_config.json": AS_IT_IS | {"mask_token": "a"}})
+    if change:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        change(content["model"])
+        write_json(folder, {"tokenizer.json": content})
+    return folder
+
+
+@pytest.mark.parametrize("mark", [" ", "\n", "\u3000"], ids=repr)
+def test_marks_that_are_blank(tmp_path, mark):
+    """They are text before the query, as every mark that the vocabulary does not have."""
+    found = MultiVectorEncoder.from_pretrained(colbert(tmp_path, query_token_id=mark)).encode_query("abc")
+    expected = MultiVectorEncoder.from_pretrained(tmp_path).encode("abc", prompt=f"{mark} ")
+    np.testing.assert_allclose(found[: len(expected)], expected, rtol=0, atol=1e-6)
+
+
+def test_marks_that_the_tokenizer_fails_at(tmp_path):
+    def change(model):
+        model["vocab"]["[unused0]"], model["unk_token"] = 62, "nothing"
+
+    with pytest.raises(ValueError, match=r"tokenizer\.json must be a tokenizer that the tokenizers library can use"):
+        MultiVectorEncoder.from_pretrained(colbert(tmp_path, change))
 
 
 def test_head_of_bge_m3(tmp_path):
