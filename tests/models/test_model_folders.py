@@ -492,7 +492,7 @@ def test_wrong_shards(tmp_path, bert):
 
 LEAVING = [
     "..", "../x", "a/../../x", "../{folder}/x", "/etc/x", "{parent}/x", "//host/x", "..\\x", "a\\..\\..\\x", "C:\\x",
-    "C:x", "\\\\host\\share\\x", "\\x", "x\0y", "x\ny", "x\ud800", "x" * 256, "x/" * 3000 + "y" * 300, 7, None,
+    "C:x", "\\\\host\\share\\x", "\\x", "x\0y", "x\ny", "x" * 256, "x/" * 3000 + "y" * 300, 7, None,
 ]  # fmt: skip
 
 
