@@ -147,11 +147,13 @@ def _yarn(fields: _Fields, size: int, theta: float) -> Rotary:
         raise ValueError(f"{fields.where}.rope_theta must be above 1 with rope_type yarn, got {theta}")
     factor = fields.factor()
 
-    def pair(turns: float) -> float:
+    def pair(name: str, default: float) -> float:
         """The pair that turns so often within the original range."""
-        return size * math.log(fields.positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        wave = fields.positions / (fields.number(name, default) * 2 * math.pi)
+        wave = positive(f"{fields.where}: original_max_position_embeddings / (2 pi {name})", wave)
+        return size * math.log(wave) / (2 * math.log(theta))
 
-    low, high = pair(fields.number("beta_fast", 32)), pair(fields.number("beta_slow", 1))
+    low, high = pair("beta_fast", 32), pair("beta_slow", 1)
     if flag(f"{fields.where}.truncate", fields.given.get("truncate", True)):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)

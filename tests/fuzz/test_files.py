@@ -218,6 +218,19 @@ def _vocabulary(folder):
     tokenizer_folders.save(folder, "bert", config, {"vocab.txt": words}, tokenizer_json=False)
 
 
+# What any way of scaling a rotary embedding reads.
+SCALING = {
+    "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 20,
+    "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "mscale": 1.0, "mscale_all_dim": 0.5,
+}  # fmt: skip
+
+
+def _scaled(folder, rope_type):
+    model_folders.save(folder, "qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    encoders.write_json(folder, {"config.json": config | {"rope_parameters": {"rope_type": rope_type} | SCALING}})
+
+
 def _tokenizer(folder, kind):
     tokenizer_folders.save(folder, kind, {"tokenizer_class": kind} if kind.endswith("Tokenizer") else {})
 
@@ -254,6 +267,10 @@ MODELS |= {
     for kind in model_folders.KINDS
 }
 MODELS |= {
+    f"scaled by {kind}": (lambda folder, kind=kind: _scaled(folder, kind), SentenceEncoder, _texts)
+    for kind in ("linear", "llama3", "ntk", "yarn")
+}
+MODELS |= {
     f"tokenizer of {kind}": (lambda folder, kind=kind: _tokenizer(folder, kind), SentenceEncoder, _texts)
     for kind in tokenizer_folders.KINDS
 }
@@ -277,9 +294,9 @@ def folders(tmp_path_factory):
 
 
 ANYTHING = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 255, 0.5, -0.0, 1e300, float("nan"), float("inf"), 2**31, 2**40, 2**63,
-    10**30, "", "x", "a", "bert", "gelu", "..", "../other/config.json", "/etc/hostname", "C:\\x", "\ud800", "\0",
-    "x" * 5000,
+    None, True, False, 0, 1, -1, 2, 3, 7, 255, 0.5, -0.0, 5e-324, 1e300, float("nan"), float("inf"), 2**31, 2**40,
+    2**63, 10**30, "", "x", "a", "bert", "gelu", "..", "../other/config.json", "/etc/hostname", "C:\\x", "\ud800",
+    "\0", "x" * 5000,
     [], [1], [None], ["mean"] * 9, [[]], {}, {"x": 1}, {"": None},
 ]  # fmt: skip
 

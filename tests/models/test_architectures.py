@@ -329,6 +329,18 @@ REFUSED = [
     ("JinaEmbeddingsV3", {"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
     ("JinaEmbeddingsV3", {"num_hidden_layers": 3}, "must hold no tensor encoder.layers.3"),
     ("Qwen3", {"rope_parameters": _YARN | {"rope_theta": 1}}, "rope_theta must be above 1 with rope_type yarn, got 1"),
+    *(
+        (
+            "Qwen3",
+            {"rope_parameters": _YARN | {name: 5e-324}},
+            rf"original_max_position_embeddings / \(2 pi {which}\) must be a number above 0 and below 1e38, got {got}",
+        )
+        for name, which, got in (
+            ("original_max_position_embeddings", "beta_fast", 0),
+            ("beta_fast", "beta_fast", "inf"),
+            ("beta_slow", "beta_slow", "inf"),
+        )
+    ),
     ("Qwen3", {"rope_parameters": _YARN | {"truncate": 1}}, "rope_parameters.truncate must be true or false, got 1"),
     ("Qwen3", {"rope_parameters": _LLAMA3 | {"low_freq_factor": 4}}, "high_freq_factor must be above low_freq_factor"),
     ("Qwen3", {"rope_parameters": _LLAMA3 | {"low_freq_factor": None}}, "low_freq_factor must be a number above 0"),
