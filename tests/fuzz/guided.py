@@ -28,22 +28,12 @@ from support.fuzzing import silent
 # An input: three bytes that choose what is read, which of its files is another one, and how it is read; then that file.
 KINDS = [*sorted(files.MODELS), *sorted(files.MAKERS)]
 DTYPES, MMAP_MODES = ("float32", "bfloat16", "int8", "float64"), (None, "r", "c")
+
+# The right folders, and all names of files in any of them.
 FOLDER = Path(tempfile.mkdtemp())
-
-# Files that every folder may have besides its own.
-MORE = [
-    "1_Dense/config.json", "1_Pooling/config.json", "added_tokens.json", "artifact.metadata",
-    "config_sentence_transformers.json", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
-    "special_tokens_map.json", "vocab.txt",
-]  # fmt: skip
-
-
-def pristine(kind):
-    """The folder of a kind of model, made when it is first asked for, and the files in it that may be changed."""
-    folder = FOLDER / kind
-    if not folder.exists():
-        files.MODELS[kind][0](folder)
-    return folder, sorted({str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}.union(MORE))
+for _kind, (_make, *_) in files.MODELS.items():
+    _make(FOLDER / _kind)
+NAMES = sorted({str(Path(*x.relative_to(FOLDER).parts[1:])) for x in FOLDER.rglob("*") if x.is_file()})
 
 
 def header(content):
@@ -51,13 +41,11 @@ def header(content):
     return content[: 8 + int.from_bytes(content[:8], "little")]
 
 
-def read_folder(kind, number, dtype, content):
-    (former, names), (_, model_class, call) = pristine(kind), files.MODELS[kind]
-    folder, name = FOLDER / "read" / "folder", names[number % len(names)]
-    if name.endswith(".safetensors"):
-        found = (former / name).read_bytes()
-        content += found[len(header(found)) :]
-    shutil.copytree(former, folder)
+def read_folder(kind, name, dtype, content):
+    folder, former, (_, model_class, call) = FOLDER / "read" / "folder", FOLDER / kind / name, files.MODELS[kind]
+    if former.suffix == ".safetensors" and former.exists():
+        content += former.read_bytes()[len(header(former.read_bytes())) :]
+    shutil.copytree(FOLDER / kind, folder)
     try:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -70,19 +58,23 @@ def read_folder(kind, number, dtype, content):
         shutil.rmtree(folder)
 
 
-def one_input(data):
-    kind, content = KINDS[(data or b"\0")[0] % len(KINDS)], data[3:]
-    if len(data) < 3:
-        return
-    if kind in files.MODELS:
-        read_folder(kind, data[1], DTYPES[data[2] % 3], content)
-        return
-    path, (make, use), mmap_mode = FOLDER / "arrays", files.MAKERS[kind], MMAP_MODES[data[2] % 3]
+def read_arrays(kind, mmap_mode, content):
+    path, (make, use) = FOLDER / "arrays", files.MAKERS[kind]
     path.write_bytes(content)
     with files.bounded_memory(), silent():
         loaded = files.taken(path, type(make(kind, "float32")).load, path, mmap_mode=mmap_mode)
         if loaded is not None:
             use(loaded) if mmap_mode != "r" else repr(loaded)
+
+
+def one_input(data):
+    if len(data) < 3:
+        return
+    kind = KINDS[data[0] % len(KINDS)]
+    if kind in files.MODELS:
+        read_folder(kind, NAMES[data[1] % len(NAMES)], DTYPES[data[2] % 3], data[3:])
+    else:
+        read_arrays(kind, MMAP_MODES[data[2] % 3], data[3:])
 
 
 def mutated(data, max_size, seed):
@@ -112,12 +104,11 @@ def seeds():
             for n, dtype in enumerate(DTYPES):
                 files.MAKERS[kind][0](kind, dtype).save(FOLDER / "arrays")
                 yield bytes([i, 0, n]) + (FOLDER / "arrays").read_bytes()
-        else:
-            folder, names = pristine(kind)
-            for n, path in enumerate(folder / name for name in names):
-                if path.exists():
-                    content = path.read_bytes()
-                    yield bytes([i, n, n]) + (header(content) if path.suffix == ".safetensors" else content)
+            continue
+        for n, path in enumerate(FOLDER / kind / name for name in NAMES):
+            if path.exists():
+                content = path.read_bytes()
+                yield bytes([i, n, n]) + (header(content) if path.suffix == ".safetensors" else content)
 
 
 if __name__ == "__main__":
