@@ -27,7 +27,7 @@ from support.fuzzing import silent
 
 # An input: three bytes that choose what is read, which of its files is another one, and how it is read; then that file.
 KINDS = [*sorted(files.MODELS), *sorted(files.MAKERS)]
-DTYPES, MMAP_MODES = ("float32", "bfloat16", "int8", "float64"), (None, "r", "c")
+DTYPES, MMAP_MODES = ("float32", "float16", "bfloat16", "int8"), (None, "r", "c")
 
 # The right folders, and all names of files in any of them.
 FOLDER = Path(tempfile.mkdtemp())
@@ -72,7 +72,7 @@ def one_input(data):
         return
     kind = KINDS[data[0] % len(KINDS)]
     if kind in files.MODELS:
-        read_folder(kind, NAMES[data[1] % len(NAMES)], DTYPES[data[2] % 3], data[3:])
+        read_folder(kind, NAMES[data[1] % len(NAMES)], DTYPES[data[2] % 4], data[3:])
     else:
         read_arrays(kind, MMAP_MODES[data[2] % 3], data[3:])
 

@@ -401,7 +401,9 @@ def all_numbers(x):
     )
 
 
-@hypothesis.given(st.sampled_from(sorted(MODELS)), st.sampled_from(["float32", "bfloat16", "int8"]), st.data())
+@hypothesis.given(
+    st.sampled_from(sorted(MODELS)), st.sampled_from(["float32", "float16", "bfloat16", "int8"]), st.data()
+)
 @fuzzed(4)
 def test_any_folder_of_a_model(folders, tmp_path_factory, name, dtype, data):
     """It loads and then works, or the message names the folder."""
