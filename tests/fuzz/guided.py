@@ -47,7 +47,7 @@ def read_folder(kind, name, dtype, content):
         content += former.read_bytes()[len(header(former.read_bytes())) :]
     shutil.copytree(FOLDER / kind, folder)
     try:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         with files.inside(folder), files.bounded_memory(), silent():
             model = files.taken(folder, model_class.from_pretrained, folder, dtype)

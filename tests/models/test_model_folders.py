@@ -635,6 +635,14 @@ def test_json_that_python_does_not_read(tmp_path, bert, name, content):
         SentenceEncoder.from_pretrained(tmp_path)
 
 
+def test_characters_beyond_16_bits(tmp_path, bert):
+    """JSON may write them as two halves."""
+    bert[0].save(tmp_path, {DEFAULTS: r'{"prompts": {"ask": "\uD83D\ude00"}}'})
+    model = SentenceEncoder.from_pretrained(tmp_path)
+    expected = model.encode("a", prompt="\N{GRINNING FACE}")
+    np.testing.assert_array_equal(model.encode("a", prompt_name="ask"), expected)
+
+
 # Tokenizers that load, and then fail
 
 
