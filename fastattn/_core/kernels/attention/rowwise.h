@@ -164,7 +164,7 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, 
 #define CALL(STORED_AS)                                                                                                \
     do {                                                                                                               \
         const fa_type TYPE = STORED_AS;                                                                                \
-        if (ends_in_part(TYPE) && key->size < state->key_width) FA_IN_ROWS(rows_at_once(rows), PART);                      \
+        if (ends_in_part(TYPE) && key->size < state->key_width) FA_IN_ROWS(rows_at_once(rows), PART);                  \
         else FA_IN_ROWS(rows_at_once(rows), WHOLE);                                                                    \
     } while (0)
     FA_FOR_STORED(key->type, CALL);
