@@ -87,14 +87,20 @@ static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
 FA_NOINLINE void gather_x(const fa_linear *l, const fa_linear_item *item, by_rows_memory *memory) {
     const ptrdiff_t units = PADDED(UNITS(l->in_features));
     for (ptrdiff_t i = 0; i < PADDED(item->rows); i++) {
+        R *to = memory->x + i / 16 * 16 * units + i % 16 * LANES;
         const R *from = memory->reals;
+#if !FA_QUANTISED
+        if (i < item->rows && l->x_stride == 2) { /* at once: copied twice, 466x698->93 takes 1.1 times as long */
+            copy_units(item->x[i], l->in_features, to, units, AMX_TILE_REALS);
+            continue;
+        }
+#endif
         if (i < item->rows) from = gather_row(l, item->x[i], memory->reals, units, memory->scale + i, memory->zero + i);
         else {
             memset(memory->reals, 0, (size_t)units * sizeof(R));
             memory->scale[i] = 0;
             memory->zero[i] = 0;
         }
-        R *to = memory->x + i / 16 * 16 * units + i % 16 * LANES;
         for (ptrdiff_t u = 0; u < units; u += LANES) store(to + u * 16, load(from + u));
     }
 }
