@@ -210,7 +210,7 @@ def test_numbers_near_the_largest_beside_int8(rng, dtype, rows):
 # To the bit: threads and company
 
 
-SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90)]
+SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90), (331, 40, 118)]
 
 
 @each_kind
