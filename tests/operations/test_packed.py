@@ -761,6 +761,22 @@ def test_nothing_makes_a_weight_writable():
             change()
 
 
+def test_panels_must_have_their_size():
+    """Kernels read as many bytes as the shape says, whatever array holds them."""
+    weight = some_weight()
+    bytes_of_panels = len(weight.data)
+    empty = PackedWeight(*weight.shape, weight.dtype, False, allocate=False)
+    for size in (0, bytes_of_panels - 1, bytes_of_panels + 1, 2 * bytes_of_panels):
+        with pytest.raises(ValueError, match=f"data must have {bytes_of_panels} bytes, got {size}"):
+            empty.set_data(np.zeros(size, np.uint8))
+    for data in (np.zeros(2 * bytes_of_panels, np.uint8)[::2], weight.data[None], weight.data.view(np.int8)):
+        with pytest.raises(TypeError, match="data must be bytes side by side"):
+            empty.set_data(data)
+    empty.set_data(weight.data)
+    empty.set_scales(weight.scales)
+    assert_same_weight(empty.unpack(), weight.unpack())
+
+
 def test_a_mapped_file_may_be_replaced(path):
     some_weight().save(path)
     mapped = PackedWeight.load(path, mmap_mode="r")
