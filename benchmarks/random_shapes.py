@@ -1,6 +1,6 @@
 """Compare with PyTorch on random shapes, and write docs/performance/random-shapes.md.
 
-    python benchmarks/random_shapes.py                      # print the tables of all threads and of one: an hour
+    python benchmarks/random_shapes.py                      # print the tables of all threads and of one: half an hour
     python benchmarks/random_shapes.py --only "linear|packed" --dtype float32 --shapes 200
     python benchmarks/random_shapes.py --seed 7             # other shapes
     python benchmarks/random_shapes.py --page               # also write the page

@@ -53,16 +53,24 @@ cdef ptrdiff_t cut(ptrdiff_t total, ptrdiff_t most, ptrdiff_t unit) noexcept nog
 
 
 cdef void lay_out(Plan *p, int threads) noexcept nogil:
-    """Choose the items: blocks of rows and, for several threads, ranges of features; enough of them, none too long."""
+    """Choose the items: blocks of rows and, for several threads, ranges of features; enough of them, none too long.
+
+    Where there are fewer ranges of features than threads, blocks of rows are smaller than the kernel prefers: each
+    reads or packs the weight for itself, but otherwise threads would be idle.
+    """
     cdef fa_linear *call = &p.call
     cdef ptrdiff_t tile = p.tile
     cdef ptrdiff_t row_bytes = max(1, call.in_features // p.kernel.unit) * p.kernels.itemsize
-    cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1, share
+    cdef ptrdiff_t most = costs.LINEAR_ITEM_BYTES // row_bytes, pieces = 1, share, ranges, blocks, least
     most = max(most, min(2 * most, p.kernel.preferred_rows))
     most = max(tile, min(p.kernel.most_rows, most) // tile * tile)
     if threads > 1:
         share = p.rows // (costs.LINEAR_ITEMS_PER_THREAD * threads) + 1
-        most = min(most, max(p.kernel.least_rows, cut(p.rows, share, tile)))
+        ranges = max(1, p.features // p.least_features)
+        blocks = (threads + ranges - 1) // ranges
+        least = max(p.kernels.tile_rows, cut(p.rows, (p.rows + blocks - 1) // blocks, tile))
+        least = min(p.kernel.least_rows, least)
+        most = min(most, max(least, cut(p.rows, share, tile)))
     call.item_rows = cut(p.rows, most, tile)
     p.row_items = (p.rows + call.item_rows - 1) // call.item_rows
     if threads > 1:

@@ -44,6 +44,7 @@ cdef extern from "abi/table.h" nogil:
         const void *position_bias
         ptrdiff_t q_offset, begin_offset, end_offset
         ptrdiff_t first_row, rows, key_begin, key_end
+        int few_scores
         void *part_out
         void *part_max
         void *part_sum

@@ -3,6 +3,7 @@
 Most run with arrays of no library at all (support/foreign.py); those of PyTorch and JAX where they are installed.
 """
 
+import array
 import gc
 import subprocess
 import sys
@@ -321,6 +322,19 @@ def test_buffers():
     assert fastattn.softmax(x, out=given) is given
     assert np.array_equal(np.frombuffer(given, np.float32), fastattn.softmax(x))
     given.append(0)  # nobody holds the buffer any longer
+
+
+class Text(array.array):
+    """A buffer of characters, which NumPy has no type for."""
+
+    def __array__(self):
+        raise TypeError("it holds text")
+
+
+def test_buffers_of_other_types_are_let_go():
+    given = Text("w" if "w" in array.typecodes else "u", "ab")
+    assert refusal(lambda: fastattn.softmax(given), "x")[1].endswith("got Text: it holds text")
+    given.append("c")
 
 
 def test_memory_is_given_back():

@@ -259,6 +259,21 @@ def test_subnormal_numbers(rng, dtype, of_x):
         assert_linear_accurate({"x": x, "weight": weight})
 
 
+@pytest.mark.parametrize("inputs", [1, 33, 70, 300])
+def test_rows_of_zeros_among_subnormal_numbers(rng, dtype, inputs):
+    """Their sums need no second look; the sums around them, and any number of outputs, are the same to the bit."""
+    for rows in (7, 40, 70):
+        arrays = layer(rng, dtype, rows, inputs, 50)
+        x, weight = arrays["x"] * dtype.type(smallest(dtype) ** 0.9), arrays["weight"]
+        x[1::3] = 0
+        weight[2::4] = 0
+        result = assert_linear_accurate({"x": x, "weight": weight})
+        assert_equal(fastattn.linear(x[::3], weight), result[::3])
+        for outputs in (3, 16, 21):
+            assert_equal(fastattn.linear(x, weight[:outputs]), result[:, :outputs])
+            assert_equal(fastattn.linear(x, fastattn.pack(weight[:outputs])), result[:, :outputs])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_in_its_row(rng, dtype, bad):
     for inputs in (1, 5, 64, 300):
@@ -286,8 +301,8 @@ def test_nan_of_the_layer_stays_in_its_output(rng, dtype, name):
 # To the bit: threads and company
 
 
-# Rows, inputs and outputs with work for several threads: many rows, few rows of many outputs, one.
-SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90), (1000, 9, 40)]
+# Rows, inputs and outputs with work for several threads: many rows, few rows of many outputs, one; few of both.
+SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90), (1000, 9, 40), (100, 400, 30)]
 
 
 @pytest.mark.parametrize("shape", SHARED, ids=str)

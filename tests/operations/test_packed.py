@@ -210,7 +210,7 @@ def test_numbers_near_the_largest_beside_int8(rng, dtype, rows):
 # To the bit: threads and company
 
 
-SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90)]
+SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90), (331, 40, 118)]
 
 
 @each_kind
@@ -759,6 +759,22 @@ def test_nothing_makes_a_weight_writable():
     ):
         with pytest.raises(TypeError, match="must not be changed"):
             change()
+
+
+def test_panels_must_have_their_size():
+    """Kernels read as many bytes as the shape says, whatever array holds them."""
+    weight = some_weight()
+    bytes_of_panels = len(weight.data)
+    empty = PackedWeight(*weight.shape, weight.dtype, False, allocate=False)
+    for size in (0, bytes_of_panels - 1, bytes_of_panels + 1, 2 * bytes_of_panels):
+        with pytest.raises(ValueError, match=f"data must have {bytes_of_panels} bytes, got {size}"):
+            empty.set_data(np.zeros(size, np.uint8))
+    for data in (np.zeros(2 * bytes_of_panels, np.uint8)[::2], weight.data[None], weight.data.view(np.int8)):
+        with pytest.raises(TypeError, match="data must be bytes side by side"):
+            empty.set_data(data)
+    empty.set_data(weight.data)
+    empty.set_scales(weight.scales)
+    assert_same_weight(empty.unpack(), weight.unpack())
 
 
 def test_a_mapped_file_may_be_replaced(path):

@@ -1,6 +1,7 @@
 """Each allocation of every call fails in turn, and scratch memory ends at a page that may not be touched: nothing is
 half written, leaked or read beyond its end."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,7 @@ def calls(n, dtype, at):
     key, value = array("key", 1, 2, n + 3, n), array("value", 1, 2, n + 3, n + 1)
     mask, bias = placed("mask", rng.random((n, n + 3)) < 0.8, at), array("bias", 4, 2 * n + 1)
     x, weight, vector = array("x", 3, n), array("weight", n + 2, n), array("vector", n)
+    outputs = array("outputs", n + 2)
     residual, other, columns = array("residual", 3, n + 2), array("other", 3, n), array("columns", n, 5)
     angles, turned = array("angles", n, n), array("turned", 2, n, 2 * n + 1)
     int8 = placed("int8", np.ones((n + 2, n), np.int8), at), array("scales", n + 2, kind=np.float32)
@@ -149,6 +151,11 @@ def calls(n, dtype, at):
     yield "out", attention, (heads, key, value), {"is_causal": True}
     yield "out", attention, (heads, key, value, mask), {"position_bias": bias, "softcap": 3.0}
     yield "out", attention, (few, key, value), {}
+    keys = 1024 + n  # in two parts
+    parts = array("rows", 1, 1, 53, n), array("keys", 1, 1, keys, n), array("values", 1, 1, keys, n + 1)
+    yield "out", attention, parts, {}
+    many = [array(f"many {i}", 6, 1, rows, n) for i, rows in enumerate((2, 3, 3))]
+    yield "out", attention, many, {}
     yield "out", fastattn.attention_weights, (heads, key), {"window": (n, n)}
     ends = [0, 1, n]
     packed = [x[0].swapaxes(0, 1)[:n] for x in (heads, key, value)]
@@ -158,12 +165,12 @@ def calls(n, dtype, at):
     yield "out", fastattn.log_softmax, (x[..., ::-1],), {}
     yield "out", fastattn.layer_norm, (x, vector, vector), {}
     yield "pair", fastattn.add_rms_norm, (x, other, vector), {}
-    yield "out", fastattn.linear, (x, weight), {"residual": residual, "activation": "gelu"}
-    yield "out", fastattn.linear, (x, int8), {}
+    yield "out", fastattn.linear, (x, weight, outputs), {"residual": residual, "activation": "gelu"}
+    yield "out", fastattn.linear, (x, int8, outputs), {}
     yield "out", fastattn.rotary_embedding, (turned, angles, angles), {}
     if dtype != np.float64:
-        yield "out", fastattn.linear, (x, fastattn.pack(int8)), {}
-    yield "out", fastattn.linear, (x, fastattn.pack(weight)), {}
+        yield "out", fastattn.linear, (x, fastattn.pack(int8), outputs), {}
+    yield "out", fastattn.linear, (x, fastattn.pack(weight), outputs), {}
 
 def run(kind, call, arguments, options, at):
     try:
@@ -197,3 +204,95 @@ print(count)
 def test_nothing_beyond_arrays_and_scratch_is_touched(sizes):
     [count] = in_a_process(FENCED.replace("SIZES", str(sizes)))
     assert int(count) > 1000
+
+
+# A thread's block serves calls that need less, and grows for those that need more: by whole lines of a cache.
+GROWING = """
+import ctypes
+import numpy as np
+import fastattn
+
+ctypes.CDLL(None).fence(1)
+for dtype in np.float32, np.float64:
+    for length in range(1, 400):
+        x = np.linspace(-1, 1, length, dtype=dtype)
+        backwards = fastattn.softmax(x[::-1], out=np.empty_like(x)[::-1])
+        assert np.allclose(backwards[::-1], fastattn.softmax(x), 1e-5), length
+print("right")
+"""
+
+
+def test_scratch_that_grows():
+    assert in_a_process(GROWING) == ["right"]
+
+
+# Members have scratch memory of their own: each call runs in a child, whose members are new, until one of them has
+# asked for some, or for two seconds. Calls of two arrays take turns: nothing may be left of one in the other.
+FENCED_MEMBERS = """
+import ctypes, os, sys, time
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import fastattn
+from support.dtypes import HALF, WIDE
+
+allocator = ctypes.CDLL(None)
+allocator.fence(1)
+rng = np.random.default_rng(0)
+
+def pair(dtype, *shape):
+    return [rng.normal(size=shape).astype(dtype) for _ in range(2)]
+
+def calls(dtype):
+    queries, row, keys = pair(dtype, 2, 4, 90, 24), pair(dtype, 4, 8, 1, 24), pair(dtype, 4, 8, 1100, 24)
+    rows, wide, weight = pair(dtype, 300, 301), pair(dtype, 300, 600), rng.normal(size=(270, 301)).astype(dtype)
+    few, tall = pair(dtype, 8, 301), rng.normal(size=(2400, 301)).astype(dtype)
+    int8 = rng.integers(-127, 128, (270, 301)).astype(np.int8), np.ones(270, np.float32)
+    angles = rng.normal(size=(300, 150)).astype(dtype)
+    attention, linear = fastattn.scaled_dot_product_attention, fastattn.linear
+    yield "attention", queries, lambda x, threads: attention(x, x, x, num_threads=threads)
+    yield "parts", keys, lambda x, threads: attention(row[0], x, x, num_threads=threads)
+    yield "weights", queries, lambda x, threads: fastattn.attention_weights(x, x, num_threads=threads)
+    weights = {"plain": weight, "int8": int8, "packed": fastattn.pack(weight), "packed int8": fastattn.pack(int8)}
+    for name, w in weights.items():
+        yield name, rows, lambda x, threads, w=w: linear(x, w, num_threads=threads)
+    for name, w in ("few rows", tall), ("few rows, packed", fastattn.pack(tall)):  # all items have the same rows
+        yield name, few, lambda x, threads, w=w: linear(x, w, num_threads=threads)
+    strided = [x[:, ::2] for x in wide]
+    yield "softmax", strided, lambda x, threads: fastattn.softmax(x, num_threads=threads)
+    yield "norm", strided, lambda x, threads: fastattn.add_layer_norm(x, x, num_threads=threads)
+    turned = [x[None, :, ::2] for x in wide]
+    yield "rotary", turned, lambda x, threads: fastattn.rotary_embedding(x, angles, angles, num_threads=threads)
+
+def first(result):
+    return result[0] if isinstance(result, tuple) else result
+
+def in_a_child(arrays, call):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    try:
+        expected, deadline = [first(call(x, 1)) for x in arrays], time.monotonic() + 2
+        former, turn = allocator.asked_by_others(), 0
+        while turn < 12 or (allocator.asked_by_others() == former and time.monotonic() < deadline):
+            assert np.array_equal(first(call(arrays[turn % 2], 2)), expected[turn % 2]), "another result"
+            turn += 1
+        os._exit(ALONE if allocator.asked_by_others() == former else 0)
+    except AssertionError as error:
+        print(error, file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
+
+ALONE, count = 2, 0
+for dtype in WIDE[0], HALF[0]:
+    for name, arrays, call in calls(dtype):
+        status = in_a_child(arrays, call)
+        assert status in (0, ALONE << 8), (dtype, name, status)
+        count += status == 0
+print(count)
+"""
+
+
+@pytest.mark.skipif(not _runtime.has_openmp(), reason="a serial build")
+def test_members_touch_nothing_beyond_their_scratch():
+    [shared] = in_a_process(FENCED_MEMBERS)
+    assert int(shared) or os.cpu_count() == 1

@@ -190,7 +190,7 @@ class FencedPages:
 def fenced(operand):
     """One such pen for each operand of a call, reused."""
     del operand
-    return FencedPages(400_000)
+    return FencedPages(600_000)
 
 
 def placed(name, array, at):

@@ -18,6 +18,8 @@ _mask, _angles, _ends = _rng.random((2, 1, 70, 300)) < 0.7, _normal(70, 50), [0,
 _sinks, _slopes, _bias = _normal(4), abs(_normal(4)), _normal(4, 41)
 _int8 = np.ones((33, 100), np.int8), np.ones(33, np.float32)
 _packed = [x.swapaxes(1, 2)[0, :70] for x in (_query, _key, _value)]
+# More sequences than a call keeps on its stack, and keys for two parts, whose results are merged.
+_many, _long = [_normal(6, 2, 5, 8) for _ in range(3)], [_normal(1, 2, rows, 24) for rows in (3, 1100, 1100)]
 
 
 def nothing(*shape):
@@ -25,11 +27,11 @@ def nothing(*shape):
     return np.full(shape, np.nan, np.float32)
 
 
-def _attention(*masks, queries=_query, **options):
+def _attention(*masks, queries=_query, keys=_key, values=_value, **options):
     def call(out):
-        return fastattn.scaled_dot_product_attention(queries, _key, _value, *masks, out=out, **options)
+        return fastattn.scaled_dot_product_attention(queries, keys, values, *masks, out=out, **options)
 
-    return call, (*queries.shape[:-1], 16)
+    return call, (*queries.shape[:-1], values.shape[-1])
 
 
 def _linear(weight, **options):
@@ -47,6 +49,8 @@ CALLS = {
     "attention with a mask": _attention(_mask, kv_lengths=[3, 300], is_causal=True, q_offset=np.array([5, 7])),
     "attention with biases": _attention(sinks=_sinks, alibi_slopes=_slopes, position_bias=_bias, window=(9, None)),
     "attention of one query": _attention(queries=_query[:, :, :1], num_threads=2),
+    "attention in parts": _attention(queries=_long[0], keys=_long[1], values=_long[2]),
+    "attention of many sequences": _attention(queries=_many[0], keys=_many[1], values=_many[2]),
     "weights": (lambda out: fastattn.attention_weights(_query, _key, out=out), (2, 4, 70, 300)),
     "packed sequences": (lambda out: fastattn.varlen_attention(*_packed, _ends, _ends, out=out), (70, 4, 16)),
     "softmax": _on_rows(fastattn.softmax),

@@ -16,7 +16,7 @@ from fastattn.commands.measuring import engines
 
 #: To choose the fastest variant: seconds of a trial, number of trials of each variant, and total seconds after which
 #: there are no further ones, as long trials are not disturbed for all of their time.
-TRIAL_SECONDS, TRIALS, PATIENCE = 0.05, 3, 5.0
+TRIAL_SECONDS, TRIALS, PATIENCE = 0.02, 3, 5.0
 
 
 class Desk:

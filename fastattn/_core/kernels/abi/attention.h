@@ -45,6 +45,7 @@ typedef struct {
     ptrdiff_t q_offset;                     /* query i stands at i + q_offset: any number, for ALiBi and biases alone */
     ptrdiff_t begin_offset, end_offset;     /* and sees the keys i + begin_offset <= j < i + end_offset: saturated */
     ptrdiff_t first_row, rows, key_begin, key_end;
+    int few_scores; /* whether the whole head has so few that their sums are made of short chains of additions */
     void *part_out, *part_max, *part_sum;
 } fa_attention_item;
 

@@ -160,7 +160,8 @@ FA_INLINE int tile_scores_of(const fa_attention *a, const fa_attention_item *ite
 FA_INLINE void tile_step_of(const fa_attention *a, const fa_attention_item *item, query_tile *tile, key_step step,
                             const int NV) {
     V max[FA_TILE_VECTORS];
-    ptrdiff_t run = FA_MULTIPLY_ADD && tile->rows < FA_TILE_VECTORS * LANES ? FA_SHORT_CHAIN : FA_CHAIN;
+    int short_chains = FA_MULTIPLY_ADD && (item->few_scores || tile->rows < FA_TILE_VECTORS * LANES);
+    ptrdiff_t run = short_chains ? FA_SHORT_CHAIN : FA_CHAIN;
     int kinds = tile_scores_of(a, item, tile, step, max, run, NV);
     if (kinds == BLOCK_EXCLUDES) return;
     int has_nonfinite = kinds & BLOCK_EXCLUDES && !step.finite && !all_finite(step.value, step.count, a->value_size);

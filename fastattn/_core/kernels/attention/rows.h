@@ -7,8 +7,8 @@
 #define KEYS_PER_STEP 128                      /* the weights' panel, 128 · NV vectors, then stays in L1/L2 */
 #define KEYS_PER_SUM (FA_CHAIN < 32 ? 16 : 64) /* keys whose weighted values are summed before they join the rest, */
 #define KEYS_PER_RUN 16 /* and whose weights are: long chains of additions gather rounding errors */
-/* For few queries NumPy adds several partial sums, so we need shorter chains as well. Tiles that are not full can
- * afford them. */
+/* For few queries or few scores NumPy adds several partial sums, so we need shorter chains as well. Tiles that are not
+ * full can afford them. */
 #define FA_SHORT_CHAIN (FA_CHAIN < 16 ? FA_CHAIN : 16)
 
 /* Up to so many rows, of heads that are not small, are attended to row by row (plan.pyx): a vector of rows costs the

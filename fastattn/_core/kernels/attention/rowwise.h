@@ -43,7 +43,7 @@ static void block_rows_at(const fa_attention *a, const fa_attention_item *item, 
 #define STORES(TYPE) in_place = 1
     FA_FOR_STORED(rows->type, STORES);
 #undef STORES
-    in_place &= width == size || rows->type == STORED;
+    in_place &= width == size || ends_in_part(rows->type);
     in_place &= are_side_by_side(data, rows->row | rows->page, rows->element, rows->type);
     to->type = in_place ? rows->type : STORED;
     to->size = in_place ? size : width;
@@ -164,7 +164,7 @@ FA_NOINLINE void rowwise_score_rows(const rowwise_state *state, ptrdiff_t rows, 
 #define CALL(STORED_AS)                                                                                                \
     do {                                                                                                               \
         const fa_type TYPE = STORED_AS;                                                                                \
-        if (TYPE == STORED && key->size < state->key_width) FA_IN_ROWS(rows_at_once(rows), PART);                      \
+        if (ends_in_part(TYPE) && key->size < state->key_width) FA_IN_ROWS(rows_at_once(rows), PART);                  \
         else FA_IN_ROWS(rows_at_once(rows), WHOLE);                                                                    \
     } while (0)
     FA_FOR_STORED(key->type, CALL);

@@ -32,36 +32,52 @@
 static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
                          const char *scales, ptrdiff_t first, ptrdiff_t count, ptrdiff_t size, R *panel) {
     const char *from[KEYS_PER_STEP];
-    const ptrdiff_t units = PADDED_UNITS(size), whole = rows->element == 2 ? size / 2 : 0;
+    const ptrdiff_t units = PADDED_UNITS(size);
     fa_addresses(a, item, data, rows->row, rows->page, first, count, from);
-    const int fits = whole == units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0;
+    const int fits =
+        rows->element == 2 && size == UNIT * units && count % KEY_GROUP == 0 && rows->row % (ptrdiff_t)sizeof(R) == 0;
     if (fits && fa_in_a_row(a, item, first, count))
         return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     for (ptrdiff_t t = 0; t < PADDED_KEYS(count); t++) {
         R *to = panel + t * units;
-        ptrdiff_t u = t < count ? whole : 0;
-        memcpy(to, from[t < count ? t : 0], (size_t)u * sizeof(R));
-        for (; t < count && u < UNITS(size); u++) to[u] = read_unit(from[t], rows->element, u, size, rows->type);
-        memset(to + u, 0, (size_t)(units - u) * sizeof(R));
+        const ptrdiff_t present = t < count ? size : 0;
+        if (rows->element == 2)
+            for (ptrdiff_t u = 0; u < units; u += LANES)
+                store(to + u, load_word_part(from[t < count ? t : 0] + UNIT * 2 * u, present - UNIT * u));
+        else
+            for (ptrdiff_t u = 0; u < units; u++)
+                to[u] = UNIT * u < present ? read_unit(from[t], rows->element, u, size, rows->type) : 0;
     }
     return (unit_rows){panel, units};
 }
 
 /* 32 components of 32 keys, transposed: `to` has a row of 16 pairs for each component. Neighbouring keys are
- * interleaved within each 16 bytes, so that a lane's component is not its number. */
-FA_INLINE void transpose_values(const char *const *from, ptrdiff_t component, R *to) {
+ * interleaved within each 16 bytes, so that a lane's component is not its number. Not `whole`: zeros for keys from
+ * `keys` on and for components from `size` on, up to whole tiles. */
+FA_INLINE void transpose_values(const char *const *from, ptrdiff_t keys, ptrdiff_t component, ptrdiff_t size, R *to,
+                                const int whole) {
     V low[LANES], high[LANES];
     FA_UNROLL_FOR(int i = 0; i < LANES; i++) {
-        const char *even = from[2 * i] + 2 * component, *odd = from[2 * i + 1] + 2 * component;
-        interleave_words_by_16_bytes(even, odd, &low[i], &high[i]);
+        V pair[2];
+        FA_UNROLL_FOR(int half = 0; half < 2; half++) {
+            const int t = 2 * i + half, present = whole || t < keys;
+            const char *at = from[present ? t : 0] + 2 * component;
+            pair[half] = whole ? load((const R *)at) : load_word_part(at, present ? size - component : 0);
+        }
+        interleave_words_by_16_bytes(pair[0], pair[1], &low[i], &high[i]);
     }
     transpose(low);
     transpose(high);
     FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) {
-        R *at = to + (component + lane / 4 * 8 + lane % 4) * VALUE_PITCH;
-        store(at, low[lane]);
-        store(at + 4 * VALUE_PITCH, high[lane]);
+        const ptrdiff_t row = component + lane / 4 * 8 + lane % 4;
+        if (whole || row < PADDED_COMPONENTS(size)) store(to + row * VALUE_PITCH, low[lane]);
+        if (whole || row + 4 < PADDED_COMPONENTS(size)) store(to + (row + 4) * VALUE_PITCH, high[lane]);
     }
+}
+
+/* One by one this took longer than all products: of 24 components twice as long as that of 32. */
+FA_NOINLINE void transpose_rest(const char *const *from, ptrdiff_t keys, ptrdiff_t component, ptrdiff_t size, R *to) {
+    transpose_values(from, keys, component, size, to, 0);
 }
 
 static unit_rows values_at(const fa_attention *a, const fa_attention_item *item, const fa_rows *rows, const char *data,
@@ -72,7 +88,8 @@ static unit_rows values_at(const fa_attention *a, const fa_attention_item *item,
         R *to = panel + t / 2;
         ptrdiff_t d = 0;
         for (; rows->element == 2 && t + KEY_GROUP <= count && d + 32 <= size; d += 32)
-            transpose_values(from + t, d, to);
+            transpose_values(from + t, KEY_GROUP, d, size, to, 1);
+        for (; rows->element == 2 && d < size; d += 32) transpose_rest(from + t, count - t, d, size, to);
         for (; d < PADDED_COMPONENTS(size); d++)
             for (ptrdiff_t u = 0; u < KEY_GROUP / 2; u++) {
                 const ptrdiff_t even = t + 2 * u, odd = even + 1, at = d * rows->element;

@@ -83,10 +83,29 @@ static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
     return lay_out_by_rows(l, &memory, NULL);
 }
 
+#if !FA_QUANTISED
+/* 16 rows of x, whose elements lie side by side, into tiles: tile by tile, as the lines that a row fills are 1 KB apart
+ * and compete for few lines of L1. 1.05 to 1.25 times as fast with up to 100 outputs. */
+static void gather_tiles(const fa_linear *l, const char *const *x, ptrdiff_t units, R *to) {
+    const ptrdiff_t whole = l->in_features / (16 * UNIT);
+    for (ptrdiff_t u = 0; u < whole; u++)
+        FA_UNROLL_FOR(int i = 0; i < 16; i++)
+            store(to + u * AMX_TILE_REALS + i * LANES, load_units(x[i], u * LANES, FA_BF16));
+    for (int i = 0; i < 16; i++)
+        copy_units(x[i] + whole * FA_VECTOR_BYTES, l->in_features - 16 * UNIT * whole,
+                   to + whole * AMX_TILE_REALS + i * LANES, units - 16 * whole, AMX_TILE_REALS);
+}
+#endif
+
 /* Rows of x into tiles; zeros where there are no more rows. */
 FA_NOINLINE void gather_x(const fa_linear *l, const fa_linear_item *item, by_rows_memory *memory) {
     const ptrdiff_t units = PADDED(UNITS(l->in_features));
-    for (ptrdiff_t i = 0; i < PADDED(item->rows); i++) {
+    ptrdiff_t i = 0;
+#if !FA_QUANTISED
+    for (; l->x_stride == 2 && i + 16 <= item->rows; i += 16)
+        gather_tiles(l, item->x + i, units, memory->x + i * units);
+#endif
+    for (; i < PADDED(item->rows); i++) {
         const R *from = memory->reals;
         if (i < item->rows) from = gather_row(l, item->x[i], memory->reals, units, memory->scale + i, memory->zero + i);
         else {
@@ -189,7 +208,8 @@ static void sum_features(const fa_linear *l, const fa_linear_item *item, const b
                 amx_operand rows = PACKED(memory->x + (row / 16 * along + u) * AMX_TILE_REALS, 1, along);
                 amx_operand lanes = PACKED(memory->packed + j * BY_ROWS_RUN * AMX_TILE_REALS, 1, BY_ROWS_RUN);
                 amx_operand sums = PACKED(memory->sums + (row / 16 * BLOCK_TILES + j) * AMX_TILE_REALS, BLOCK_TILES, 1);
-                multiply_swapped(&rows, tiles, &lanes, run, &sums, u > 0);
+                if (FA_QUANTISED || count - 16 * j > 16) multiply_swapped(&rows, tiles, &lanes, run, &sums, u > 0);
+                else multiply_1(&rows, tiles, &lanes, run, &sums, u > 0); /* 1.15 to 1.3 times as fast with one tile */
             }
             if (last) finish_block(l, item, memory, row, feature, count);
         }

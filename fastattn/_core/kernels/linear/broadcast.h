@@ -71,16 +71,18 @@ FA_INLINE V add_unit(V sum, V lanes, spread unit) {
 FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
                              ptrdiff_t units, V *sums, const int MR) {
     V acc[FEW_MOST];
+    const R *row[LANES];
     FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = (V){0};
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) row[i] = weights->rows.data + fa_clamp(i, 0, last) * weights->rows.stride;
     for (ptrdiff_t u = 0; u < units; u += LANES) {
         const ptrdiff_t n = fa_clamp(units - u, 0, LANES);
         V w[LANES];
-        FA_UNROLL_FOR(int i = 0; i < LANES; i++) {
-            const R *from = weights->rows.data + fa_clamp(i, 0, last) * weights->rows.stride + u;
-            w[i] = n == LANES ? load(from) : load_some(from, n);
-            __builtin_prefetch(from + LANES * weights->rows.stride, 0, 2);
+        FA_UNROLL_FOR(int i = 0; i < LANES; i++) __builtin_prefetch(row[i] + u + LANES * weights->rows.stride, 0, 2);
+        if (n == LANES) load_transposed(row, u, w);
+        else {
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) w[i] = load_part(row[i] + u, (int)n);
+            transpose(w);
         }
-        transpose(w);
 #define ADD(k)                                                                                                         \
     FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_unit(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
         if (n == LANES)

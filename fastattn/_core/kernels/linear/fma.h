@@ -6,6 +6,7 @@
 #include "linear/block.h"
 #include "products/rows_into_lanes.h"
 #include "storage/elements.h"
+#include "storage/partial.h"
 
 #define LINEAR_RUN(l) linear_run((l)->in_features)
 
@@ -23,8 +24,9 @@ static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t 
     const char *from = l->weight + feature * l->weight_row_stride + unit * l->weight_stride;
     if (l->contiguous_weight && l->weight_type == STORED)
         return (weight_block){{(const R *)from, l->weight_row_stride / (ptrdiff_t)sizeof(R)}};
-    for (ptrdiff_t i = 0; i < count; i++)
-        widen(panel + i * units, from + i * l->weight_row_stride, l->weight_type, l->weight_stride, units);
+    const char *rows[LINEAR_FEATURES];
+    for (ptrdiff_t i = 0; i < count; i++) rows[i] = from + i * l->weight_row_stride;
+    widen_rows(panel, units, rows, l->weight_type, l->weight_stride, count, units);
     return (weight_block){{panel, units}};
 }
 

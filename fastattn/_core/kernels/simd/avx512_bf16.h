@@ -36,11 +36,15 @@ FA_INLINE V_f32 pair_bf16(V_f32 low, V_f32 high) {
                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return (V_f32)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
+/* The first n words of a vector, zeros behind them; nothing beyond them is touched. */
+FA_INLINE V_f32 load_word_part(const void *p, ptrdiff_t n) {
+    const __mmask32 words = n >= 32 ? ~(__mmask32)0 : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
+    return (V_f32)_mm512_maskz_loadu_epi16(words, p);
+}
 /* Words of a and b in turn, those of the lower and of the upper half of each 16 bytes. */
-FA_INLINE void interleave_words_by_16_bytes(const void *a, const void *b, V_f32 *low, V_f32 *high) {
-    __m512i even = _mm512_loadu_si512(a), odd = _mm512_loadu_si512(b);
-    *low = (V_f32)_mm512_unpacklo_epi16(even, odd);
-    *high = (V_f32)_mm512_unpackhi_epi16(even, odd);
+FA_INLINE void interleave_words_by_16_bytes(V_f32 a, V_f32 b, V_f32 *low, V_f32 *high) {
+    *low = (V_f32)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b);
+    *high = (V_f32)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b);
 }
 
 #if FA_REAL_IS_FLOAT

@@ -59,6 +59,14 @@ FA_INLINE void transpose(V x[LANES]) {
     }
 }
 
+#ifndef FA_HAS_LOAD_TRANSPOSED
+/* Element `at` + k of each row in x[k]. */
+FA_INLINE void load_transposed(const R *const *row, ptrdiff_t at, V *x) {
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(row[i] + at);
+    transpose(x);
+}
+#endif
+
 /* The sum over the lanes of x[i], for i < FOLD, in lane i of the result. */
 #define FOLD (LANES < 4 ? LANES : 4)
 FA_INLINE V fold(const V *x) {

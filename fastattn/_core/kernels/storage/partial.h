@@ -13,13 +13,15 @@ FA_INLINE void store_some(R *p, V x, ptrdiff_t n) {
 
 /* The same for any type. A partial vector of narrower elements is copied through memory, so that nothing beyond it is
  * touched. */
-FA_INLINE V load_some_as(const char *p, fa_type type, ptrdiff_t n) {
-    if (type == STORED) return load_some((const R *)p, n);
-    if (n == LANES) return load_as(p, type);
+FA_INLINE V load_part_as(const char *p, fa_type type, ptrdiff_t n) {
+    if (type == STORED) return load_part((const R *)p, (int)n);
     char part[LANES * sizeof(R)] = {0};
     if (fa_size_of(type) == 2) read_halves(part, p, (int)n);
     else memcpy(part, p, (size_t)(n * fa_size_of(type)));
     return load_as(part, type);
+}
+FA_INLINE V load_some_as(const char *p, fa_type type, ptrdiff_t n) {
+    return n == LANES ? load_as(p, type) : load_part_as(p, type, n);
 }
 FA_INLINE void store_some_as(char *p, fa_type type, V x, ptrdiff_t n) {
     if (type == STORED) store_some((R *)p, x, n);
