@@ -80,9 +80,8 @@ FA_INLINE V vector_exp2(V x) {
     return scaled(exp2_unit(f), x);
 }
 
-/* Element `k` of 16 rows of 16 in x[k]. Whole rows take 64 permutations, all on one port; put together from quarters
- * of rows, which their loads bring to their places, they take 32: a plain weight with 1 to 6 rows 1 to 1.4 times as
- * fast. */
+/* Element `at` + k of each of 16 rows in x[k]. Transposing whole rows takes 64 permutations, all on one port; loads
+ * that bring quarters of rows to their places leave 32. Plain weights with 1 to 6 rows are 1 to 1.4 times as fast. */
 #define FA_HAS_LOAD_TRANSPOSED
 FA_INLINE __m512 load_quarters(const R *const *row, ptrdiff_t at) {
     __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + at));
