@@ -12,6 +12,10 @@ cdef enum:
     LINEAR_WEIGHT_BYTES = 12   # of the weight, if there are few rows
     SOFTMAX_ELEMENTS = 3
     NORMALIZATION_ELEMENTS = 5
+    # What a row costs beside its elements, as so many of them: 20 nanoseconds of softmax (AVX-512, rows of 16 to 128
+    # elements), but no more than three times its elements, as short rows share vectors; 16 nanoseconds of a norm.
+    SOFTMAX_ROW = 60
+    NORMALIZATION_ROW = 80
     ROTARY_ELEMENTS = 5
     CACHE_ELEMENTS = 4
     PACKED_BYTES = 4           # of a weight that is being packed

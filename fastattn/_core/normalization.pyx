@@ -19,6 +19,7 @@ cdef struct Plan:
     fa_normalization call
     strides.Axes outer  # all axes but the last and the one of the rows
     ptrdiff_t rows, item_rows, row_items, items
+    ptrdiff_t row_work  # in elements
     const char *x
     const char *residual
     char *out
@@ -55,7 +56,8 @@ cdef void lay_out(Plan *p) noexcept nogil:
         p, RESIDUAL, call.residual_row_stride, call.residual_stride, p.residual, itemsize
     )
     call.contiguous_total = contiguous(p, TOTAL, call.total_row_stride, call.total_stride, p.total, itemsize)
-    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.nontemporal else costs.ITEM_ELEMENTS) // call.length)
+    p.row_work = call.length + costs.NORMALIZATION_ROW
+    p.item_rows = max(1, (costs.STREAMED_ITEM_ELEMENTS if call.nontemporal else costs.ITEM_ELEMENTS) // p.row_work)
     p.row_items = (p.rows + p.item_rows - 1) // p.item_rows
     p.items = strides.total(outer) * p.row_items
 
@@ -80,7 +82,7 @@ cdef void run_item(const void *plan, ptrdiff_t index, void *memory) noexcept nog
 
 
 cdef bint run_call(Plan *p, int asked) noexcept nogil:
-    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.call.length / costs.NORMALIZATION_ELEMENTS
+    cdef double nanoseconds = <double>p.rows * strides.total(&p.outer) * p.row_work / costs.NORMALIZATION_ELEMENTS
     return run(run_item, p, p.items, threads_for(asked, p.items, nanoseconds), p.kernels.normalization_scratch(&p.call))
 
 

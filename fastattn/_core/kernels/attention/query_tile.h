@@ -56,25 +56,48 @@ typedef struct {
     int finite; /* the values are known to be */
 } key_step;
 
+/* Stores the biases of as many keys as there are lanes, a vector of rows for each. */
+FA_INLINE void put_biases(const V *bias, R *to, ptrdiff_t NV) {
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(to + i * NV * LANES, bias[i]);
+}
+
+/* Biases of a vector of rows, whose masks are `mask`; lanes beyond the last row have its mask. What is stored as such
+ * is transposed as it is loaded; all else is brought to `rows` first, row by row, the last row once. */
+static mask_kinds read_lanes(const fa_attention *a, const char *const *mask, ptrdiff_t last, ptrdiff_t count, R *rows,
+                             R *to, ptrdiff_t NV, mask_kinds kinds) {
+    const R *row[LANES];
+    V bias[LANES];
+    ptrdiff_t t = 0;
+    FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) row[lane] = (const R *)mask[lane];
+    if (a->mask_type == STORED && a->mask_stride == (ptrdiff_t)sizeof(R))
+        for (; t + LANES <= count; t += LANES) {
+            FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) __builtin_prefetch(row[lane] + t + count, 0, 3);
+            load_transposed(row, t, bias);
+            FA_UNROLL_FOR(int i = 0; i < LANES; i++) kinds = note_kinds(kinds, bias[i]);
+            put_biases(bias, to + t * NV * LANES, NV);
+        }
+    for (ptrdiff_t lane = 0; t < count && lane < LANES; lane++) {
+        R *at = rows + fa_clamp(lane, 0, last) * KEYS_PER_STEP;
+        if (lane <= last) kinds = mask_row(a, mask[lane] + t * a->mask_stride, count - t, at, kinds);
+        row[lane] = at;
+    }
+    for (ptrdiff_t u = 0; t + u < count; u += LANES) {
+        load_transposed(row, u, bias);
+        put_biases(bias, to + (t + u) * NV * LANES, NV);
+    }
+    return kinds;
+}
+
 /* Reads the step's part of the mask as biases, lane by lane or one for all lanes. Returns the kinds that occur. */
 static int read_mask(const fa_attention *a, query_tile *tile, key_step step) {
-    ptrdiff_t offset = step.first_key * a->mask_stride, NV = tile->vectors;
+    const ptrdiff_t offset = step.first_key * a->mask_stride, NV = tile->vectors;
     mask_kinds kinds = {{0}, {0}, {0}};
     if (tile->one_mask) return kinds_noted(mask_row(a, tile->mask[0] + offset, step.count, tile->mask_rows, kinds));
     for (ptrdiff_t j = 0; j < NV; j++) {
-        const ptrdiff_t last = fa_clamp(tile->rows - j * LANES, 1, LANES) - 1;
-        const R *row[LANES]; /* lanes beyond the last row have its mask, read once */
-        for (ptrdiff_t lane = 0; lane < LANES; lane++) {
-            R *at = tile->mask_rows + fa_clamp(lane, 0, last) * KEYS_PER_STEP;
-            if (lane <= last) kinds = mask_row(a, tile->mask[j * LANES + lane] + offset, step.count, at, kinds);
-            row[lane] = at;
-        }
-        for (ptrdiff_t t = 0; t < step.count; t += LANES) {
-            V x[LANES];
-            FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) x[lane] = load(row[lane] + t);
-            transpose(x);
-            FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(tile->bias + ((t + i) * NV + j) * LANES, x[i]);
-        }
+        const char *mask[LANES];
+        for (ptrdiff_t lane = 0; lane < LANES; lane++) mask[lane] = tile->mask[j * LANES + lane] + offset;
+        kinds = read_lanes(a, mask, fa_clamp(tile->rows - j * LANES, 1, LANES) - 1, step.count, tile->mask_rows,
+                           tile->bias + j * LANES, NV, kinds);
     }
     return kinds_noted(kinds);
 }

@@ -22,7 +22,9 @@ static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, c
     if (rows->type == STORED && fa_in_a_row(a, item, first, count) && is_contiguous(from[0], rows->row, rows->element))
         return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     if (scales) fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, scale);
-    widen_rows(panel, size, from, rows->type, rows->element, count, size);
+    const int one = rows->row == size * rows->element && fa_in_a_row(a, item, first, count); /* as one long row */
+    widen_rows(panel, one ? count * size : size, from, rows->type, rows->element, one ? 1 : count,
+               one ? count * size : size);
     for (ptrdiff_t t = 0; scales && t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) panel[t * size + d] *= *(const float *)scale[t];
     return (unit_rows){panel, size};
@@ -31,15 +33,19 @@ static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, c
 #define keys_at rows_at
 #define values_at rows_at
 
+/* Four rows at a time: in one chain of additions this took a sixth of a masked call of 22 rows. */
 static int all_finite(unit_rows rows, ptrdiff_t count, ptrdiff_t size) {
-    V noughts = {0};
-    R nought = 0;
-    for (ptrdiff_t t = 0; t < count; t++) {
+    V noughts[4] = {{0}};
+    for (ptrdiff_t t = 0; t < count; t += 4) {
+        const R *row[4];
         ptrdiff_t d = 0;
-        for (; d + LANES <= size; d += LANES) noughts += load(rows.data + t * rows.stride + d) * (R)0;
-        for (; d < size; d++) nought += rows.data[t * rows.stride + d] * (R)0;
+        FA_UNROLL_FOR(int i = 0; i < 4; i++) row[i] = rows.data + fa_clamp(t + i, 0, count - 1) * rows.stride;
+        for (; d + LANES <= size; d += LANES)
+            FA_UNROLL_FOR(int i = 0; i < 4; i++) noughts[i] += load(row[i] + d) * (R)0;
+        if (d < size)
+            FA_UNROLL_FOR(int i = 0; i < 4; i++) noughts[i] += load_part(row[i] + d, (int)(size - d)) * (R)0;
     }
-    return lane_sum(noughts) + nought == 0;
+    return lane_sum(noughts[0] + noughts[1] + (noughts[2] + noughts[3])) == 0;
 }
 
 /* Element d of value row t, and the weight of key t in a lane. */
