@@ -204,7 +204,8 @@ static key_step block_from(const fa_attention *a, const fa_attention_item *item,
     block.key = keys_at(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size, tiles->key_panel);
     block.value = values_at(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
                             tiles->value_panel);
-    block.finite = item->mask && all_finite(block.value, block.count, a->value_size); /* once for all tiles */
+    /* Once for all tiles; one tile finds out by itself if it excludes a key. */
+    block.finite = item->mask && tiles->count > 1 && all_finite(block.value, block.count, a->value_size);
     return block;
 }
 
