@@ -503,6 +503,23 @@ def test_values_at_the_ends_of_steps_are_seen(bad, queries, dtype):
             assert_equal(out, clean)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("size", [1, 3, 7, 9, 15, 17, 24, 33, 40])
+@pytest.mark.parametrize("queries", [1, 20, 90])
+def test_excluded_values_are_ignored_in_each_component(queries, size, bad, dtype):
+    query, key, value = problem(Shape(1, 2, 2, queries, 39, 16, size), dtype)
+    for component in range(size):
+        place = 38 - component % 5
+        mask = np.ones((queries, 39), bool)
+        mask[:, place] = False
+        clean, _ = attention(query, key, value, mask)
+        spoiled = value.copy()
+        spoiled[..., place, component] = bad
+        out, _ = attention(query, key, spoiled, mask)
+        with telling(component=component):
+            assert_equal(out, clean)
+
+
 @pytest.mark.parametrize("queries", [1, 2, 40])
 @pytest.mark.parametrize("keys", [40, 1300])
 def test_nan_in_a_query_stays_in_its_row(queries, keys, dtype):
