@@ -58,6 +58,18 @@ def test_few_rows(rng, dtype, rows):
             assert_linear_accurate(arrays, activation="gelu")
 
 
+@pytest.mark.parametrize("rows", range(1, 7))
+def test_few_rows_and_few_outputs(rng, dtype, rows):
+    """A vector of outputs that is not full, and any rest of inputs: the same to the bit as of a larger weight."""
+    for inputs in (1, 2, 3, 4, 7, 18, 31, 33, 67, 130):
+        arrays = layer(rng, dtype, rows, inputs, 40)
+        result = assert_linear_accurate(arrays)
+        for outputs in range(1, 20):
+            some = {name: arrays[name][:outputs] for name in ("weight", "bias")}
+            some["residual"] = arrays["residual"][:, :outputs]
+            assert_equal(fastattn.linear(**arrays | some), result[:, :outputs])
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("inputs", "outputs"), [(19, 40), (67, 70), (300, 33), (1030, 70)])
 def test_rows(rng, dtype, inputs, outputs):

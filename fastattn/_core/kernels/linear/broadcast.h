@@ -55,8 +55,8 @@ FA_INLINE void sum_block(const weight_block *weights, ptrdiff_t row, const linea
  * elements of x are broadcast: 1.7 times as fast with one row, where memory is the limit, and a tie with 7. The same
  * products are added in the same order. */
 
-#define FEW_ROWS ((LANES + 2) / 3)
-#define FEW_MOST 8 /* rows of the widest kernel: FEW_ROWS is 6 at most */
+#define FEW_ROWS ((LANES + 2) / 3) /* 6 at most */
+#define FEW_AHEAD (2 * LANES)      /* units between a row's products and what is prefetched of it */
 
 /* add_product, the unit last: the operand that AVX512_BF16 broadcasts from memory by itself. */
 FA_INLINE V add_unit(V sum, V lanes, spread unit) {
@@ -67,54 +67,84 @@ FA_INLINE V add_unit(V sum, V lanes, spread unit) {
 #endif
 }
 
-/* sums[MR] (+)= those of rows of x with LANES rows of W, of which `last` is the last; the next ones are prefetched. */
-FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t last, const R *const *x, ptrdiff_t first,
-                             ptrdiff_t units, V *sums, const int MR) {
-    V acc[FEW_MOST];
-    const R *row[LANES];
-    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = (V){0};
-    FA_UNROLL_FOR(int i = 0; i < LANES; i++) row[i] = weights->rows.data + fa_clamp(i, 0, last) * weights->rows.stride;
-    for (ptrdiff_t u = 0; u < units; u += LANES) {
-        const ptrdiff_t n = fa_clamp(units - u, 0, LANES);
-        V w[LANES];
-        FA_UNROLL_FOR(int i = 0; i < LANES; i++) __builtin_prefetch(row[i] + u + LANES * weights->rows.stride, 0, 2);
-        if (n == LANES) load_transposed(row, u, w);
-        else {
-            FA_UNROLL_FOR(int i = 0; i < LANES; i++) w[i] = load_part(row[i] + u, (int)n);
-            transpose(w);
-        }
-#define ADD(k)                                                                                                         \
-    FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_unit(acc[r], w[k], spread_unit(x[r] + first + u + (k)))
-        if (n == LANES)
-            FA_UNROLL_FOR(int k = 0; k < LANES; k++) ADD(k);
-        else
-            for (ptrdiff_t k = 0; k < n; k++) ADD(k);
-#undef ADD
-    }
-    FA_UNROLL_FOR(int r = 0; r < MR; r++) {
-        if (first) acc[r] += sums[r];
-        sums[r] = acc[r];
+/* acc[MR] += those of `count` units in the lanes with as many of each row of x, from `at` on. */
+FA_INLINE void add_units(V *acc, const V *lanes, const R *const *x, ptrdiff_t at, ptrdiff_t count, const int MR) {
+    FA_UNROLL_FOR(int k = 0; k < TRANSPOSED; k++) {
+        if (k >= count) break;
+        FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = add_unit(acc[r], lanes[k], spread_unit(x[r] + at + k));
     }
 }
 
+/* Prefetches what few_rows_sums reads next but one of the rows in the lanes: at the end of a row, the beginning of the
+ * next rows. */
+FA_INLINE void prefetch_lanes(const lane_rows *rows, ptrdiff_t stride, ptrdiff_t at, ptrdiff_t units) {
+    const ptrdiff_t ahead = at + FEW_AHEAD, beyond = ahead < units ? 0 : LANES * stride - units;
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) __builtin_prefetch(row_in_lane(rows, i) + ahead + beyond);
+}
+
+/* sums[MR] (+)= those of rows of x, from unit `first` on, with `count` rows of W in the lanes, run by run. */
+FA_INLINE void few_rows_sums(const weight_block *weights, ptrdiff_t count, const R *const *row, ptrdiff_t first,
+                             ptrdiff_t units, ptrdiff_t run, V *sums, const int MR) {
+    const lane_rows rows = rows_in_lanes(weights->rows.data, weights->rows.stride, count);
+    const R *x[FEW_ROWS];
+    FA_UNROLL_FOR(int r = 0; r < MR; r++) x[r] = row[r] + first;
+    for (ptrdiff_t u = 0, begin = 0; u < units; begin = u) {
+        const ptrdiff_t end = fa_clamp(units, 0, begin + run);
+        V acc[FEW_ROWS], lanes[TRANSPOSED];
+        FA_UNROLL_FOR(int r = 0; r < MR; r++) acc[r] = (V){0};
+        for (; u + TRANSPOSED <= end; u += TRANSPOSED) {
+            if (u % LANES == 0) prefetch_lanes(&rows, weights->rows.stride, u, units);
+            load_transposed(&rows, u, lanes);
+            add_units(acc, lanes, x, u, TRANSPOSED, MR);
+        }
+        if (u < end) {
+            load_part_transposed(&rows, u, (int)(end - u), lanes);
+            add_units(acc, lanes, x, u, end - u, MR);
+            u = end;
+        }
+        FA_UNROLL_FOR(int r = 0; r < MR; r++) {
+            if (first + begin) acc[r] += sums[r];
+            sums[r] = acc[r];
+        }
+    }
+}
+
+typedef void few_rows_kernel(const weight_block *weights, ptrdiff_t count, const R *const *x, ptrdiff_t first,
+                             ptrdiff_t units, ptrdiff_t run, V *sums);
 #define FEW_SUMS(MR)                                                                                                   \
-    FA_NOINLINE void few_rows_sums_##MR(const weight_block *weights, ptrdiff_t last, const R *const *x,                \
-                                        ptrdiff_t first, ptrdiff_t units, V *sums) {                                   \
-        few_rows_sums(weights, last, x, first, units, sums, MR);                                                       \
+    FA_NOINLINE void few_rows_sums_##MR(const weight_block *weights, ptrdiff_t count, const R *const *x,               \
+                                        ptrdiff_t first, ptrdiff_t units, ptrdiff_t run, V *sums) {                    \
+        few_rows_sums(weights, count, x, first, units, run, sums, MR);                                                 \
     }
 FEW_SUMS(1)
+#if FEW_ROWS >= 2
 FEW_SUMS(2)
+#endif
+#if FEW_ROWS >= 3
+FEW_SUMS(3)
+#endif
+#if FEW_ROWS >= 6
 FEW_SUMS(4)
-FEW_SUMS(8)
+FEW_SUMS(5)
+FEW_SUMS(6)
+static few_rows_kernel *const few_rows_kernels[] = {few_rows_sums_1, few_rows_sums_2, few_rows_sums_3,
+                                                    few_rows_sums_4, few_rows_sums_5, few_rows_sums_6};
+#elif FEW_ROWS == 3
+static few_rows_kernel *const few_rows_kernels[] = {few_rows_sums_1, few_rows_sums_2, few_rows_sums_3};
+#elif FEW_ROWS == 2
+static few_rows_kernel *const few_rows_kernels[] = {few_rows_sums_1, few_rows_sums_2};
+#else
+static few_rows_kernel *const few_rows_kernels[] = {few_rows_sums_1};
+#endif
 
 typedef struct {
-    R *panel, *x[FEW_MOST];
+    R *panel, *x[FEW_ROWS];
 } few_rows_memory;
 
 static ptrdiff_t lay_out_few_rows(const fa_linear *l, few_rows_memory *memory, char *at) {
     const char *begin = at;
     memory->panel = take_scratch(&at, LANES * fa_clamp(UNITS(l->in_features), 1, LINEAR_RUN(l)));
-    for (int r = 0; r < FEW_MOST; r++) memory->x[r] = take_scratch(&at, UNITS(l->in_features));
+    for (int r = 0; r < FEW_ROWS; r++) memory->x[r] = take_scratch(&at, UNITS(l->in_features));
     return at - begin;
 }
 
@@ -123,27 +153,35 @@ static ptrdiff_t linear_by_rows_scratch(const fa_linear *l) {
     return lay_out_few_rows(l, &memory, NULL);
 }
 
+/* Units that weights_at gives at a time: all of them if it reads the weight in place, else a run. */
+FA_INLINE ptrdiff_t units_at_once(const fa_linear *l, ptrdiff_t units) {
+#if FA_MULTIPLY_ADD
+    const int in_place = l->contiguous_weight && l->weight_type == STORED;
+#else
+    const int in_place =
+        l->weight_stride == 2 && l->in_features % UNIT == 0 && l->weight_row_stride % (ptrdiff_t)sizeof(R) == 0;
+#endif
+    return in_place ? units : LINEAR_RUN(l);
+}
+
 /* Returns whether it took the item. Not for int8, whose unsigned numbers must be in the lanes. */
 static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *scratch) {
-    const ptrdiff_t units = UNITS(l->in_features), rows = item->rows;
+    const ptrdiff_t units = UNITS(l->in_features), rows = item->rows, at_once = units_at_once(l, units);
     if (FA_QUANTISED || rows > FEW_ROWS || !units) return 0;
     linear_tile tile = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
     few_rows_memory memory;
-    const R *x[FEW_MOST];
+    const R *x[FEW_ROWS];
     lay_out_few_rows(l, &memory, scratch);
-    for (ptrdiff_t r = 0; r < FEW_MOST; r++)
-        x[r] = r < rows ? gather_row(l, item->x[r], memory.x[r], units, NULL, NULL) : x[rows - 1];
+    for (ptrdiff_t r = 0; r < rows; r++) x[r] = gather_row(l, item->x[r], memory.x[r], units, NULL, NULL);
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
-        V sums[FEW_MOST];
+        V sums[FEW_ROWS];
         n = fa_clamp(end - f, 0, LANES);
-        for (ptrdiff_t u = 0, run; u < units; u += run) {
-            run = fa_clamp(units - u, 0, LINEAR_RUN(l));
-            weight_block weights = weights_at(l, f, n, u, run, memory.panel);
-            if (rows == 1) few_rows_sums_1(&weights, n - 1, x, u, run, sums);
-            else if (rows == 2) few_rows_sums_2(&weights, n - 1, x, u, run, sums);
-            else if (rows <= 4) few_rows_sums_4(&weights, n - 1, x, u, run, sums);
-            else few_rows_sums_8(&weights, n - 1, x, u, run, sums);
+        for (ptrdiff_t u = 0, some; u < units; u += some) {
+            some = fa_clamp(units - u, 0, at_once);
+            weight_block weights = weights_at(l, f, n, u, some, memory.panel);
+            few_rows_kernels[rows - 1](&weights, n, x, u, some, LINEAR_RUN(l), sums);
         }
+        for (ptrdiff_t r = 0; n < LANES && r < rows; r++) sums[r] = in_order_of_rows(sums[r], n);
         put_sums(l, &tile, 0, rows, sums, f, n);
     }
     return 1;

@@ -80,26 +80,59 @@ FA_INLINE V vector_exp2(V x) {
     return scaled(exp2_unit(f), x);
 }
 
-/* Element `at` + k of each of 16 rows in x[k]. Transposing whole rows takes 64 permutations, all on one port; loads
- * that bring quarters of rows to their places leave 32. Plain weights with 1 to 6 rows are 1 to 1.4 times as fast. */
+/* See simd/lanes.h. Transposing whole rows takes 64 permutations for 16 elements, all on one port; loads that bring
+ * quarters of rows to their places leave 32. Rows are groups of four at one distance, as their 16 addresses do not fit
+ * in registers: loading these again took as long as loading the elements. The last of 4 or more rows are the last
+ * group, which may overlap the one before; of fewer rows each is a group. */
 #define FA_HAS_LOAD_TRANSPOSED
-FA_INLINE __m512 load_quarters(const R *const *row, ptrdiff_t at) {
-    __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + at));
-    x = _mm512_insertf32x4(x, _mm_loadu_ps(row[4] + at), 1);
-    x = _mm512_insertf32x4(x, _mm_loadu_ps(row[8] + at), 2);
-    return _mm512_insertf32x4(x, _mm_loadu_ps(row[12] + at), 3);
+#define TRANSPOSED 4
+typedef struct {
+    const R *group[4];
+    ptrdiff_t stride;
+} lane_rows;
+FA_INLINE ptrdiff_t first_of_group(ptrdiff_t group, ptrdiff_t count) {
+    return count < 4 ? fa_clamp(group, 0, count - 1) : fa_clamp(4 * group, 0, count - 4);
 }
-FA_INLINE void load_transposed(const R *const *row, ptrdiff_t at, V *x) {
-    FA_UNROLL_FOR(int k = 0; k < 16; k += 4) {
-        __m512 a = load_quarters(row, at + k), b = load_quarters(row + 1, at + k);
-        __m512 c = load_quarters(row + 2, at + k), d = load_quarters(row + 3, at + k);
-        __m512d ab_low = (__m512d)_mm512_unpacklo_ps(a, b), ab_high = (__m512d)_mm512_unpackhi_ps(a, b);
-        __m512d cd_low = (__m512d)_mm512_unpacklo_ps(c, d), cd_high = (__m512d)_mm512_unpackhi_ps(c, d);
-        x[k] = (V)_mm512_unpacklo_pd(ab_low, cd_low);
-        x[k + 1] = (V)_mm512_unpackhi_pd(ab_low, cd_low);
-        x[k + 2] = (V)_mm512_unpacklo_pd(ab_high, cd_high);
-        x[k + 3] = (V)_mm512_unpackhi_pd(ab_high, cd_high);
-    }
+FA_INLINE lane_rows rows_in_lanes(const R *first, ptrdiff_t stride, ptrdiff_t count) {
+    lane_rows rows = {.stride = count < 4 ? 0 : stride};
+    FA_UNROLL_FOR(int g = 0; g < 4; g++) rows.group[g] = first + first_of_group(g, count) * stride;
+    return rows;
+}
+FA_INLINE const R *row_in_lane(const lane_rows *rows, int lane) {
+    return rows->group[lane / 4] + lane % 4 * rows->stride;
+}
+FA_INLINE V in_order_of_rows(V x, ptrdiff_t count) {
+    R lanes[16], ordered[16];
+    store(lanes, x);
+    for (ptrdiff_t g = 0; g < 4; g++) memcpy(ordered + first_of_group(g, count), lanes + 4 * g, 4 * sizeof(R));
+    return load(ordered);
+}
+
+/* Up to four elements of row i of each group, one group after the other; 0 where `which` has none. */
+FA_INLINE V load_groups(const lane_rows *rows, int i, ptrdiff_t at, __mmask8 which) {
+    const R *from[4];
+    FA_UNROLL_FOR(int g = 0; g < 4; g++) from[g] = row_in_lane(rows, 4 * g + i) + at;
+#define QUARTER(g) (which == 15 ? _mm_loadu_ps(from[g]) : _mm_maskz_loadu_ps(which, from[g]))
+    __m512 x = _mm512_castps128_ps512(QUARTER(0));
+    x = _mm512_insertf32x4(x, QUARTER(1), 1);
+    x = _mm512_insertf32x4(x, QUARTER(2), 2);
+    x = _mm512_insertf32x4(x, QUARTER(3), 3);
+#undef QUARTER
+    return (V)x;
+}
+FA_INLINE void load_masked_transposed(const lane_rows *rows, ptrdiff_t at, __mmask8 which, V *x) {
+    __m512 a = (__m512)load_groups(rows, 0, at, which), b = (__m512)load_groups(rows, 1, at, which);
+    __m512 c = (__m512)load_groups(rows, 2, at, which), d = (__m512)load_groups(rows, 3, at, which);
+    __m512d ab_low = (__m512d)_mm512_unpacklo_ps(a, b), ab_high = (__m512d)_mm512_unpackhi_ps(a, b);
+    __m512d cd_low = (__m512d)_mm512_unpacklo_ps(c, d), cd_high = (__m512d)_mm512_unpackhi_ps(c, d);
+    x[0] = (V)_mm512_unpacklo_pd(ab_low, cd_low);
+    x[1] = (V)_mm512_unpackhi_pd(ab_low, cd_low);
+    x[2] = (V)_mm512_unpacklo_pd(ab_high, cd_high);
+    x[3] = (V)_mm512_unpackhi_pd(ab_high, cd_high);
+}
+FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) { load_masked_transposed(rows, at, 15, x); }
+FA_INLINE void load_part_transposed(const lane_rows *rows, ptrdiff_t at, int n, V *x) {
+    load_masked_transposed(rows, at, (__mmask8)((1u << n) - 1), x);
 }
 
 /* e^x = 2^n · e^(x - n log 2). Again subnormal results are 0: with one in a vector, or one too small even for that, as

@@ -59,12 +59,32 @@ FA_INLINE void transpose(V x[LANES]) {
     }
 }
 
+/* Rows in the lanes: as many as there are lanes. If there are fewer, lanes repeat some; see in_order_of_rows. */
 #ifndef FA_HAS_LOAD_TRANSPOSED
+#define TRANSPOSED LANES /* elements of each row that load_transposed takes */
+typedef struct {
+    const R *row[LANES];
+} lane_rows;
+FA_INLINE lane_rows rows_in_lanes(const R *first, ptrdiff_t stride, ptrdiff_t count) {
+    lane_rows rows;
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) rows.row[i] = first + fa_clamp(i, 0, count - 1) * stride;
+    return rows;
+}
+FA_INLINE const R *row_in_lane(const lane_rows *rows, int lane) { return rows->row[lane]; }
+
 /* Element `at` + k of each row in x[k]. */
-FA_INLINE void load_transposed(const R *const *row, ptrdiff_t at, V *x) {
-    FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(row[i] + at);
+FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) {
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(rows->row[i] + at);
     transpose(x);
 }
+/* The same for k < n. */
+FA_INLINE void load_part_transposed(const lane_rows *rows, ptrdiff_t at, int n, V *x) {
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load_part(rows->row[i] + at, n);
+    transpose(x);
+}
+
+/* What is in the lanes for fewer rows, in the order of these. */
+FA_INLINE V in_order_of_rows(V x, ptrdiff_t count) { return x; }
 #endif
 
 /* The sum over the lanes of x[i], for i < FOLD, in lane i of the result. */
