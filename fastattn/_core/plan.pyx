@@ -99,7 +99,19 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
     s.parts = 1 if p.weights else max(1, min(most, keys // costs.SHORTEST_PART))
     s.part_keys = (keys + s.parts - 1) // s.parts
     s.part_keys = (s.part_keys + costs.PART_ALIGNMENT - 1) // costs.PART_ALIGNMENT * costs.PART_ALIGNMENT
-    s.work = 2.0 * s.rows * p.kv_heads * (p.call.head_size + p.call.value_size) * seen(p, s, keys)
+    s.work = 2.0 * p.kv_heads * components_of(p, s) * seen(p, s, keys)
+
+
+cdef double components_of(const Plan *p, const Sequence *s) noexcept nogil:
+    """Estimate of the products of a key with all rows, and of what their scores cost beside them in such products.
+
+    A vector of rows costs the same however many of its lanes are used.
+    """
+    cdef ptrdiff_t lanes = p.kernels.lanes, size = p.call.head_size + p.call.value_size
+    cdef ptrdiff_t vectors = (s.tiled_rows + lanes - 1) // lanes
+    return <double>(vectors * lanes) * (size + costs.ATTENTION_TILED_SCORE) + <double>(s.rows - s.tiled_rows) * (
+        size + costs.ATTENTION_ROWWISE_SCORE
+    )
 
 
 cdef ptrdiff_t tiled_rows_of(const Plan *p, ptrdiff_t rows) noexcept nogil:

@@ -98,6 +98,28 @@ def test_groups(group, queries, dtype):
     assert_accurate_at(shape, dtype, is_causal=True)
 
 
+@pytest.mark.parametrize("head_size", [4, 7, 8, 14, 20, 40, 64, 72])
+@pytest.mark.parametrize(
+    ("queries", "group"), [(1, 3), (1, 4), (5, 1), (1, 6), (7, 1), (2, 4), (3, 3), (11, 1), (15, 1)]
+)
+def test_few_rows_of_small_heads(queries, group, head_size, dtype):
+    """Row by row, and in a tile of one vector."""
+    shape = Shape(8, 2 * group, 2, queries, keys=150, head_size=head_size, value_size=head_size)
+    assert_accurate_at(shape, dtype, is_causal=True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("queries", "group"), [(1, 3), (2, 2), (3, 2), (2, 4), (7, 1), (1, 8)])
+def test_a_value_that_some_rows_see(bad, queries, group, dtype):
+    """Rows that see the same keys are multiplied by the values at once, those that do not are not."""
+    query, key, value = problem(Shape(1, 2 * group, 2, queries, 40, 16, 24), dtype)
+    for place in range(40 - queries, 40):
+        spoiled = value.copy()
+        spoiled[..., place, 3] = bad
+        with telling(place=place):
+            assert_attention_accurate(query, key, spoiled, is_causal=True)
+
+
 @pytest.mark.parametrize(
     "shape",
     [

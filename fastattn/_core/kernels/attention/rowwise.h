@@ -228,6 +228,25 @@ FA_NOINLINE unsigned rowwise_value_pairs(const rowwise_state *state, ptrdiff_t r
 #endif
 }
 
+/* The keys of a block that a row sees, counted from its first one. */
+FA_INLINE fa_interval keys_within(const rowwise_state *state, ptrdiff_t row, ptrdiff_t first_key, ptrdiff_t count) {
+    ptrdiff_t begin = fa_clamp(state->keys[row].begin - first_key, 0, count);
+    return (fa_interval){begin, fa_clamp(state->keys[row].end - first_key, begin, count)};
+}
+
+/* How many rows from this one on are multiplied by the values at once: they see the same keys of the block. Two rows,
+ * one by one, read all values twice, and a call took 1.1 to 1.2 times as long. */
+static ptrdiff_t rows_alike(const rowwise_state *state, ptrdiff_t rows, ptrdiff_t row, ptrdiff_t first_key,
+                            ptrdiff_t count) {
+    const fa_interval keys = keys_within(state, row, first_key, count);
+    ptrdiff_t alike = 1;
+    for (; alike < FA_ROWWISE_ROWS && row + alike < rows; alike++) {
+        const fa_interval others = keys_within(state, row + alike, first_key, count);
+        if (others.begin != keys.begin || others.end != keys.end) break;
+    }
+    return alike == 3 && rows_at_once(rows - row) != 4 ? 2 : alike;
+}
+
 /* Reads each row's biases for a step. Returns the kinds that occur. */
 static int rowwise_biases(const fa_attention *a, const fa_attention_item *item, rowwise_state *state,
                           ptrdiff_t first_key, ptrdiff_t count) {
@@ -307,18 +326,14 @@ static void rowwise_step(const fa_attention *a, const fa_attention_item *item, r
 
     const unsigned all = (1u << item->rows) - 1;
     unsigned single = in_pairs(state, value.type) ? rowwise_value_pairs(state, item->rows, &value, count, &next) : all;
-    if (single) {
-        ptrdiff_t row = 0;
-        const ptrdiff_t rows = rows_at_once(item->rows);
-        for (; !edge && single == all && row + FA_ROWWISE_ROWS <= rows; row += FA_ROWWISE_ROWS)
-            rowwise_value_singles(state, &value, (fa_interval){0, count}, row, &next, FA_ROWWISE_ROWS,
-                                  FA_ROWWISE_VECTORS);
-        for (; row < item->rows; row++) {
-            if (!(single >> row & 1)) continue;
-            ptrdiff_t begin = fa_clamp(state->keys[row].begin - first_key, 0, count);
-            fa_interval keys = {begin, fa_clamp(state->keys[row].end - first_key, begin, count)};
-            rowwise_value_singles(state, &value, keys, row, &next, 1, 8);
-        }
+    for (ptrdiff_t row = 0, rows; row < item->rows; row += rows) {
+        rows = single == all ? rows_alike(state, item->rows, row, first_key, count) : 1;
+        if (!(single >> row & 1)) continue;
+        const fa_interval keys = keys_within(state, row, first_key, count);
+        if (FA_ROWWISE_ROWS > 2 && rows > 2)
+            rowwise_value_singles(state, &value, keys, row, &next, FA_ROWWISE_ROWS, FA_ROWWISE_VECTORS);
+        else if (rows == 2) rowwise_value_singles(state, &value, keys, row, &next, 2, 4);
+        else rowwise_value_singles(state, &value, keys, row, &next, 1, 8);
     }
     for (ptrdiff_t row = 0; has_nonfinite && row < item->rows; row++)
         add_nonfinite(nonfinite_value, count, state->scores + row * ROWWISE_KEYS, state->value_width,
