@@ -72,7 +72,7 @@ static mask_kinds read_lanes(const fa_attention *a, const char *const *mask, ptr
     if (a->mask_type == STORED && a->mask_stride == (ptrdiff_t)sizeof(R))
         for (; t + LANES <= count; t += LANES) {
             FA_UNROLL_FOR(int lane = 0; lane < LANES; lane++) __builtin_prefetch(row[lane] + t + count, 0, 3);
-            load_transposed(row, t, bias);
+            FA_UNROLL_FOR(int k = 0; k < LANES; k += TRANSPOSED) load_rows_transposed(row, t + k, bias + k);
             FA_UNROLL_FOR(int i = 0; i < LANES; i++) kinds = note_kinds(kinds, bias[i]);
             put_biases(bias, to + t * NV * LANES, NV);
         }
@@ -82,7 +82,7 @@ static mask_kinds read_lanes(const fa_attention *a, const char *const *mask, ptr
         row[lane] = at;
     }
     for (ptrdiff_t u = 0; t + u < count; u += LANES) {
-        load_transposed(row, u, bias);
+        FA_UNROLL_FOR(int k = 0; k < LANES; k += TRANSPOSED) load_rows_transposed(row, u + k, bias + k);
         put_biases(bias, to + (t + u) * NV * LANES, NV);
     }
     return kinds;

@@ -108,21 +108,18 @@ FA_INLINE V in_order_of_rows(V x, ptrdiff_t count) {
     return load(ordered);
 }
 
-/* Up to four elements of row i of each group, one group after the other; 0 where `which` has none. */
-FA_INLINE V load_groups(const lane_rows *rows, int i, ptrdiff_t at, __mmask8 which) {
-    const R *from[4];
-    FA_UNROLL_FOR(int g = 0; g < 4; g++) from[g] = row_in_lane(rows, 4 * g + i) + at;
-#define QUARTER(g) (which == 15 ? _mm_loadu_ps(from[g]) : _mm_maskz_loadu_ps(which, from[g]))
+/* Up to four elements of rows 0, 4, 8 and 12, one after the other; 0 where `which` has none. */
+FA_INLINE __m512 load_quarters(const R *const *row, ptrdiff_t at, __mmask8 which) {
+#define QUARTER(i) (which == 15 ? _mm_loadu_ps(row[i] + at) : _mm_maskz_loadu_ps(which, row[i] + at))
     __m512 x = _mm512_castps128_ps512(QUARTER(0));
-    x = _mm512_insertf32x4(x, QUARTER(1), 1);
-    x = _mm512_insertf32x4(x, QUARTER(2), 2);
-    x = _mm512_insertf32x4(x, QUARTER(3), 3);
+    x = _mm512_insertf32x4(x, QUARTER(4), 1);
+    x = _mm512_insertf32x4(x, QUARTER(8), 2);
+    return _mm512_insertf32x4(x, QUARTER(12), 3);
 #undef QUARTER
-    return (V)x;
 }
-FA_INLINE void load_masked_transposed(const lane_rows *rows, ptrdiff_t at, __mmask8 which, V *x) {
-    __m512 a = (__m512)load_groups(rows, 0, at, which), b = (__m512)load_groups(rows, 1, at, which);
-    __m512 c = (__m512)load_groups(rows, 2, at, which), d = (__m512)load_groups(rows, 3, at, which);
+FA_INLINE void load_masked_transposed(const R *const *row, ptrdiff_t at, __mmask8 which, V *x) {
+    __m512 a = load_quarters(row, at, which), b = load_quarters(row + 1, at, which);
+    __m512 c = load_quarters(row + 2, at, which), d = load_quarters(row + 3, at, which);
     __m512d ab_low = (__m512d)_mm512_unpacklo_ps(a, b), ab_high = (__m512d)_mm512_unpackhi_ps(a, b);
     __m512d cd_low = (__m512d)_mm512_unpacklo_ps(c, d), cd_high = (__m512d)_mm512_unpackhi_ps(c, d);
     x[0] = (V)_mm512_unpacklo_pd(ab_low, cd_low);
@@ -130,9 +127,16 @@ FA_INLINE void load_masked_transposed(const lane_rows *rows, ptrdiff_t at, __mma
     x[2] = (V)_mm512_unpacklo_pd(ab_high, cd_high);
     x[3] = (V)_mm512_unpackhi_pd(ab_high, cd_high);
 }
-FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) { load_masked_transposed(rows, at, 15, x); }
+FA_INLINE void load_rows_transposed(const R *const *row, ptrdiff_t at, V *x) { load_masked_transposed(row, at, 15, x); }
 FA_INLINE void load_part_transposed(const lane_rows *rows, ptrdiff_t at, int n, V *x) {
-    load_masked_transposed(rows, at, (__mmask8)((1u << n) - 1), x);
+    const R *row[16];
+    FA_UNROLL_FOR(int i = 0; i < 16; i++) row[i] = row_in_lane(rows, i);
+    load_masked_transposed(row, at, (__mmask8)((1u << n) - 1), x);
+}
+FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) {
+    const R *row[16];
+    FA_UNROLL_FOR(int i = 0; i < 16; i++) row[i] = row_in_lane(rows, i);
+    load_rows_transposed(row, at, x);
 }
 
 /* e^x = 2^n · e^(x - n log 2). Again subnormal results are 0: with one in a vector, or one too small even for that, as

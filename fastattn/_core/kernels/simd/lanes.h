@@ -72,11 +72,12 @@ FA_INLINE lane_rows rows_in_lanes(const R *first, ptrdiff_t stride, ptrdiff_t co
 }
 FA_INLINE const R *row_in_lane(const lane_rows *rows, int lane) { return rows->row[lane]; }
 
-/* Element `at` + k of each row in x[k]. */
-FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) {
-    FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(rows->row[i] + at);
+/* Element `at` + k of each row in x[k]; the rows wherever they are, and as above. */
+FA_INLINE void load_rows_transposed(const R *const *row, ptrdiff_t at, V *x) {
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(row[i] + at);
     transpose(x);
 }
+FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) { load_rows_transposed(rows->row, at, x); }
 /* The same for k < n. */
 FA_INLINE void load_part_transposed(const lane_rows *rows, ptrdiff_t at, int n, V *x) {
     FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load_part(rows->row[i] + at, n);
