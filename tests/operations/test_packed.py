@@ -55,7 +55,7 @@ def panel_of(stored, gated=False):
 
 
 def outputs_around(panel):
-    return (0, 1, panel // 2, panel - 1, panel, panel + 1, 2 * panel + 1, 97, 5 * panel + 3)
+    return (0, 1, panel // 2, panel - 1, panel, panel + 1, panel + panel // 2, 2 * panel + 1, 97, 5 * panel + 3)
 
 
 def packed(arrays):
@@ -211,6 +211,7 @@ def test_numbers_near_the_largest_beside_int8(rng, dtype, rows):
 
 
 SHARED = [(300, 65, 70), (130, 300, 200), (17, 1000, 300), (1, 768, 1500), (3, 5000, 90), (331, 40, 118)]
+SHARED += [(203, 2146, 5), (77, 4097, 16), (150, 96, 40)]
 
 
 @each_kind
@@ -307,7 +308,8 @@ def test_strides(rng, dtype, stored, strides):
 def test_nothing_outside_is_touched(rng, dtype, stored, at):
     """Not in packing, nor in computing, nor in unpacking."""
 
-    for rows, inputs, outputs in ((1, 33, 37), (2, 37, 1), (9, 3, 65), (5, 64, 32), (1, 129, 8)):
+    sizes = ((1, 33, 37), (2, 37, 1), (9, 3, 65), (5, 64, 32), (1, 129, 8), (17, 70, 40), (43, 67, 5))
+    for rows, inputs, outputs in sizes:
         arrays = layer(rng, dtype, rows, inputs, outputs, stored)
         expected = fastattn.linear(**arrays, num_threads=1)
         out = fenced("out").place(expected.shape, dtype, at)

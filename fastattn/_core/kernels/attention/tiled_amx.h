@@ -41,9 +41,7 @@ static unit_rows keys_at(const fa_attention *a, const fa_attention_item *item, c
     for (ptrdiff_t t = 0; t < PADDED_KEYS(count); t++) {
         R *to = panel + t * units;
         const ptrdiff_t present = t < count ? size : 0;
-        if (rows->element == 2)
-            for (ptrdiff_t u = 0; u < units; u += LANES)
-                store(to + u, load_word_part(from[t < count ? t : 0] + UNIT * 2 * u, present - UNIT * u));
+        if (rows->element == 2) copy_units(from[t < count ? t : 0], present, to, units, LANES);
         else
             for (ptrdiff_t u = 0; u < units; u++)
                 to[u] = UNIT * u < present ? read_unit(from[t], rows->element, u, size, rows->type) : 0;

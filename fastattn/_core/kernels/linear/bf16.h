@@ -15,18 +15,6 @@
 
 #define LINEAR_RUN(l) 128 /* units whose products are added up in one chain */
 
-/* `units` units of a row of `size` elements that lie side by side; zeros behind it. The next vector of them follows
- * `step` reals on. */
-FA_INLINE void copy_units(const char *from, ptrdiff_t size, R *to, ptrdiff_t units, ptrdiff_t step) {
-    const ptrdiff_t whole = fa_clamp(size / UNIT, 0, units);
-    for (ptrdiff_t u = 0; u < units; u += LANES) {
-        const V x = load_some((const R *)(from + u * (ptrdiff_t)sizeof(R)), fa_clamp(whole - u, 0, LANES));
-        store_some(to + u / LANES * step, x, fa_clamp(units - u, 0, LANES));
-    }
-    if (size % UNIT && whole < units)
-        to[whole / LANES * step + whole % LANES] = read_unit(from, 2, whole, size, FA_BF16);
-}
-
 static weight_block weights_at(const fa_linear *l, ptrdiff_t feature, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
                                R *panel) {
     const char *from = l->weight + feature * l->weight_row_stride + UNIT * unit * l->weight_stride;

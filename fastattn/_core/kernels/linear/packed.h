@@ -19,7 +19,7 @@
 #endif
 
 typedef struct {
-    R *x, *row; /* rows of x as units, [rows][x_stride]; scratch for one of them */
+    R *x, *row; /* rows of x as units, [rows][x_stride], or the rest of each; scratch for one of them */
     ptrdiff_t x_stride;
     R *scale; /* of each row of x */
     I *zero;
@@ -29,7 +29,7 @@ typedef struct {
 
 static ptrdiff_t lay_out_packed(const fa_linear *l, packed_memory *memory, char *at) {
     const char *begin = at;
-    const ptrdiff_t units = PADDED(UNITS(l->in_features)), rows = PADDED(l->item_rows);
+    const ptrdiff_t units = PADDED(UNITS(l->in_features)), rows = l->item_rows;
     const ptrdiff_t sums = (rows + PACKED_ROWS) * 4 * PANEL; /* of up to four panels */
     memory->x_stride = units + LANES; /* rows a multiple of 4 KB apart would share few lines of L1 */
     memory->x = take_scratch(&at, rows * memory->x_stride);
@@ -47,17 +47,12 @@ static ptrdiff_t packed_scratch(const fa_linear *l) {
     return lay_out_packed(l, &memory, NULL);
 }
 
-/* Whether rows of x can be read in place: whole units, equally spaced and, for more than four rows, not a multiple of
- * 4 KB apart, where they would share few lines of L1. */
-static int rows_in_place(const fa_linear *l, const fa_linear_item *item, ptrdiff_t *stride) {
-    const ptrdiff_t row = item->rows > 1 ? item->x[1] - item->x[0] : 0;
-    *stride = row / (ptrdiff_t)sizeof(R);
-    if (FA_QUANTISED || FA_TILE_PRODUCTS || !l->contiguous_x || l->in_features % UNIT || row % (ptrdiff_t)sizeof(R))
-        return 0;
-    if (FA_MULTIPLY_ADD && l->type != STORED) return 0;
-    if (item->rows > 4 && row % 4096 == 0) return 0;
+/* Whether rows of x can be read in place, and the bytes from one to the next. */
+static int rows_in_place(const fa_linear *l, const fa_linear_item *item, ptrdiff_t *row) {
+    *row = item->rows > 1 ? item->x[1] - item->x[0] : 0;
+    if (FA_QUANTISED || !l->contiguous_x || !UNITS(l->in_features) || !fits_in_place(l, item, *row)) return 0;
     for (ptrdiff_t i = 1; i < item->rows; i++)
-        if (item->x[i] - item->x[i - 1] != row) return 0;
+        if (item->x[i] - item->x[i - 1] != *row) return 0;
     return 1;
 }
 
@@ -69,9 +64,6 @@ FA_NOINLINE void gather_packed(const fa_linear *l, const fa_linear_item *item, p
         const R *from = gather_row(l, item->x[i], row, filled, memory->scale + i, memory->zero + i);
         if (from != to) memcpy(to, from, (size_t)units * sizeof(R));
     }
-    if (PADDED(1) > 1)
-        memset(memory->x + item->rows * memory->x_stride, 0,
-               (size_t)((PADDED(item->rows) - item->rows) * memory->x_stride) * sizeof(R));
 }
 
 /* Whole sums of a run and of rows [row, row + rows) as reals, added to those of earlier runs. */
@@ -150,8 +142,8 @@ static void expect_panels(const fa_linear *l, const linear_tile *all, ptrdiff_t 
 }
 
 /* The results of an item's rows and of `count` panels, which begin with a feature. */
-FA_INLINE void multiply_panels(const panels *w, const linear_tile *all, packed_memory *memory, const R *x,
-                               ptrdiff_t x_stride, ptrdiff_t feature, ptrdiff_t end, ptrdiff_t count) {
+FA_INLINE void multiply_panels(const panels *w, const linear_tile *all, packed_memory *memory, const packed_x *x,
+                               ptrdiff_t feature, ptrdiff_t end, ptrdiff_t count) {
     const fa_linear *l = w->l;
     const ptrdiff_t units = UNITS(l->in_features), panel = feature / (l->gated ? LANES : PANEL);
     ptrdiff_t u = 0, after;
@@ -159,11 +151,13 @@ FA_INLINE void multiply_panels(const panels *w, const linear_tile *all, packed_m
         panel_run run = run_at(w, panel, count, u, fa_clamp(units - u, 0, PACKED_RUN(l)), all->rows, memory->panel);
         after = u + run.units;
         for (ptrdiff_t row = 0, rows; row < all->rows; row += rows) {
-            rows = fa_clamp(all->rows - row, 0, PACKED_GROUP);
+            rows = packed_group(all->rows - row);
+            const packed_x from = {x->first + row * x->row + u * (ptrdiff_t)sizeof(R), x->row,
+                                   x->rest ? x->rest + row * LANES : NULL};
             const ptrdiff_t at = units <= PACKED_RUN(l) ? 0 : row * count * PANEL;
             if (FA_TILE_PRODUCTS && after == units) expect_panels(l, all, row, rows, feature, count);
             R *sums = memory->sums + at, *real = memory->real + at;
-            sum_tiles(&run, x + row * x_stride + u, x_stride, rows, sums, FA_QUANTISED ? u % RUN_OF_TOTALS > 0 : u > 0);
+            sum_tiles(&run, &from, rows, sums, FA_QUANTISED ? u % RUN_OF_TOTALS > 0 : u > 0);
             if (FA_QUANTISED && (after == units || after % RUN_OF_TOTALS == 0))
                 add_runs(w, memory, panel, count, u / RUN_OF_TOTALS, row, rows, sums, real);
             if (after == units) put_panels(l, all, row, rows, FA_QUANTISED ? real : sums, feature, end, count);
@@ -178,18 +172,25 @@ FA_NOINLINE void linear_by_panels(const fa_linear *l, const fa_linear_item *item
     const ptrdiff_t end = item->first_feature + item->features;
     const linear_tile all = {.rows = rows, .from = item->x, .residual = item->residual, .to = item->out};
     packed_memory memory;
-    ptrdiff_t x_stride;
-    const R *x = (const R *)item->x[0];
+    packed_x x = {.first = item->x[0]};
     lay_out_packed(l, &memory, scratch);
-    if (!UNITS(l->in_features) || !rows_in_place(l, item, &x_stride)) {
+    if (!rows_in_place(l, item, &x.row)) {
         if (!item->same_rows) gather_packed(l, item, &memory);
-        x = memory.x;
-        x_stride = memory.x_stride;
+        x.first = (const char *)memory.x;
+        x.row = memory.x_stride * (ptrdiff_t)sizeof(R);
     }
-    configure_registers();
+#if FA_TILE_PRODUCTS && !FA_QUANTISED
+    else if (l->in_features % (UNIT * 16)) {
+        if (!item->same_rows) gather_rest(l, item, memory.x);
+        x.rest = memory.x;
+    }
+#endif
+#if FA_TILE_PRODUCTS
+    configure_tiles((uint8_t)fa_clamp(rows, 1, 16));
+#endif
     for (ptrdiff_t f = item->first_feature, count; f < end; f += count * outputs) {
         count = panels_beside(l->weight_type, rows, (end - f + outputs - 1) / outputs);
-        multiply_panels(&w, &all, &memory, x, x_stride, f, end, count);
+        multiply_panels(&w, &all, &memory, &x, f, end, count);
     }
     release_registers();
 }

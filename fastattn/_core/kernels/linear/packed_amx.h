@@ -13,12 +13,25 @@
 #define PACKED_MOST_ROWS 512
 #define PACKED_PREFERRED_ROWS 128 /* a weight of 4096 inputs comes from L3 for each item */
 #define PACKED_SIDE 4             /* see panels_beside */
-#define PACKED_GROUP PACKED_ROWS  /* rows whose results are written while their sums are in L1 */
 #define PACKED_RUN(l) 1024        /* units of a panel that are in L2 at a time: 128 KB */
 #define PACKED_PANEL_REALS(l) 0
 
 FA_INLINE ptrdiff_t tile_count(ptrdiff_t rows) { return (rows + PACKED_ROWS - 1) / PACKED_ROWS; }
 FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) { return fa_clamp(tile * PACKED_ROWS, 0, rows); }
+
+/* How many of `left` rows to take at a time: a tile, whose results are written while their sums are in L1, and which
+ * leaves at least the 16 rows of a register, if there are any. */
+FA_INLINE ptrdiff_t packed_group(ptrdiff_t left) {
+    return left > PACKED_ROWS && left < PACKED_ROWS + 16 ? left - 16 : fa_clamp(left, 0, PACKED_ROWS);
+}
+
+#if !FA_QUANTISED
+/* What is behind the last whole tile of each row of x. */
+FA_NOINLINE void gather_rest(const fa_linear *l, const fa_linear_item *item, R *to) {
+    const ptrdiff_t rest = l->in_features % (16 * UNIT), from = 2 * (l->in_features - rest);
+    for (ptrdiff_t i = 0; i < item->rows; i++) copy_units(item->x[i] + from, rest, to + i * LANES, LANES, LANES);
+}
+#endif
 
 /* How many of `left` panels each tile of rows takes, one after the other. With several, x comes from L2 or from beyond
  * it less often, and a row of the result is written four lines at a time: 1.26 times as fast for 512x3072->768. */
@@ -26,11 +39,19 @@ FA_INLINE ptrdiff_t panels_beside(fa_type type, ptrdiff_t rows, ptrdiff_t left) 
     return fa_clamp(left, 1, rows > PACKED_ROWS ? PACKED_SIDE : 1);
 }
 
+/* Whether rows of x are read in place that are equally spaced: where the panels take them once, 1.6 to 3 times as fast
+ * as copied for up to 16 outputs, 1.1 times for 256x769->100. Where they come often they take longer, as they do not
+ * begin with cache lines: 1.2 times for 256x768->768. */
+FA_INLINE int fits_in_place(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row) {
+    return l->features <= PACKED_SIDE * (l->gated ? LANES : PANEL);
+}
+
 /* A run of panels, and the next one, of which each tile of rows prefetches `share` lines for 16 units. */
 typedef struct {
     const char *first, *ahead;
     ptrdiff_t next; /* bytes from a panel to the next one */
     ptrdiff_t units, panels, share;
+    int last, narrow; /* of the inputs; whether the second vector of the last panel is empty */
 } panel_run;
 
 FA_INLINE panel_run run_at(const panels *w, ptrdiff_t panel, ptrdiff_t count, ptrdiff_t unit, ptrdiff_t units,
@@ -38,37 +59,67 @@ FA_INLINE panel_run run_at(const panels *w, ptrdiff_t panel, ptrdiff_t count, pt
     const char *first = w->first + panel * w->next, *from = first + unit * w->unit;
     const int last = unit + units >= UNITS(w->l->in_features);
     const ptrdiff_t tiles = tile_count(rows), lines = 16 * w->unit / CACHE_LINE;
+    const ptrdiff_t left = w->l->features - (panel + count - 1) * PANEL; /* from the last panel on */
     return (panel_run){.first = from,
                        .ahead = last ? first + count * w->next : from + units * w->unit,
                        .next = w->next,
                        .units = units,
                        .panels = count,
-                       .share = (lines + tiles - 1) / tiles};
+                       .share = (lines + tiles - 1) / tiles,
+                       .last = last,
+                       .narrow = !FA_QUANTISED && !w->l->gated && left <= LANES};
 }
 
-/* sums[2][rows][LANES] (+)= those of a tile and a panel. Sums of rows that do not fill the registers go through memory
- * of their size. */
-FA_INLINE void sum_panel(const char *panel, ptrdiff_t count, const R *x, ptrdiff_t x_stride, ptrdiff_t rows, R *sums,
-                         int more, const char *ahead, ptrdiff_t share) {
-    R whole[4 * AMX_TILE_REALS] __attribute__((aligned(64)));
-    const ptrdiff_t padded = PADDED(rows), vector = FA_VECTOR_BYTES, row = x_stride * (ptrdiff_t)sizeof(R);
-    R *to = rows == padded ? sums : whole;
-    const amx_operand from = {(char *)x, row, vector, 16 * row};
-    const amx_operand lanes = {(char *)panel, 2 * vector, 32 * vector, vector};
-    const amx_operand results = PACKED(to, 1, padded / 16);
-    for (int j = 0; more && to != sums && j < 2; j++)
-        memcpy(whole + j * padded * LANES, sums + j * rows * LANES, (size_t)(rows * vector));
-    multiply_ahead(&from, padded / 16, &lanes, count, &results, more, ahead, share);
-    for (int j = 0; to != sums && j < 2; j++)
-        memcpy(sums + j * rows * LANES, whole + j * padded * LANES, (size_t)(rows * vector));
+/* sums[NL][NR rows] (+)= those of a tile and a panel: `count` steps along the sum and one of `rest`, if there is any.
+ * Each step prefetches `lines` lines from `ahead` on. */
+FA_INLINE void multiply_tile(amx_operand rows, amx_operand lanes, ptrdiff_t count, const amx_operand *rest,
+                             amx_operand sums, int more, const char *ahead, ptrdiff_t lines, const int NR,
+                             const int NL) {
+    const int swapped = 1;
+    if (more) {
+        FOUR_TILES(LOAD);
+    } else {
+        FOUR_TILES(ZERO);
+    }
+    for (; count > 0; count--, rows.first += rows.along, lanes.first += lanes.along) {
+        multiply_step(rows, lanes, NR, NL, swapped);
+        for (ptrdiff_t i = 0; i < lines; i++, ahead += CACHE_LINE) __builtin_prefetch(ahead, 0, 2);
+    }
+    if (rest->first) multiply_step(*rest, lanes, NR, NL, swapped);
+    FOUR_TILES(STORE);
 }
 
-/* sums[panels][2][rows][LANES] (+)= those of a tile, whose rows of x begin at x. */
-FA_INLINE void sum_tiles(panel_run *run, const R *x, ptrdiff_t x_stride, ptrdiff_t rows, R *sums, int more) {
-    const ptrdiff_t count = (run->units + 15) / 16;
-    for (ptrdiff_t p = 0; p < run->panels; p++)
-        sum_panel(run->first + p * run->next, count, x, x_stride, rows, sums + p * rows * PANEL, more,
-                  run->ahead + p * run->next, run->share);
+#define FA_MULTIPLY_PANEL(NL)                                                                                          \
+    FA_NOINLINE void multiply_panel_##NL(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *panel,       \
+                                         ptrdiff_t count, const amx_operand *rest, const amx_operand *to, int more,    \
+                                         const char *ahead, ptrdiff_t lines) {                                         \
+        const amx_operand rows = {from->first, from->row, from->along, from->across};                                  \
+        const amx_operand lanes = {panel->first, panel->row, panel->along, panel->across};                             \
+        const amx_operand sums = {to->first, to->row, to->along, to->across};                                          \
+        tile_barrier();                                                                                                \
+        if (row_tiles > 1) multiply_tile(rows, lanes, count, rest, sums, more, ahead, lines, 2, NL);                   \
+        else multiply_tile(rows, lanes, count, rest, sums, more, ahead, lines, 1, NL);                                 \
+        tile_barrier();                                                                                                \
+    }
+FA_MULTIPLY_PANEL(1)
+FA_MULTIPLY_PANEL(2)
+
+/* sums[panels][2][rows][LANES] (+)= those of a tile, whose rows of x begin at x. If it does not fill its two registers
+ * of rows, they overlap. */
+FA_INLINE void sum_tiles(panel_run *run, const packed_x *x, ptrdiff_t rows, R *sums, int more) {
+    const ptrdiff_t vector = FA_VECTOR_BYTES, second = rows - 16, row_tiles = rows > 16 ? 2 : 1;
+    const int has_rest = run->last && x->rest;
+    const ptrdiff_t count = (run->units + 15) / 16 - has_rest;
+    const amx_operand from = {(char *)x->first, x->row, vector, second * x->row};
+    const amx_operand rest = {has_rest ? (char *)x->rest : NULL, vector, 0, second * vector};
+    for (ptrdiff_t p = 0; p < run->panels; p++, sums += rows * PANEL) {
+        const amx_operand lanes = {(char *)run->first + p * run->next, 2 * vector, 32 * vector, vector};
+        const amx_operand to = {(char *)sums, vector, second * vector, rows * vector};
+        const char *ahead = run->ahead + p * run->next;
+        if (!FA_QUANTISED && run->narrow && p == run->panels - 1)
+            multiply_panel_1(&from, row_tiles, &lanes, count, &rest, &to, more, ahead, run->share);
+        else multiply_panel_2(&from, row_tiles, &lanes, count, &rest, &to, more, ahead, run->share);
+    }
     run->ahead += count * run->share * CACHE_LINE;
 }
 

@@ -9,7 +9,6 @@
 #define PACKED_ROWS FA_PACKED_ROWS
 #define PACKED_PREFERRED_ROWS PACKED_ROWS
 #define PACKED_MOST_ROWS 120          /* of an item */
-#define PACKED_GROUP PACKED_MOST_ROWS /* rows whose results are written at a time */
 /* Units of a panel that are in L1 at a time. Integers may be added in any order, so their runs can be short: 64 of two
  * panels side by side take 16 KB, half of a small L1 (128 are as fast on Cascade Lake). */
 #define PACKED_RUN(l) (FA_QUANTISED ? 64 : LINEAR_RUN(l))
@@ -23,11 +22,21 @@ FA_INLINE ptrdiff_t tile_begin(ptrdiff_t rows, ptrdiff_t tile) {
     return tile * (rows / tile_count(rows)) + fa_clamp(tile, 0, rows % tile_count(rows));
 }
 
+/* How many of `left` rows to take before their results are written. */
+FA_INLINE ptrdiff_t packed_group(ptrdiff_t left) { return fa_clamp(left, 0, PACKED_MOST_ROWS); }
+
 enum { LEAST_SHARE = 16 }; /* bytes; see sum_tile */
 
 /* Few tiles have to prefetch all of the next run: without, weights beyond the cache took 1.1 to 1.7 times as long,
  * probably as the processor's own prefetching stops with each run. With it, many tiles took 4 % longer. */
 #define PACKED_FEW_ROWS (4 * PACKED_ROWS)
+
+/* Whether rows of x can be read in place that are equally spaced: whole units and, of more than four rows, not a
+ * multiple of 4 KB apart, where they would share few lines of L1. */
+FA_INLINE int fits_in_place(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row) {
+    if (l->in_features % UNIT || row % (ptrdiff_t)sizeof(R) || (item->rows > 4 && row % 4096 == 0)) return 0;
+    return !FA_MULTIPLY_ADD || l->type == STORED;
+}
 
 /* A run of panels side by side, and the next one, which tiles prefetch. */
 typedef struct {
@@ -205,7 +214,9 @@ FA_INLINE ptrdiff_t panels_beside(fa_type type, ptrdiff_t rows, ptrdiff_t left) 
 }
 
 /* sums[tile][panel][2][rows of the tile][LANES] (+)= those of so many rows of x. */
-FA_INLINE void sum_tiles(const panel_run *run, const R *x, ptrdiff_t x_stride, ptrdiff_t rows, R *sums, int more) {
+FA_INLINE void sum_tiles(const panel_run *run, const packed_x *of, ptrdiff_t rows, R *sums, int more) {
+    const R *x = (const R *)of->first;
+    const ptrdiff_t x_stride = of->row / (ptrdiff_t)sizeof(R);
     sum_rows_kernel *const(*kernels)[3] = row_kernels[run->type];
     const ptrdiff_t tiles = tile_count(rows), least = rows / tiles, longer = rows % tiles, which = run->panels / 2;
     const ptrdiff_t first = longer * (least + 1);

@@ -11,6 +11,14 @@ typedef struct {
     ptrdiff_t unit; /* bytes from a unit to the next one: two vectors of lanes */
 } panels;
 
+/* Rows of x as units, `row` bytes apart; of rows read in place in tile registers, what is behind their last whole tile
+ * is in memory of its own, a vector of each row and zeros behind it. */
+typedef struct {
+    const char *first;
+    ptrdiff_t row;
+    const R *rest; /* NULL: there is none */
+} packed_x;
+
 FA_INLINE panels panels_of(const fa_linear *l) {
     const ptrdiff_t element = PANEL * fa_size_of(l->weight_type);
     return (panels){l, l->weight, l->weight_row_stride, element * UNIT};

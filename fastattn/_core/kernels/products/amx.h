@@ -14,15 +14,18 @@
 
 #define PADDED(count) (((count) + 15) / 16 * 16)
 
-#define configure_registers configure_registers
-static void configure_registers(void) {
-    static const struct {
+/* Registers of sums and of rows have `rows` rows, those of lanes always 16. */
+static void configure_tiles(uint8_t rows) {
+    const struct {
         uint8_t palette, first_row, unused[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {rows, rows, rows, rows, rows, rows, 16, 16}};
     tiles_configure(&shapes);
 }
+
+#define configure_registers configure_registers
+static void configure_registers(void) { configure_tiles(16); }
 
 #define release_registers release_registers
 static void release_registers(void) { tiles_release(); }
@@ -54,31 +57,33 @@ typedef struct {
 #define ZERO(tile, i, j) tile_zero(tile)
 #define STORE(tile, i, j) tile_store(tile, SUM_AT(i, j), sums.row)
 
-/* sums[NR][NL] tiles = those of NR tiles of rows and NL of lanes, `count` along the sum; `more`: added to what is
- * there. `swapped`: the unsigned bytes stand in the rows; by default in the lanes. Each step prefetches `lines` lines
- * from `ahead` on. */
+/* The products of NR tiles of rows and NL of lanes. `swapped`: the unsigned bytes stand in the rows; by default in the
+ * lanes. */
+FA_INLINE void multiply_step(amx_operand rows, amx_operand lanes, const int NR, const int NL, const int swapped) {
+    tile_load(6, lanes.first, lanes.row);
+    tile_load(4, rows.first, rows.row);
+    MULTIPLY(0, 4, 6);
+    if (NL > 1) {
+        tile_load(7, lanes.first + lanes.across, lanes.row);
+        MULTIPLY(1, 4, 7);
+    }
+    if (NR > 1) {
+        tile_load(5, rows.first + rows.across, rows.row);
+        MULTIPLY(2, 5, 6);
+        if (NL > 1) MULTIPLY(3, 5, 7);
+    }
+}
+
+/* sums[NR][NL] tiles = those of `count` steps along the sum; `more`: added to what is there. */
 FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t count, amx_operand sums, int more,
-                              const char *ahead, ptrdiff_t lines, const int NR, const int NL, const int swapped) {
+                              const int NR, const int NL, const int swapped) {
     if (more) {
         FOUR_TILES(LOAD);
     } else {
         FOUR_TILES(ZERO);
     }
-    for (; count > 0; count--, rows.first += rows.along, lanes.first += lanes.along) {
-        tile_load(6, lanes.first, lanes.row);
-        tile_load(4, rows.first, rows.row);
-        MULTIPLY(0, 4, 6);
-        if (NL > 1) {
-            tile_load(7, lanes.first + lanes.across, lanes.row);
-            MULTIPLY(1, 4, 7);
-        }
-        if (NR > 1) {
-            tile_load(5, rows.first + rows.across, rows.row);
-            MULTIPLY(2, 5, 6);
-            if (NL > 1) MULTIPLY(3, 5, 7);
-        }
-        for (ptrdiff_t i = 0; i < lines; i++, ahead += CACHE_LINE) __builtin_prefetch(ahead, 0, 2);
-    }
+    for (; count > 0; count--, rows.first += rows.along, lanes.first += lanes.along)
+        multiply_step(rows, lanes, NR, NL, swapped);
     FOUR_TILES(STORE);
 }
 
@@ -86,31 +91,24 @@ FA_INLINE void multiply_block(amx_operand rows, amx_operand lanes, ptrdiff_t cou
  * is passed by address is read field by field: as a value it went through memory, and its load waited for several
  * stores. */
 FA_INLINE void multiply_rows(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,
-                             const amx_operand *to, int more, const char *ahead, ptrdiff_t lines, const int NL,
-                             const int swapped) {
+                             const amx_operand *to, int more, const int NL, const int swapped) {
     amx_operand rows = {from->first, from->row, from->along, from->across};
     amx_operand sums = {to->first, to->row, to->along, to->across};
     const amx_operand lanes = {units->first, units->row, units->along, units->across};
     tile_barrier();
     for (; row_tiles >= 2; row_tiles -= 2, rows.first += 2 * rows.across, sums.first += 2 * sums.along)
-        multiply_block(rows, lanes, count, sums, more, ahead, lines, 2, NL, swapped);
-    if (row_tiles) multiply_block(rows, lanes, count, sums, more, ahead, lines, 1, NL, swapped);
+        multiply_block(rows, lanes, count, sums, more, 2, NL, swapped);
+    if (row_tiles) multiply_block(rows, lanes, count, sums, more, 1, NL, swapped);
     tile_barrier();
 }
 #define FA_MULTIPLY(NAME, NL, SWAPPED)                                                                                 \
     FA_NOINLINE void NAME(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,     \
                           const amx_operand *to, int more) {                                                           \
-        multiply_rows(from, row_tiles, units, count, to, more, NULL, 0, NL, SWAPPED);                                  \
+        multiply_rows(from, row_tiles, units, count, to, more, NL, SWAPPED);                                           \
     }
 FA_MULTIPLY(multiply_1, 1, 0)
 FA_MULTIPLY(multiply_2, 2, 0)
 FA_MULTIPLY(multiply_swapped, 2, 1)
-
-/* The same of up to two tiles of rows, with what each step prefetches. */
-FA_NOINLINE void multiply_ahead(const amx_operand *from, ptrdiff_t row_tiles, const amx_operand *units, ptrdiff_t count,
-                                const amx_operand *to, int more, const char *ahead, ptrdiff_t lines) {
-    multiply_rows(from, row_tiles, units, count, to, more, ahead, lines, 2, 1);
-}
 
 /* sums[rows][NV] = those of so many rows with `count` units [count][NV] of NV vectors. */
 FA_INLINE void multiply_tiles(amx_operand from, ptrdiff_t rows, const R *units, ptrdiff_t count, R *sums, int more,

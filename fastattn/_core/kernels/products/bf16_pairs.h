@@ -7,6 +7,7 @@
 #define FA_TARGET avx512_bf16
 #endif
 #include "products/units.h"
+#include "storage/partial.h"
 
 /* Half `half` of a unit, as a number. */
 FA_INLINE R read_half(const R *unit, ptrdiff_t half) {
@@ -20,6 +21,14 @@ FA_INLINE void write_half(R *unit, ptrdiff_t half, R x) {
 }
 FA_INLINE R weight_at(const R *weights, ptrdiff_t lanes, ptrdiff_t t, ptrdiff_t lane) {
     return read_half(weights + t / 2 * lanes + lane, t % 2);
+}
+
+/* `units` units of a row of `size` elements that lie side by side; zeros behind it. The next vector of them follows
+ * `step` reals on. */
+FA_INLINE void copy_units(const char *from, ptrdiff_t size, R *to, ptrdiff_t units, ptrdiff_t step) {
+    ptrdiff_t u = 0;
+    for (; u + LANES <= units; u += LANES, to += step) store(to, load_word_part(from + UNIT * 2 * u, size - UNIT * u));
+    if (u < units) store_part(to, load_word_part(from + UNIT * 2 * u, size - UNIT * u), (int)(units - u));
 }
 
 /* Whether some half of a vector of units is infinite or NaN. */

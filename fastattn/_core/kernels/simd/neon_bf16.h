@@ -23,6 +23,13 @@ FA_INLINE V_f32 splat_bits(int32_t bits) {
     __asm__("" : "+r"(bits));
     return (V_f32)vdupq_n_s32(bits);
 }
+/* The first n words of a vector, zeros behind them; nothing beyond them is touched. */
+FA_INLINE V_f32 load_word_part(const void *p, ptrdiff_t n) {
+    uint16_t words[8] = {0};
+    if (n >= 8) return (V_f32)vld1q_u16((const uint16_t *)p);
+    for (ptrdiff_t i = 0; i < n; i++) memcpy(words + i, (const char *)p + 2 * i, 2);
+    return (V_f32)vld1q_u16(words);
+}
 /* The smaller magnitude. */
 FA_INLINE V_f32 smaller_magnitude(V_f32 a, V_f32 b) {
     return (V_f32)vminnmq_f32(vabsq_f32((float32x4_t)a), vabsq_f32((float32x4_t)b));
