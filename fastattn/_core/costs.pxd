@@ -8,7 +8,7 @@ cdef enum:
     # Work of a core per nanosecond.
     ATTENTION_FLOPS = 60       # a multiply-add counts twice
     ATTENTION_BYTES = 15       # of keys and values, if there are few queries per key
-    # A score costs as much beside its products as those of so many components.
+    # Cost of a score besides its products, in components of the head: its exponential, maximum and sum.
     ATTENTION_TILED_SCORE = 9
     ATTENTION_ROWWISE_SCORE = 64
     LINEAR_PRODUCTS = 50       # multiply-adds

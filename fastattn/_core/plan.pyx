@@ -103,7 +103,7 @@ cdef void lay_out_sequence(const Plan *p, Sequence *s) noexcept nogil:
 
 
 cdef double components_of(const Plan *p, const Sequence *s) noexcept nogil:
-    """Estimate of the products of a key with all rows, and of what their scores cost beside them in such products.
+    """Estimate of the multiply-adds of one key with all rows; the cost of the scores is counted as further components.
 
     A vector of rows costs the same however many of its lanes are used.
     """
@@ -119,8 +119,8 @@ cdef ptrdiff_t tiled_rows_of(const Plan *p, ptrdiff_t rows) noexcept nogil:
 
     A tile costs less in small heads, so fewer rows are worth it there; a quarter of a vector of rows is, from heads of
     16 components on. Rows that would widen a tile, instead of beginning one, make it take only 1.4 to 2 times as long:
-    half as many are worth it, and none in small heads or where products come in tiles (AMX: 17 and 18 rows in one
-    tile take 0.6 to 1 times as long).
+    half as many are worth it, and none in small heads or where fewer than half a vector are worth a kernel of their own
+    in the first place (AMX: 17 and 18 rows in one tile take 0.6 to 1 times as long).
     """
     cdef ptrdiff_t up_to = p.kernels.rowwise_up_to, rest = rows % p.kernels.lanes
     cdef ptrdiff_t components = min(ROWWISE_COMPONENTS, p.call.head_size + p.call.value_size)

@@ -45,7 +45,7 @@ cdef void lay_out(Plan *p) noexcept nogil:
         and call.x_stride % itemsize == 0 and call.out_stride % itemsize == 0
         and <size_t>p.x % itemsize == 0 and <size_t>p.out % itemsize == 0
     )
-    # Columns take half as long again as long rows.
+    # A column takes 1.5 times as long as a long row of the same length.
     p.row_work = call.length + (call.length // 2 if p.columns else min(3 * call.length, costs.SOFTMAX_ROW))
     elements = costs.STREAMED_ITEM_ELEMENTS if call.nontemporal else costs.ITEM_ELEMENTS
     p.item_rows = max(1, elements // max(1, p.row_work))

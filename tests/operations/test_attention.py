@@ -108,6 +108,29 @@ def test_few_rows_of_small_heads(queries, group, head_size, dtype):
     assert_accurate_at(shape, dtype, is_causal=True)
 
 
+ROWS_THAT_PART = [(4, 1), (8, 1), (20, 1), (7, 1), (2, 3), (2, 2)]
+
+
+@pytest.mark.parametrize(("queries", "group"), ROWS_THAT_PART)
+@pytest.mark.parametrize("keys", [129, 257, 513])
+def test_rows_that_part_where_a_block_begins(queries, group, keys, dtype):
+    """Blocks have 128 keys. The last key, which the last query alone sees, has its largest score."""
+    query, key, value = problem(Shape(1, 2 * group, 2, queries, keys, 64, 64), dtype)
+    key = key.copy()
+    key[..., -1, :] = (3 * query[:, ::group, -1].astype(float)).astype(dtype)
+    assert_attention_accurate(query, key, value, is_causal=True)
+
+
+@pytest.mark.parametrize(("queries", "group"), ROWS_THAT_PART)
+def test_rows_that_part_where_a_window_begins(queries, group, dtype):
+    """All queries but the last see the first key."""
+    query, key, value = problem(Shape(1, 2 * group, 2, queries, 30, 64, 64), dtype)
+    spoiled, sinks = value.copy(), np.linspace(0, 3, 2 * group).astype(np.float64 if dtype == np.float64 else np.float32)
+    spoiled[..., 0, 5] = np.nan
+    assert_attention_accurate(query, key, value, window=(28, None), sinks=sinks)
+    assert_attention_accurate(query, key, spoiled, window=(28, None))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("queries", "group"), [(1, 3), (2, 2), (3, 2), (2, 4), (7, 1), (1, 8)])
 def test_a_value_that_some_rows_see(bad, queries, group, dtype):
@@ -528,12 +551,15 @@ def test_values_at_the_ends_of_steps_are_seen(bad, queries, dtype):
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("size", [1, 3, 7, 9, 15, 17, 24, 33, 40])
 @pytest.mark.parametrize("queries", [1, 20, 90])
-def test_excluded_values_are_ignored_in_each_component(queries, size, bad, dtype):
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_excluded_values_are_ignored_in_each_component(queries, size, bad, kind, dtype):
     query, key, value = problem(Shape(1, 2, 2, queries, 39, 16, size), dtype)
     for component in range(size):
         place = 38 - component % 5
         mask = np.ones((queries, 39), bool)
         mask[:, place] = False
+        if kind == "float":
+            mask = np.where(mask, 0, -np.inf).astype(dtype)
         clean, _ = attention(query, key, value, mask)
         spoiled = value.copy()
         spoiled[..., place, component] = bad

@@ -61,7 +61,7 @@ def test_few_rows(rng, dtype, rows):
 @pytest.mark.parametrize("rows", range(1, 7))
 def test_few_rows_and_few_outputs(rng, dtype, rows):
     """A vector of outputs that is not full, and any rest of inputs: the same to the bit as of a larger weight."""
-    for inputs in (1, 2, 3, 4, 7, 18, 31, 33, 67, 130):
+    for inputs in (1, 2, 3, 4, 7, 18, 31, 33, 67, 130, 300, 515):
         arrays = layer(rng, dtype, rows, inputs, 40)
         result = assert_linear_accurate(arrays)
         for outputs in range(1, 20):

@@ -282,6 +282,7 @@ STRIDES = {
     "every second element": lambda x: x.repeat(2, axis=1)[:, ::2],
     "every second row": lambda x: x.repeat(2, axis=0)[1::2],
     "backwards": lambda x: np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1],
+    "rows backwards": lambda x: np.ascontiguousarray(x[::-1])[::-1],
     "transposed": lambda x: np.ascontiguousarray(x.T).T,
     "rows 4 KB apart": lambda x: np.pad(x, ((0, 0), (0, 4096 // x.itemsize - x.shape[1])))[:, : x.shape[1]],
     "one row": lambda x: np.broadcast_to(x[:1], x.shape),
@@ -292,7 +293,7 @@ STRIDES = {
 @each_kind
 @pytest.mark.parametrize("strides", STRIDES)
 def test_strides(rng, dtype, stored, strides):
-    for inputs in (64, 256):
+    for inputs in (64, 70, 256):
         arrays = layer(rng, dtype, 40, inputs, 70, stored)
         change = STRIDES[strides]
         weight = arrays["weight"]

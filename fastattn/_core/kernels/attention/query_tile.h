@@ -61,8 +61,8 @@ FA_INLINE void put_biases(const V *bias, R *to, ptrdiff_t NV) {
     FA_UNROLL_FOR(int i = 0; i < LANES; i++) store(to + i * NV * LANES, bias[i]);
 }
 
-/* Biases of a vector of rows, whose masks are `mask`; lanes beyond the last row have its mask. What is stored as such
- * is transposed as it is loaded; all else is brought to `rows` first, row by row, the last row once. */
+/* Reads the biases of a vector of rows; lanes beyond the last row repeat its mask. A mask of reals side by side is
+ * transposed as it is loaded, and prefetched for the next step; any other is first converted, row by row, in `rows`. */
 static mask_kinds read_lanes(const fa_attention *a, const char *const *mask, ptrdiff_t last, ptrdiff_t count, R *rows,
                              R *to, ptrdiff_t NV, mask_kinds kinds) {
     const R *row[LANES];
@@ -110,10 +110,10 @@ FA_INLINE int read_biases(const fa_attention *a, const fa_attention_item *item, 
                            tile->bias, kinds);
 }
 
-/* Adds the biases of a mask to the scores of a step and raises the maximum of each lane: two keys at a time, as each
- * maximum waits for the one before. */
+/* Adds the biases of a mask to the scores of a step and raises the maximum of each lane; even and odd keys have a maximum
+ * each, as each waits for the one before. */
 FA_INLINE void apply_mask(const query_tile *tile, ptrdiff_t count, V *max, R factor, const int NV) {
-    const score_options mask = {.has_bias = 1};
+    const score_options only_bias = {.has_bias = 1};
     const score_rows rows = {{0}, {0}, {0}, {0}};
     V top[2][FA_TILE_VECTORS];
     FA_UNROLL_FOR(int j = 0; j < NV; j++) top[0][j] = top[1][j] = max[j];
@@ -122,7 +122,7 @@ FA_INLINE void apply_mask(const query_tile *tile, ptrdiff_t count, V *max, R fac
             FA_UNROLL_FOR(int j = 0; j < NV && t + k < count; j++) {
                 const ptrdiff_t at = ((t + k) * NV + j) * LANES;
                 V score = in_natural_units(load(tile->scores + at), factor);
-                score = apply_options(mask, score, rows, (VI){0}, (V){0}, tile->bias + at, 0);
+                score = apply_options(only_bias, score, rows, (VI){0}, (V){0}, tile->bias + at, 0);
                 store(tile->scores + at, score);
                 top[k][j] = maximum(score, top[k][j]);
             }

@@ -234,8 +234,9 @@ FA_INLINE fa_interval keys_within(const rowwise_state *state, ptrdiff_t row, ptr
     return (fa_interval){begin, fa_clamp(state->keys[row].end - first_key, begin, count)};
 }
 
-/* How many rows from this one on are multiplied by the values at once: they see the same keys of the block. Two rows,
- * one by one, read all values twice, and a call took 1.1 to 1.2 times as long. */
+/* How many rows from this one on take the values together: rows that see the same keys of the block. The last three go
+ * as four (see rows_at_once), three others as two and one. Two rows, one by one, read all values twice, and a call took
+ * 1.1 to 1.2 times as long. */
 static ptrdiff_t rows_alike(const rowwise_state *state, ptrdiff_t rows, ptrdiff_t row, ptrdiff_t first_key,
                             ptrdiff_t count) {
     const fa_interval keys = keys_within(state, row, first_key, count);
@@ -244,7 +245,7 @@ static ptrdiff_t rows_alike(const rowwise_state *state, ptrdiff_t rows, ptrdiff_
         const fa_interval others = keys_within(state, row + alike, first_key, count);
         if (others.begin != keys.begin || others.end != keys.end) break;
     }
-    return alike == 3 && rows_at_once(rows - row) != 4 ? 2 : alike;
+    return alike == 3 && row + alike < rows ? 2 : alike;
 }
 
 /* Reads each row's biases for a step. Returns the kinds that occur. */
@@ -381,6 +382,7 @@ static void begin_rowwise(const fa_attention *a, const fa_attention_item *item, 
         if (keys.end > state->any.end) state->any.end = keys.end;
     }
     memset(state->query + item->rows * state->key_width, 0, (size_t)state->key_width * sizeof(R));
+    memset(state->scores + item->rows * ROWWISE_KEYS, 0, ROWWISE_KEYS * sizeof(R));
     state->factor[item->rows] = state->decay[item->rows] = 0;
     state->words = FA_F32;
     if (pairs) choose_pairs(a, state, item->rows);

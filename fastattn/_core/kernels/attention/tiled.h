@@ -204,7 +204,7 @@ static key_step block_from(const fa_attention *a, const fa_attention_item *item,
     block.key = keys_at(a, item, &a->key, item->key, item->key_scale, key, block.count, a->head_size, tiles->key_panel);
     block.value = values_at(a, item, &a->value, item->value, item->value_scale, key, block.count, a->value_size,
                             tiles->value_panel);
-    /* Once for all tiles; one tile finds out by itself if it excludes a key. */
+    /* Once for all tiles; a single tile checks only steps in which it excludes a key. */
     block.finite = item->mask && tiles->count > 1 && all_finite(block.value, block.count, a->value_size);
     return block;
 }
@@ -252,7 +252,7 @@ void EXPORT(attention_tiled)(const fa_attention *a, const fa_attention_item *ite
     ptrdiff_t repeated = 0;
     lay_out_tiles(a, &tiles, scratch, item->rows);
     begin_tiles(a, item, &tiles);
-    configure_registers();
+    configure_registers(16);
     attend_tiles(a, item, &tiles);
     release_registers();
     for (ptrdiff_t i = 0; i < tiles.count; i++)

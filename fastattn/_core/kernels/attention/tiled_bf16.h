@@ -64,7 +64,7 @@ FA_INLINE void put_value(R *panel, ptrdiff_t size, ptrdiff_t t, ptrdiff_t d, R x
 }
 
 /* A step's weights, in pairs in the place of the scores, and their sums. What is rounded to 8 bits need not be exact:
- * an exponential of degree 4. */
+ * an exponential of degree 3. */
 FA_INLINE void exponentiate_scores(R *scores, ptrdiff_t count, R factor, const V *shift, V *sum, const int NV,
                                    int has_nonfinite, const int exact) {
     const V nothing = splat((R)-INFINITY), log2_e = splat(1.44269504f);

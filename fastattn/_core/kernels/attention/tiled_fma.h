@@ -22,9 +22,9 @@ static unit_rows rows_at(const fa_attention *a, const fa_attention_item *item, c
     if (rows->type == STORED && fa_in_a_row(a, item, first, count) && is_contiguous(from[0], rows->row, rows->element))
         return (unit_rows){(const R *)from[0], rows->row / (ptrdiff_t)sizeof(R)};
     if (scales) fa_addresses(a, item, scales, rows->scale_row, rows->scale_page, first, count, scale);
-    const int one = rows->row == size * rows->element && fa_in_a_row(a, item, first, count); /* as one long row */
-    widen_rows(panel, one ? count * size : size, from, rows->type, rows->element, one ? 1 : count,
-               one ? count * size : size);
+    const int joined = rows->row == size * rows->element && fa_in_a_row(a, item, first, count); /* as one long row */
+    widen_rows(panel, joined ? count * size : size, from, rows->type, rows->element, joined ? 1 : count,
+               joined ? count * size : size);
     for (ptrdiff_t t = 0; scales && t < count; t++)
         for (ptrdiff_t d = 0; d < size; d++) panel[t * size + d] *= *(const float *)scale[t];
     return (unit_rows){panel, size};

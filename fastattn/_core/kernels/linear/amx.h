@@ -223,7 +223,7 @@ static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *
     by_rows_memory memory;
     lay_out_by_rows(l, &memory, scratch);
     if (!item->same_rows) gather_x(l, item, &memory);
-    configure_registers();
+    configure_registers(16);
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, LINEAR_FEATURES);
         sum_features(l, item, &memory, f, n);

@@ -75,11 +75,11 @@ FA_INLINE void add_units(V *acc, const V *lanes, const R *const *x, ptrdiff_t at
     }
 }
 
-/* Prefetches what few_rows_sums reads next but one of the rows in the lanes: at the end of a row, the beginning of the
- * next rows. */
+/* Prefetches the vectors that few_rows_sums reads two steps later; at the end of the rows, the beginning of the next
+ * LANES rows. (Of rows in a panel that is of no use.) */
 FA_INLINE void prefetch_lanes(const lane_rows *rows, ptrdiff_t stride, ptrdiff_t at, ptrdiff_t units) {
-    const ptrdiff_t ahead = at + FEW_AHEAD, beyond = ahead < units ? 0 : LANES * stride - units;
-    FA_UNROLL_FOR(int i = 0; i < LANES; i++) __builtin_prefetch(row_in_lane(rows, i) + ahead + beyond);
+    const ptrdiff_t ahead = at + FEW_AHEAD, to_next_rows = ahead < units ? 0 : LANES * stride - units;
+    FA_UNROLL_FOR(int i = 0; i < LANES; i++) __builtin_prefetch(row_in_lane(rows, i) + ahead + to_next_rows);
 }
 
 /* sums[MR] (+)= those of rows of x, from unit `first` on, with `count` rows of W in the lanes, run by run. */
@@ -136,6 +136,7 @@ static few_rows_kernel *const few_rows_kernels[] = {few_rows_sums_1, few_rows_su
 #else
 static few_rows_kernel *const few_rows_kernels[] = {few_rows_sums_1};
 #endif
+_Static_assert(sizeof few_rows_kernels / sizeof *few_rows_kernels == FEW_ROWS, "a kernel for each number of rows");
 
 typedef struct {
     R *panel, *x[FEW_ROWS];
@@ -176,10 +177,10 @@ static int linear_by_rows(const fa_linear *l, const fa_linear_item *item, void *
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         V sums[FEW_ROWS];
         n = fa_clamp(end - f, 0, LANES);
-        for (ptrdiff_t u = 0, some; u < units; u += some) {
-            some = fa_clamp(units - u, 0, at_once);
-            weight_block weights = weights_at(l, f, n, u, some, memory.panel);
-            few_rows_kernels[rows - 1](&weights, n, x, u, some, LINEAR_RUN(l), sums);
+        for (ptrdiff_t u = 0, count; u < units; u += count) {
+            count = fa_clamp(units - u, 0, at_once);
+            weight_block weights = weights_at(l, f, n, u, count, memory.panel);
+            few_rows_kernels[rows - 1](&weights, n, x, u, count, LINEAR_RUN(l), sums);
         }
         for (ptrdiff_t r = 0; n < LANES && r < rows; r++) sums[r] = in_order_of_rows(sums[r], n);
         put_sums(l, &tile, 0, rows, sums, f, n);

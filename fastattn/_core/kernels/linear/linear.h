@@ -82,7 +82,7 @@ FA_NOINLINE void linear_by_tiles(const fa_linear *l, const fa_linear_item *item,
     const ptrdiff_t units = UNITS(l->in_features), block = count == 1 ? LINEAR_ALONE : LINEAR_FEATURES;
     lay_out_linear(l, tiles, item->rows, &panel, &bytes, scratch);
     for (ptrdiff_t i = 0; i < count; i++) gather_tile(l, item, &tiles[i], i * widest, bytes);
-    configure_registers();
+    configure_registers(16);
     for (ptrdiff_t f = item->first_feature, end = f + item->features, n; f < end; f += n) {
         n = fa_clamp(end - f, 0, block);
         ptrdiff_t u = 0;

@@ -178,16 +178,11 @@ FA_NOINLINE void linear_by_panels(const fa_linear *l, const fa_linear_item *item
         if (!item->same_rows) gather_packed(l, item, &memory);
         x.first = (const char *)memory.x;
         x.row = memory.x_stride * (ptrdiff_t)sizeof(R);
-    }
-#if FA_TILE_PRODUCTS && !FA_QUANTISED
-    else if (l->in_features % (UNIT * 16)) {
-        if (!item->same_rows) gather_rest(l, item, memory.x);
+    } else if (FA_TILE_PRODUCTS && l->in_features % (UNIT * 16)) {
+        gather_rest(l, item, memory.x);
         x.rest = memory.x;
     }
-#endif
-#if FA_TILE_PRODUCTS
-    configure_tiles((uint8_t)fa_clamp(rows, 1, 16));
-#endif
+    configure_registers((int)fa_clamp(rows, 1, 16));
     for (ptrdiff_t f = item->first_feature, count; f < end; f += count * outputs) {
         count = panels_beside(l->weight_type, rows, (end - f + outputs - 1) / outputs);
         multiply_panels(&w, &all, &memory, &x, f, end, count);

@@ -31,6 +31,8 @@ FA_NOINLINE void gather_rest(const fa_linear *l, const fa_linear_item *item, R *
     const ptrdiff_t rest = l->in_features % (16 * UNIT), from = 2 * (l->in_features - rest);
     for (ptrdiff_t i = 0; i < item->rows; i++) copy_units(item->x[i] + from, rest, to + i * LANES, LANES, LANES);
 }
+#else
+FA_INLINE void gather_rest(const fa_linear *l, const fa_linear_item *item, R *to) {} /* never read in place */
 #endif
 
 /* How many of `left` panels each tile of rows takes, one after the other. With several, x comes from L2 or from beyond
@@ -39,9 +41,9 @@ FA_INLINE ptrdiff_t panels_beside(fa_type type, ptrdiff_t rows, ptrdiff_t left) 
     return fa_clamp(left, 1, rows > PACKED_ROWS ? PACKED_SIDE : 1);
 }
 
-/* Whether rows of x are read in place that are equally spaced: where the panels take them once, 1.6 to 3 times as fast
- * as copied for up to 16 outputs, 1.1 times for 256x769->100. Where they come often they take longer, as they do not
- * begin with cache lines: 1.2 times for 256x768->768. */
+/* Whether equally spaced rows of x are read in place: by up to four panels, which read x four times at most, 1.6 to 3
+ * times as fast as copied for up to 16 outputs, 1.1 times for 256x769->100. Where they come more often they take longer,
+ * as they do not begin with cache lines: 1.2 times for 256x768->768. */
 FA_INLINE int fits_in_place(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row) {
     return l->features <= PACKED_SIDE * (l->gated ? LANES : PANEL);
 }

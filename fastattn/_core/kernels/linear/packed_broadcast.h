@@ -38,6 +38,8 @@ FA_INLINE int fits_in_place(const fa_linear *l, const fa_linear_item *item, ptrd
     return !FA_MULTIPLY_ADD || l->type == STORED;
 }
 
+FA_INLINE void gather_rest(const fa_linear *l, const fa_linear_item *item, R *to) {} /* there is none */
+
 /* A run of panels side by side, and the next one, which tiles prefetch. */
 typedef struct {
     const char *first, *ahead;

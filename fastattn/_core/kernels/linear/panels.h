@@ -11,8 +11,8 @@ typedef struct {
     ptrdiff_t unit; /* bytes from a unit to the next one: two vectors of lanes */
 } panels;
 
-/* Rows of x as units, `row` bytes apart; of rows read in place in tile registers, what is behind their last whole tile
- * is in memory of its own, a vector of each row and zeros behind it. */
+/* Rows of x as units, `row` bytes apart. If tile registers read them in place, `rest` holds what follows the last whole
+ * tile: one vector for each row, filled up with zeros. */
 typedef struct {
     const char *first;
     ptrdiff_t row;

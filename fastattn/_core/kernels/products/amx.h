@@ -1,8 +1,8 @@
 /* Sums of products in tile registers (AMX): 16 rows of 16 units in memory times 16 units of 16 lanes. A
  * multiplication takes 16 cycles and a load of a tile 8, so two by two sums share their operands: one load for each
- * multiplication. Rows and units are padded with zeros to whole tiles. The shapes of the registers belong to the
- * thread, and other libraries set them as well: a kernel sets them where it begins (0.1 microseconds) and releases
- * them where it ends. */
+ * multiplication. Units are padded with zeros to whole tiles; so are rows, except those of packed weights, whose last
+ * two registers of rows overlap instead. The shapes of the registers belong to the thread, and other libraries set
+ * them as well: a kernel sets them where it begins (0.1 microseconds) and releases them where it ends. */
 #ifndef FA_PRODUCTS_AMX_H
 #define FA_PRODUCTS_AMX_H
 
@@ -14,18 +14,17 @@
 
 #define PADDED(count) (((count) + 15) / 16 * 16)
 
-/* Registers of sums and of rows have `rows` rows, those of lanes always 16. */
-static void configure_tiles(uint8_t rows) {
+/* Registers of lanes always have 16 rows. */
+#define configure_registers configure_registers
+static void configure_registers(int rows) {
+    const uint8_t some = (uint8_t)rows;
     const struct {
         uint8_t palette, first_row, unused[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {rows, rows, rows, rows, rows, rows, 16, 16}};
+    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {some, some, some, some, some, some, 16, 16}};
     tiles_configure(&shapes);
 }
-
-#define configure_registers configure_registers
-static void configure_registers(void) { configure_tiles(16); }
 
 #define release_registers release_registers
 static void release_registers(void) { tiles_release(); }

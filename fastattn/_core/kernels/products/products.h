@@ -1,7 +1,8 @@
 /* How sums of products are made in this instance: in vector registers or in tile registers.
  *
  *   PADDED(count)        count     rows or units, padded to what is multiplied at a time
- *   configure_registers  nothing   before the first product of an item
+ *   configure_registers  nothing   before the first product of an item: tile registers of sums and of rows have so many
+ *                                  rows, 16 at most
  *   release_registers    nothing   after the last */
 #ifndef FA_PRODUCTS_PRODUCTS_H
 #define FA_PRODUCTS_PRODUCTS_H
@@ -26,7 +27,7 @@
 #define PADDED(count) (count)
 #endif
 #ifndef configure_registers
-FA_INLINE void configure_registers(void) {}
+FA_INLINE void configure_registers(int rows) {}
 #endif
 #ifndef release_registers
 FA_INLINE void release_registers(void) {}

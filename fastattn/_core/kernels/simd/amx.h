@@ -9,10 +9,11 @@
 
 #define FA_HAS_TILES 1
 
-/* GCC's intrinsic says that it reads 8 of the 64 bytes. */
+/* GCC's intrinsic says that it reads 8 of the 64 bytes, so the compiler could leave out the stores of the others. */
 FA_INLINE void tiles_configure(const void *shapes) {
     __asm__ volatile("" ::"r"(shapes) : "memory");
     _tile_loadconfig(shapes);
+    __asm__ volatile("" ::"r"(shapes) : "memory");
 }
 FA_INLINE void tiles_release(void) { _tile_release(); }
 #define tile_zero(tile) _tile_zero(tile)

@@ -82,8 +82,8 @@ FA_INLINE V vector_exp2(V x) {
 
 /* See simd/lanes.h. Transposing whole rows takes 64 permutations for 16 elements, all on one port; loads that bring
  * quarters of rows to their places leave 32. Rows are groups of four at one distance, as their 16 addresses do not fit
- * in registers: loading these again took as long as loading the elements. The last of 4 or more rows are the last
- * group, which may overlap the one before; of fewer rows each is a group. */
+ * in registers: loading these again took as long as loading the elements. With 4 rows or more the last group is the last
+ * four and may overlap the one before; with fewer, each group is one row, repeated. */
 #define FA_HAS_LOAD_TRANSPOSED
 #define TRANSPOSED 4
 typedef struct {
@@ -102,7 +102,7 @@ FA_INLINE const R *row_in_lane(const lane_rows *rows, int lane) {
     return rows->group[lane / 4] + lane % 4 * rows->stride;
 }
 FA_INLINE V in_order_of_rows(V x, ptrdiff_t count) {
-    R lanes[16], ordered[16];
+    R lanes[16], ordered[16] = {0};
     store(lanes, x);
     for (ptrdiff_t g = 0; g < 4; g++) memcpy(ordered + first_of_group(g, count), lanes + 4 * g, 4 * sizeof(R));
     return load(ordered);
@@ -133,11 +133,7 @@ FA_INLINE void load_part_transposed(const lane_rows *rows, ptrdiff_t at, int n, 
     FA_UNROLL_FOR(int i = 0; i < 16; i++) row[i] = row_in_lane(rows, i);
     load_masked_transposed(row, at, (__mmask8)((1u << n) - 1), x);
 }
-FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) {
-    const R *row[16];
-    FA_UNROLL_FOR(int i = 0; i < 16; i++) row[i] = row_in_lane(rows, i);
-    load_rows_transposed(row, at, x);
-}
+FA_INLINE void load_transposed(const lane_rows *rows, ptrdiff_t at, V *x) { load_part_transposed(rows, at, 4, x); }
 
 /* e^x = 2^n · e^(x - n log 2). Again subnormal results are 0: with one in a vector, or one too small even for that, as
  * of -inf, the scaling takes 250 cycles; a row of 33 elements took twice as long as one of 32 for its unused lanes. */

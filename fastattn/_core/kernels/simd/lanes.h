@@ -59,7 +59,8 @@ FA_INLINE void transpose(V x[LANES]) {
     }
 }
 
-/* Rows in the lanes: as many as there are lanes. If there are fewer, lanes repeat some; see in_order_of_rows. */
+/* Rows in the lanes: as many as there are lanes. If there are fewer, lanes repeat some; see in_order_of_rows. A
+ * vocabulary that defines FA_HAS_LOAD_TRANSPOSED has all of this, down to the #endif. */
 #ifndef FA_HAS_LOAD_TRANSPOSED
 #define TRANSPOSED LANES /* elements of each row that load_transposed takes */
 typedef struct {
@@ -72,7 +73,7 @@ FA_INLINE lane_rows rows_in_lanes(const R *first, ptrdiff_t stride, ptrdiff_t co
 }
 FA_INLINE const R *row_in_lane(const lane_rows *rows, int lane) { return rows->row[lane]; }
 
-/* Element `at` + k of each row in x[k]; the rows wherever they are, and as above. */
+/* x[k] = element `at` + k of each row, for k < TRANSPOSED; load_rows_transposed takes any addresses. */
 FA_INLINE void load_rows_transposed(const R *const *row, ptrdiff_t at, V *x) {
     FA_UNROLL_FOR(int i = 0; i < LANES; i++) x[i] = load(row[i] + at);
     transpose(x);

@@ -11,7 +11,7 @@
 
 double EXPORT(probe_dot)(ptrdiff_t rounds) {
 #if FA_HAS_TILES
-    configure_registers();
+    configure_registers(16);
     for (ptrdiff_t n = 0; n < rounds / 8; n++) {
         tile_multiply_bf16(0, 4, 6);
         tile_multiply_bf16(1, 4, 7);
