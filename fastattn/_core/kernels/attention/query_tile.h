@@ -110,8 +110,8 @@ FA_INLINE int read_biases(const fa_attention *a, const fa_attention_item *item, 
                            tile->bias, kinds);
 }
 
-/* Adds the biases of a mask to the scores of a step and raises the maximum of each lane; even and odd keys have a maximum
- * each, as each waits for the one before. */
+/* Adds the biases of a mask to the scores of a step and raises the maximum of each lane; even and odd keys have a
+ * maximum each, as each waits for the one before. */
 FA_INLINE void apply_mask(const query_tile *tile, ptrdiff_t count, V *max, R factor, const int NV) {
     const score_options only_bias = {.has_bias = 1};
     const score_rows rows = {{0}, {0}, {0}, {0}};

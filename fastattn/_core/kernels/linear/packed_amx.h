@@ -42,8 +42,8 @@ FA_INLINE ptrdiff_t panels_beside(fa_type type, ptrdiff_t rows, ptrdiff_t left) 
 }
 
 /* Whether equally spaced rows of x are read in place: by up to four panels, which read x four times at most, 1.6 to 3
- * times as fast as copied for up to 16 outputs, 1.1 times for 256x769->100. Where they come more often they take longer,
- * as they do not begin with cache lines: 1.2 times for 256x768->768. */
+ * times as fast as copied for up to 16 outputs, 1.1 times for 256x769->100. Where they come more often they take
+ * longer, as they do not begin with cache lines: 1.2 times for 256x768->768. */
 FA_INLINE int fits_in_place(const fa_linear *l, const fa_linear_item *item, ptrdiff_t row) {
     return l->features <= PACKED_SIDE * (l->gated ? LANES : PANEL);
 }

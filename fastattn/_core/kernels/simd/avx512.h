@@ -82,8 +82,8 @@ FA_INLINE V vector_exp2(V x) {
 
 /* See simd/lanes.h. Transposing whole rows takes 64 permutations for 16 elements, all on one port; loads that bring
  * quarters of rows to their places leave 32. Rows are groups of four at one distance, as their 16 addresses do not fit
- * in registers: loading these again took as long as loading the elements. With 4 rows or more the last group is the last
- * four and may overlap the one before; with fewer, each group is one row, repeated. */
+ * in registers: loading these again took as long as loading the elements. With 4 rows or more the last group is the
+ * last four and may overlap the one before; with fewer, each group is one row, repeated. */
 #define FA_HAS_LOAD_TRANSPOSED
 #define TRANSPOSED 4
 typedef struct {
