@@ -125,7 +125,8 @@ def test_rows_that_part_where_a_block_begins(queries, group, keys, dtype):
 def test_rows_that_part_where_a_window_begins(queries, group, dtype):
     """All queries but the last see the first key."""
     query, key, value = problem(Shape(1, 2 * group, 2, queries, 30, 64, 64), dtype)
-    spoiled, sinks = value.copy(), np.linspace(0, 3, 2 * group).astype(np.float64 if dtype == np.float64 else np.float32)
+    sinks = np.linspace(0, 3, 2 * group).astype(np.float64 if dtype == np.float64 else np.float32)
+    spoiled = value.copy()
     spoiled[..., 0, 5] = np.nan
     assert_attention_accurate(query, key, value, window=(28, None), sinks=sinks)
     assert_attention_accurate(query, key, spoiled, window=(28, None))
