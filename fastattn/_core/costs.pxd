@@ -15,8 +15,8 @@ cdef enum:
     LINEAR_WEIGHT_BYTES = 12   # of the weight, if there are few rows
     SOFTMAX_ELEMENTS = 3
     NORMALIZATION_ELEMENTS = 5
-    # What a row costs beside its elements, as so many of them: 20 nanoseconds of softmax (AVX-512, rows of 16 to 128
-    # elements), but no more than three times its elements, as short rows share vectors; 16 nanoseconds of a norm.
+    # Cost of a row besides its elements, in elements. Softmax: 20 nanoseconds (AVX-512, rows of 16 to 128 elements),
+    # but at most three times the row's elements, as short rows share vectors. Norms: 16 nanoseconds.
     SOFTMAX_ROW = 60
     NORMALIZATION_ROW = 80
     ROTARY_ELEMENTS = 5

@@ -119,8 +119,8 @@ cdef ptrdiff_t tiled_rows_of(const Plan *p, ptrdiff_t rows) noexcept nogil:
 
     A tile costs less in small heads, so fewer rows are worth it there; a quarter of a vector of rows is, from heads of
     16 components on. Rows that would widen a tile, instead of beginning one, make it take only 1.4 to 2 times as long:
-    half as many are worth it, and none in small heads or where fewer than half a vector are worth a kernel of their own
-    in the first place (AMX: 17 and 18 rows in one tile take 0.6 to 1 times as long).
+    half as many are worth it. None are in small heads, nor with tile registers, where fewer than half a vector of rows
+    go row by row anyhow: 17 and 18 rows in one tile take 0.6 to 1 times as long.
     """
     cdef ptrdiff_t up_to = p.kernels.rowwise_up_to, rest = rows % p.kernels.lanes
     cdef ptrdiff_t components = min(ROWWISE_COMPONENTS, p.call.head_size + p.call.value_size)

@@ -17,12 +17,12 @@
 /* Registers of lanes always have 16 rows. */
 #define configure_registers configure_registers
 static void configure_registers(int rows) {
-    const uint8_t some = (uint8_t)rows;
+    const uint8_t height = (uint8_t)rows;
     const struct {
         uint8_t palette, first_row, unused[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {some, some, some, some, some, some, 16, 16}};
+    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {height, height, height, height, height, height, 16, 16}};
     tiles_configure(&shapes);
 }
 
